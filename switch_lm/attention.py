@@ -1,0 +1,75 @@
+"""Causal self-attention with rotary positions and a key-value cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ROTARY_BASE = 10_000.0  # RoFormer (Su et al., 2021), section 3.2.2
+
+
+@dataclass
+class LayerCache:
+    """Keys and values (B, H, S, W) of the positions that one layer has read."""
+
+    key_BHSW: Tensor | None = None
+    value_BHSW: Tensor | None = None
+
+    def append(self, key_BHSW: Tensor, value_BHSW: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds new positions at the end and returns all."""
+        if self.key_BHSW is not None and self.value_BHSW is not None:
+            key_BHSW = torch.cat([self.key_BHSW, key_BHSW], dim=2)
+            value_BHSW = torch.cat([self.value_BHSW, value_BHSW], dim=2)
+        self.key_BHSW, self.value_BHSW = key_BHSW, value_BHSW
+        return key_BHSW, value_BHSW
+
+
+def rotary_table(num_positions: int, width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (S, W/2) of the rotation of each pair at each position."""
+    frequency = ROTARY_BASE ** (-torch.arange(0, width, 2).float() / width)
+    angle = torch.arange(num_positions).float()[:, None] * frequency
+    return angle.cos(), angle.sin()
+
+
+def rotate(x_BHSW: Tensor, cos_SW: Tensor, sin_SW: Tensor) -> Tensor:
+    """Turns each pair (i, i + W/2) by its position's angle; the halves are paired as in GPT-NeoX."""
+    a, b = x_BHSW.chunk(2, dim=-1)
+    cos_SW, sin_SW = cos_SW.to(x_BHSW.dtype), sin_SW.to(x_BHSW.dtype)
+    return torch.cat([a * cos_SW - b * sin_SW, a * sin_SW + b * cos_SW], dim=-1)
+
+
+def causal_attention(q_BHSW: Tensor, k_BHSW: Tensor, v_BHSW: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(W)) v, where the last query stands at the last key.
+
+    Written out on a CPU, where the fused kernel's bf16 backward is several times slower than these products.
+    """
+    num_queries, num_keys = q_BHSW.shape[2], k_BHSW.shape[2]
+    if q_BHSW.device.type != "cpu" and num_queries == num_keys:
+        return F.scaled_dot_product_attention(q_BHSW, k_BHSW, v_BHSW, is_causal=True)
+    score_BHSS = (q_BHSW * q_BHSW.shape[-1] ** -0.5) @ k_BHSW.transpose(-2, -1)
+    future_SS = torch.full((num_queries, num_keys), float("-inf"), device=q_BHSW.device, dtype=score_BHSS.dtype)
+    return (score_BHSS + future_SS.triu(num_keys - num_queries + 1)).softmax(dim=-1).to(v_BHSW.dtype) @ v_BHSW
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention without bias; queries and keys are turned where a rotation is given."""
+
+    def __init__(self, *, d_model: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(
+        self, x_BSD: Tensor, *, rotation: tuple[Tensor, Tensor] | None, cache: LayerCache | None = None
+    ) -> Tensor:
+        B, S, D = x_BSD.shape
+        q, k, v = self.qkv(x_BSD).view(B, S, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (B, H, S, W)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        return self.out(causal_attention(q, k, v).transpose(1, 2).reshape(B, S, D))

@@ -1,0 +1,233 @@
+"""What happens around training: clock, progress, samples, checkpoints."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from switch_lm import checkpoint
+from switch_lm.config import flatten, show
+from switch_lm.generate import generate
+from switch_lm.metrics import chart_layout
+from switch_lm.settings import Config
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's checkpoints through our own writer: Lightning's stages elsewhere and can destroy the old file."""
+
+    def save_checkpoint(self, checkpoint_: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        checkpoint.write(checkpoint_, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return checkpoint.read(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def checkpoints(folder: Path, every: int) -> list[Callback]:
+    """`best.ckpt` by the lowest val/loss, and `last.ckpt` every so many steps and after each validation."""
+    common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "auto_insert_metric_name": False}
+    return [
+        ModelCheckpoint(**common, filename="best", monitor="val/loss", mode="min", save_top_k=1),
+        ModelCheckpoint(**common, filename="last", every_n_train_steps=every),
+        LastAfterValidation(),
+    ]
+
+
+class LastAfterValidation(Callback):
+    """Validates at the last step whatever `val_every` is, and saves `last.ckpt` after every validation."""
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx + 1 >= trainer.max_steps * trainer.accumulate_grad_batches:
+            trainer.val_check_batch = 1
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        folder = trainer.checkpoint_callback.dirpath if trainer.checkpoint_callback else None  # type: ignore[attr-defined]
+        if folder is not None:
+            trainer.save_checkpoint(Path(folder) / "last.ckpt")
+
+
+class Clock(Callback):
+    """Seconds of the run and of its training steps alone, kept across restarts."""
+
+    def __init__(self, tokens_per_batch: int, log_every: int) -> None:
+        self.tokens_per_batch, self.log_every = tokens_per_batch, log_every
+        self.total_seconds = self.step_seconds = 0.0
+        self.batches = 0
+        self._resumed_at = self._batch_started = time.perf_counter()
+        self._logged_seconds, self._logged_batches = 0.0, 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Training tokens over the time of training steps; validation, samples and compiling are not in it."""
+        return self.batches * self.tokens_per_batch / self.step_seconds if self.step_seconds else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Everything between the start of fit and now."""
+        return self.total_seconds + time.perf_counter() - self._resumed_at
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._resumed_at = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._batch_started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.step_seconds += time.perf_counter() - self._batch_started
+        self.batches += 1
+        if trainer.global_step % self.log_every == 0:
+            seconds, batches = self.step_seconds - self._logged_seconds, self.batches - self._logged_batches
+            pl_module.write({"perf/tokens_per_second": batches * self.tokens_per_batch / seconds}, trainer.global_step)
+            self._logged_seconds, self._logged_batches = self.step_seconds, self.batches
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total_seconds": self.seconds, "step_seconds": self.step_seconds, "batches": self.batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.total_seconds = state_dict["total_seconds"]
+        self.step_seconds = self._logged_seconds = state_dict["step_seconds"]
+        self.batches = self._logged_batches = state_dict["batches"]
+
+
+# The columns of TensorBoard's HParams page, the same in every run.
+HPARAMS = (
+    "model.num_layers", "model.d_model", "model.d_ff", "model.context_length", "model.num_experts",
+    "model.switch_every", "model.capacity_factor", "model.dropout", "alpha", "optim.name", "optim.lr",
+    "optim.matrix_lr", "data.batch_size", "trainer.max_steps", "seed",
+)  # fmt: skip
+HPARAM_METRICS = ("val_loss", "best_val_loss", "dropped", "tokens_per_second")
+
+
+class Dashboard(Callback):
+    """What TensorBoard needs once a run: the charts' layout, the configuration, a row among the hyperparameters."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if (writer := pl_module.writer) is None or trainer.global_step > 0:
+            return
+        if layout := chart_layout(self.config.model.num_switch_layers):
+            writer.add_custom_scalars(layout)
+        text = OmegaConf.to_yaml(OmegaConf.structured(self.config))
+        writer.add_text("configuration", "\n".join("    " + line for line in text.splitlines()))
+        flat = flatten(asdict(self.config))
+        row = {key: show(flat[key]) if flat[key] is None else flat[key] for key in HPARAMS}
+        trainer.logger.log_hyperparams(row, {f"hp/{name}": float("nan") for name in HPARAM_METRICS})  # type: ignore[union-attr]
+
+
+class CompileFirst(Callback):
+    """Compiles the training step before the first one, by a pass whose gradient is thrown away.
+
+    Where the compiler fails, training goes on without it and the console says why.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.failure = console, ""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self.console.print("compiling the training step (up to a minute the first time) ...")
+        started = time.perf_counter()
+        pl_module.compile_losses()
+        try:
+            with trainer.precision_plugin.train_step_context():
+                pl_module.warm_up()
+        except Exception as error:  # the compiler's errors share no base class
+            pl_module.use_eager()
+            self.failure = str(error).strip().splitlines()[0][:200]
+            self.console.print(f"compiling failed, going on without: {self.failure}", markup=False)
+        else:
+            self.console.print(f"compiled in {time.perf_counter() - started:.0f} s", highlight=False)
+
+
+class Samples(Callback):
+    """Writes a sample of the model's text to TensorBoard after each validation; training is not touched by it."""
+
+    def __init__(self, prompt: str, length: int, seed: int) -> None:
+        self.prompt, self.length, self.seed = prompt, length, seed
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if (writer := pl_module.writer) is None or self.length == 0:
+            return
+        known = "".join(c for c in self.prompt if c in pl_module.vocabulary.characters)
+        prompt = known or pl_module.vocabulary.characters[0]
+        text = prompt + "".join(
+            generate(pl_module.model, pl_module.vocabulary, prompt, length=self.length, seed=self.seed)
+        )
+        writer.add_text("sample", "\n".join("    " + line for line in text.splitlines()), trainer.global_step)
+
+
+class ConsoleProgress(Callback):
+    """A live bar on a terminal, plain lines elsewhere; a line stays for each validation."""
+
+    def __init__(self, config: Config, console: Console) -> None:
+        style = config.logger.progress
+        self.bar_wanted = style == "bar" or (style == "auto" and sys.stdout.isatty())
+        self.silent = style == "none"
+        self.every = config.logger.log_every
+        self.console, self.max_steps = console, config.trainer.max_steps
+        self.bar: Progress | None = None
+        self.task: Any = None
+        self.started, self.first_step, self.loss = time.perf_counter(), 0, float("nan")
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self.started, self.first_step = time.perf_counter(), trainer.global_step
+        if self.bar_wanted and not self.silent:
+            columns = (
+                TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
+                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True),
+            )  # fmt: skip
+            self.bar = Progress(*columns, console=self.console)
+            self.task = self.bar.add_task("", total=self.max_steps, completed=trainer.global_step, loss=self.loss)
+            self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step % self.every == 0 and isinstance(outputs, dict) and isinstance(outputs.get("loss"), Tensor):
+            self.loss = outputs["loss"].item()
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, loss=self.loss)
+        elif not self.silent and self._line_is_due(step):
+            rate = (time.perf_counter() - self.started) / (step - self.first_step)
+            left = (self.max_steps - step) * rate
+            self.console.print(
+                f"step {step}/{self.max_steps}  loss {self.loss:.3f}  {left:.0f} s left", highlight=False
+            )
+
+    def _line_is_due(self, step: int) -> bool:
+        return step > self.first_step and step % max(self.every, self.max_steps // 20 // self.every * self.every) == 0
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if not self.silent:
+            loss = float(trainer.callback_metrics["val/loss"])
+            dropped = f"  dropped {pl_module.dropped_share:.1%}" if pl_module.config.model.num_switch_layers else ""
+            line = f"step {trainer.global_step}/{self.max_steps}  [bold]val/loss {loss:.4f}[/bold]{dropped}"
+            self.console.print(line, highlight=False)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None

@@ -1,0 +1,107 @@
+"""What a checkpoint file holds, how it is written whole, and how a model comes back from it without Lightning."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from switch_lm.architecture import ModelConfig
+from switch_lm.model import SwitchLM
+from switch_lm.runs import checkpoints
+from switch_lm.vocab import Vocabulary
+
+KEY = "switch_lm"  # our entry in Lightning's checkpoint
+MODEL_PREFIX = "model."  # where the LightningModule keeps the model's weights
+
+
+class CheckpointError(Exception):
+    """A file that is not a usable checkpoint; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a reader must know beside the weights, as plain data, so that `weights_only=True` loads it."""
+
+    model: dict[str, Any]
+    vocabulary: str
+    corpus_sha256: str
+    precision: str
+    config: dict[str, Any]
+
+    def as_plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """`path` itself if it is a file; of a run folder its best checkpoint, or else its last."""
+    if path.is_file():
+        return path
+    if found := checkpoints(path):
+        return found[0]
+    rule = "it must be a .ckpt file or the folder of a run that has saved a checkpoint"
+    raise CheckpointError(f"no checkpoint at {path}: {rule}; let the run reach its first validation, or give another")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The whole checkpoint as plain containers and tensors on the CPU. No code in the file is run."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a different type for each kind of damage
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path} can not be read as a checkpoint ({reason[:200]})") from error
+    if not isinstance(content, dict) or KEY not in content:
+        raise CheckpointError(f"{path} is not a checkpoint of switch_lm: it has no {KEY!r} entry")
+    return content
+
+
+def read_model(path: Path) -> tuple[SwitchLM, Header]:
+    """The model in `eval()` on the CPU, and its header, from a checkpoint or a run folder."""
+    path = find_checkpoint(path)
+    content = read(path)
+    try:
+        header = Header(**content[KEY])
+        model = SwitchLM(ModelConfig(**header.model), len(header.vocabulary))
+        weights = {
+            name.removeprefix(MODEL_PREFIX): value
+            for name, value in content["state_dict"].items()
+            if name.startswith(MODEL_PREFIX)
+        }
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as error:  # a key or a weight that this version does not know, or lacks
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} does not fit this version of switch_lm ({reason}); train the run anew"
+        ) from error
+    return model.eval(), header
+
+
+def load(path: str | Path) -> tuple[SwitchLM, Vocabulary]:
+    """A trained model, ready for use in a notebook, and its vocabulary. `path`: a checkpoint or the folder of a run."""
+    model, header = read_model(Path(path))
+    return model, Vocabulary(header.vocabulary)
+
+
+def write(content: dict[str, Any], path: Path) -> None:
+    """Saves so that `path` holds the old file or the whole new one: written beside it, synced, renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)  # mkstemp's files are the owner's alone
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

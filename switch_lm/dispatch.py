@@ -1,0 +1,62 @@
+"""Moves tokens to their experts' places and back, at the cost of two gathers in either direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from switch_lm.routing import Routing
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where each of N choices is computed. P places: E*C padded ones, or N ragged ones sorted by expert."""
+
+    place_N: Tensor  # P: the choice was dropped
+    choice_P: Tensor  # N: the place is empty
+
+    @classmethod
+    def of(cls, routing: Routing) -> Places:
+        """Places of one expert are neighbours, in order of the queue."""
+        expert_N, slot_N, kept_N = routing.expert_TK.flatten(), routing.slot_TK.flatten(), routing.kept_TK.flatten()
+        num_choices, num_experts = expert_N.numel(), routing.load_E.numel()
+        if routing.capacity is None:
+            start_E = routing.load_E.cumsum(0) - routing.load_E
+            num_places, place_N = num_choices, start_E[expert_N] + slot_N
+        else:
+            num_places = num_experts * routing.capacity
+            place_N = torch.where(kept_N, expert_N * routing.capacity + slot_N, num_places)
+        choice_P = place_N.new_full((num_places + 1,), num_choices)
+        choice_P = choice_P.scatter(0, place_N, torch.arange(num_choices, device=place_N.device))[:num_places]
+        return cls(place_N, choice_P)
+
+    def dispatch(self, x_ND: Tensor) -> Tensor:
+        """Each choice's row at its place (P, D); empty places are 0."""
+        return _MoveRows.apply(x_ND, self.choice_P, self.place_N)  # type: ignore[no-untyped-call]
+
+    def combine(self, y_PD: Tensor) -> Tensor:
+        """Each place's row back at its choice (N, D); dropped choices are 0."""
+        return _MoveRows.apply(y_PD, self.place_N, self.choice_P)  # type: ignore[no-untyped-call]
+
+
+def take_rows(x_ND: Tensor, source_P: Tensor) -> Tensor:
+    """Row source_P[p] of `x_ND` for each p, and 0 where that is past the end."""
+    num_rows = x_ND.shape[0]
+    return torch.where((source_P < num_rows)[:, None], x_ND[source_P.clamp(max=num_rows - 1)], 0.0)
+
+
+class _MoveRows(torch.autograd.Function):
+    """`take_rows` for a partial permutation, whose gradient is `take_rows` by the inverse: no scatter-add."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, source_P: Tensor, target_N: Tensor) -> Tensor:
+        ctx.save_for_backward(target_N)
+        return take_rows(x_ND, source_P)
+
+    @staticmethod
+    def backward(ctx: Any, grad_PD: Tensor) -> tuple[Tensor, None, None]:
+        (target_N,) = ctx.saved_tensors
+        return take_rows(grad_PD, target_N), None, None

@@ -1,0 +1,202 @@
+"""The LightningModule: the only place where loss, log and optimizer meet."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import lightning
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.tensorboard import SummaryWriter
+
+from switch_lm import schedule
+from switch_lm.checkpoint import KEY, Header
+from switch_lm.data import Batch, derive_seed
+from switch_lm.losses import balance_loss, language_loss
+from switch_lm.metrics import dropped_choices, routing_scalars
+from switch_lm.model import SwitchLM
+from switch_lm.optim import build_optimizer
+from switch_lm.routing import Routing
+from switch_lm.settings import Config
+from switch_lm.vocab import Vocabulary
+
+
+class Losses(NamedTuple):
+    """What one micro-batch gives: both losses apart, and what the Switch layers decided."""
+
+    language: Tensor
+    balance: Tensor
+    routings: tuple[Routing, ...]
+
+
+class NonFiniteLossError(Exception):
+    """The training loss became NaN or infinite."""
+
+
+class SwitchModule(lightning.LightningModule):
+    """Trains a `SwitchLM` on language loss + alpha x balance loss (Switch Transformers, section 2.2)."""
+
+    def __init__(self, config: Config, vocabulary: Vocabulary, *, corpus_sha256: str, precision: str) -> None:
+        super().__init__()
+        self.config, self.vocabulary, self.precision_name = config, vocabulary, precision
+        self.header = Header(
+            asdict(config.model), vocabulary.characters, corpus_sha256, precision, asdict(config)
+        ).as_plain()
+        self.model = SwitchLM(config.model, len(vocabulary))
+        self.losses = self._losses
+        self.num_dropped, self.num_choices = 0.0, 0  # since the last validation
+        self.dropped_share = 0.0  # up to the last validation
+        self.val_loss = self.val_load_max_over_mean = math.nan
+        self._val_nll, self._val_count = 0.0, 0
+        self._val_loads: Tensor | None = None  # (L, E)
+
+    def compile_losses(self) -> None:
+        """From now on training runs the compiled graph; validation, whose shapes vary, stays as it is."""
+        torch._dynamo.reset()  # an earlier run in this process leaves its graphs
+        self.losses = torch.compile(self._losses, dynamic=False)
+
+    def use_eager(self) -> None:
+        """Takes `compile_losses` back."""
+        self.losses = self._losses
+
+    def warm_up(self) -> None:
+        """A forward and backward pass over made-up characters; no gradient is left."""
+        shape = self.config.data.batch_size, self.config.model.context_length
+        ids = torch.zeros(shape, dtype=torch.long, device=self.device)
+        language, balance, _ = self.losses(ids, ids)
+        (language + self.config.alpha * balance).backward()
+        self.zero_grad()
+
+    def _losses(self, ids: Tensor, targets: Tensor) -> Losses:
+        output = self.model(ids)
+        return Losses(language_loss(output.logits, targets), balance_loss(output.routings), output.routings)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # All noise of a micro-batch is a function of its number: whatever ran before, or a restart, can't change it.
+        number = batch_idx % self.trainer.accumulate_grad_batches
+        torch.manual_seed(derive_seed(self.config.seed, self.global_step, number, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        language, balance, routings = self.losses(batch.ids, batch.targets)
+        loss = language + self.config.alpha * balance
+        if not torch.isfinite(loss):
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise NonFiniteLossError(
+                f"the loss became {loss.item()} at step {self.global_step + 1} (learning rate {rate:.3g}); "
+                "lower optim.lr and optim.matrix_lr, or lengthen optim.warmup_steps"
+            )
+        with torch.no_grad():
+            self.num_dropped += sum(float(dropped_choices(routing)) for routing in routings)
+            self.num_choices += sum(routing.expert_TK.numel() for routing in routings)
+            if self._logs_this_step(batch_idx):
+                self._log_training(language, balance, loss, routings)
+        return loss
+
+    def _logs_this_step(self, batch_idx: int) -> bool:
+        step_ends = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        return step_ends and (self.global_step + 1) % self.config.logger.log_every == 0
+
+    def _log_training(self, language: Tensor, balance: Tensor, loss: Tensor, routings: tuple[Routing, ...]) -> None:
+        scalars = {
+            "train/loss": language.item(),
+            "train/balance_loss": balance.item(),
+            "train/total_loss": loss.item(),
+            **_as_perplexity("train", language.item()),
+            **routing_scalars(routings),
+        }
+        step = self.global_step + 1
+        self.write(scalars, step)
+        if (writer := self.writer) is not None:
+            for layer, routing in enumerate(routings):
+                _write_load_histogram(writer, f"moe/layer_{layer:02d}/expert_of_token", routing, step)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.optim.grad_clip)
+        if (self.global_step + 1) % self.config.logger.log_every == 0:
+            rates = {f"optim/lr_{i}": group["lr"] for i, group in enumerate(optimizer.param_groups)}
+            self.write({"optim/gradient_norm": norm.item(), **rates}, self.global_step + 1)
+
+    def on_validation_epoch_start(self) -> None:
+        self._val_nll, self._val_count, self._val_loads = 0.0, 0, None
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        output, count = self.model(batch.ids), batch.targets.numel()
+        self._val_nll += language_loss(output.logits, batch.targets).item() * count
+        self._val_count += count
+        if output.routings:
+            loads_LE = torch.stack([routing.load_E for routing in output.routings])
+            self._val_loads = loads_LE if self._val_loads is None else self._val_loads + loads_LE
+
+    def on_validation_epoch_end(self) -> None:
+        self.val_loss = self._val_nll / self._val_count
+        self.log("val/loss", self.val_loss, logger=False)  # for the checkpoints' monitor; written below, at our step
+        scalars = {"val/loss": self.val_loss, **_as_perplexity("val", self.val_loss)}
+        if self._val_loads is not None:
+            loads_LE = self._val_loads.float()
+            self.val_load_max_over_mean = float((loads_LE.amax(1) / loads_LE.mean(1)).max())
+            scalars["val/load_max_over_mean"] = self.val_load_max_over_mean
+        if self.num_choices:
+            self.dropped_share = self.num_dropped / self.num_choices
+            scalars["moe/dropped_share"] = self.dropped_share
+        self.write(scalars, self.global_step)
+        self.num_dropped, self.num_choices = 0.0, 0
+
+    def configure_optimizers(self) -> Any:
+        optim, max_steps = self.config.optim, self.config.trainer.max_steps
+        optimizer = build_optimizer(self.model, optim, precision=self.precision_name)
+        if optim.schedule == "noam":
+            factor = schedule.noam(warmup_steps=optim.warmup_steps, d_model=self.config.model.d_model)
+        else:
+            shape = {"linear": schedule.linear, "cosine": schedule.cosine}[optim.schedule]
+            factor = shape(warmup_steps=optim.warmup_steps, max_steps=max_steps, min_factor=optim.min_factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEY] = self.header
+        checkpoint["drops"] = [self.num_dropped, self.num_choices, self.dropped_share]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.num_dropped, self.num_choices, self.dropped_share = checkpoint["drops"]
+
+    @property
+    def writer(self) -> SummaryWriter | None:
+        return getattr(self.logger, "experiment", None)
+
+    def write(self, scalars: dict[str, float], step: int) -> None:
+        """Writes scalars at `step`, the number of optimizer steps done; directly, since `self.log` costs much more."""
+        if (writer := self.writer) is not None:
+            for tag, value in scalars.items():
+                writer.add_scalar(tag, value, step)
+
+
+def _as_perplexity(group: str, loss: float) -> dict[str, float]:
+    perplexity = math.exp(min(loss, 50.0))  # a diverging loss must not overflow
+    return {f"{group}/perplexity": perplexity, f"{group}/bits_per_character": loss / math.log(2)}
+
+
+def _write_load_histogram(writer: SummaryWriter, tag: str, routing: Routing, step: int) -> None:
+    """How many choices selected each expert, as one histogram with a bucket for each."""
+    loads = routing.load_E.tolist()
+    writer.add_histogram_raw(
+        tag,
+        min=0,
+        max=len(loads) - 1,
+        num=sum(loads),
+        sum=sum(e * load for e, load in enumerate(loads)),
+        sum_squares=sum(e * e * load for e, load in enumerate(loads)),
+        bucket_limits=[e + 0.5 for e in range(len(loads))],
+        bucket_counts=loads,
+        global_step=step,
+    )

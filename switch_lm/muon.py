@@ -1,0 +1,67 @@
+"""Muon for stacked expert matrices: each expert's momentum is orthogonalised, all experts in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+# Quintic Newton-Schulz coefficients of Keller Jordan's Muon, torch.optim.Muon's defaults too.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+EPSILON = 1e-7
+
+
+def orthogonalize(m_EIO: Tensor, *, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """U V' of the singular value decomposition of each (I, O) matrix, approximately: singular values near 1."""
+    a, b, c = NEWTON_SCHULZ
+    x = m_EIO.to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPSILON)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class StackedMuon(Optimizer):
+    """`torch.optim.Muon` for parameters (E, I, O), stacks of matrices that multiply from the right.
+
+    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); Nesterov momentum,
+    decoupled weight decay, and a step scaled by sqrt(max(1, O / I)) as there.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        *,
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        momentum = state["momentum_buffer"].lerp_(grad, 1 - group["momentum"])
+        update = orthogonalize(grad.lerp(momentum, group["momentum"]), dtype=self.dtype)
+        fan_in, fan_out = parameter.shape[-2:]
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(update, alpha=-group["lr"] * max(1.0, fan_out / fan_in) ** 0.5)

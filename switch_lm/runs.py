@@ -1,0 +1,70 @@
+"""Where runs are, and how one is found by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+OUTPUTS = Path("outputs")
+NAMES_SHOWN = 5
+
+
+class RunError(Exception):
+    """There is no such run; the message says which there are and what to do."""
+
+
+def find_run(name: str | None, outputs: Path = OUTPUTS) -> Path:
+    """The folder of a run, or a checkpoint file. `name`: a run, `sweep/job`, a path to either, or None: the newest.
+
+    The newest run is the one whose checkpoint was written last. A name under `outputs` goes before an equal path.
+    """
+    runs = list_runs(outputs)
+    if name is None:
+        trained = {run: _saved_at(run) for run in runs.values() if checkpoints(run)}
+        if not trained:
+            raise RunError(f"no run under {outputs} has a checkpoint yet; train one with `python -m switch_lm.train`")
+        return max(trained, key=lambda run: (trained[run], str(run)))
+    if name.rstrip("/") in runs:
+        return runs[name.rstrip("/")]
+    path = Path(name)
+    if name and (path.is_file() or _is_run(path)):
+        return path
+    raise RunError(_not_found(name, runs, outputs))
+
+
+def list_runs(outputs: Path = OUTPUTS) -> dict[str, Path]:
+    """The folder of every run by its name, and of every job of a sweep by `sweep/job`; a run goes before a sweep."""
+    runs, sweeps = outputs / "runs", outputs / "sweeps"
+    found = {str(job.relative_to(sweeps)): job for job in sorted(sweeps.glob("*/*")) if _is_run(job)}
+    return found | {run.name: run for run in sorted(runs.glob("*")) if _is_run(run)}
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run that exist, the best one first."""
+    return [path for name in ("best.ckpt", "last.ckpt") if (path := run / "checkpoints" / name).is_file()]
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file() or (path / "checkpoints").is_dir()
+
+
+def _saved_at(run: Path) -> int:
+    return max(path.stat().st_mtime_ns for path in checkpoints(run))
+
+
+def _not_found(name: str, runs: Iterable[str], outputs: Path) -> str:
+    names = list(runs)
+    jobs = [run for run in names if run.startswith(f"{Path(name).name}/")]
+    if jobs:
+        return f"{name!r} is a sweep; name one of its jobs: {_shown(jobs)}"
+    rule = f"not a run under {outputs}, nor a path to a run folder or a .ckpt file"
+    if not names:
+        return f"{name!r} is {rule}; there is no run yet: train one with `python -m switch_lm.train`"
+    near = get_close_matches(name, names, n=NAMES_SHOWN, cutoff=0.5)
+    return f"{name!r} is {rule}; " + (f"did you mean: {_shown(near)}" if near else f"there are: {_shown(names[::-1])}")
+
+
+def _shown(names: list[str]) -> str:
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

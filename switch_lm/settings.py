@@ -1,0 +1,64 @@
+"""The typed schema of a configuration: one dataclass for each folder of configs/, whose files say what keys mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from switch_lm.architecture import ModelConfig
+
+
+@dataclass
+class DataConfig:
+    path: str | None = None
+    dir: str = "data"
+    batch_size: int = 64
+    num_workers: int = 0
+
+
+@dataclass
+class OptimConfig:
+    name: str = "muon"
+    lr: float = 3e-3
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    matrix_lr: float = 0.02
+    matrix_weight_decay: float = 0.1
+    momentum: float = 0.95
+    schedule: str = "linear"
+    warmup_steps: int = 20
+    min_factor: float = 0.0
+    grad_clip: float = 1.0
+
+
+@dataclass
+class TrainerConfig:
+    max_steps: int = 600
+    accumulate: int = 1
+    val_every: int = 100
+    checkpoint_every: int = 100
+    device: str = "auto"
+    precision: str = "auto"
+    compile: str = "auto"
+
+
+@dataclass
+class LoggerConfig:
+    log_every: int = 10
+    sample_prompt: str = "\n"
+    sample_length: int = 300
+    progress: str = "auto"
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    alpha: float = 0.01
+    seed: int = 0
+    name: str | None = None
+    resume: str | None = None
+    outputs: str = "outputs"

@@ -1,0 +1,103 @@
+"""What the console says: the plan before training, the result after it, one table for a sweep."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from switch_lm.config import show
+from switch_lm.hardware import Hardware
+from switch_lm.settings import Config
+
+
+def print_plan(
+    console: Console, config: Config, hardware: Hardware, *, run: Path, source: str, sizes: tuple[int, int], vocab: int
+) -> None:
+    """What will be trained, on what, where to. `sizes`: characters of the training and validation split."""
+    model, tokens = config.model, config.data.batch_size * config.model.context_length
+    total, active = model.num_params(vocab), model.num_active_params(vocab)
+    flops, dense = model.flops_per_token(vocab, tokens), model.flops_per_token(vocab, tokens, dense=True)
+    steps, passes = config.trainer.max_steps, config.trainer.max_steps * config.trainer.accumulate * tokens / sizes[0]
+    rows = {
+        "model": f"{model.num_layers} layers, width {model.d_model}, d_ff {model.d_ff}, context {model.context_length}",
+        "experts": _experts(config),
+        "parameters": f"{total:,} in all, {active:,} active for each token",
+        "computation": f"{flops / 1e6:.2f} MFLOP a token forward, {flops / dense:.2f} x that of model=dense",
+        "data": f"{source}: {sizes[0]:,} characters to train on, {sizes[1]:,} to validate, {vocab} distinct",
+        "training": f"{steps:,} steps of {tokens * config.trainer.accumulate:,} characters ({passes:.1f} passes), "
+        f"{config.optim.name}, alpha {config.alpha:g}, seed {config.seed}",
+        "machine": f"{hardware.device} ({hardware.name}), {hardware.precision} ({hardware.precision_reason})",
+        "compile": f"{'on' if hardware.compile else 'off'} ({hardware.compile_reason})",
+        "folder": str(run),
+        "watch it": f"tensorboard --logdir {shlex.quote(config.outputs)} --host 127.0.0.1   (or: make tensorboard)",
+    }
+    console.print(_two_columns("What will be trained", rows))
+
+
+def _experts(config: Config) -> str:
+    model = config.model
+    if not model.num_switch_layers:
+        return "none: a dense model"
+    capacity = "no limit (dropless)" if model.capacity_factor is None else f"{model.capacity_factor:g}"
+    return f"{model.num_experts} in {model.num_switch_layers} of {model.num_layers} layers, capacity factor {capacity}"
+
+
+def print_result(console: Console, result: Mapping[str, Any], *, run: Path) -> None:
+    """The end of a run: figures, files, what to try next."""
+    rows = {
+        "val_loss": f"{result['val_loss']:.4f} nats at the last step (best {result['best_val_loss']:.4f})",
+        "speed": f"{result['tokens_per_second']:,.0f} characters/s in training; {result['seconds']:.0f} s in all",
+    }
+    if result["dropped"] is not None:
+        rows["dropped"] = f"{result['dropped']:.2%} of choices in the last stretch of training between two validations"
+        rows["balance"] = f"busiest expert {result['load_max_over_mean']:.2f} x the mean load (validation, worst layer)"
+    rows["files"] = f"{run}/ (result.json, checkpoints/best.ckpt, checkpoints/last.ckpt, TensorBoard events)"
+    name = shlex.quote(result["name"])
+    rows["try next"] = "\n".join(
+        [
+            f'python -m switch_lm.generate --run {name} --prompt "ROMEO:"',
+            f"python -m switch_lm.evaluate --run {name} --capacity-factor 0.5 1 2 none",
+            "python -m switch_lm.train model=dense        # the dense control of equal computation",
+            "make tensorboard                             # every expert of every layer",
+        ]
+    )
+    console.print(_two_columns("Result", rows))
+
+
+def _two_columns(title: str, rows: Mapping[str, str]) -> Table:
+    table = Table(title=title, show_header=False, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One line for each job: its overrides and what came of it."""
+    table = Table(title="Sweep", title_justify="left", title_style="bold")
+    keys = sorted({key for row in rows for key in row["overrides"]})
+    figures = ["val_loss", "best_val_loss", "dropped", "tokens_per_second", "seconds"]
+    for heading in ["job", *keys, *figures]:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        chosen = [show(row["overrides"].get(key, "")) for key in keys]
+        if row["status"] == "done":
+            values = [_figure(name, row["result"][name]) for name in figures]
+        else:
+            values = [f"FAILED: {row['error']}"] + [""] * (len(figures) - 1)
+        table.add_row(str(row["job"]), *chosen, *values)
+    return table
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if name == "dropped":
+        return f"{value:.2%}"
+    return f"{value:.4f}" if "loss" in name else f"{value:,.0f}"

@@ -1,0 +1,100 @@
+"""Trains a model: `python -m switch_lm.train [key=value ...]`, and `-m` for a sweep."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from switch_lm import run_folder, sweep
+from switch_lm.config import ConfigError, resolve, unknown_key
+from switch_lm.corpus import CorpusError
+from switch_lm.paths import config_dir
+from switch_lm.run_folder import TrainingError
+from switch_lm.settings import Config
+
+
+def train(cfg: DictConfig | Config, *, folder: Path | None = None) -> dict[str, Any]:
+    """Trains as configured and returns what result.json holds. Callable from Python; `folder` is for a sweep's jobs.
+
+    ConfigError if the configuration breaks a rule (before anything is fetched or written); CorpusError if there is no
+    text; TrainingError if training stops before its end.
+    """
+    config = resolve(cfg)
+    run = run_folder.choose(config) if folder is None else run_folder.of_job(folder)
+    if (finished := run.read_json(run_folder.RESULT)) is not None:
+        return finished
+    from switch_lm.training import Training  # torch and Lightning are slow to import: not for --help and --cfg
+
+    return Training.prepare(config, run).fit()
+
+
+def main() -> None:
+    """The command: exit code 2 and one message for a bad configuration, 1 if training failed."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing its own text
+    failures: list[Exception] = []
+
+    def run_job(cfg: DictConfig) -> float | None:
+        """What Hydra calls, once for a run and once for each job of a sweep."""
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return sweep.run_job(cfg, train)
+        try:
+            train(cfg)
+        except Exception as error:  # raised again outside: Hydra would print a line of its own
+            failures.append(error)
+        return None
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(run_job)()
+        if failures:
+            raise failures[0]
+    except Exception as error:
+        sys.exit(_report(error))
+    except KeyboardInterrupt:
+        sys.exit(_say("Stopped.", 130))
+
+
+def _report(error: Exception) -> int:
+    """Says what went wrong in the fewest lines and returns the exit code; raises what should not have happened."""
+    if isinstance(error, ConfigError):
+        return _say(f"The configuration can not be used:\n{error}", 2)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _say(f"The configuration can not be used:\n{_explain(error)}", 2)
+    if isinstance(error, (CorpusError, TrainingError)):
+        return _say(str(error), 1)
+    if isinstance(error, BrokenPipeError):  # `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    raise error
+
+
+def _explain(error: Exception) -> str:
+    """What Hydra found wrong with the overrides, in one line with the fix."""
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return unknown_key(match[1])
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    if match := re.search(r"Could not find '([^']+)/([^']*)'", text):
+        choices = [line for line in lines[1:] if "vailable options" not in line and ":" not in line]
+        return f"{match[1]}={match[2]}: no such choice; choose one of {', '.join(choices)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: can not be read as key=value ({lines[0]}); quote special characters: 'key=\"a b\"'"
+    return " ".join(lines[:4])
+
+
+def _say(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""One run from a checked configuration to its result: text, model, trainer, files."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from torch import Tensor
+
+from switch_lm import __version__, callbacks, summary
+from switch_lm.checkpoint import CheckpointError
+from switch_lm.config import ConfigError
+from switch_lm.corpus import Corpus, load_corpus
+from switch_lm.data import TextData
+from switch_lm.hardware import Hardware, detect
+from switch_lm.module import NonFiniteLossError, SwitchModule
+from switch_lm.run_folder import RESULT, RunFolder, TrainingError
+from switch_lm.settings import Config
+from switch_lm.vocab import Vocabulary
+from switch_lm.windows import split
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything a run needs, made and checked, before the first step."""
+
+    config: Config
+    run: RunFolder
+    corpus: Corpus
+    vocabulary: Vocabulary
+    training_ids: Tensor
+    validation_ids: Tensor
+    hardware: Hardware
+    console: Console
+
+    @classmethod
+    def prepare(cls, config: Config, run: RunFolder) -> Training:
+        """Fetches the text, chooses how to compute, makes the run's folder, and prints the plan."""
+        _quiet()
+        corpus = load_corpus(data_dir=Path(config.data.dir), path=Path(config.data.path) if config.data.path else None)
+        vocabulary = Vocabulary.of(corpus.text)
+        training_ids, validation_ids = split(vocabulary.encode(corpus.text))
+        _check_text(config, len(training_ids), len(validation_ids))
+        hardware = _hardware(config, run, len(vocabulary))
+        run.create(config)
+        run.store_hardware(asdict(hardware))
+        console = Console(quiet=config.logger.progress == "none")
+        sizes = len(training_ids), len(validation_ids)
+        summary.print_plan(
+            console, config, hardware, run=run.path, source=corpus.source, sizes=sizes, vocab=len(vocabulary)
+        )
+        return cls(config, run, corpus, vocabulary, training_ids, validation_ids, hardware, console)
+
+    def fit(self) -> dict[str, Any]:
+        """Trains to the last step and returns what it wrote to result.json."""
+        config = self.config
+        torch.manual_seed(config.seed)
+        module = SwitchModule(
+            config, self.vocabulary, corpus_sha256=self.corpus.sha256, precision=self.hardware.precision
+        )
+        clock = callbacks.Clock(config.data.batch_size * config.model.context_length, config.logger.log_every)
+        trainer = self._trainer(clock)
+        data = TextData(
+            self.training_ids,
+            self.validation_ids,
+            batch_size=config.data.batch_size,
+            context_length=config.model.context_length,
+            seed=config.seed,
+            num_workers=config.data.num_workers,
+        )
+        try:
+            trainer.fit(module, data, ckpt_path=None if self.run.resumes_from is None else str(self.run.resumes_from))
+        except (NonFiniteLossError, CheckpointError) as error:
+            raise TrainingError(f"{error}\nWhat there is: {self.run.checkpoints}") from error
+        result = self._result(trainer, module, clock)
+        self.run.write_json(RESULT, result)
+        _log_hparams(module, result)
+        summary.print_result(self.console, result, run=self.run.path)
+        return result
+
+    def _trainer(self, clock: callbacks.Clock) -> lightning.Trainer:
+        config = self.config
+        # What was written after the checkpoint, or before there was one, is written again: TensorBoard must forget it.
+        first = 0 if self.run.resumes_from is None else _step_of(self.run.resumes_from) + 1
+        logger = TensorBoardLogger(
+            self.run.path, name=None, version="", default_hp_metric=False, flush_secs=10, purge_step=first
+        )
+        return lightning.Trainer(
+            accelerator="gpu" if self.hardware.device == "cuda" else "cpu",
+            devices=1,
+            precision=self.hardware.autocast,  # type: ignore[arg-type]
+            max_steps=config.trainer.max_steps,
+            max_epochs=-1,
+            accumulate_grad_batches=config.trainer.accumulate,
+            val_check_interval=config.trainer.val_every * config.trainer.accumulate,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            logger=logger,
+            log_every_n_steps=config.logger.log_every,
+            plugins=[callbacks.AtomicCheckpointIO()],
+            callbacks=[
+                *([callbacks.CompileFirst(self.console)] if self.hardware.compile else []),
+                clock,
+                callbacks.ConsoleProgress(config, self.console),
+                callbacks.Dashboard(config),
+                callbacks.Samples(config.logger.sample_prompt, config.logger.sample_length, config.seed),
+                *callbacks.checkpoints(self.run.checkpoints, config.trainer.checkpoint_every),
+            ],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+    def _result(self, trainer: lightning.Trainer, module: SwitchModule, clock: callbacks.Clock) -> dict[str, Any]:
+        best = trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
+        model, vocab = self.config.model, len(self.vocabulary)
+        sparse = model.num_switch_layers > 0
+        return {
+            "name": self.run.path.name,
+            "val_loss": module.val_loss,
+            "best_val_loss": module.val_loss if best is None else float(best),
+            "steps": trainer.global_step,
+            "seconds": clock.seconds,
+            "tokens_per_second": clock.tokens_per_second,
+            "parameters": model.num_params(vocab),
+            "active_parameters": model.num_active_params(vocab),
+            "dropped": module.dropped_share if sparse else None,
+            "load_max_over_mean": module.val_load_max_over_mean if sparse else None,
+            "corpus_sha256": self.corpus.sha256,
+            "seed": self.config.seed,
+            "hardware": asdict(self.hardware),
+            "versions": _versions(),
+        }
+
+
+def _quiet() -> None:
+    """Silences Lightning's hints that do not apply, such as more workers for batches made in microseconds."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for text in (".*does not have many workers.*", ".*Checkpoint directory .* exists and is not empty.*",
+                 ".*isinstance.treespec, LeafSpec.. is deprecated.*"):  # fmt: skip
+        warnings.filterwarnings("ignore", message=text)
+
+
+def _check_text(config: Config, num_training: int, num_validation: int) -> None:
+    needed = 2 * config.model.context_length
+    if num_training < needed or num_validation < 2:
+        raise ConfigError(
+            f"model.context_length={config.model.context_length}: the training split has {num_training} characters, must "
+            "hold at least two windows; use a longer text or a smaller model.context_length"
+        )
+
+
+def _hardware(config: Config, run: RunFolder, vocab_size: int) -> Hardware:
+    """As stored with the run, or with an earlier job of its sweep; else as detected."""
+    if (stored := run.stored_hardware()) is not None:
+        return Hardware(**stored)
+    if config.trainer.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("trainer.device=cuda: there is no usable GPU here; use trainer.device=auto")
+    tokens = config.data.batch_size * config.model.context_length
+    a_token = config.model.flops_per_token(vocab_size, tokens)
+    return detect(config, training_flops=3 * a_token * tokens * config.trainer.accumulate * config.trainer.max_steps)
+
+
+def _step_of(path: Path) -> int:
+    from switch_lm import checkpoint
+
+    return int(checkpoint.read(path)["global_step"])
+
+
+def _log_hparams(module: SwitchModule, result: dict[str, Any]) -> None:
+    metrics = {f"hp/{key}": result[key] for key in callbacks.HPARAM_METRICS if result[key] is not None}
+    module.write(metrics, result["steps"])
+    if module.writer is not None:
+        module.writer.close()
+
+
+def _versions() -> dict[str, str]:
+    others = {name: importlib.metadata.version(name) for name in ("torch", "lightning", "hydra-core")}
+    return {"python": platform.python_version(), "switch_lm": __version__} | others

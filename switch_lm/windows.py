@@ -1,0 +1,30 @@
+"""Non-overlapping windows of a split, each prediction once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+TRAIN_SHARE = 0.9  # nanoGPT, data/shakespeare_char/prepare.py
+
+
+def split(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The first 90 % of the characters, for training, and the last 10 %, for validation."""
+    num_train = int(TRAIN_SHARE * len(ids))
+    return ids[:num_train], ids[num_train:]
+
+
+def evaluation_batches(ids: Tensor, *, context_length: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and the characters that follow them, both (B, S). Each character but the first is predicted once.
+
+    The last batch of whole windows may hold fewer than `batch_size`; a last short window is a batch of its own.
+    """
+    num_windows, rest = divmod(len(ids) - 1, context_length)
+    whole = num_windows * context_length
+    inputs_NS = ids[:whole].view(num_windows, context_length)
+    targets_NS = ids[1 : whole + 1].view(num_windows, context_length)
+    for start in range(0, num_windows, batch_size):
+        yield inputs_NS[start : start + batch_size], targets_NS[start : start + batch_size]
+    if rest:
+        yield ids[None, whole:-1], ids[None, whole + 1 :]

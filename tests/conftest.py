@@ -1,0 +1,77 @@
+"""A tiny model, and the folder of a finished run of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from switch_lm import checkpoint
+from switch_lm.architecture import ModelConfig
+from switch_lm.model import SwitchLM
+from switch_lm.vocab import Vocabulary
+
+TEXT = "To be, or not to be: that is the question.\n" * 20
+BATCH_SIZE = 4
+MakeRun = Callable[..., Path]
+torch.set_num_threads(1)  # on tensors this small a second thread is only waited for
+
+
+def tiny_model(vocab_size: int = len(Vocabulary.of(TEXT)), **changes: Any) -> SwitchLM:
+    """Two Switch layers of four experts and 16 positions, always with the same weights, spread enough to differ."""
+    sizes: dict[str, Any] = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 32, "context_length": 16}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return SwitchLM(ModelConfig(**sizes | {"num_experts": 4, "init_scale": 2.0} | changes), vocab_size).eval()
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
+    """Writes outputs/runs/NAME, or outputs/sweeps/NAME where the name has a slash, in an empty working directory.
+
+    `saved_at`: when its checkpoint was written, in seconds; None: it has none yet.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SWITCH_LM_DATA", raising=False)
+
+    def make(
+        name: str = "tiny",
+        *,
+        model: SwitchLM | None = None,
+        text: str = TEXT,
+        precision: str = "fp32",
+        saved_at: float | None = 1e9,
+    ) -> Path:
+        folder = Path("outputs", "sweeps" if "/" in name else "runs", name)
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text("name: a run\n")
+        if saved_at is not None:
+            Path("text.txt").write_text(text, encoding="utf-8")
+            content = checkpoint_of(model or tiny_model(len(Vocabulary.of(text))), text, precision)
+            checkpoint.write(content, folder / "checkpoints" / "best.ckpt")
+            os.utime(folder / "checkpoints" / "best.ckpt", (saved_at, saved_at))
+        return folder
+
+    return make
+
+
+def checkpoint_of(model: SwitchLM, text: str, precision: str) -> dict[str, Any]:
+    """What training writes of a model, as far as readers of a run look at it."""
+    header = checkpoint.Header(
+        model=asdict(model.config),
+        vocabulary=Vocabulary.of(text).characters,
+        corpus_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        precision=precision,
+        config={
+            "data": {"path": "text.txt", "dir": "data", "batch_size": BATCH_SIZE},
+            "model": asdict(model.config),
+        },
+    )
+    weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+    return {"state_dict": weights, "switch_lm": header.as_plain()}

@@ -1,0 +1,226 @@
+"""A validation figure counts the whole split, at the stated capacity, batch shape and precision."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import BATCH_SIZE, TEXT, MakeRun, tiny_model
+
+from switch_lm.evaluate import Evaluation, evaluate, main, nanogpt_estimates
+from switch_lm.model import SwitchLM
+from switch_lm.vocab import Vocabulary
+from switch_lm.windows import split
+
+CONTEXT = 16
+VALIDATION = split(Vocabulary.of(TEXT).encode(TEXT))[1]
+V = len(Vocabulary.of(TEXT))
+
+
+def measured(
+    model: SwitchLM,
+    ids: torch.Tensor = VALIDATION,
+    *,
+    factor: float | None = None,
+    batch_size: int = BATCH_SIZE,
+    precision: str = "fp32",
+) -> Evaluation:
+    how = {"context_length": CONTEXT, "batch_size": batch_size}
+    return evaluate(model, ids, capacity_factor=factor, precision=precision, **how)
+
+
+def uniform_model() -> SwitchLM:
+    model = tiny_model()
+    torch.nn.init.zeros_(model.head.weight)
+    return model
+
+
+def crowded_model() -> SwitchLM:
+    """Of four characters, each its own direction: the first layer sends all to expert 0, the second one to each."""
+    model = tiny_model(4)
+    weights = model.state_dict()
+    for name, weight in weights.items():
+        if name.endswith(("attention.out.weight", "w_out_EFD", "w_router_DE")):
+            weight.zero_()
+    weights["embedding.weight"].copy_(torch.eye(4, 16))
+    weights["blocks.0.ffn.w_router_DE"][:, 0] = 1.0
+    weights["blocks.1.ffn.w_router_DE"].copy_(torch.eye(16, 4))
+    return model
+
+
+def test_a_uniform_model_has_a_loss_of_log_v_over_every_prediction() -> None:
+    found = measured(uniform_model())
+    assert found.predictions == len(VALIDATION) - 1
+    assert found.loss == pytest.approx(math.log(V), abs=1e-6)
+    assert found.perplexity == pytest.approx(V, rel=1e-6)
+    assert found.bits_per_character == pytest.approx(math.log2(V), abs=1e-6)
+
+
+def test_the_loss_is_the_mean_over_characters_and_not_over_batches() -> None:
+    model, total = tiny_model(), 0.0
+    with torch.inference_mode():
+        for start in range(0, len(VALIDATION) - 1, CONTEXT):
+            window = VALIDATION[start : start + CONTEXT + 1]
+            log_probs_SV = model(window[None, :-1]).logits[0].log_softmax(dim=-1)
+            total -= float(log_probs_SV[range(len(window) - 1), window[1:]].sum())
+    assert (len(VALIDATION) - 1) % CONTEXT != 0
+    assert measured(model).loss == pytest.approx(total / (len(VALIDATION) - 1), abs=1e-5)
+
+
+def test_the_dropless_loss_does_not_depend_on_the_batch_size() -> None:
+    losses = [measured(tiny_model(), batch_size=size).loss for size in (1, 2, 5)]
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-4)
+
+
+@pytest.mark.parametrize(("factor", "first_layer"), [(0.5, 0.875), (1.0, 0.75), (2.0, 0.5), (4.0, 0.0), (None, 0.0)])
+def test_the_dropped_share_is_what_lies_beyond_the_capacity(factor: float | None, first_layer: float) -> None:
+    ids = torch.arange(4 * CONTEXT + 8 + 1) % 4  # a batch of four windows, and a short window of 8: both split by 4
+    found = measured(crowded_model(), ids, factor=factor)
+    second_layer = 0.5 if factor == 0.5 else 0.0
+    assert found.dropped_per_layer == (first_layer, second_layer)
+    assert found.dropped == (first_layer + second_layer) / 2
+
+
+def test_a_dense_model_drops_nothing() -> None:
+    found = measured(tiny_model(switch_every=0), factor=1.0)
+    assert (found.dropped, found.dropped_per_layer) == (0.0, ())
+
+
+def test_dropping_changes_the_loss_and_a_capacity_for_all_does_not() -> None:
+    model = tiny_model()
+    dropless = measured(model).loss
+    assert measured(model, factor=4.0).loss == pytest.approx(dropless, abs=1e-4)
+    assert abs(measured(model, factor=0.25).loss - dropless) > 1e-3
+
+
+def test_bf16_is_near_fp32_and_not_the_same() -> None:
+    model = tiny_model(init_scale=0.1)
+    difference = abs(measured(model, precision="bf16").loss - measured(model).loss)
+    assert 0.0 < difference < 0.02
+
+
+def test_a_model_in_training_is_measured_in_eval_and_put_back() -> None:
+    model = tiny_model(dropout=0.5, router_jitter=0.5)
+    expected = measured(model)
+    assert measured(model.train()) == expected
+    assert model.training
+
+
+def test_nanogpt_s_estimate_of_a_split_of_one_window_is_the_loss_of_that_window() -> None:
+    model, ids = tiny_model(), VALIDATION[: CONTEXT + 1]
+    draws = nanogpt_estimates(model, ids, batch_size=3, capacity_factor=None, precision="fp32", num_draws=2, seed=0)
+    assert draws == pytest.approx([measured(model, ids).loss] * 2, abs=1e-5)
+
+
+def test_nanogpt_s_estimate_depends_on_its_seed_alone_and_is_near_the_whole_split() -> None:
+    model = tiny_model()
+
+    def draws(seed: int) -> list[float]:
+        return nanogpt_estimates(
+            model, VALIDATION, batch_size=8, capacity_factor=None, precision="fp32", num_draws=2, seed=seed
+        )
+
+    state = torch.get_rng_state()
+    first = draws(0)
+    assert draws(0) == first != draws(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first == pytest.approx([measured(model).loss] * 2, rel=0.1)
+
+
+def test_the_command_prints_a_row_and_writes_an_entry_for_each_capacity_factor(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run()
+    assert main(["--run", "tiny", "--capacity-factor", "0.5", "2", "none"]) == 0
+    content = json.loads((run / "evaluate.json").read_text())
+    facts = {key: content[key] for key in ("batch_size", "context_length", "precision", "checkpoint")}
+    checkpoint = "outputs/runs/tiny/checkpoints/best.ckpt"
+    assert facts == {"batch_size": 4, "context_length": 16, "precision": "fp32", "checkpoint": checkpoint}
+    for entry, factor in zip(content["results"], (0.5, 2.0, None), strict=True):
+        expected = measured(tiny_model(), factor=factor)
+        assert (entry["capacity_factor"], entry["predictions"]) == (factor, 85)
+        assert entry["loss"] == pytest.approx(expected.loss, abs=1e-5)
+        assert entry["dropped"] == expected.dropped
+        assert tuple(entry["dropped_per_layer"]) == expected.dropped_per_layer
+    out = capsys.readouterr().out.splitlines()
+    assert "85 predictions in windows of 16; capacity for batches of 4 windows; fp32" in out[0]
+    assert [line.split()[0] for line in out[3:]] == ["0.5", "2", "none"]
+    assert [path.name for path in run.iterdir() if path.is_file() and path.name.startswith(".")] == []
+
+
+def test_without_options_the_run_s_own_validation_is_repeated(make_run: MakeRun) -> None:
+    run = make_run(model=tiny_model(eval_capacity_factor=0.5), precision="bf16")
+    assert main([]) == 0
+    content = json.loads((run / "evaluate.json").read_text())
+    assert (content["precision"], content["results"][0]["capacity_factor"]) == ("bf16", 0.5)
+    expected = measured(tiny_model(), factor=0.5, precision="bf16")
+    assert content["results"][0]["loss"] == pytest.approx(expected.loss, abs=1e-6)
+
+
+def test_options_change_batch_size_precision_and_where_the_results_go(make_run: MakeRun) -> None:
+    run = make_run(precision="bf16")
+    options = ["--batch-size", "2", "--precision", "fp32", "--json", "here.json", "--capacity-factor", "0.5"]
+    assert main(options) == 0
+    content = json.loads(Path("here.json").read_text())
+    assert (content["batch_size"], content["precision"]) == (2, "fp32")
+    assert content["results"][0]["dropped"] == measured(tiny_model(), factor=0.5, batch_size=2).dropped
+    assert not (run / "evaluate.json").exists()
+
+
+def test_nanogpt_s_protocol_stands_beside_the_whole_split(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(model=uniform_model())
+    assert main(["--nanogpt-protocol", "3"]) == 0
+    entry = json.loads((run / "evaluate.json").read_text())["results"][0]["nanogpt_protocol"]
+    assert entry["draws"] == pytest.approx([math.log(V)] * 3, abs=1e-6)
+    assert (entry["mean"], entry["standard_deviation"]) == pytest.approx((math.log(V), 0.0), abs=1e-6)
+    assert f"{math.log(V):.4f} (standard deviation 0.0000)" in capsys.readouterr().out
+
+
+def test_nanogpt_s_protocol_is_refused_where_no_window_fits(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(text=TEXT[:160])
+    assert main(["--nanogpt-protocol"]) == 1
+    assert "the validation split has 16 characters; --nanogpt-protocol draws windows of 17" in capsys.readouterr().err
+
+
+def test_another_text_than_that_of_training_is_refused(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run()
+    Path("text.txt").rename("moved.txt")
+    Path("text.txt").write_text(TEXT[:-1])
+    assert main([]) == 1
+    assert "text.txt has sha256" in (message := capsys.readouterr().err)
+    assert "give that text with --data FILE" in message
+    assert main(["--data", "moved.txt"]) == 0
+
+
+def test_a_text_that_is_gone_and_a_folder_that_can_not_be_written_end_with_1(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run()
+    assert main(["--json", "nowhere/results.json"]) == 1
+    assert "nowhere/results.json: No such file or directory; " in capsys.readouterr().err
+    Path("text.txt").unlink()
+    assert main([]) == 1
+    assert "--data FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--capacity-factor 0", "--capacity-factor nan", "--batch-size 0"])
+def test_a_bad_value_is_refused_before_any_model_is_looked_for(
+    option: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, value = option.split()
+    with pytest.raises(SystemExit, match="2"):
+        main([name, value])
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert all(part in message for part in (name, f"'{value}' must be a", "give for example"))
+
+
+def test_no_run_ends_with_1_and_says_how_to_train_one(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 1
+    assert "python -m switch_lm.train" in capsys.readouterr().err

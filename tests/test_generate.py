@@ -1,0 +1,273 @@
+"""The text a model writes is what it says and nothing else: not the cache, the mode, the batch or the global seed."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TEXT, MakeRun, tiny_model
+from torch import Tensor
+
+from switch_lm import checkpoint
+from switch_lm import generate as command
+from switch_lm.attention import LayerCache
+from switch_lm.generate import generate, main, next_logits, sample
+from switch_lm.model import SwitchLM
+from switch_lm.vocab import Vocabulary
+
+VOCABULARY = Vocabulary.of(TEXT)
+CONTEXT = 16
+
+
+def written(model: SwitchLM, prompt: str = "To be", *, length: int = 40, seed: int = 0, **how: float | None) -> str:
+    return "".join(generate(model, VOCABULARY, prompt, length=length, seed=seed, **how))  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
+def reread(model: SwitchLM, ids: list[int]) -> Tensor:
+    """The logits after `ids` without a cache."""
+    logits: Tensor = model(torch.tensor([ids])).logits
+    return logits[0, -1].double()
+
+
+@pytest.mark.parametrize("position", ["rotary", "learned", "none"])
+def test_logits_from_the_cache_are_those_of_one_forward_over_the_window(position: str) -> None:
+    model = tiny_model(position=position)
+    ids = VOCABULARY.encode(TEXT[:CONTEXT]).tolist()
+    cache = model.new_cache()
+    next_logits(model, ids[:3], cache)
+    for end in range(4, CONTEXT + 1):
+        cached_V = next_logits(model, ids[end - 1 : end], cache)
+        torch.testing.assert_close(cached_V, reread(model, ids[:end]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("position", ["rotary", "learned", "none"])
+def test_cached_text_is_that_of_a_model_that_rereads_and_halves_a_full_window(position: str) -> None:
+    model = tiny_model(position=position)
+    window, expected = VOCABULARY.encode("To be").tolist(), ""
+    for _ in range(3 * CONTEXT):
+        window = window[-CONTEXT // 2 :] if len(window) > CONTEXT else window
+        window = [*window, int(reread(model, window).argmax())]
+        expected += VOCABULARY.characters[window[-1]]
+    assert written(model, length=3 * CONTEXT, temperature=0.0) == expected
+
+
+def test_a_full_context_is_reread_from_its_last_half_in_one_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[list[int], Tensor]] = []
+
+    def spy(model: SwitchLM, ids: list[int], cache: list[LayerCache]) -> Tensor:
+        read.append((ids, next_logits(model, ids, cache)))
+        return read[-1][1]
+
+    monkeypatch.setattr(command, "next_logits", spy)
+    model = tiny_model()
+    text = "To be" + written(model, length=2 * CONTEXT)
+    lengths = [len(ids) for ids, _ in read]
+    assert lengths == [5] + [1] * 11 + [8] + [1] * 8 + [8] + [1] * 8 + [8] + [1]
+    ids, logits_V = read[12]
+    assert VOCABULARY.decode(torch.tensor(ids)) == text[CONTEXT + 1 - 8 : CONTEXT + 1]
+    torch.testing.assert_close(logits_V, reread(model, ids), atol=1e-4, rtol=0)
+
+
+def test_a_context_of_one_character_still_writes() -> None:
+    assert len(written(tiny_model(context_length=1), length=5)) == 5
+
+
+def test_the_same_seed_gives_the_same_text_and_another_seed_another() -> None:
+    model = tiny_model()
+    assert written(model, seed=1) == written(model, seed=1) != written(model, seed=2)
+
+
+def test_the_global_random_state_is_neither_read_nor_moved() -> None:
+    model = tiny_model()
+    expected = written(model)
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    assert written(model) == expected
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_in_training_writes_as_in_eval_and_is_in_training_at_each_character() -> None:
+    model = tiny_model(dropout=0.5, router_jitter=0.5)
+    expected = written(model)
+    text = ""
+    for character in generate(model.train(), VOCABULARY, "To be", length=40):
+        assert all(module.training for module in model.modules())
+        assert not torch.is_inference_mode_enabled()
+        text += character
+    assert text == expected
+
+
+def test_a_model_in_eval_stays_there() -> None:
+    model = tiny_model()
+    written(model)
+    assert not any(module.training for module in model.modules())
+
+
+def test_text_is_dropless_whatever_the_capacity_of_training_and_validation() -> None:
+    tight = tiny_model(capacity_factor=0.1, eval_capacity_factor=0.1)
+    assert written(tight) == written(tiny_model(capacity_factor=None))
+
+
+def test_top_1_is_greedy() -> None:
+    model = tiny_model()
+    assert written(model, top_k=1) == written(model, temperature=0.0)
+
+
+@pytest.mark.parametrize("cold", [5e-324, 1e-9])
+def test_the_coldest_temperature_is_greedy(cold: float) -> None:
+    model = tiny_model()
+    assert written(model, temperature=cold) == written(model, temperature=0.0)
+
+
+def test_a_top_k_above_the_vocabulary_is_the_whole_of_it() -> None:
+    model = tiny_model()
+    assert written(model, top_k=10_000) == written(model)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "shares"),
+    [(1.0, None, (2 / 6, 3 / 6, 1 / 6)), (0.5, None, (4 / 14, 9 / 14, 1 / 14)), (1.0, 2, (2 / 5, 3 / 5, 0.0))],
+)
+def test_draws_follow_the_softmax_of_logits_over_temperature(
+    temperature: float, top_k: int | None, shares: tuple[float, ...]
+) -> None:
+    logits_V = torch.tensor([2.0, 3.0, 1.0], dtype=torch.float64).log()  # a temperature of 1/2 squares the odds
+    generator = torch.Generator().manual_seed(0)
+    draws = [sample(logits_V, temperature=temperature, top_k=top_k, generator=generator) for _ in range(2000)]
+    for i, share in enumerate(shares):
+        assert draws.count(i) / 2000 == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 2000))
+
+
+def test_of_a_prompt_longer_than_the_context_its_last_part_is_read() -> None:
+    model = tiny_model()
+    assert written(model, TEXT[:50]) == written(model, TEXT[50 - CONTEXT : 50])
+
+
+def test_an_empty_prompt_stands_for_a_newline() -> None:
+    model = tiny_model()
+    assert written(model, "") == written(model, "\n")
+
+
+def test_no_length_is_no_text() -> None:
+    assert written(tiny_model(), length=0) == ""
+
+
+def test_an_unknown_character_is_named_before_anything_is_written() -> None:
+    with pytest.raises(ValueError, match=r"the character '€' \(at position 3\) is not among the"):
+        generate(tiny_model(), VOCABULARY, "To €", length=10)
+
+
+def test_the_command_writes_prompt_and_text_to_stdout_and_the_checkpoint_to_stderr(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("older", saved_at=1), make_run("mine", saved_at=2)
+    assert main(["--prompt", "be: ", "--length", "30", "--temperature", "0.5", "--top-k", "3", "--seed", "7"]) == 0
+    expected = written(tiny_model(), "be: ", length=30, temperature=0.5, top_k=3, seed=7)
+    captured = capsys.readouterr()
+    assert captured.out == f"be: {expected}\n"
+    assert captured.err == "model: outputs/runs/mine/checkpoints/best.ckpt\n"
+
+
+def test_the_command_says_how_much_of_a_long_prompt_is_read(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run()
+    assert main(["--prompt", TEXT, "--length", "0"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{TEXT}\n"
+    assert f"the prompt has {len(TEXT)} characters; the model reads the last 16" in captured.err
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--length -1", "--length 1.5", "--temperature -0.1", "--temperature nan", "--temperature inf",
+        "--temperature warm", "--top-k 0", "--top-k -3", "--seed -1", f"--seed {2**64}",
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_refused_before_any_model_is_looked_for(
+    option: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, value = option.split()
+    with pytest.raises(SystemExit, match="2"):
+        main([name, value])
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert name in message
+    assert f"'{value}' must be a" in message
+    assert "give for example" in message
+
+
+def test_an_unknown_character_of_the_prompt_ends_the_command_with_2(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run()
+    assert main(["--prompt", "Tö be"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "--prompt: the character 'ö' (at position 1)" in captured.err
+
+
+def test_no_run_a_wrong_name_and_a_run_without_checkpoint_end_with_1_and_one_line(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([]) == 1
+    make_run("started", saved_at=None)
+    assert main(["--run", "start"]) == 1
+    assert main(["--run", "started"]) == 1
+    captured = capsys.readouterr()
+    nothing, wrong, unsaved = captured.err.splitlines()
+    assert nothing.startswith("no run under outputs has a checkpoint yet")
+    assert wrong.endswith("did you mean: started")
+    assert unsaved.startswith("no checkpoint at outputs/runs/started")
+    assert captured.out == ""
+
+
+def test_a_damaged_or_foreign_checkpoint_ends_with_1_and_no_traceback(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = make_run() / "checkpoints" / "best.ckpt"
+    content = checkpoint.read(file)
+    checkpoint.write({**content, "state_dict": {}}, file)
+    assert main([]) == 1
+    assert "best.ckpt does not fit this version of switch_lm" in capsys.readouterr().err
+    checkpoint.write({**content, "switch_lm": {"model": {}}}, file)
+    assert main([]) == 1
+    assert "best.ckpt does not fit this version of switch_lm" in capsys.readouterr().err
+    file.write_bytes(file.read_bytes()[:100])
+    assert main([]) == 1
+    assert "best.ckpt can not be read as a checkpoint" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_quietly_with_130(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> Iterator[str]:
+        yield "a"
+        raise KeyboardInterrupt
+
+    make_run()
+    monkeypatch.setattr(command, "generate", interrupted)
+    assert main([]) == 130
+    assert capsys.readouterr().err.splitlines() == ["model: outputs/runs/tiny/checkpoints/best.ckpt"]
+
+
+def test_a_closed_pipe_ends_quietly(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run()
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main([]) == 0
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, switch_lm.evaluate, switch_lm.generate; sys.exit('torch' in sys.modules)"
+    root = Path(command.__file__).parent.parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

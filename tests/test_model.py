@@ -1,0 +1,92 @@
+"""The language model as a whole: shapes, counts, causality, start."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from switch_lm.architecture import ModelConfig
+from switch_lm.model import SwitchLM
+
+SMALL = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 24, "context_length": 12, "num_experts": 4}
+VARIANTS = [
+    {},
+    {"switch_every": 2},
+    {"switch_every": 0},
+    {"position": "learned", "tie_embeddings": True},
+    {"position": "none", "num_experts": 1},
+]
+
+
+def small(**changes: object) -> SwitchLM:
+    torch.manual_seed(0)
+    return SwitchLM(ModelConfig(**(SMALL | changes)), vocab_size=11)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_parameters_are_counted_before_anything_is_built(changes: dict[str, object]) -> None:
+    model = small(**changes)
+    assert model.config.num_params(11) == sum(p.numel() for p in model.parameters())
+    idle = sum(p.numel() // p.shape[0] * (p.shape[0] - 1) for p in model.parameters() if p.dim() == 3)
+    assert model.config.num_active_params(11) == model.config.num_params(11) - idle
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_a_prefix_has_the_same_logits_alone_with_the_rest_and_through_the_cache(changes: dict[str, object]) -> None:
+    model = small(**changes).eval()
+    ids = torch.randint(11, (3, 12))
+    whole = model(ids).logits
+    assert whole.shape == (3, 12, 11)
+    assert torch.allclose(model(ids[:, :7]).logits, whole[:, :7], atol=1e-4)
+    cache = model.new_cache()
+    steps = [model(ids[:, :5], cache=cache).logits] + [
+        model(ids[:, i : i + 1], cache=cache).logits for i in range(5, 12)
+    ]
+    assert torch.allclose(torch.cat(steps, dim=1), whole, atol=1e-4)
+
+
+def test_later_characters_change_no_earlier_logit() -> None:
+    model = small().eval()
+    ids = torch.randint(11, (2, 12))
+    changed = ids.clone()
+    changed[:, 8:] = (changed[:, 8:] + 1) % 11
+    before, after = model(ids).logits, model(changed).logits
+    assert torch.allclose(before[:, :8], after[:, :8], atol=1e-5)
+    assert not torch.allclose(before[:, 8:], after[:, 8:], atol=1e-3)
+
+
+def test_there_is_one_routing_for_each_switch_layer() -> None:
+    ids = torch.randint(11, (2, 12))
+    assert [len(small(switch_every=n)(ids).routings) for n in (0, 1, 2)] == [0, 2, 1]
+
+
+def test_weights_start_with_88_percent_of_the_untruncated_deviation_and_within_two_of_it() -> None:
+    model = SwitchLM(
+        ModelConfig(d_model=64, d_ff=256, num_layers=1, context_length=64, position="learned"), vocab_size=65
+    )
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            assert (parameter == 1).all()
+            continue
+        sigma = (0.1 / (256 if "w_out_EFD" in name else 64)) ** 0.5  # fan_in is d_ff there, d_model elsewhere
+        assert parameter.abs().max() <= 2 * sigma
+        tolerance = 0.12 if "router" in name else 0.03  # the router has only 512 numbers
+        assert parameter.std().item() == pytest.approx(0.88 * sigma, rel=tolerance), name
+
+
+def test_experts_start_different() -> None:
+    w_in_EDF = small().state_dict()["blocks.0.ffn.experts.w_in_EDF"]
+    assert not torch.allclose(w_in_EDF[0], w_in_EDF[1], atol=1e-3)
+
+
+def test_computation_is_that_of_a_dense_model_plus_router_and_empty_places() -> None:
+    dense = ModelConfig(switch_every=0).flops_per_token(65, 8192)
+    dropless = ModelConfig(capacity_factor=None).flops_per_token(65, 8192)
+    padded = ModelConfig(capacity_factor=2.0).flops_per_token(65, 8192)
+    assert dropless - dense == 4 * 2 * 128 * 8  # the router alone
+    assert padded - dropless == 4 * 2 * (2 * 128 * 512)  # as many empty places as tokens
+
+
+def test_more_positions_than_the_context_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"13 positions .* 12"):
+        small()(torch.zeros(1, 13, dtype=torch.long))

@@ -1,0 +1,114 @@
+"""Which optimizer moves which parameter, and how."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from switch_lm import schedule
+from switch_lm.architecture import ModelConfig
+from switch_lm.model import SwitchLM
+from switch_lm.muon import StackedMuon, orthogonalize
+from switch_lm.optim import JointOptimizer, build_optimizer
+from switch_lm.settings import OptimConfig
+
+
+def model() -> SwitchLM:
+    torch.manual_seed(0)
+    config = ModelConfig(num_layers=2, d_model=16, d_ff=24, num_heads=2, num_experts=3, switch_every=2)
+    return SwitchLM(config, vocab_size=7)
+
+
+def step(module: SwitchLM, optimizer: JointOptimizer) -> None:
+    torch.manual_seed(1)  # the router's jitter
+    module.zero_grad()
+    module(torch.arange(20).view(2, 10) % 7).logits.square().mean().backward()
+    optimizer.step()
+
+
+def test_muon_has_the_hidden_matrices_and_adamw_all_else() -> None:
+    module = model()
+    optimizer = build_optimizer(module, OptimConfig(name="muon"), precision="fp32")
+    names = {id(p): name for name, p in module.named_parameters()}
+    adamw, muon, stacked = [
+        {names[id(p)] for group in part.param_groups for p in group["params"]} for part in optimizer.optimizers
+    ]
+    assert stacked == {"blocks.1.ffn.experts.w_in_EDF", "blocks.1.ffn.experts.w_out_EFD"}
+    attention = {f"blocks.{i}.attention.{part}.weight" for i in (0, 1) for part in ("qkv", "out")}
+    assert muon == attention | {"blocks.0.ffn.w_in.weight", "blocks.0.ffn.w_out.weight"}
+    assert {"embedding.weight", "head.weight", "blocks.1.ffn.w_router_DE", "norm.weight"} < adamw
+    assert adamw | muon | stacked == set(names.values())
+
+
+def test_norms_do_not_decay() -> None:
+    optimizer = build_optimizer(model(), OptimConfig(), precision="fp32")
+    assert all(p.dim() >= 2 for group in optimizer.param_groups if group["weight_decay"] > 0 for p in group["params"])
+
+
+@pytest.mark.parametrize("shape", [(5, 8, 20), (5, 20, 8)])
+def test_orthogonalizing_brings_every_singular_value_near_one(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    update = orthogonalize(torch.randn(shape), dtype=torch.float32)
+    values = torch.linalg.svdvals(update)
+    assert update.shape == shape
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_stacked_muon_equals_torchs_muon_on_each_expert() -> None:
+    torch.manual_seed(0)
+    stack = nn.Parameter(torch.randn(3, 6, 10))
+    singles = [nn.Parameter(expert.detach().T.clone()) for expert in stack]  # torch counts (out, in)
+    ours = StackedMuon([stack], lr=0.1, weight_decay=0.1, dtype=torch.bfloat16)
+    theirs = torch.optim.Muon(singles, lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        grad = torch.randn(3, 6, 10)
+        stack.grad = grad
+        for e, single in enumerate(singles):
+            single.grad = grad[e].T.clone()
+        ours.step()
+        theirs.step()
+    for e, single in enumerate(singles):
+        assert torch.allclose(stack[e], single.T, atol=0.02)  # bf16 products in another order
+
+
+def test_a_joint_optimizer_goes_on_from_its_state_as_if_never_stopped() -> None:
+    whole, first = model(), model()
+    optimizer = build_optimizer(whole, OptimConfig(), precision="fp32")
+    for _ in range(4):
+        step(whole, optimizer)
+    before = build_optimizer(first, OptimConfig(), precision="fp32")
+    for _ in range(2):
+        step(first, before)
+    second = model()
+    second.load_state_dict(first.state_dict())
+    after = build_optimizer(second, OptimConfig(), precision="fp32")
+    after.load_state_dict(before.state_dict())
+    for _ in range(2):
+        step(second, after)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+
+
+def test_a_schedule_reaches_every_optimizer_also_after_a_restart() -> None:
+    optimizer = build_optimizer(model(), OptimConfig(), precision="fp32")
+    optimizer.load_state_dict(optimizer.state_dict())
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.5)
+    assert [part.param_groups[0]["lr"] for part in optimizer.optimizers] == [1.5e-3, 0.01, 0.01]
+
+
+def test_linear_and_cosine_rise_to_one_and_end_at_their_minimum() -> None:
+    for shape in (schedule.linear, schedule.cosine):
+        factor = shape(warmup_steps=10, max_steps=100, min_factor=0.1)
+        assert factor(0) == pytest.approx(0.1) and factor(9) == factor(10) == pytest.approx(1.0)
+        assert factor(99) == pytest.approx(0.1)
+        middle = 0.55 if shape is schedule.linear else 0.1 + 0.45 * (1 + math.cos(math.pi * 0.5))
+        assert factor(10) > factor(54) > factor(99) and (factor(54) + factor(55)) / 2 == pytest.approx(middle, abs=0.01)
+
+
+def test_noam_is_that_of_the_transformer_paper() -> None:
+    factor = schedule.noam(warmup_steps=4000, d_model=512)
+    assert factor(3999) == pytest.approx(512**-0.5 * 4000**-0.5)
+    assert factor(1999) == pytest.approx(factor(3999) / 2)
+    assert factor(15999) == pytest.approx(factor(3999) / 2)

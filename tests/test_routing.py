@@ -1,0 +1,105 @@
+"""Which expert each token goes to, and whether it fits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from switch_lm.losses import balance_loss, load_balancing_loss
+from switch_lm.metrics import dropped_choices
+from switch_lm.routing import Routing, expert_capacity, queue_slots, route
+
+
+def routing_of(probs: list[list[float]], capacity: int | None = None) -> Routing:
+    return route(torch.tensor(probs).clamp(min=1e-9).log(), capacity=capacity)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "experts", "factor", "capacity"),
+    [
+        (100, 4, 1.0, 25),
+        (100, 10, 1.1, 11),  # in floats ceil(1.1 * 100 / 10) is 12
+        (5, 4, 1.0, 2),
+        (1, 64, 1.0, 1),  # never 0: that would drop every token
+        (10, 2, 100.0, 10),  # never more than there are tokens
+        (8192, 8, 1.25, 1280),
+    ],
+)
+def test_capacity_is_factor_times_tokens_over_experts_rounded_up_exactly(
+    tokens: int, experts: int, factor: float, capacity: int
+) -> None:
+    assert expert_capacity(tokens, experts, factor) == capacity
+
+
+def test_no_capacity_factor_means_no_limit() -> None:
+    assert expert_capacity(100, 4, None) is None
+
+
+FIVE_TOKENS = [
+    [0.7, 0.1, 0.1, 0.1],
+    [0.8, 0.1, 0.0, 0.1],
+    [0.6, 0.1, 0.1, 0.2],
+    [0.5, 0.2, 0.1, 0.2],
+    [0.1, 0.1, 0.7, 0.1],
+]
+
+
+def test_five_tokens_worked_by_hand() -> None:
+    routing = routing_of(FIVE_TOKENS, expert_capacity(5, 4, 1.0))
+    assert routing.capacity == 2
+    assert routing.load_E.tolist() == [4, 0, 1, 0]
+    assert routing.kept_TK.flatten().tolist() == [True, True, False, False, True]
+    assert routing.kept_E.tolist() == [2, 0, 1, 0]
+    assert routing.expert_TK.flatten().tolist() == [0, 0, 0, 0, 2]  # a dropped token keeps its expert
+    assert int(dropped_choices(routing)) == 2
+
+
+def test_the_gate_is_the_raw_probability_of_the_chosen_expert() -> None:
+    assert routing_of(FIVE_TOKENS).gate_TK.flatten().tolist() == pytest.approx([0.7, 0.8, 0.6, 0.5, 0.7])
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60))
+def test_a_slot_counts_the_earlier_choices_of_the_same_expert(experts: list[int]) -> None:
+    slots, loads = queue_slots(torch.tensor(experts), 6)
+    assert slots.tolist() == [experts[:n].count(e) for n, e in enumerate(experts)]
+    assert loads.tolist() == [experts.count(e) for e in range(6)]
+
+
+def test_a_uniform_router_has_a_balance_loss_of_one_a_layer() -> None:
+    routing = routing_of([[0.25] * 4] * 12)
+    assert float(load_balancing_loss(routing)) == pytest.approx(1.0)
+    assert float(balance_loss([routing, routing, routing])) == pytest.approx(3.0)  # layers are added
+
+
+def test_all_tokens_surely_to_one_expert_give_a_balance_loss_of_the_number_of_experts() -> None:
+    assert float(load_balancing_loss(routing_of([[0.0, 0.0, 1.0, 0.0]] * 9))) == pytest.approx(4.0)
+
+
+def test_the_balance_loss_may_be_below_one() -> None:
+    routing = routing_of([[0.51, 0.49]] * 60 + [[0.01, 0.99]] * 40)
+    assert float(load_balancing_loss(routing)) == pytest.approx(2 * (0.6 * 0.31 + 0.4 * 0.69))
+
+
+def test_only_the_mean_probability_has_a_gradient() -> None:
+    logits = torch.randn(30, 4, requires_grad=True)
+    routing = route(logits, capacity=None)
+    assert not routing.fraction_E.requires_grad
+    (grad,) = torch.autograd.grad(load_balancing_loss(routing), logits)
+    probs = logits.detach().softmax(-1)
+    f = routing.fraction_E
+    expected = 4 / 30 * probs * (f - (probs * f).sum(-1, keepdim=True))  # d(E sum f P)/d logits by hand
+    assert torch.allclose(grad, expected, atol=1e-7)
+
+
+def test_a_dense_model_has_no_balance_loss() -> None:
+    assert float(balance_loss([])) == 0.0
+
+
+def test_entropy_of_a_uniform_router_is_the_logarithm_of_the_number_of_experts() -> None:
+    from switch_lm.metrics import router_entropy
+
+    assert float(router_entropy(routing_of([[0.125] * 8] * 3))) == pytest.approx(math.log(8))

@@ -1,0 +1,194 @@
+"""Whole runs of a small model: what they leave behind, how they go on, what they repeat."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import switch_lm
+from switch_lm import checkpoint
+from switch_lm.architecture import ModelConfig
+from switch_lm.config import ConfigError
+from switch_lm.module import SwitchModule
+from switch_lm.run_folder import TrainingError
+from switch_lm.settings import Config, DataConfig, LoggerConfig, OptimConfig, TrainerConfig
+from switch_lm.train import train
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(chr(97 + (i * i + i // 7) % 23) + " ." * (i % 5 == 0) for i in range(4000)))
+    return Config(
+        model=ModelConfig(
+            num_layers=2, d_model=32, num_heads=2, d_ff=48, context_length=16, num_experts=4, dropout=0.1
+        ),
+        data=DataConfig(path=str(text), dir=str(tmp_path / "data"), batch_size=8),
+        optim=OptimConfig(warmup_steps=3),
+        trainer=TrainerConfig(max_steps=12, val_every=5, checkpoint_every=4, compile="false"),
+        logger=LoggerConfig(log_every=2, sample_prompt="a", sample_length=20, progress="none"),
+        alpha=0.01,
+        name="run",
+        outputs=str(tmp_path / "outputs"),
+    )
+
+
+def folder(config: Config) -> Path:
+    return Path(config.outputs) / "runs" / str(config.name)
+
+
+def state(config: Config) -> dict[str, Any]:
+    return checkpoint.read(folder(config) / "checkpoints" / "last.ckpt")
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def test_a_run_leaves_result_configuration_checkpoints_and_a_model_to_load(config: Config) -> None:
+    result = train(config)
+    run = folder(config)
+    assert json.loads((run / "result.json").read_text()) == result
+    assert (result["steps"], result["seed"], result["name"]) == (12, 0, "run")
+    assert result["parameters"] == config.model.num_params(25) > result["active_parameters"]
+    assert result["best_val_loss"] <= result["val_loss"] + 1e-6 < 3.3
+    assert 0 < result["dropped"] < 0.5 and result["tokens_per_second"] > 0
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    model, vocabulary = switch_lm.load(run)
+    assert len(vocabulary) == model.vocab_size == 25 and not model.training
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 12
+
+
+def test_the_last_step_is_validated_and_val_loss_is_the_language_loss_of_the_whole_split(config: Config) -> None:
+    from switch_lm.evaluate import evaluate
+    from switch_lm.windows import split
+
+    result = train(config)
+    model, vocabulary = switch_lm.load(folder(config) / "checkpoints" / "last.ckpt")
+    _, ids = split(vocabulary.encode(Path(str(config.data.path)).read_text()))
+    precision = result["hardware"]["precision"]
+    whole = evaluate(model, ids, context_length=16, batch_size=8, capacity_factor=None, precision=precision)
+    assert result["val_loss"] == pytest.approx(whole.loss, abs=1e-6)
+    assert whole.predictions == len(ids) - 1
+
+
+def test_tensorboard_has_every_quantity_once_at_rising_steps(config: Config) -> None:
+    train(config)
+    events = EventAccumulator(str(folder(config)), size_guidance={"scalars": 0}).Reload()
+    tags = set(events.Tags()["scalars"])
+    per_layer = {"dropped", "dropped_share", "load_max_over_mean", "load_cv", "router_entropy", "mean_gate"}
+    per_expert = {f"{q}/expert_{e:02d}" for q in ("load", "kept", "mean_prob") for e in range(4)}
+    assert {f"moe/layer_{i:02d}/{name}" for i in (0, 1) for name in per_layer | per_expert} <= tags
+    for tag in ("loss", "balance_loss", "total_loss", "perplexity", "bits_per_character"):
+        assert [event.step for event in events.Scalars(f"train/{tag}")] == [2, 4, 6, 8, 10, 12]
+    assert [event.step for event in events.Scalars("val/loss")] == [5, 10, 12]
+    assert {"optim/gradient_norm", "optim/lr_0", "perf/tokens_per_second", "hp/val_loss", "val/perplexity"} <= tags
+    assert {tag.split("/")[0] for tag in tags} == {"train", "val", "moe", "optim", "perf", "hp"}
+    assert {"sample/text_summary", "configuration/text_summary"} <= set(events.Tags()["tensors"])
+    assert {"moe/layer_00/expert_of_token"} <= set(events.Tags()["histograms"])
+    total, loss, balance = (events.Scalars(f"train/{name}")[0].value for name in ("total_loss", "loss", "balance_loss"))
+    assert total == pytest.approx(loss + 0.01 * balance, rel=1e-5)
+    selected = sum(events.Scalars(f"moe/layer_00/load/expert_{e:02d}")[0].value for e in range(4))
+    kept = sum(events.Scalars(f"moe/layer_00/kept/expert_{e:02d}")[0].value for e in range(4))
+    assert selected == 8 * 16
+    assert kept + events.Scalars("moe/layer_00/dropped")[0].value == selected
+
+
+def test_the_same_seed_gives_the_same_run_whatever_ran_before_and_another_seed_another(config: Config) -> None:
+    train(config)
+    torch.rand(5)
+    again = replace(config, name="again", logger=replace(config.logger, sample_length=0))
+    train(again)
+    other = replace(config, name="other", seed=1)
+    train(other)
+    assert same(state(config)["state_dict"], state(again)["state_dict"])
+    assert same(state(config)["optimizer_states"], state(again)["optimizer_states"])
+    assert not same(state(config)["state_dict"], state(other)["state_dict"])
+
+
+class PlugPulled(BaseException):
+    """Nothing in the program catches it."""
+
+
+@pytest.mark.parametrize("last_step", [3, 4, 5, 7, 10])
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(
+    config: Config, last_step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.trainer.accumulate = 2
+    whole = replace(config, name="whole")
+    want = train(whole)
+    real = SwitchModule.training_step
+
+    def stops(self: SwitchModule, batch: Any, batch_idx: int) -> Any:
+        if self.global_step == last_step:
+            raise PlugPulled
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(SwitchModule, "training_step", stops)
+    with pytest.raises(PlugPulled):
+        train(config)
+    monkeypatch.setattr(SwitchModule, "training_step", real)
+    got = train(replace(config, name=None, resume="auto"))
+    assert got["name"] == "run"
+    for key in ("val_loss", "best_val_loss", "dropped", "steps"):
+        assert got[key] == want[key], key
+    assert same(state(config)["state_dict"], state(whole)["state_dict"])
+    assert same(state(config)["optimizer_states"], state(whole)["optimizer_states"])
+    events = EventAccumulator(str(folder(config)), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6, 8, 10, 12]
+    assert [event.step for event in events.Scalars("val/loss")] == [5, 10, 12]
+
+
+def test_a_used_folder_is_refused_and_a_finished_run_is_not_resumed(config: Config) -> None:
+    train(config)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(config)
+    with pytest.raises(ConfigError, match="is finished"):
+        train(replace(config, resume="run"))
+    with pytest.raises(ConfigError, match="is not a run"):
+        train(replace(config, resume="nowhere"))
+
+
+def test_resuming_with_another_configuration_names_what_differs(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stops(self: SwitchModule, batch: Any, batch_idx: int) -> Any:
+        raise PlugPulled
+
+    monkeypatch.setattr(SwitchModule, "training_step", stops)
+    with pytest.raises(PlugPulled):
+        train(config)
+    with pytest.raises(ConfigError, match=r"alpha was 0.01, now 0.1"):
+        train(replace(config, resume="run", alpha=0.1))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(config: Config) -> None:
+    config.optim.matrix_lr, config.optim.lr, config.optim.warmup_steps = 1e30, 1e30, 0
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step \d+ \(learning rate"):
+        train(config)
+    assert not (folder(config) / "result.json").exists()
+
+
+def test_a_dense_model_trains_on_the_same_path(config: Config) -> None:
+    config.model.switch_every = 0
+    result = train(config)
+    assert result["dropped"] is None and result["parameters"] == result["active_parameters"]
+
+
+def test_a_text_shorter_than_two_windows_is_refused(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("abc" * 9)
+    with pytest.raises(ConfigError, match=r"model\.context_length=16"):
+        train(config)
+    assert not Path(config.outputs).exists()
