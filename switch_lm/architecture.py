@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from switch_lm.capacity import expert_capacity
+from switch_lm.rule import RoutingRule, expert_capacity
 
 
 @dataclass
@@ -25,7 +25,24 @@ class ModelConfig:
     num_experts: int = 8
     capacity_factor: float | None = 1.25
     eval_capacity_factor: float | None = None
+    top_k: int = 1
+    renormalize_gates: bool = False
+    gate_scale: str = "probability"
+    selection: str = "argmax"
+    drop_order: str = "position"
+    queue_order: str = "token"
+    overflow: str = "drop"
+    capacity_group: str = "batch"
     router_jitter: float = 0.01
+    router_input_dropout: float = 0.0
+    expert_dropout: float = 0.0
+    selection_bias_rate: float = 0.0
+    shared_expert: bool = False
+
+    @property
+    def rule(self) -> RoutingRule:
+        """How its routers work."""
+        return RoutingRule(**{field.name: getattr(self, field.name) for field in fields(RoutingRule)})
 
     def is_switch(self, block: int) -> bool:
         """Whether block number `block` (from 0) has a Switch layer: every `switch_every`-th does, none if it is 0."""
@@ -40,8 +57,8 @@ class ModelConfig:
         return self._shared_params(vocab_size) + self.num_switch_layers * self.num_experts * self._ffn_params()
 
     def num_active_params(self, vocab_size: int) -> int:
-        """Parameters that one token meets: of each Switch layer the router and one expert."""
-        return self._shared_params(vocab_size) + self.num_switch_layers * self._ffn_params()
+        """Parameters that one token meets: of each Switch layer the router and `top_k` experts."""
+        return self._shared_params(vocab_size) + self.num_switch_layers * self.top_k * self._ffn_params()
 
     def flops_per_token(self, vocab_size: int, num_tokens: int, *, dense: bool = False) -> float:
         """Forward FLOPs a token of all matrix products, at the training capacity for a batch of `num_tokens`.
@@ -53,8 +70,10 @@ class ModelConfig:
         fixed = self.num_layers * attention + 2 * self.d_model * vocab_size
         if dense:
             return fixed + self.num_layers * 2 * self._ffn_params()
-        capacity = expert_capacity(num_tokens, self.num_experts, self.capacity_factor)
-        slots_per_token = 1.0 if capacity is None else self.num_experts * capacity / num_tokens
+        group = self.context_length if self.capacity_group == "sequence" else num_tokens
+        capacity = expert_capacity(group, self.num_experts, self.capacity_factor)
+        slots_per_token = self.top_k if capacity is None else self.num_experts * capacity / group
+        slots_per_token += 1 if self.shared_expert else 0
         switch = slots_per_token * 2 * self._ffn_params() + 2 * self.d_model * self.num_experts
         num_dense_layers = self.num_layers - self.num_switch_layers
         return fixed + self.num_switch_layers * switch + num_dense_layers * 2 * self._ffn_params()
@@ -67,6 +86,7 @@ class ModelConfig:
         positions = self.context_length * self.d_model if self.position == "learned" else 0
         norms = (2 * self.num_layers + 1) * self.d_model
         attention = self.num_layers * 4 * self.d_model**2
-        dense = (self.num_layers - self.num_switch_layers) * self._ffn_params()
+        num_dense = self.num_layers - self.num_switch_layers + (self.num_switch_layers if self.shared_expert else 0)
+        dense = num_dense * self._ffn_params()
         routers = self.num_switch_layers * self.d_model * self.num_experts
         return embedding + positions + norms + attention + dense + routers

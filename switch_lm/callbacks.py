@@ -11,6 +11,7 @@ from typing import Any
 import lightning
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -42,21 +43,23 @@ def checkpoints(folder: Path, every: int) -> list[Callback]:
     return [
         ModelCheckpoint(**common, filename="best", monitor="val/loss", mode="min", save_top_k=1),
         ModelCheckpoint(**common, filename="last", every_n_train_steps=every),
-        LastAfterValidation(),
+        LastAfterValidation(folder),
     ]
 
 
 class LastAfterValidation(Callback):
     """Validates at the last step whatever `val_every` is, and saves `last.ckpt` after every validation."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx + 1 >= trainer.max_steps * trainer.accumulate_grad_batches:
             trainer.val_check_batch = 1
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        folder = trainer.checkpoint_callback.dirpath if trainer.checkpoint_callback else None  # type: ignore[attr-defined]
-        if folder is not None:
-            trainer.save_checkpoint(Path(folder) / "last.ckpt")
+        if trainer.state.fn == TrainerFn.FITTING:  # not before the first step, where there is no optimizer yet
+            trainer.save_checkpoint(self.folder / "last.ckpt")
 
 
 class Clock(Callback):
@@ -107,7 +110,7 @@ class Clock(Callback):
 # The columns of TensorBoard's HParams page, the same in every run.
 HPARAMS = (
     "model.num_layers", "model.d_model", "model.d_ff", "model.context_length", "model.num_experts",
-    "model.switch_every", "model.capacity_factor", "model.dropout", "alpha", "optim.name", "optim.lr",
+    "model.top_k", "model.switch_every", "model.capacity_factor", "model.dropout", "alpha", "optim.name", "optim.lr",
     "optim.matrix_lr", "data.batch_size", "trainer.max_steps", "seed",
 )  # fmt: skip
 HPARAM_METRICS = ("val_loss", "best_val_loss", "dropped", "tokens_per_second")

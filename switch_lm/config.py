@@ -60,10 +60,7 @@ def _run_name(key: str, read: Callable[[Config], str | None]) -> Row:
     return key, holds, "may hold letters, digits, '.', '_' and '-', and begins with none of '.-'", f"{key}=my_run"
 
 
-RULES: list[Row] = [
-    _at_least("model.num_layers", lambda c: c.model.num_layers, 1, 4),
-    _at_least("model.d_model", lambda c: c.model.d_model, 1, 128),
-    _at_least("model.num_heads", lambda c: c.model.num_heads, 1, 4),
+COMBINATIONS: list[Row] = [
     (
         "model.num_heads",
         lambda c: c.model.num_heads < 1 or c.model.d_model % c.model.num_heads == 0,
@@ -76,6 +73,48 @@ RULES: list[Row] = [
         "rotary needs an even head width (d_model / num_heads)",
         "change model.num_heads, or model.position=learned",
     ),
+    (
+        "model.top_k",
+        lambda c: c.model.top_k <= c.model.num_experts,
+        "can not be more than model.num_experts",
+        "lower model.top_k or raise model.num_experts",
+    ),
+    (
+        "model.renormalize_gates",
+        lambda c: not c.model.renormalize_gates or c.model.top_k >= 2,
+        "over a single choice the gate would be a constant 1, and the router would learn nothing from the text",
+        "model.renormalize_gates=false, or model.top_k=2",
+    ),
+    (
+        "model.gate_scale",
+        lambda c: c.model.gate_scale == "probability" or not c.model.renormalize_gates,
+        "a gate is either renormalised or straight-through, not both",
+        "model.gate_scale=probability",
+    ),
+    (
+        "model.queue_order",
+        lambda c: c.model.queue_order == "token" or c.model.top_k >= 2,
+        "there are no second choices at top_k=1",
+        "model.queue_order=token",
+    ),
+    (
+        "model.overflow",
+        lambda c: c.model.overflow != "reroute" or c.model.top_k == 1,
+        "rerouting is defined for one choice a token: a second choice may be taken already",
+        "model.overflow=drop, or model.top_k=1",
+    ),
+    (
+        "model.selection_bias_rate",
+        lambda c: c.model.selection_bias_rate == 0 or c.model.selection == "argmax",
+        "a bias moves the largest score and does nothing to a random draw",
+        "model.selection=argmax",
+    ),
+]
+
+RULES: list[Row] = [
+    _at_least("model.num_layers", lambda c: c.model.num_layers, 1, 4),
+    _at_least("model.d_model", lambda c: c.model.d_model, 1, 128),
+    _at_least("model.num_heads", lambda c: c.model.num_heads, 1, 4),
     _at_least("model.d_ff", lambda c: c.model.d_ff, 1, 512),
     _at_least("model.context_length", lambda c: c.model.context_length, 1, 128),
     _one_of("model.position", lambda c: c.model.position, "rotary", "learned", "none"),
@@ -86,7 +125,17 @@ RULES: list[Row] = [
     _at_least("model.num_experts", lambda c: c.model.num_experts, 1, 8),
     _capacity("model.capacity_factor", lambda c: c.model.capacity_factor),
     _capacity("model.eval_capacity_factor", lambda c: c.model.eval_capacity_factor),
+    _at_least("model.top_k", lambda c: c.model.top_k, 1, 1),
+    _one_of("model.gate_scale", lambda c: c.model.gate_scale, "probability", "straight_through"),
+    _one_of("model.selection", lambda c: c.model.selection, "argmax", "sample"),
+    _one_of("model.drop_order", lambda c: c.model.drop_order, "position", "random", "probability"),
+    _one_of("model.queue_order", lambda c: c.model.queue_order, "token", "choice"),
+    _one_of("model.overflow", lambda c: c.model.overflow, "drop", "reroute", "passthrough"),
+    _one_of("model.capacity_group", lambda c: c.model.capacity_group, "batch", "sequence"),
     _below_one("model.router_jitter", lambda c: c.model.router_jitter, 0.01),
+    _below_one("model.router_input_dropout", lambda c: c.model.router_input_dropout, 0.1),
+    _below_one("model.expert_dropout", lambda c: c.model.expert_dropout, 0.4),
+    _within("model.selection_bias_rate", lambda c: c.model.selection_bias_rate, 0, 1, 0.001),
     _at_least("data.batch_size", lambda c: c.data.batch_size, 1, 64),
     _at_least("data.num_workers", lambda c: c.data.num_workers, 0, 0),
     _one_of("optim.name", lambda c: c.optim.name, "muon", "adamw"),
@@ -101,9 +150,9 @@ RULES: list[Row] = [
     _at_least("optim.warmup_steps", lambda c: c.optim.warmup_steps, 0, 20),
     _within("optim.min_factor", lambda c: c.optim.min_factor, 0, 1, 0.1),
     _positive("optim.grad_clip", lambda c: c.optim.grad_clip, 1.0),
-    _at_least("trainer.max_steps", lambda c: c.trainer.max_steps, 1, 600),
+    _at_least("trainer.max_steps", lambda c: c.trainer.max_steps, 1, 500),
     _at_least("trainer.accumulate", lambda c: c.trainer.accumulate, 1, 1),
-    _at_least("trainer.val_every", lambda c: c.trainer.val_every, 1, 100),
+    _at_least("trainer.val_every", lambda c: c.trainer.val_every, 1, 125),
     _at_least("trainer.checkpoint_every", lambda c: c.trainer.checkpoint_every, 1, 100),
     _one_of("trainer.device", lambda c: c.trainer.device, "auto", "cpu", "cuda"),
     _one_of("trainer.precision", lambda c: c.trainer.precision, "auto", "bf16", "fp32"),
@@ -112,9 +161,12 @@ RULES: list[Row] = [
     _at_least("logger.sample_length", lambda c: c.logger.sample_length, 0, 300),
     _one_of("logger.progress", lambda c: c.logger.progress, "auto", "bar", "lines", "none"),
     _within("alpha", lambda c: c.alpha, 0, 1e6, 0.01),
+    _within("z_loss", lambda c: c.z_loss, 0, 1e6, 0.001),
+    _within("importance", lambda c: c.importance, 0, 1e6, 0.01),
     _within("seed", lambda c: c.seed, 0, 2**63 - 1, 0),
     _run_name("name", lambda c: c.name),
     _run_name("resume", lambda c: c.resume),
+    *COMBINATIONS,
 ]
 
 

@@ -13,7 +13,7 @@ from switch_lm.routing import Routing
 
 @dataclass(frozen=True)
 class Places:
-    """Where each of N choices is computed. P places: E*C padded ones, or N ragged ones sorted by expert."""
+    """Where each of N choices is computed. P places: E x G x C padded ones, or N ragged ones sorted by expert."""
 
     place_N: Tensor  # P: the choice was dropped
     choice_P: Tensor  # N: the place is empty
@@ -21,14 +21,17 @@ class Places:
     @classmethod
     def of(cls, routing: Routing) -> Places:
         """Places of one expert are neighbours, in order of the queue."""
-        expert_N, slot_N, kept_N = routing.expert_TK.flatten(), routing.slot_TK.flatten(), routing.kept_TK.flatten()
+        expert_N, slot_N, kept_N = routing.assigned_TK.flatten(), routing.slot_TK.flatten(), routing.kept_TK.flatten()
         num_choices, num_experts = expert_N.numel(), routing.load_E.numel()
         if routing.capacity is None:
             start_E = routing.load_E.cumsum(0) - routing.load_E
             num_places, place_N = num_choices, start_E[expert_N] + slot_N
         else:
-            num_places = num_experts * routing.capacity
-            place_N = torch.where(kept_N, expert_N * routing.capacity + slot_N, num_places)
+            places_of_expert = routing.num_groups * routing.capacity
+            num_places = num_experts * places_of_expert
+            group_N = torch.arange(num_choices, device=expert_N.device) // (num_choices // routing.num_groups)
+            place_N = expert_N * places_of_expert + group_N * routing.capacity + slot_N
+            place_N = torch.where(kept_N, place_N, num_places)
         choice_P = place_N.new_full((num_places + 1,), num_choices)
         choice_P = choice_P.scatter(0, place_N, torch.arange(num_choices, device=place_N.device))[:num_places]
         return cls(place_N, choice_P)

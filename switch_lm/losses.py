@@ -1,8 +1,8 @@
-"""The losses: language, load balancing. Pure functions of what the model returned."""
+"""The losses: language, load balancing, router z, importance. Pure functions of what the model returned."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +25,18 @@ def load_balancing_loss(routing: Routing) -> Tensor:
     return num_experts * (routing.fraction_E * routing.mean_prob_E).sum()  # eq. 4
 
 
-def balance_loss(routings: Iterable[Routing]) -> Tensor:
-    """The load balancing losses of all Switch layers, added; 0 for a dense model."""
-    return sum((load_balancing_loss(routing) for routing in routings), start=torch.zeros(()))
+def router_z_loss(routing: Routing) -> Tensor:
+    """Mean over tokens of (log sum_i exp logit_i) squared: keeps the router's logits small (ST-MoE, eq. 5)."""
+    return routing.logits_TE.logsumexp(dim=-1).square().mean()
+
+
+def importance_loss(routing: Routing) -> Tensor:
+    """Squared coefficient of variation of the experts' importance, the sum of gates (Shazeer et al. 2017, eq. 8)."""
+    zeros_E = torch.zeros_like(routing.mean_prob_E)
+    importance_E = zeros_E.index_add(0, routing.assigned_TK.flatten(), routing.gate_TK.flatten())
+    return importance_E.var(correction=0) / importance_E.mean().square()
+
+
+def summed(loss: Callable[[Routing], Tensor], routings: Sequence[Routing]) -> Tensor:
+    """A loss of every Switch layer, layers added; 0 for a dense model."""
+    return torch.stack([loss(routing) for routing in routings]).sum() if routings else torch.zeros(())

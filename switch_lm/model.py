@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from switch_lm.architecture import ModelConfig
 from switch_lm.attention import Attention, LayerCache, rotary_table
-from switch_lm.experts import ACTIVATIONS
+from switch_lm.experts import FeedForward
 from switch_lm.routing import Routing
-from switch_lm.switch import SwitchFeedForward
+from switch_lm.switch import SwitchFeedForward, initialize
 
 
 @dataclass(frozen=True)
@@ -20,19 +20,6 @@ class SwitchOutput:
 
     logits: Tensor
     routings: tuple[Routing, ...]
-
-
-class FeedForward(nn.Module):
-    """The dense feed-forward that one expert's computation equals."""
-
-    def __init__(self, *, d_model: int, d_ff: int, activation: str) -> None:
-        super().__init__()
-        self.w_in = nn.Linear(d_model, d_ff, bias=False)
-        self.w_out = nn.Linear(d_ff, d_model, bias=False)
-        self.activation = ACTIVATIONS[activation]
-
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        return self.w_out(self.activation(self.w_in(x_BSD)))
 
 
 class Block(nn.Module):
@@ -44,20 +31,7 @@ class Block(nn.Module):
         self.attention = Attention(d_model=config.d_model, num_heads=config.num_heads)
         self.norm_ffn = nn.RMSNorm(config.d_model)
         self.dropout = nn.Dropout(config.dropout)
-        self.ffn: SwitchFeedForward | FeedForward
-        if switch:
-            self.ffn = SwitchFeedForward(
-                d_model=config.d_model,
-                d_ff=config.d_ff,
-                num_experts=config.num_experts,
-                capacity_factor=config.capacity_factor,
-                eval_capacity_factor=config.eval_capacity_factor,
-                router_jitter=config.router_jitter,
-                activation=config.activation,
-                init_scale=config.init_scale,
-            )
-        else:
-            self.ffn = FeedForward(d_model=config.d_model, d_ff=config.d_ff, activation=config.activation)
+        self.ffn = switch_layer(config) if switch else dense_layer(config)
 
     def forward(
         self,
@@ -74,6 +48,28 @@ class Block(nn.Module):
         else:
             y_BSD, routing = self.ffn(h_BSD), None
         return x_BSD + self.dropout(y_BSD), routing
+
+
+def switch_layer(config: ModelConfig) -> SwitchFeedForward:
+    return SwitchFeedForward(
+        d_model=config.d_model,
+        d_ff=config.d_ff,
+        num_experts=config.num_experts,
+        capacity_factor=config.capacity_factor,
+        eval_capacity_factor=config.eval_capacity_factor,
+        rule=config.rule,
+        router_jitter=config.router_jitter,
+        router_input_dropout=config.router_input_dropout,
+        activation=config.activation,
+        expert_dropout=config.expert_dropout,
+        shared_expert=config.shared_expert,
+        selection_bias=config.selection_bias_rate > 0.0,
+        init_scale=config.init_scale,
+    )
+
+
+def dense_layer(config: ModelConfig) -> FeedForward:
+    return FeedForward(d_model=config.d_model, d_ff=config.d_ff, activation=config.activation)
 
 
 class SwitchLM(nn.Module):
@@ -131,17 +127,3 @@ class SwitchLM(nn.Module):
             if routing is not None:
                 routings.append(routing)
         return SwitchOutput(self.head(self.norm(x_BSD)), tuple(routings))
-
-
-def initialize(model: nn.Module, init_scale: float) -> None:
-    """Draws every matrix from a normal of sigma = sqrt(init_scale / fan_in), truncated at 2 sigma; norms stay 1.
-
-    Our own matrices are (.., fan_in, fan_out), nn.Linear keeps (fan_out, fan_in). An embedding counts as the head it
-    may be tied to. Source: Switch Transformers, section 2.4 and table 3.
-    """
-    for module in model.modules():
-        fan_in = -1 if isinstance(module, nn.Linear | nn.Embedding) else -2
-        for parameter in module.parameters(recurse=False):
-            if parameter.dim() >= 2:
-                sigma = (init_scale / parameter.shape[fan_in]) ** 0.5
-                nn.init.trunc_normal_(parameter, std=sigma, a=-2 * sigma, b=2 * sigma)

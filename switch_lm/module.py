@@ -16,20 +16,24 @@ from torch.utils.tensorboard import SummaryWriter
 from switch_lm import schedule
 from switch_lm.checkpoint import KEY, Header
 from switch_lm.data import Batch, derive_seed
-from switch_lm.losses import balance_loss, language_loss
+from switch_lm.losses import importance_loss, language_loss, load_balancing_loss, router_z_loss, summed
 from switch_lm.metrics import dropped_choices, routing_scalars
 from switch_lm.model import SwitchLM
 from switch_lm.optim import build_optimizer
 from switch_lm.routing import Routing
 from switch_lm.settings import Config
+from switch_lm.switch import SwitchFeedForward
 from switch_lm.vocab import Vocabulary
 
 
 class Losses(NamedTuple):
-    """What one micro-batch gives: both losses apart, and what the Switch layers decided."""
+    """What one micro-batch gives: the loss to minimise, its parts, and what the Switch layers decided."""
 
+    total: Tensor
     language: Tensor
     balance: Tensor
+    router_z: Tensor
+    importance: Tensor
     routings: tuple[Routing, ...]
 
 
@@ -51,6 +55,7 @@ class SwitchModule(lightning.LightningModule):
         self.num_dropped, self.num_choices = 0.0, 0  # since the last validation
         self.dropped_share = 0.0  # up to the last validation
         self.val_loss = self.val_load_max_over_mean = math.nan
+        self._step_loads: list[Tensor] = []  # (L, E) of each micro-batch of this step
         self._val_nll, self._val_count = 0.0, 0
         self._val_loads: Tensor | None = None  # (L, E)
 
@@ -67,13 +72,22 @@ class SwitchModule(lightning.LightningModule):
         """A forward and backward pass over made-up characters; no gradient is left."""
         shape = self.config.data.batch_size, self.config.model.context_length
         ids = torch.zeros(shape, dtype=torch.long, device=self.device)
-        language, balance, _ = self.losses(ids, ids)
-        (language + self.config.alpha * balance).backward()
+        self.losses(ids, ids).total.backward()
         self.zero_grad()
 
     def _losses(self, ids: Tensor, targets: Tensor) -> Losses:
-        output = self.model(ids)
-        return Losses(language_loss(output.logits, targets), balance_loss(output.routings), output.routings)
+        output, config = self.model(ids), self.config
+        language = language_loss(output.logits, targets)
+        balance = summed(load_balancing_loss, output.routings)
+        total = language + config.alpha * balance
+        router_z = importance = torch.zeros(())
+        if config.z_loss > 0.0:
+            router_z = summed(router_z_loss, output.routings)
+            total = total + config.z_loss * router_z
+        if config.importance > 0.0:
+            importance = summed(importance_loss, output.routings)
+            total = total + config.importance * importance
+        return Losses(total, language, balance, router_z, importance, output.routings)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # All noise of a micro-batch is a function of its number: whatever ran before, or a restart, can't change it.
@@ -81,8 +95,8 @@ class SwitchModule(lightning.LightningModule):
         torch.manual_seed(derive_seed(self.config.seed, self.global_step, number, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        language, balance, routings = self.losses(batch.ids, batch.targets)
-        loss = language + self.config.alpha * balance
+        losses = self.losses(batch.ids, batch.targets)
+        loss, routings = losses.total, losses.routings
         if not torch.isfinite(loss):
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise NonFiniteLossError(
@@ -92,26 +106,45 @@ class SwitchModule(lightning.LightningModule):
         with torch.no_grad():
             self.num_dropped += sum(float(dropped_choices(routing)) for routing in routings)
             self.num_choices += sum(routing.expert_TK.numel() for routing in routings)
+            if self.config.model.selection_bias_rate > 0.0:
+                self._step_loads.append(torch.stack([routing.load_E for routing in routings]))
             if self._logs_this_step(batch_idx):
-                self._log_training(language, balance, loss, routings)
+                self._log_training(losses)
         return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self._step_loads:
+            self._move_selection_biases(torch.stack(self._step_loads).sum(dim=0).float())
+            self._step_loads = []
+
+    def _move_selection_biases(self, load_LE: Tensor) -> None:
+        """b_i += rate x sign(mean load - load_i), after each step (DeepSeek-V3, section 2.1.2)."""
+        layers = [layer for layer in self.model.modules() if isinstance(layer, SwitchFeedForward)]
+        for layer, load_E in zip(layers, load_LE, strict=True):
+            assert layer.selection_bias_E is not None
+            layer.selection_bias_E += self.config.model.selection_bias_rate * (load_E.mean() - load_E).sign()
 
     def _logs_this_step(self, batch_idx: int) -> bool:
         step_ends = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         return step_ends and (self.global_step + 1) % self.config.logger.log_every == 0
 
-    def _log_training(self, language: Tensor, balance: Tensor, loss: Tensor, routings: tuple[Routing, ...]) -> None:
+    def _log_training(self, losses: Losses) -> None:
         scalars = {
-            "train/loss": language.item(),
-            "train/balance_loss": balance.item(),
-            "train/total_loss": loss.item(),
-            **_as_perplexity("train", language.item()),
-            **routing_scalars(routings),
+            "train/loss": losses.language.item(),
+            "train/balance_loss": losses.balance.item(),
+            "train/total_loss": losses.total.item(),
+            **_as_perplexity("train", losses.language.item()),
+            **routing_scalars(losses.routings),
         }
+        if self.config.z_loss > 0.0:
+            scalars["train/z_loss"] = losses.router_z.item()
+        if self.config.importance > 0.0:
+            scalars["train/importance_loss"] = losses.importance.item()
         step = self.global_step + 1
         self.write(scalars, step)
         if (writer := self.writer) is not None:
-            for layer, routing in enumerate(routings):
+            for layer, routing in enumerate(losses.routings):
                 _write_load_histogram(writer, f"moe/layer_{layer:02d}/expert_of_token", routing, step)
 
     def configure_gradient_clipping(

@@ -11,21 +11,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from switch_lm.capacity import expert_capacity
+from switch_lm.queueing import enqueue, queue_slots
+from switch_lm.rule import RoutingRule, expert_capacity
 
-__all__ = ["Routing", "choose", "expert_capacity", "jitter", "queue_slots", "route"]
+__all__ = ["Routing", "RoutingRule", "expert_capacity", "jitter", "route"]
 
 
 @dataclass(frozen=True)
 class Routing:
     """What one Switch layer decided for T tokens. Selected, kept and gate are three facts and stay apart."""
 
-    probs_TE: Tensor  # float32, softmax over all experts, with gradient (eq. 1)
+    logits_TE: Tensor  # float32, of the router
+    probs_TE: Tensor  # their softmax over all experts, with gradient (eq. 1)
     expert_TK: Tensor  # the experts selected, before anything is dropped
-    gate_TK: Tensor  # float32, what each chosen expert's output is multiplied by, with gradient (eq. 2)
-    slot_TK: Tensor  # how many earlier choices went to the same expert
+    assigned_TK: Tensor  # the experts that compute: those selected, unless overflow was rerouted
+    gate_TK: Tensor  # float32, what each assigned expert's output is multiplied by, with gradient (eq. 2)
+    slot_TK: Tensor  # how many earlier choices of its group took the same expert
     load_E: Tensor  # choices that selected each expert, before dropping; no gradient
-    capacity: int | None  # places each expert has; None: no limit
+    capacity: int | None  # places each expert has for each group; None: no limit
+    num_groups: int = 1  # the batch is one group, or each sequence its own
 
     @property
     def kept_TK(self) -> Tensor:
@@ -37,7 +41,9 @@ class Routing:
     @property
     def kept_E(self) -> Tensor:
         """Choices that each expert computed."""
-        return self.load_E if self.capacity is None else self.load_E.clamp(max=self.capacity)
+        if self.capacity is None:
+            return self.load_E
+        return _count(self.assigned_TK, self.load_E.numel(), self.kept_TK)
 
     @property
     def fraction_E(self) -> Tensor:
@@ -55,27 +61,64 @@ def jitter(x_TD: Tensor, epsilon: float) -> Tensor:
     return x_TD * (1.0 - epsilon + 2.0 * epsilon * torch.rand_like(x_TD))
 
 
-def choose(logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `top_k` most probable experts: probabilities (T, E), experts (T, K) and their gates (T, K) (eq. 1 and 2).
+def route(
+    logits_TE: Tensor,
+    *,
+    capacity: int | None,
+    rule: RoutingRule = RoutingRule(),  # noqa: B008  frozen
+    num_groups: int = 1,
+    training: bool = False,
+    selection_bias_E: Tensor | None = None,
+) -> Routing:
+    """Selects each token's experts and lets the choices take their places.
 
-    The softmax is over all experts and the gate is the raw probability: that is the router's only gradient from the
-    language loss, and it would vanish (a constant 1) were it normalised over the one expert chosen.
+    The T tokens are `num_groups` runs of equal length, and each expert has `capacity` places for every one of them.
     """
-    probs_TE = logits_TE.softmax(dim=-1)
-    gate_TK, expert_TK = probs_TE.max(dim=-1, keepdim=True) if top_k == 1 else probs_TE.topk(top_k, dim=-1)
-    return probs_TE, expert_TK, gate_TK
+    num_experts = logits_TE.shape[-1]
+    probs_TE = logits_TE.softmax(dim=-1)  # eq. 1
+    expert_TK = select(logits_TE, probs_TE, rule=rule, training=training, selection_bias_E=selection_bias_E)
+    load_E = _count(expert_TK, num_experts)
+    if capacity is None:
+        num_groups, assigned_TK = 1, expert_TK
+        slot_TK = queue_slots(expert_TK.view(1, -1), num_experts).view_as(expert_TK)
+    else:
+        expert_GtK, probs_GtE = (x.unflatten(0, (num_groups, -1)) for x in (expert_TK, probs_TE))
+        queued = enqueue(expert_GtK, probs_GtE, capacity=capacity, rule=rule, training=training)
+        assigned_TK, slot_TK = queued.expert_GtK.flatten(0, 1), queued.slot_GtK.flatten(0, 1)
+    gate_TK = gates(probs_TE.gather(1, assigned_TK), rule)
+    return Routing(logits_TE, probs_TE, expert_TK, assigned_TK, gate_TK, slot_TK, load_E, capacity, num_groups)
 
 
-def queue_slots(expert_N: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """For each choice the number of earlier choices of the same expert (N), and the choices of each expert (E)."""
-    chosen_NE = expert_N[:, None] == torch.arange(num_experts, device=expert_N.device)
-    count_NE = chosen_NE.to(torch.int32).cumsum(dim=0, dtype=torch.int32)
-    slot_N = count_NE.gather(1, expert_N[:, None]).squeeze(1) - 1
-    return slot_N, count_NE[-1]
+def select(
+    logits_TE: Tensor, probs_TE: Tensor, *, rule: RoutingRule, training: bool, selection_bias_E: Tensor | None = None
+) -> Tensor:
+    """The `top_k` experts of each token (T, K): the most probable ones, or in training drawn without replacement.
+
+    A selection bias moves the choice and nothing else (DeepSeek-V3, section 2.1.2).
+    """
+    score_TE = probs_TE.detach()
+    if rule.selection == "sample" and training:
+        gumbel_TE = -torch.empty_like(logits_TE).exponential_().log()
+        score_TE = logits_TE.detach() + gumbel_TE  # the largest of these is a draw from the softmax
+    elif selection_bias_E is not None:
+        score_TE = score_TE + selection_bias_E
+    return score_TE.argmax(dim=-1, keepdim=True) if rule.top_k == 1 else score_TE.topk(rule.top_k, dim=-1).indices
 
 
-def route(logits_TE: Tensor, *, capacity: int | None, top_k: int = 1) -> Routing:
-    """Sends each token to its most probable experts; places are taken in order of row, position and rank."""
-    probs_TE, expert_TK, gate_TK = choose(logits_TE, top_k)
-    slot_N, load_E = queue_slots(expert_TK.flatten(), logits_TE.shape[-1])
-    return Routing(probs_TE, expert_TK, gate_TK, slot_N.view_as(expert_TK), load_E, capacity)
+def gates(prob_TK: Tensor, rule: RoutingRule) -> Tensor:
+    """What each chosen expert's output is multiplied by, from its probability (eq. 2).
+
+    By default that is the raw p, the router's only gradient from the language loss: normalised over one chosen expert
+    it would be a constant 1.
+    """
+    if rule.renormalize_gates:
+        return prob_TK / prob_TK.sum(dim=-1, keepdim=True)
+    return prob_TK / prob_TK.detach() if rule.gate_scale == "straight_through" else prob_TK
+
+
+def _count(expert_TK: Tensor, num_experts: int, counted_TK: Tensor | None = None) -> Tensor:
+    """How often each expert is named (E)."""
+    chosen_TKE = expert_TK[..., None] == torch.arange(num_experts, device=expert_TK.device)
+    if counted_TK is not None:
+        chosen_TKE = chosen_TKE & counted_TK[..., None]
+    return chosen_TKE.sum(dim=(0, 1))

@@ -33,9 +33,9 @@ class OptimConfig:
 
 @dataclass
 class TrainerConfig:
-    max_steps: int = 600
+    max_steps: int = 500
     accumulate: int = 1
-    val_every: int = 100
+    val_every: int = 125
     checkpoint_every: int = 100
     device: str = "auto"
     precision: str = "auto"
@@ -58,7 +58,10 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     alpha: float = 0.01
+    z_loss: float = 0.0
+    importance: float = 0.0
     seed: int = 0
     name: str | None = None
     resume: str | None = None
+    init_from: str | None = None
     outputs: str = "outputs"

@@ -6,16 +6,19 @@ from types import EllipsisType
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from switch_lm.dispatch import Places
-from switch_lm.experts import Experts
-from switch_lm.routing import Routing, expert_capacity, jitter, route
+from switch_lm.experts import Experts, FeedForward
+from switch_lm.routing import Routing, RoutingRule, expert_capacity, jitter, route
 
 
 class SwitchFeedForward(nn.Module):
-    """A feed-forward layer in which a router sends each token to one of `num_experts` experts.
+    """A feed-forward layer in which a router sends each token to one, or `rule.top_k`, of `num_experts` experts.
 
     `capacity_factor` limits an expert's tokens in training, `eval_capacity_factor` in `eval()`; None is dropless.
+    `selection_bias` adds the buffer `selection_bias_E`, which the training loop moves (DeepSeek-V3); `shared_expert` a
+    dense feed-forward that every token passes (DeepSeekMoE). The call returns what is to be added to the residual.
     Source: Switch Transformers, sections 2.1, 2.2 and 2.4.
     """
 
@@ -27,17 +30,27 @@ class SwitchFeedForward(nn.Module):
         num_experts: int,
         capacity_factor: float | None = 1.25,
         eval_capacity_factor: float | None = None,
+        rule: RoutingRule = RoutingRule(),  # noqa: B008  frozen
         router_jitter: float = 0.01,
+        router_input_dropout: float = 0.0,
         activation: str = "relu",
+        expert_dropout: float = 0.0,
+        shared_expert: bool = False,
+        selection_bias: bool = False,
         init_scale: float = 0.1,
     ) -> None:
         super().__init__()
+        self.num_experts, self.rule = num_experts, rule
+        self.capacity_factor, self.eval_capacity_factor = capacity_factor, eval_capacity_factor
+        self.router_jitter, self.router_input_dropout = router_jitter, router_input_dropout
         self.w_router_DE = nn.Parameter(torch.empty(d_model, num_experts))
-        self.experts = Experts(num_experts=num_experts, d_model=d_model, d_ff=d_ff, activation=activation)
-        self.num_experts = num_experts
-        self.capacity_factor = capacity_factor
-        self.eval_capacity_factor = eval_capacity_factor
-        self.router_jitter = router_jitter
+        self.experts = Experts(
+            num_experts=num_experts, d_model=d_model, d_ff=d_ff, activation=activation, dropout=expert_dropout
+        )
+        self.shared = FeedForward(d_model=d_model, d_ff=d_ff, activation=activation) if shared_expert else None
+        self.selection_bias_E: Tensor | None
+        self.register_buffer("selection_bias_E", torch.zeros(num_experts) if selection_bias else None)
+        initialize(self, init_scale)
 
     def forward(self, x_BSD: Tensor, *, capacity_factor: float | EllipsisType | None = ...) -> tuple[Tensor, Routing]:
         """Returns what the experts add (B, S, D), 0 for a dropped token, and what the router decided.
@@ -46,12 +59,18 @@ class SwitchFeedForward(nn.Module):
         """
         if isinstance(capacity_factor, EllipsisType):
             capacity_factor = self.capacity_factor if self.training else self.eval_capacity_factor
+        num_groups = x_BSD.shape[0] if self.rule.capacity_group == "sequence" else 1
         x_TD = x_BSD.flatten(0, 1)
         routing = route(
             self.router_logits(x_TD),
-            capacity=expert_capacity(x_TD.shape[0], self.num_experts, capacity_factor),
+            capacity=expert_capacity(x_TD.shape[0] // num_groups, self.num_experts, capacity_factor),
+            rule=self.rule,
+            num_groups=num_groups,
+            training=self.training,
+            selection_bias_E=self.selection_bias_E,
         )
-        return self._experts(x_TD, routing).view_as(x_BSD), routing
+        y_BSD = self._experts(x_TD, routing).view_as(x_BSD)
+        return y_BSD if self.shared is None else y_BSD + self.shared(x_BSD), routing
 
     def router_logits(self, x_TD: Tensor) -> Tensor:
         """x W_r in float32 (T, E). Autocast is switched off here: it would undo a cast."""
@@ -59,6 +78,8 @@ class SwitchFeedForward(nn.Module):
             x_TD = x_TD.float()
             if self.training and self.router_jitter > 0.0:
                 x_TD = jitter(x_TD, self.router_jitter)
+            if self.training and self.router_input_dropout > 0.0:
+                x_TD = F.dropout(x_TD, self.router_input_dropout)
             return x_TD @ self.w_router_DE
 
     def _experts(self, x_TD: Tensor, routing: Routing) -> Tensor:
@@ -66,10 +87,28 @@ class SwitchFeedForward(nn.Module):
         num_tokens, d_model = x_TD.shape
         top_k = routing.expert_TK.shape[1]
         places = Places.of(routing)
-        x_PD = places.dispatch(x_TD[:, None].expand(num_tokens, top_k, d_model).reshape(-1, d_model))
+        x_ND = x_TD[:, None].expand(num_tokens, top_k, d_model).reshape(-1, d_model)
+        x_PD = places.dispatch(x_ND)
         if routing.capacity is None:
             y_PD = self.experts.ragged(x_PD, routing.load_E)
         else:
-            y_PD = self.experts.padded(x_PD.view(self.num_experts, routing.capacity, d_model)).flatten(0, 1)
-        y_TKD = places.combine(y_PD).view(num_tokens, top_k, d_model)
+            y_PD = self.experts.padded(x_PD.view(self.num_experts, -1, d_model)).flatten(0, 1)
+        y_ND = places.combine(y_PD)
+        if self.rule.overflow == "passthrough":
+            y_ND = torch.where(routing.kept_TK.view(-1, 1), y_ND, x_ND.to(y_ND.dtype))
+        y_TKD = y_ND.view(num_tokens, top_k, d_model)
         return (y_TKD * routing.gate_TK.to(y_TKD.dtype)[..., None]).sum(dim=1)
+
+
+def initialize(module: nn.Module, init_scale: float) -> None:
+    """Draws every matrix from a normal of sigma = sqrt(init_scale / fan_in), truncated at 2 sigma; norms stay 1.
+
+    Our own matrices are (.., fan_in, fan_out), nn.Linear keeps (fan_out, fan_in). An embedding counts as the head it
+    may be tied to. Source: Switch Transformers, section 2.4 and table 3.
+    """
+    for part in module.modules():
+        fan_in = -1 if isinstance(part, nn.Linear | nn.Embedding) else -2
+        for parameter in part.parameters(recurse=False):
+            if parameter.dim() >= 2:
+                sigma = (init_scale / parameter.shape[fan_in]) ** 0.5
+                nn.init.trunc_normal_(parameter, std=sigma, a=-2 * sigma, b=2 * sigma)

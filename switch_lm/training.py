@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
+import sys
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,19 +15,22 @@ import lightning
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
-from torch import Tensor
 
 from switch_lm import __version__, callbacks, summary
-from switch_lm.checkpoint import CheckpointError
+from switch_lm.checkpoint import CheckpointError, read_model
 from switch_lm.config import ConfigError
 from switch_lm.corpus import Corpus, load_corpus
 from switch_lm.data import TextData
 from switch_lm.hardware import Hardware, detect
 from switch_lm.module import NonFiniteLossError, SwitchModule
 from switch_lm.run_folder import RESULT, RunFolder, TrainingError
+from switch_lm.runs import RunError, find_run
 from switch_lm.settings import Config
+from switch_lm.upcycle import upcycle
 from switch_lm.vocab import Vocabulary
 from switch_lm.windows import split
+
+LINE_WIDTH = 120  # where the console is no terminal
 
 
 @dataclass(frozen=True)
@@ -36,52 +40,54 @@ class Training:
     config: Config
     run: RunFolder
     corpus: Corpus
-    vocabulary: Vocabulary
-    training_ids: Tensor
-    validation_ids: Tensor
     hardware: Hardware
+    module: SwitchModule
+    data: TextData
     console: Console
 
     @classmethod
     def prepare(cls, config: Config, run: RunFolder) -> Training:
-        """Fetches the text, chooses how to compute, makes the run's folder, and prints the plan."""
+        """Fetches the text, chooses how to compute, makes model and run folder, and prints the plan."""
         _quiet()
         corpus = load_corpus(data_dir=Path(config.data.dir), path=Path(config.data.path) if config.data.path else None)
         vocabulary = Vocabulary.of(corpus.text)
         training_ids, validation_ids = split(vocabulary.encode(corpus.text))
         _check_text(config, len(training_ids), len(validation_ids))
         hardware = _hardware(config, run, len(vocabulary))
+        torch.manual_seed(config.seed)
+        module = SwitchModule(config, vocabulary, corpus_sha256=corpus.sha256, precision=hardware.precision)
+        if config.init_from is not None:
+            _start_from(config, module)
         run.create(config)
         run.store_hardware(asdict(hardware))
-        console = Console(quiet=config.logger.progress == "none")
+        console = Console(quiet=config.logger.progress == "none", width=None if sys.stdout.isatty() else LINE_WIDTH)
         sizes = len(training_ids), len(validation_ids)
         summary.print_plan(
             console, config, hardware, run=run.path, source=corpus.source, sizes=sizes, vocab=len(vocabulary)
         )
-        return cls(config, run, corpus, vocabulary, training_ids, validation_ids, hardware, console)
-
-    def fit(self) -> dict[str, Any]:
-        """Trains to the last step and returns what it wrote to result.json."""
-        config = self.config
-        torch.manual_seed(config.seed)
-        module = SwitchModule(
-            config, self.vocabulary, corpus_sha256=self.corpus.sha256, precision=self.hardware.precision
-        )
-        clock = callbacks.Clock(config.data.batch_size * config.model.context_length, config.logger.log_every)
-        trainer = self._trainer(clock)
         data = TextData(
-            self.training_ids,
-            self.validation_ids,
+            training_ids,
+            validation_ids,
             batch_size=config.data.batch_size,
             context_length=config.model.context_length,
             seed=config.seed,
             num_workers=config.data.num_workers,
         )
+        return cls(config, run, corpus, hardware, module, data, console)
+
+    def fit(self) -> dict[str, Any]:
+        """Trains to the last step and returns what it wrote to result.json."""
+        config, module = self.config, self.module
+        clock = callbacks.Clock(config.data.batch_size * config.model.context_length, config.logger.log_every)
+        trainer = self._trainer(clock)
         try:
-            trainer.fit(module, data, ckpt_path=None if self.run.resumes_from is None else str(self.run.resumes_from))
+            if config.init_from is not None and self.run.resumes_from is None:
+                trainer.validate(module, self.data, verbose=False)  # what the dense model's weights give, at step 0
+            resumes_from = None if self.run.resumes_from is None else str(self.run.resumes_from)
+            trainer.fit(module, self.data, ckpt_path=resumes_from)
         except (NonFiniteLossError, CheckpointError) as error:
             raise TrainingError(f"{error}\nWhat there is: {self.run.checkpoints}") from error
-        result = self._result(trainer, module, clock)
+        result = self._result(trainer, clock)
         self.run.write_json(RESULT, result)
         _log_hparams(module, result)
         summary.print_result(self.console, result, run=self.run.path)
@@ -119,9 +125,9 @@ class Training:
             enable_model_summary=False,
         )
 
-    def _result(self, trainer: lightning.Trainer, module: SwitchModule, clock: callbacks.Clock) -> dict[str, Any]:
+    def _result(self, trainer: lightning.Trainer, clock: callbacks.Clock) -> dict[str, Any]:
         best = trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
-        model, vocab = self.config.model, len(self.vocabulary)
+        module, model, vocab = self.module, self.config.model, len(self.module.vocabulary)
         sparse = model.num_switch_layers > 0
         return {
             "name": self.run.path.name,
@@ -150,12 +156,23 @@ def _quiet() -> None:
 
 
 def _check_text(config: Config, num_training: int, num_validation: int) -> None:
-    needed = 2 * config.model.context_length
-    if num_training < needed or num_validation < 2:
+    context = config.model.context_length
+    if num_training < 2 * context or num_validation < 2:
         raise ConfigError(
-            f"model.context_length={config.model.context_length}: the training split has {num_training} characters, must "
-            "hold at least two windows; use a longer text or a smaller model.context_length"
+            f"model.context_length={context}: the training split has {num_training} characters and must hold at least "
+            "two windows; use a longer text or a smaller model.context_length"
         )
+
+
+def _start_from(config: Config, module: SwitchModule) -> None:
+    """Gives the model the weights of the dense run `init_from`; ConfigError says why it can't."""
+    try:
+        dense, header = read_model(find_run(config.init_from, Path(config.outputs)))
+        if header.vocabulary != module.vocabulary.characters:
+            raise ValueError("it was trained on other characters; use the same text for both")
+        upcycle(module.model, dense)
+    except (RunError, CheckpointError, ValueError) as error:
+        raise ConfigError(f"init_from={config.init_from}: {error}") from error
 
 
 def _hardware(config: Config, run: RunFolder, vocab_size: int) -> Hardware:

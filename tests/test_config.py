@@ -72,7 +72,7 @@ BAD = [
     ("model.capacity_facter=1", "model.capacity_facter: no such key; did you mean model.capacity_factor"),
     ("+model.capacity_facter=1", "model.capacity_facter: no such key; did you mean model.capacity_factor"),
     ("max_steps=5", "max_steps: no such key; did you mean trainer.max_steps"),
-    ("model=swich", "model=swich: no such choice; choose one of annotated, dense, dense_wide, switch"),
+    ("model=swich", "model=swich: no such choice; choose one of annotated, dense, dense_wide, moe_top2, switch"),
     ("alpha", "alpha: can not be read as key=value"),
 ]
 
