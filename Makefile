@@ -9,7 +9,7 @@ VERSIONS = pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train sweep generate evaluate tensorboard test check format clean
+.PHONY: help setup train sweep generate evaluate tensorboard test peers check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -29,10 +29,12 @@ evaluate: setup ## Measure a trained model, see ARGS=--help
 	$(RUN) switch_lm.evaluate $(ARGS)
 
 tensorboard: setup ## Show all runs under outputs/ on this machine only
-	$(RUN) tensorboard.main --logdir outputs --host 127.0.0.1 --samples_per_plugin scalars=0,images=100 $(ARGS)
+	$(RUN) tensorboard.main --logdir outputs --host 127.0.0.1 --samples_per_plugin scalars=100000,images=100 $(ARGS)
 
 test: $(VENV)/.test ## Run the tests, e.g. ARGS="-k routing"
 	$(RUN) pytest $(ARGS)
+
+peers: $(VENV)/.peers ## Install two other implementations, for the tests that compare with them
 
 check: $(VENV)/.check ## Check format, lint and types
 	$(RUN) ruff format --check . && $(RUN) ruff check . && $(RUN) mypy
@@ -59,3 +61,9 @@ $(VENV)/.test: $(VENV)/.setup
 $(VENV)/.check: $(VENV)/.setup
 	@echo "Installing what the checks need into $(VENV) ..."
 	@$(INSTALL) --editable ".[dev]" && touch $@
+
+# --no-deps, since labml-nn declares torchtext, torchvision and fairscale: hundreds of megabytes bound to a release of
+# torch each, and its Switch layer imports none of them.
+$(VENV)/.peers: $(VENV)/.test
+	@echo "Installing the implementations to compare with into $(VENV) ..."
+	@$(INSTALL) transformers labml && $(INSTALL) --no-deps labml-nn && touch $@

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
@@ -134,10 +135,11 @@ class Dashboard(Callback):
         trainer.logger.log_hyperparams(row, {f"hp/{name}": float("nan") for name in HPARAM_METRICS})  # type: ignore[union-attr]
 
 
-class CompileFirst(Callback):
-    """Compiles the training step before the first one, by a pass whose gradient is thrown away.
+class CompiledBlocks(Callback):
+    """Trains with compiled blocks: one graph serves all of a kind, which takes half the time of compiling the model.
 
-    Where the compiler fails, training goes on without it and the console says why.
+    They are compiled before the first step by a pass whose gradient is thrown away. Validation and samples, whose
+    shapes vary, run as they are. Where the compiler fails, so does training, and the console says why.
     """
 
     def __init__(self, console: Console) -> None:
@@ -146,16 +148,28 @@ class CompileFirst(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.console.print("compiling the training step (up to a minute the first time) ...")
         started = time.perf_counter()
-        pl_module.compile_losses()
+        torch.compiler.reset()  # an earlier run in this process leaves its graphs
+        for block in pl_module.model.blocks:
+            block.compile(dynamic=False)
         try:
             with trainer.precision_plugin.train_step_context():
                 pl_module.warm_up()
         except Exception as error:  # the compiler's errors share no base class
-            pl_module.use_eager()
+            torch.compiler.set_stance("force_eager")
             self.failure = str(error).strip().splitlines()[0][:200]
             self.console.print(f"compiling failed, going on without: {self.failure}", markup=False)
         else:
             self.console.print(f"compiled in {time.perf_counter() - started:.0f} s", highlight=False)
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        torch.compiler.set_stance("force_eager")
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if not self.failure:
+            torch.compiler.set_stance("default")
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        torch.compiler.set_stance("default")
 
 
 class Samples(Callback):

@@ -4,34 +4,20 @@ import argparse
 import hashlib
 import logging
 import os
-import queue
 import secrets
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from switch_lm import plays
+from switch_lm import mirrors, plays
 
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TINY_SHAKESPEARE_BYTES = 1_115_394
 TINY_SHAKESPEARE_FILE = "tiny_shakespeare.txt"
-_CHAR_RNN = "https://raw.githubusercontent.com/karpathy/char-rnn"
-MIRRORS: tuple[str, ...] = (
-    f"{_CHAR_RNN}/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt",
-    f"{_CHAR_RNN}/master/data/tinyshakespeare/input.txt",
-    "https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt",
-)
 FILE_VARIABLE = "SWITCH_LM_DATA"
-# Seconds. One mirror's share is less than the whole, so that a mirror that hangs leaves time for another.
-CONNECT_SECONDS, READ_SECONDS = 3.0, 5.0
-MIRROR_SECONDS, NETWORK_SECONDS = 10.0, 20.0
-ATTEMPTS, BACKOFF_SECONDS = 3, 0.5
-RETRIED_STATUS = frozenset({429, 500, 502, 503, 504})
 
 log = logging.getLogger("switch_lm")
 
@@ -42,10 +28,6 @@ class CorpusError(Exception):
 
 class _SourceError(Exception):
     """Why one source was passed over."""
-
-
-class _TransientError(_SourceError):
-    """A reason that may be gone at the next attempt."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +57,7 @@ def load_corpus(*, data_dir: Path, path: Path | None = None, offline: bool = Fal
     for source, fetch in _sources(offline):
         try:
             body = _verified(fetch())
-        except (_SourceError, plays.PlaysError) as error:
+        except (_SourceError, mirrors.MirrorError, plays.PlaysError) as error:
             failures.append(f"{source}: {error}")
             continue
         _write_whole(target, body)
@@ -160,74 +142,9 @@ def _write_whole(target: Path, body: bytes) -> None:
 
 
 def _sources(offline: bool) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    end = time.monotonic() + NETWORK_SECONDS
-    for url in () if offline else MIRRORS:
-        yield url, partial(_download, url, end=end)
+    if not offline:
+        yield from mirrors.downloads(size=TINY_SHAKESPEARE_BYTES, mismatch=_mismatch)
     yield plays.SOURCE, partial(plays.rebuild_plays, TINY_SHAKESPEARE_BYTES)
-
-
-def _download(url: str, *, end: float) -> bytes:
-    """In a thread that is left behind at its time: no timeout of requests bounds a name look-up or a slow drip."""
-    seconds = min(MIRROR_SECONDS, end - time.monotonic())
-    if seconds <= 0:
-        raise _SourceError(f"not tried: the {NETWORK_SECONDS:g} seconds for all mirrors were used up")
-    answers: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            answers.put(_attempts(url, end=time.monotonic() + seconds))
-        except Exception as error:  # whatever it is, the next source is tried and the reason told
-            answers.put(error)
-
-    threading.Thread(target=work, name="corpus download", daemon=True).start()
-    try:
-        answer = answers.get(timeout=seconds)
-    except queue.Empty:
-        raise _SourceError(f"no whole answer in {seconds:.3g} seconds") from None
-    if isinstance(answer, bytes):
-        return answer
-    raise answer if isinstance(answer, _SourceError) else _SourceError(_reason(answer)) from answer
-
-
-def _attempts(url: str, *, end: float) -> bytes:
-    attempt = 1
-    while True:
-        try:
-            return _get(url)
-        except _TransientError as error:
-            pause = BACKOFF_SECONDS * 2 ** (attempt - 1)
-            if attempt == ATTEMPTS or time.monotonic() + pause > end:
-                raise _SourceError(f"{error} (attempt {attempt} of {ATTEMPTS})") from error
-        time.sleep(pause)
-        attempt += 1
-
-
-def _get(url: str) -> bytes:
-    import requests  # here, so that a run with its text at hand does not wait for the import
-
-    body = bytearray()
-    try:
-        with requests.get(url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
-            if response.status_code in RETRIED_STATUS:
-                raise _TransientError(f"HTTP {response.status_code}")
-            response.raise_for_status()
-            for chunk in response.iter_content(1 << 16):
-                body += chunk
-                if len(body) > TINY_SHAKESPEARE_BYTES:
-                    raise _SourceError(f"not the text: more than {TINY_SHAKESPEARE_BYTES} bytes")
-    except requests.Timeout as error:
-        raise _SourceError(_reason(error)) from error
-    except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-        raise _TransientError(_reason(error)) from error
-    if len(body) < TINY_SHAKESPEARE_BYTES:
-        raise _TransientError(_mismatch(body))
-    return bytes(body)
-
-
-def _reason(error: Exception) -> str:
-    """The innermost cause that requests knows: its own text repeats the URL and the retries of another layer."""
-    inner = error.args[0] if error.args else error
-    return f"{type(error).__name__}: {getattr(inner, 'reason', inner)}"
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from switch_lm.generate import MAX_SEED, CommandError, evaluating, finish, open_model, whole_number
+from switch_lm.command import MAX_SEED, CommandError, finish, model_parser, number, open_model, whole_number
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
     import torch
@@ -61,6 +61,7 @@ def evaluate(
 
     from switch_lm.losses import language_loss
     from switch_lm.metrics import dropped_choices
+    from switch_lm.model import evaluating
     from switch_lm.windows import evaluation_batches
 
     device, num_layers, predictions = model.embedding.weight.device, model.config.num_switch_layers, 0
@@ -101,6 +102,7 @@ def nanogpt_estimates(
     import torch
 
     from switch_lm.losses import language_loss
+    from switch_lm.model import evaluating
 
     device = model.embedding.weight.device
     generator = torch.Generator().manual_seed(seed)
@@ -127,10 +129,7 @@ def capacity_factor(text: str) -> float | None:
     """Reads a capacity factor, or "none" for dropless."""
     if text.lower() == "none":
         return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = number(text)
     if not 0.0 < value < math.inf:
         rule = "must be a finite number above 0, or none (dropless)"
         raise argparse.ArgumentTypeError(f"{text!r} {rule}; give for example 1.25")
@@ -139,8 +138,7 @@ def capacity_factor(text: str) -> float | None:
 
 def parser() -> argparse.ArgumentParser:
     about = "Measures a trained model on the whole validation split, every prediction once."
-    options = argparse.ArgumentParser(prog="python -m switch_lm.evaluate", description=about)
-    options.add_argument("--run", metavar="NAME", help="run, SWEEP/JOB, run folder or .ckpt file (default: newest run)")
+    options = model_parser(prog="python -m switch_lm.evaluate", about=about)
     factors = "one or several, none is dropless (default: the one that the run validated with)"
     options.add_argument("--capacity-factor", type=capacity_factor, nargs="+", metavar="FACTOR", help=factors)
     batch = "windows a batch, which share an expert's places (default: as in training)"
@@ -170,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measure(options: argparse.Namespace) -> int:
     import torch
 
-    path, model, header = open_model(options.run)
+    path, model, header = open_model(options.run, options.outputs)
     ids = _validation_ids(header, options.data)
     if options.nanogpt_protocol and len(ids) <= model.config.context_length:
         need = f"--nanogpt-protocol draws windows of {model.config.context_length + 1}; leave it out"

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from switch_lm.corpus import CorpusError
-from switch_lm.runs import RunError, find_run
+from switch_lm.command import MAX_SEED, finish, model_parser, number, open_model, whole_number
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
     from torch import Generator, Tensor
 
     from switch_lm.attention import LayerCache
-    from switch_lm.checkpoint import Header
     from switch_lm.model import SwitchLM, SwitchOutput
     from switch_lm.vocab import Vocabulary
 
 START = "\n"  # what an empty prompt stands for: the corpus parts its speeches with it
-MAX_SEED = 2**64 - 1  # what torch.Generator takes
-
-
-class CommandError(Exception):
-    """A command can not do what was asked; the message says why and what to do."""
 
 
 def generate(
@@ -79,6 +69,8 @@ def next_logits(model: SwitchLM, ids: list[int], cache: list[LayerCache]) -> Ten
     """Logits (V), in float64 on the CPU, of the character after `ids`, which follow those in the cache."""
     import torch
 
+    from switch_lm.model import evaluating
+
     with torch.inference_mode(), evaluating(model):
         ids_BS = torch.tensor([ids], device=model.embedding.weight.device)
         output: SwitchOutput = model(ids_BS, cache=cache, capacity_factor=None)
@@ -96,61 +88,9 @@ def sample(logits_V: Tensor, *, temperature: float, top_k: int | None, generator
     return int(id_K[torch.multinomial(probs_K, 1, generator=generator)])
 
 
-@contextmanager
-def evaluating(model: SwitchLM) -> Iterator[None]:
-    """The model in `eval()`, and afterwards in the mode it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-def open_model(name: str | None) -> tuple[Path, SwitchLM, Header]:
-    """The checkpoint that `--run` means, told on stderr, and what is in it."""
-    from switch_lm.checkpoint import find_checkpoint, read_model
-
-    path = find_checkpoint(find_run(name))
-    print(f"model: {path}", file=sys.stderr)
-    return path, *read_model(path)
-
-
-def finish(command: Callable[[], int]) -> int:
-    """The exit code of a command: 1 and one message for what a user can mend, 130 for Ctrl-C, 0 for a closed pipe."""
-    try:
-        from switch_lm.checkpoint import CheckpointError
-
-        try:
-            return command()
-        except (CommandError, RunError, CheckpointError, CorpusError) as error:
-            print(error, file=sys.stderr)
-            return 1
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # as with `| head`; Python would complain once more when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
-def whole_number(*, at_least: int, at_most: int | None = None, example: int) -> Callable[[str], int]:
-    """Reads a whole number within bounds; argparse adds the option's name to the message."""
-
-    def read(text: str) -> int:
-        bounds = f"{at_least} or more" if at_most is None else f"{at_least} to {at_most}"
-        if not text.isdecimal() or int(text) < at_least or (at_most is not None and int(text) > at_most):
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, {bounds}; give for example {example}")
-        return int(text)
-
-    return read
-
-
 def temperature(text: str) -> float:
     """Reads a number that is finite and not negative."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = number(text)
     if not 0.0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number, 0 or more and finite; give for example 0.8")
     return value
@@ -158,8 +98,7 @@ def temperature(text: str) -> float:
 
 def parser() -> argparse.ArgumentParser:
     about = "Writes text with a trained model. The text goes to stdout, all else to stderr."
-    options = argparse.ArgumentParser(prog="python -m switch_lm.generate", description=about)
-    options.add_argument("--run", metavar="NAME", help="run, SWEEP/JOB, run folder or .ckpt file (default: newest run)")
+    options = model_parser(prog="python -m switch_lm.generate", about=about)
     prompt = (
         "what the text begins with; one that begins with a dash needs --prompt=-... (default: a newline, not shown)"
     )
@@ -186,7 +125,7 @@ def _write(options: argparse.Namespace) -> int:
     from switch_lm.vocab import Vocabulary
 
     torch.set_num_threads(1)  # one character is too little to share: on a busy machine threads only wait for each other
-    _, model, header = open_model(options.run)
+    _, model, header = open_model(options.run, options.outputs)
     if len(options.prompt) > (read := model.config.context_length):
         print(f"the prompt has {len(options.prompt)} characters; the model reads the last {read}", file=sys.stderr)
     how = {"temperature": options.temperature, "top_k": options.top_k, "seed": options.seed}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import EllipsisType
 
@@ -127,3 +129,14 @@ class SwitchLM(nn.Module):
             if routing is not None:
                 routings.append(routing)
         return SwitchOutput(self.head(self.norm(x_BSD)), tuple(routings))
+
+
+@contextmanager
+def evaluating(model: SwitchLM) -> Iterator[None]:
+    """The model in `eval()`, and afterwards in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -51,7 +51,6 @@ class SwitchModule(lightning.LightningModule):
             asdict(config.model), vocabulary.characters, corpus_sha256, precision, asdict(config)
         ).as_plain()
         self.model = SwitchLM(config.model, len(vocabulary))
-        self.losses = self._losses
         self.num_dropped, self.num_choices = 0.0, 0  # since the last validation
         self.dropped_share = 0.0  # up to the last validation
         self.val_loss = self.val_load_max_over_mean = math.nan
@@ -59,20 +58,11 @@ class SwitchModule(lightning.LightningModule):
         self._val_nll, self._val_count = 0.0, 0
         self._val_loads: Tensor | None = None  # (L, E)
 
-    def compile_losses(self) -> None:
-        """From now on training runs the compiled graph; validation, whose shapes vary, stays as it is."""
-        torch._dynamo.reset()  # an earlier run in this process leaves its graphs
-        self.losses = torch.compile(self._losses, dynamic=False)
-
-    def use_eager(self) -> None:
-        """Takes `compile_losses` back."""
-        self.losses = self._losses
-
     def warm_up(self) -> None:
         """A forward and backward pass over made-up characters; no gradient is left."""
         shape = self.config.data.batch_size, self.config.model.context_length
         ids = torch.zeros(shape, dtype=torch.long, device=self.device)
-        self.losses(ids, ids).total.backward()
+        self._losses(ids, ids).total.backward()
         self.zero_grad()
 
     def _losses(self, ids: Tensor, targets: Tensor) -> Losses:
@@ -95,7 +85,7 @@ class SwitchModule(lightning.LightningModule):
         torch.manual_seed(derive_seed(self.config.seed, self.global_step, number, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.losses(batch.ids, batch.targets)
+        losses = self._losses(batch.ids, batch.targets)
         loss, routings = losses.total, losses.routings
         if not torch.isfinite(loss):
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -104,7 +94,7 @@ class SwitchModule(lightning.LightningModule):
                 "lower optim.lr and optim.matrix_lr, or lengthen optim.warmup_steps"
             )
         with torch.no_grad():
-            self.num_dropped += sum(float(dropped_choices(routing)) for routing in routings)
+            self.num_dropped += float(sum(dropped_choices(routing) for routing in routings))
             self.num_choices += sum(routing.expert_TK.numel() for routing in routings)
             if self.config.model.selection_bias_rate > 0.0:
                 self._step_loads.append(torch.stack([routing.load_E for routing in routings]))
@@ -171,6 +161,8 @@ class SwitchModule(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.val_loss = self._val_nll / self._val_count
+        if not math.isfinite(self.val_loss):
+            raise NonFiniteLossError(f"the validation loss became {self.val_loss} at step {self.global_step}")
         self.log("val/loss", self.val_loss, logger=False)  # for the checkpoints' monitor; written below, at our step
         scalars = {"val/loss": self.val_loss, **_as_perplexity("val", self.val_loss)}
         if self._val_loads is not None:

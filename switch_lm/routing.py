@@ -113,7 +113,9 @@ def gates(prob_TK: Tensor, rule: RoutingRule) -> Tensor:
     """
     if rule.renormalize_gates:
         return prob_TK / prob_TK.sum(dim=-1, keepdim=True)
-    return prob_TK / prob_TK.detach() if rule.gate_scale == "straight_through" else prob_TK
+    if rule.gate_scale == "straight_through":  # p / p.detach(), and 1 for a second choice whose p underflows to 0 too
+        return 1.0 + (prob_TK - prob_TK.detach()) / prob_TK.detach().clamp(min=1e-20)
+    return prob_TK
 
 
 def _count(expert_TK: Tensor, num_experts: int, counted_TK: Tensor | None = None) -> Tensor:

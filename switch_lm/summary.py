@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,15 @@ from rich.table import Table
 
 from switch_lm.config import show
 from switch_lm.hardware import Hardware
+from switch_lm.runs import OUTPUTS
 from switch_lm.settings import Config
+
+LINE_WIDTH = 120  # where the console is no terminal
+
+
+def make_console(*, quiet: bool = False) -> Console:
+    """The console that all of a run's words go to."""
+    return Console(quiet=quiet, width=None if sys.stdout.isatty() else LINE_WIDTH)
 
 
 def print_plan(
@@ -57,7 +66,7 @@ def print_result(console: Console, result: Mapping[str, Any], *, run: Path) -> N
         rows["dropped"] = f"{result['dropped']:.2%} of choices in the last stretch of training between two validations"
         rows["balance"] = f"busiest expert {result['load_max_over_mean']:.2f} x the mean load (validation, worst layer)"
     rows["files"] = f"{run}/ (result.json, checkpoints/best.ckpt, checkpoints/last.ckpt, TensorBoard events)"
-    name = shlex.quote(result["name"])
+    name = shlex.quote(result["name"] if run.parent == OUTPUTS / "runs" else str(run))
     rows["try next"] = "\n".join(
         [
             f'python -m switch_lm.generate --run {name} --prompt "ROMEO:"',
@@ -78,21 +87,23 @@ def _two_columns(title: str, rows: Mapping[str, str]) -> Table:
     return table
 
 
-def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One line for each job: its overrides and what came of it."""
+def print_sweep(console: Console, rows: Sequence[Mapping[str, Any]], *, folder: Path) -> None:
+    """One line for each job: the overrides in which jobs differ and what came of it; then why jobs failed."""
     table = Table(title="Sweep", title_justify="left", title_style="bold")
-    keys = sorted({key for row in rows for key in row["overrides"]})
+    keys = [key for key in rows[0]["overrides"] if len({str(row["overrides"].get(key)) for row in rows}) > 1]
     figures = ["val_loss", "best_val_loss", "dropped", "tokens_per_second", "seconds"]
     for heading in ["job", *keys, *figures]:
         table.add_column(heading, overflow="fold")
     for row in rows:
-        chosen = [show(row["overrides"].get(key, "")) for key in keys]
-        if row["status"] == "done":
-            values = [_figure(name, row["result"][name]) for name in figures]
-        else:
-            values = [f"FAILED: {row['error']}"] + [""] * (len(figures) - 1)
-        table.add_row(str(row["job"]), *chosen, *values)
-    return table
+        done = row["status"] == "done"
+        values = [_figure(name, row["result"][name]) for name in figures] if done else ["FAILED"]
+        table.add_row(str(row["job"]), *(show(row["overrides"].get(key, "")) for key in keys), *values)
+    console.print()
+    console.print(table)
+    for row in rows:
+        if row["status"] != "done":
+            console.print(f"job {row['job']} FAILED: {row['error']}", markup=False, highlight=False)
+    console.print(f"folder: {folder}", highlight=False)
 
 
 def _figure(name: str, value: float | None) -> str:

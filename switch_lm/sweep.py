@@ -66,15 +66,11 @@ class SweepSummary(Callback):
     """Prints the table when all jobs are over, from files: jobs may be other processes. Exit code 1 if one failed."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from rich.console import Console
-
-        from switch_lm.summary import sweep_table
+        from switch_lm.summary import make_console, print_sweep  # torch is behind it
 
         folder = Path(str(OmegaConf.select(config, "hydra.sweep.dir")))
         rows = read_jobs(folder)
-        console = Console()
-        console.print()
-        console.print(sweep_table(rows))
-        console.print(f"Folder: {folder}")
-        if any(row["status"] != "done" for row in rows):
+        if rows:
+            print_sweep(make_console(), rows, folder=folder)
+        if not rows or any(row["status"] != "done" for row in rows):
             sys.exit(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
-import sys
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,8 +28,6 @@ from switch_lm.settings import Config
 from switch_lm.upcycle import upcycle
 from switch_lm.vocab import Vocabulary
 from switch_lm.windows import split
-
-LINE_WIDTH = 120  # where the console is no terminal
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Training:
             _start_from(config, module)
         run.create(config)
         run.store_hardware(asdict(hardware))
-        console = Console(quiet=config.logger.progress == "none", width=None if sys.stdout.isatty() else LINE_WIDTH)
+        console = summary.make_console(quiet=config.logger.progress == "none")
         sizes = len(training_ids), len(validation_ids)
         summary.print_plan(
             console, config, hardware, run=run.path, source=corpus.source, sizes=sizes, vocab=len(vocabulary)
@@ -114,11 +111,11 @@ class Training:
             log_every_n_steps=config.logger.log_every,
             plugins=[callbacks.AtomicCheckpointIO()],
             callbacks=[
-                *([callbacks.CompileFirst(self.console)] if self.hardware.compile else []),
                 clock,
                 callbacks.ConsoleProgress(config, self.console),
                 callbacks.Dashboard(config),
                 callbacks.Samples(config.logger.sample_prompt, config.logger.sample_length, config.seed),
+                *([callbacks.CompiledBlocks(self.console)] if self.hardware.compile else []),  # after the samples
                 *callbacks.checkpoints(self.run.checkpoints, config.trainer.checkpoint_every),
             ],
             enable_progress_bar=False,

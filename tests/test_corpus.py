@@ -4,136 +4,33 @@ import errno
 import hashlib
 import logging
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from mirror_servers import (
+    FLIPPED,
+    FLIPPED_SHA256,
+    GOOD,
+    GOOD_SHA256,
+    Serve,
+    closed_port,
+    offline_source,
+    only_file,
+    refusal,
+    reply,
+)
+from mirror_servers import a_small_made_up_world as a_small_made_up_world
+from mirror_servers import serve as serve
 
-from switch_lm import corpus, plays
-from switch_lm.corpus import CorpusError, load_corpus
-
-GOOD = b"A made-up line.\r\nAnother one.\n" * 40
-GOOD_SHA256 = hashlib.sha256(GOOD).hexdigest()
-FLIPPED = bytes([GOOD[0] ^ 1]) + GOOD[1:]
-FLIPPED_SHA256 = hashlib.sha256(FLIPPED).hexdigest()
-REAL_MIRRORS = corpus.MIRRORS
-Answer = Callable[[BaseHTTPRequestHandler], None]
-
-
-class Mirror(ThreadingHTTPServer):
-    """Gives one answer a request, the last for ever."""
-
-    daemon_threads, block_on_close = True, False
-
-    def __init__(self, *answers: Answer) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers, self.requests = list(answers), 0
-        self.closing = threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_port}/text"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        assert isinstance(self.server, Mirror)
-        answer = self.server.answers[min(self.server.requests, len(self.server.answers) - 1)]
-        self.server.requests += 1
-        answer(self)
-
-    def log_message(self, *_: object) -> None:
-        """Keep the test output clean."""
-
-
-def reply(body: bytes, *, status: int = 200, claim: int | None = None, kind: str = "text/plain") -> Answer:
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        handler.send_header("Content-Type", kind)
-        if claim != -1:  # -1: no length at all, the body ends with the connection
-            handler.send_header("Content-Length", str(len(body) if claim is None else claim))
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    return answer
-
-
-def drop(handler: BaseHTTPRequestHandler) -> None:
-    handler.connection.shutdown(socket.SHUT_RDWR)
-    handler.close_connection = True
-
-
-def drip(handler: BaseHTTPRequestHandler) -> None:
-    assert isinstance(handler.server, Mirror)
-    reply(b"", claim=len(GOOD))(handler)
-    try:
-        while not handler.server.closing.wait(0.02):
-            handler.wfile.write(b"A")
-    except OSError:
-        return
-
-
-Serve = Callable[..., Mirror]
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """Starts a mirror with the given answers and puts it behind those started before."""
-    mirrors: list[Mirror] = []
-
-    def start(*answers: Answer) -> Mirror:
-        mirror = Mirror(*answers)
-        threading.Thread(target=mirror.serve_forever, args=(0.005,), daemon=True).start()
-        mirrors.append(mirror)
-        monkeypatch.setattr(corpus, "MIRRORS", tuple(each.url for each in mirrors))
-        return mirror
-
-    yield start
-    for mirror in mirrors:
-        mirror.closing.set()
-        mirror.shutdown()
-        mirror.server_close()
-
-
-@pytest.fixture(autouse=True)
-def a_small_made_up_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A text of our own, no mirror, no package, short times."""
-    small = {"TINY_SHAKESPEARE_SHA256": GOOD_SHA256, "TINY_SHAKESPEARE_BYTES": len(GOOD), "MIRRORS": ()}
-    times = {"CONNECT_SECONDS": 0.3, "READ_SECONDS": 0.3, "MIRROR_SECONDS": 1.0, "NETWORK_SECONDS": 1.5}
-    for name, value in {**small, **times, "BACKOFF_SECONDS": 0.01}.items():
-        monkeypatch.setattr(corpus, name, value)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv(corpus.FILE_VARIABLE, raising=False)
-    offline_source(monkeypatch, None)
-
-
-def offline_source(monkeypatch: pytest.MonkeyPatch, body: bytes | None) -> None:
-    def rebuild(size: int) -> bytes:
-        if body is None:
-            raise plays.PlaysError("the package is not installed")
-        return body
-
-    monkeypatch.setattr(plays, "rebuild_plays", rebuild)
-
-
-def only_file(folder: Path) -> bytes:
-    assert [each.name for each in folder.iterdir()] == [corpus.TINY_SHAKESPEARE_FILE]
-    return (folder / corpus.TINY_SHAKESPEARE_FILE).read_bytes()
-
-
-def refusal(data_dir: Path, path: Path | None = None) -> str:
-    with pytest.raises(CorpusError) as caught:
-        load_corpus(data_dir=data_dir, path=path)
-    return str(caught.value)
-
-
-def test_every_mirror_is_https() -> None:
-    assert len(REAL_MIRRORS) >= 2
-    assert all(url.startswith("https://") for url in REAL_MIRRORS)
+from switch_lm import corpus, mirrors, plays
+from switch_lm.corpus import load_corpus
 
 
 def test_a_download_is_kept_byte_for_byte_and_used_again_with_no_request(
@@ -166,98 +63,14 @@ def test_a_flipped_bit_everywhere_shows_both_hashes_and_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(reply(GOOD[:99], claim=len(GOOD)), id="a body shorter than it claims"),
-        pytest.param(reply(GOOD[:99], claim=-1), id="a body with no length, cut"),
-        pytest.param(drop, id="a dropped connection"),
-        pytest.param(reply(b"oh", status=500), id="HTTP 500"),
-        pytest.param(reply(b"later", status=429), id="HTTP 429"),
-    ],
-)
-def test_a_passing_fault_is_tried_again_a_lasting_one_three_times(fault: Answer, serve: Serve, tmp_path: Path) -> None:
-    lasting, passing = serve(fault), serve(fault, fault, reply(GOOD))
-    assert load_corpus(data_dir=tmp_path).source == passing.url
-    assert (lasting.requests, passing.requests) == (3, 3)
-    assert only_file(tmp_path) == GOOD
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(reply(b"<html>" + b"sign in " * 9999, kind="text/html"), id="an HTML page longer than the text"),
-        pytest.param(reply(b"<html>".ljust(len(GOOD)), kind="text/html"), id="an HTML page as long as the text"),
-        pytest.param(reply(b"gone", status=404), id="HTTP 404"),
-    ],
-)
-def test_a_lasting_fault_is_asked_for_once(fault: Answer, serve: Serve, tmp_path: Path) -> None:
-    bad, good = serve(fault), serve(reply(GOOD))
-    assert load_corpus(data_dir=tmp_path).source == good.url
-    assert bad.requests == 1
-
-
-def test_a_short_html_page_with_200_is_never_used(serve: Serve, tmp_path: Path) -> None:
-    serve(reply(b"<html>sign in</html>", kind="text/html"))
-    assert "not the text: got 20 bytes" in refusal(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_body_without_end_is_cut_off_at_the_size_of_the_text(serve: Serve, tmp_path: Path) -> None:
-    def without_end(handler: BaseHTTPRequestHandler) -> None:
-        reply(GOOD * 99, claim=-1)(handler)
-        drip(handler)
-
-    serve(without_end)
-    assert f"not the text: more than {len(GOOD)} bytes" in refusal(tmp_path)
-
-
-def test_a_server_that_drips_is_left_for_the_next_in_bounded_time(serve: Serve, tmp_path: Path) -> None:
-    slow, good = serve(drip), serve(reply(GOOD))
-    start = time.monotonic()
-    assert load_corpus(data_dir=tmp_path).source == good.url
-    assert time.monotonic() - start < corpus.NETWORK_SECONDS
-    assert slow.requests == 1
-
-
-def test_all_mirrors_together_are_bounded(serve: Serve, tmp_path: Path) -> None:
-    mirrors = [serve(drip) for _ in range(4)]
-    start = time.monotonic()
-    message = refusal(tmp_path)
-    assert time.monotonic() - start < corpus.NETWORK_SECONDS + 0.5
-    assert [mirror.requests for mirror in mirrors] == [1, 1, 0, 0]
-    assert message.count("no whole answer in") == message.count("were used up") == 2
-
-
-def test_a_name_look_up_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = threading.Event()
-
-    def hang(*_: object, **__: object) -> None:
-        done.wait(20)
-        raise socket.gaierror("no such name")
-
-    monkeypatch.setattr(socket, "getaddrinfo", hang)
-    monkeypatch.setattr(corpus, "MIRRORS", ("http://name.invalid/text",))
-    start = time.monotonic()
-    assert "name.invalid/text: no whole answer in" in refusal(tmp_path)
-    assert time.monotonic() - start < corpus.NETWORK_SECONDS
-    done.set()
-
-
-def closed_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}/text"
-
-
 def test_with_no_network_the_offline_source_comes_within_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "MIRRORS", (closed_port(),) * 3)
+    monkeypatch.setattr(mirrors, "MIRRORS", (closed_port(),) * 3)
     offline_source(monkeypatch, GOOD)
     start = time.monotonic()
     assert load_corpus(data_dir=tmp_path).source == plays.SOURCE
-    assert time.monotonic() - start < corpus.NETWORK_SECONDS
+    assert time.monotonic() - start < mirrors.NETWORK_SECONDS
     assert only_file(tmp_path) == GOOD
 
 
@@ -272,7 +85,7 @@ def test_when_all_fail_one_message_names_each_source_its_reason_and_the_two_ways
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused, silent = serve(reply(b"", status=403)), closed_port()
-    monkeypatch.setattr(corpus, "MIRRORS", (refused.url, silent))
+    monkeypatch.setattr(mirrors, "MIRRORS", (refused.url, silent))
     copy, first, second, offline, way_out = refusal(tmp_path).splitlines()[1:]
     assert copy.strip() == f"{tmp_path / corpus.TINY_SHAKESPEARE_FILE}: no copy there"
     assert first.strip().startswith(f"{refused.url}: HTTPError: 403")
@@ -302,9 +115,9 @@ def test_a_wrong_copy_that_cannot_be_fetched_again_is_named_with_both_hashes(tmp
 FETCH = """
 import sys
 from pathlib import Path
-from switch_lm import corpus
+from switch_lm import corpus, mirrors
 url, size, corpus.TINY_SHAKESPEARE_SHA256, folder = sys.argv[1:]
-corpus.MIRRORS, corpus.TINY_SHAKESPEARE_BYTES = (url,), int(size)
+mirrors.MIRRORS, corpus.TINY_SHAKESPEARE_BYTES = (url,), int(size)
 print(corpus.load_corpus(data_dir=Path(folder)).source)
 """
 

@@ -170,6 +170,15 @@ def test_options_change_batch_size_precision_and_where_the_results_go(make_run: 
     assert not (run / "evaluate.json").exists()
 
 
+def test_outputs_says_where_the_run_is_looked_for_and_its_results_go(make_run: MakeRun) -> None:
+    make_run("mine")
+    Path("outputs").rename("elsewhere")
+    assert main(["--run", "mine"]) == 1
+    assert main(["--run", "mine", "--outputs", "elsewhere"]) == 0
+    assert Path("elsewhere/runs/mine/evaluate.json").is_file()
+    assert not Path("outputs").exists()
+
+
 def test_nanogpt_s_protocol_stands_beside_the_whole_split(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:

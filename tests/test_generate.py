@@ -229,6 +229,19 @@ def test_no_run_a_wrong_name_and_a_run_without_checkpoint_end_with_1_and_one_lin
     assert captured.out == ""
 
 
+def test_outputs_says_where_runs_are_looked_for(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run("mine")
+    Path("outputs").rename("elsewhere")
+    assert main(["--length", "0"]) == 1
+    assert main(["--length", "0", "--outputs", "empty"]) == 1
+    assert main(["--length", "0", "--outputs", "elsewhere"]) == 0
+    assert main(["--length", "0", "--outputs", "elsewhere", "--run", "mine"]) == 0
+    default, empty, newest, named = capsys.readouterr().err.splitlines()
+    assert default.startswith("no run under outputs has a checkpoint yet")
+    assert empty.startswith("no run under empty has a checkpoint yet")
+    assert newest == named == "model: elsewhere/runs/mine/checkpoints/best.ckpt"
+
+
 def test_a_damaged_or_foreign_checkpoint_ends_with_1_and_no_traceback(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from compare import same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import switch_lm
@@ -45,16 +47,6 @@ def folder(config: Config) -> Path:
 
 def state(config: Config) -> dict[str, Any]:
     return checkpoint.read(folder(config) / "checkpoints" / "last.ckpt")
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
 
 
 def test_a_run_leaves_result_configuration_checkpoints_and_a_model_to_load(config: Config) -> None:
@@ -192,3 +184,27 @@ def test_a_text_shorter_than_two_windows_is_refused(config: Config, tmp_path: Pa
     with pytest.raises(ConfigError, match=r"model\.context_length=16"):
         train(config)
     assert not Path(config.outputs).exists()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++ (on Debian: apt install g++)")
+def test_compiled_blocks_give_the_losses_of_eager_ones(config: Config) -> None:
+    config.trainer.precision = "fp32"
+    config.model.router_jitter, config.model.dropout = 0.0, 0.0  # compiled code draws other random numbers
+    eager = train(config)
+    config.trainer.compile = "true"
+    compiled = train(replace(config, name="compiled"))
+    assert compiled["hardware"]["compile"]
+    assert compiled["val_loss"] == pytest.approx(eager["val_loss"], abs=1e-3)
+
+
+def test_where_the_compiler_fails_training_goes_on_and_says_why(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no compiler\nand much more text")
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", fails)
+    config.trainer.compile, config.logger.progress = "true", "lines"
+    result = train(config)
+    assert result["steps"] == 12
+    assert "going on without: " in capsys.readouterr().out

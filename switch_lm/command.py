@@ -1,0 +1,79 @@
+"""What the commands on a trained model share: how they find it, read numbers and end."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from switch_lm.corpus import CorpusError
+from switch_lm.runs import OUTPUTS, RunError, find_run
+
+if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
+    from switch_lm.checkpoint import Header
+    from switch_lm.model import SwitchLM
+
+MAX_SEED = 2**64 - 1  # what torch.Generator takes
+
+
+class CommandError(Exception):
+    """A command can not do what was asked; the message says why and what to do."""
+
+
+def model_parser(*, prog: str, about: str) -> argparse.ArgumentParser:
+    """A parser with the options that say which model is meant."""
+    options = argparse.ArgumentParser(prog=prog, description=about)
+    options.add_argument("--run", metavar="NAME", help="run, SWEEP/JOB, run folder or .ckpt file (default: newest run)")
+    where = f"where runs are looked for (default: {OUTPUTS})"
+    options.add_argument("--outputs", type=Path, default=OUTPUTS, metavar="FOLDER", help=where)
+    return options
+
+
+def open_model(name: str | None, outputs: Path) -> tuple[Path, SwitchLM, Header]:
+    """The checkpoint that `--run` and `--outputs` mean, told on stderr, and what is in it."""
+    from switch_lm.checkpoint import find_checkpoint, read_model
+
+    path = find_checkpoint(find_run(name, outputs))
+    print(f"model: {path}", file=sys.stderr)
+    return path, *read_model(path)
+
+
+def finish(command: Callable[[], int]) -> int:
+    """The exit code of a command: 1 and one message for what a user can mend, 130 for Ctrl-C, 0 for a closed pipe."""
+    try:
+        from switch_lm.checkpoint import CheckpointError
+
+        try:
+            return command()
+        except (CommandError, RunError, CheckpointError, CorpusError) as error:
+            print(error, file=sys.stderr)
+            return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # as with `| head`; Python would complain once more when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def whole_number(*, at_least: int, at_most: int | None = None, example: int) -> Callable[[str], int]:
+    """Reads a whole number within bounds; argparse adds the option's name to the message."""
+
+    def read(text: str) -> int:
+        bounds = f"{at_least} or more" if at_most is None else f"{at_least} to {at_most}"
+        if not text.isdecimal() or int(text) < at_least or (at_most is not None and int(text) > at_most):
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, {bounds}; give for example {example}")
+        return int(text)
+
+    return read
+
+
+def number(text: str) -> float:
+    """Reads a number; any other text becomes nan, which lies within no bounds."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

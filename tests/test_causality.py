@@ -1,0 +1,149 @@
+"""What a token gets may hang on later tokens of its row, or on other rows: for each rule, found out by intervention.
+
+Whether a token is dropped is part of the output. Two texts that differ only after t, or only in another row, go through
+the same model in training, with the same shape (and so the same capacity) and the same noise.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from switch_lm.architecture import ModelConfig
+from switch_lm.model import SwitchLM
+from switch_lm.switch import SwitchFeedForward
+
+VOCAB, B, S = 11, 3, 12
+LEAKS = 1e-5  # float32: by so much a logit may move through rounding
+CASES = 40  # random interventions on each rule; one that leaks does so in several of them
+
+
+class Verdict(NamedTuple):
+    sees_its_future: bool
+    depends_on_other_rows: bool
+
+
+TIGHT: dict[str, Any] = {"capacity_factor": 0.75}
+BY_ROW: dict[str, Any] = {"capacity_group": "sequence"}
+TABLE: dict[str, tuple[dict[str, Any], Verdict]] = {
+    "position, batch-major": (TIGHT, Verdict(False, True)),
+    "position, by row": (TIGHT | BY_ROW, Verdict(False, False)),
+    "two choices, token-major": (TIGHT | {"top_k": 2}, Verdict(False, True)),
+    "two choices, token-major, by row": (TIGHT | BY_ROW | {"top_k": 2}, Verdict(False, False)),
+    "random": (TIGHT | {"drop_order": "random"}, Verdict(True, True)),
+    "random, by row": (TIGHT | BY_ROW | {"drop_order": "random"}, Verdict(True, False)),
+    "probability": (TIGHT | {"drop_order": "probability"}, Verdict(True, True)),
+    "probability, by row": (TIGHT | BY_ROW | {"drop_order": "probability"}, Verdict(True, False)),
+    "reroute": (TIGHT | {"overflow": "reroute"}, Verdict(True, True)),
+    "reroute, by row": (TIGHT | BY_ROW | {"overflow": "reroute"}, Verdict(True, False)),
+    "two choices, choice-major": (TIGHT | {"top_k": 2, "queue_order": "choice"}, Verdict(True, True)),
+    "two choices, choice-major, by row": (TIGHT | BY_ROW | {"top_k": 2, "queue_order": "choice"}, Verdict(True, False)),
+    "sample, by position": (TIGHT | {"selection": "sample"}, Verdict(False, True)),
+    "sample, by row": (TIGHT | BY_ROW | {"selection": "sample"}, Verdict(False, False)),
+    "bias, by position": (TIGHT | {"selection_bias_rate": 0.1}, Verdict(False, True)),
+    "bias, by row": (TIGHT | BY_ROW | {"selection_bias_rate": 0.1}, Verdict(False, False)),
+    "passthrough, by position": (TIGHT | {"overflow": "passthrough"}, Verdict(False, True)),
+    "dropless": ({"capacity_factor": None}, Verdict(False, False)),
+    "dropless, two sampled choices": ({"capacity_factor": None, "top_k": 2, "selection": "sample"}, Verdict(False, False)),
+}
+
+
+def model_of(options: dict[str, Any]) -> SwitchLM:
+    """Two Switch layers in training, without any noise that is not the rule's own; a selection bias is set at random."""
+    torch.manual_seed(0)
+    sizes = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 24, "context_length": S, "num_experts": 4}
+    model = SwitchLM(ModelConfig(**sizes | {"router_jitter": 0.0, "init_scale": 2.0} | options), VOCAB)
+    for layer in model.modules():
+        if isinstance(layer, SwitchFeedForward) and layer.selection_bias_E is not None:
+            layer.selection_bias_E.uniform_(-0.2, 0.2)
+    return model.train()
+
+
+@torch.no_grad()
+def moved(model: SwitchLM, before_BS: Tensor, after_BS: Tensor, *, seed: int) -> Tensor:
+    """By how much each position's logits differ between two texts of the same shape and noise (B, S)."""
+    logits = []
+    for ids_BS in (before_BS, after_BS):
+        torch.manual_seed(seed)
+        logits.append(model(ids_BS).logits)
+    return (logits[1] - logits[0]).abs().amax(dim=-1)
+
+
+@cache
+def interventions(rule: str) -> tuple[float, float, float]:
+    """The largest move of a logit at or before t by later tokens of its row, and by other rows; the share dropped."""
+    model = model_of(TABLE[rule][0])
+    by_future = by_rows = dropped = 0.0
+    for case in range(CASES):
+        draw = torch.Generator().manual_seed(case)
+        before_BS, other_BS = torch.randint(VOCAB, (2, B, S), generator=draw).unbind()
+        row, t = (int(torch.randint(n, (), generator=draw)) for n in (B, S - 1))
+        later_BS = before_BS.clone()
+        later_BS[row, t + 1 :] = other_BS[row, t + 1 :]
+        by_future = max(by_future, moved(model, before_BS, later_BS, seed=case)[row, : t + 1].max().item())
+        others_BS = other_BS.clone()
+        others_BS[row] = before_BS[row]
+        by_rows = max(by_rows, moved(model, before_BS, others_BS, seed=case)[row].max().item())
+        with torch.no_grad():
+            routings = model(before_BS).routings
+        dropped += sum((~routing.kept_TK).float().mean().item() for routing in routings) / len(routings) / CASES
+    return by_future, by_rows, dropped
+
+
+@pytest.mark.parametrize("rule", TABLE)
+def test_a_token_sees_its_own_future_under_the_rules_said_to_leak_it_and_no_other(rule: str) -> None:
+    assert (interventions(rule)[0] > LEAKS) == TABLE[rule][1].sees_its_future
+
+
+@pytest.mark.parametrize("rule", TABLE)
+def test_a_row_depends_on_the_other_rows_under_the_rules_said_to_pool_them_and_no_other(rule: str) -> None:
+    assert (interventions(rule)[1] > LEAKS) == TABLE[rule][1].depends_on_other_rows
+
+
+@pytest.mark.parametrize("rule", TABLE)
+def test_the_interventions_were_made_where_tokens_are_dropped(rule: str) -> None:
+    options, (_, _, dropped) = TABLE[rule][0], interventions(rule)
+    assert (dropped > 0.1) if options["capacity_factor"] is not None else (dropped == 0.0)
+
+
+def test_a_capacity_that_follows_the_length_moves_even_the_rule_by_row() -> None:
+    """Why texts keep their length here: a prefix of another length has another capacity, and drops others."""
+    model = model_of(TIGHT | BY_ROW)
+    ids_BS = torch.randint(VOCAB, (B, S))
+    with torch.no_grad():
+        whole, prefix = model(ids_BS), model(ids_BS[:, :6])
+    assert whole.routings[0].capacity == 3 and prefix.routings[0].capacity == 2
+    assert (whole.logits[:, :6] - prefix.logits).abs().max() > LEAKS
+
+
+# --- What the dropless default of evaluation promises: prefix, batch and cache do not matter
+
+DROPLESS: dict[str, dict[str, Any]] = {
+    "one choice": {},
+    "two choices": {"top_k": 2},
+    "two choices in choice order": {"top_k": 2, "queue_order": "choice"},
+    "renormalised": {"top_k": 2, "renormalize_gates": True},
+    "selection bias": {"selection_bias_rate": 0.1},
+    "shared expert": {"shared_expert": True},
+    "by row": BY_ROW,
+    "random, which is of training": {"drop_order": "random"},
+    "sampled, which is of training": {"selection": "sample"},
+}
+
+
+@pytest.mark.parametrize("options", DROPLESS.values(), ids=DROPLESS.keys())
+@torch.no_grad()
+def test_in_evaluation_neither_prefix_nor_batch_size_nor_cache_matters(options: dict[str, Any]) -> None:
+    model = model_of(options | {"capacity_factor": 0.75}).eval()
+    ids_BS = torch.randint(VOCAB, (5, S), generator=torch.Generator().manual_seed(1))
+    whole = model(ids_BS).logits
+    by_rows = torch.cat([model(rows).logits for rows in ids_BS.split([1, 3, 1])])
+    prefixes = torch.stack([model(ids_BS[:, : t + 1]).logits[:, -1] for t in range(S)], dim=1)
+    kept = model.new_cache()
+    steps = torch.cat([model(part, cache=kept).logits for part in ids_BS.split([4, 1, 1, 3, 1, 1, 1], dim=1)], dim=1)
+    for logits in (by_rows, prefixes, steps):
+        assert torch.allclose(logits, whole, atol=1e-4)
