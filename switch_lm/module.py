@@ -62,10 +62,10 @@ class SwitchModule(lightning.LightningModule):
         """A forward and backward pass over made-up characters; no gradient is left."""
         shape = self.config.data.batch_size, self.config.model.context_length
         ids = torch.zeros(shape, dtype=torch.long, device=self.device)
-        self._losses(ids, ids).total.backward()
+        self.losses(ids, ids).total.backward()
         self.zero_grad()
 
-    def _losses(self, ids: Tensor, targets: Tensor) -> Losses:
+    def losses(self, ids: Tensor, targets: Tensor) -> Losses:
         output, config = self.model(ids), self.config
         language = language_loss(output.logits, targets)
         balance = summed(load_balancing_loss, output.routings)
@@ -85,7 +85,7 @@ class SwitchModule(lightning.LightningModule):
         torch.manual_seed(derive_seed(self.config.seed, self.global_step, number, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self._losses(batch.ids, batch.targets)
+        losses = self.losses(batch.ids, batch.targets)
         loss, routings = losses.total, losses.routings
         if not torch.isfinite(loss):
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]

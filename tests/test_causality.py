@@ -48,7 +48,10 @@ TABLE: dict[str, tuple[dict[str, Any], Verdict]] = {
     "bias, by row": (TIGHT | BY_ROW | {"selection_bias_rate": 0.1}, Verdict(False, False)),
     "passthrough, by position": (TIGHT | {"overflow": "passthrough"}, Verdict(False, True)),
     "dropless": ({"capacity_factor": None}, Verdict(False, False)),
-    "dropless, two sampled choices": ({"capacity_factor": None, "top_k": 2, "selection": "sample"}, Verdict(False, False)),
+    "dropless, two sampled choices": (
+        {"capacity_factor": None, "top_k": 2, "selection": "sample"},
+        Verdict(False, False),
+    ),
 }
 
 

@@ -204,7 +204,9 @@ def test_its_router_and_experts_have_biases_and_ours_have_none(annotated: Any) -
     theirs = their_layer(annotated, capacity_factor=1.0)
     biases = sum(parameter.numel() for parameter in theirs.parameters() if parameter.dim() == 1)
     assert biases == NUM_EXPERTS + NUM_EXPERTS * (D_FF + D_MODEL)
-    assert sum(p.numel() for p in theirs.parameters()) - biases == sum(p.numel() for p in our_layer(theirs).parameters())
+    assert sum(p.numel() for p in theirs.parameters()) - biases == sum(
+        p.numel() for p in our_layer(theirs).parameters()
+    )
 
 
 def test_under_bf16_autocast_it_fails_and_ours_routes_in_float32(annotated: Any) -> None:

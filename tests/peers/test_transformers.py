@@ -75,7 +75,9 @@ def gradient(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
-@pytest.mark.parametrize(("theirs_named", "activation"), [("relu", "relu"), ("gelu", "gelu"), ("relu2", "relu_squared")])
+@pytest.mark.parametrize(
+    ("theirs_named", "activation"), [("relu", "relu"), ("gelu", "gelu"), ("relu2", "relu_squared")]
+)
 @pytest.mark.parametrize(("capacity_factor", "capacity"), [(0.5, 1), (1.0, 2), (1.5, 3), (4.0, 8)])
 def test_outputs_choices_and_gradients_are_those_of_transformers(
     hugging: Any, capacity_factor: float, capacity: int, theirs_named: str, activation: str
