@@ -14,6 +14,7 @@ import lightning
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
+from rich.logging import RichHandler
 
 from switch_lm import __version__, callbacks, summary
 from switch_lm.checkpoint import CheckpointError, read_model
@@ -45,7 +46,9 @@ class Training:
     @classmethod
     def prepare(cls, config: Config, run: RunFolder) -> Training:
         """Fetches the text, chooses how to compute, makes model and run folder, and prints the plan."""
-        _quiet()
+        _quiet_lightning()
+        console = summary.make_console(quiet=config.logger.progress == "none")
+        _show_log(console)
         corpus = load_corpus(data_dir=Path(config.data.dir), path=Path(config.data.path) if config.data.path else None)
         vocabulary = Vocabulary.of(corpus.text)
         training_ids, validation_ids = split(vocabulary.encode(corpus.text))
@@ -57,7 +60,6 @@ class Training:
             _start_from(config, module)
         run.create(config)
         run.store_hardware(asdict(hardware))
-        console = summary.make_console(quiet=config.logger.progress == "none")
         sizes = len(training_ids), len(validation_ids)
         summary.print_plan(
             console, config, hardware, run=run.path, source=corpus.source, sizes=sizes, vocab=len(vocabulary)
@@ -144,7 +146,14 @@ class Training:
         }
 
 
-def _quiet() -> None:
+def _show_log(console: Console) -> None:
+    """The package's own log, such as a download, as plain lines; once, however many runs a process makes."""
+    log = logging.getLogger("switch_lm")
+    log.handlers = [RichHandler(logging.INFO, console, show_time=False, show_level=False, show_path=False)]
+    log.setLevel(logging.INFO)
+
+
+def _quiet_lightning() -> None:
     """Silences Lightning's hints that do not apply, such as more workers for batches made in microseconds."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for text in (".*does not have many workers.*", ".*Checkpoint directory .* exists and is not empty.*",
