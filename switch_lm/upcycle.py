@@ -5,10 +5,13 @@ Source: Komatsuzaki et al., "Sparse Upcycling" (2023), section 3.
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from switch_lm.model import SwitchLM
 from switch_lm.switch import SwitchFeedForward
+
+# What both models must share for the copied weights to mean the same.
+SHARED = (
+    "num_layers", "d_model", "num_heads", "d_ff", "context_length", "position", "activation", "tie_embeddings",
+)  # fmt: skip
 
 
 def upcycle(model: SwitchLM, dense: SwitchLM) -> None:
@@ -17,10 +20,8 @@ def upcycle(model: SwitchLM, dense: SwitchLM) -> None:
     ValueError, before anything is changed, if `dense` has Switch layers or other sizes; it names what differs. With
     one straight-through choice and no limit, `model` then computes what `dense` does.
     """
-    if dense.config.num_switch_layers:
-        raise ValueError("the model to start from must be dense: it has Switch layers (train one with model=dense)")
-    given = dense.state_dict()
-    start = model.state_dict()
+    _check(model, dense)
+    start, given = model.state_dict(), dense.state_dict()
     for name, layer in model.named_modules():
         if isinstance(layer, SwitchFeedForward):
             w_in, w_out = given.pop(f"{name}.w_in.weight"), given.pop(f"{name}.w_out.weight")
@@ -28,17 +29,14 @@ def upcycle(model: SwitchLM, dense: SwitchLM) -> None:
             start[f"{name}.experts.w_out_EFD"] = w_out.T.expand(layer.num_experts, -1, -1)
             if layer.shared is not None:
                 start[f"{name}.shared.w_in.weight"], start[f"{name}.shared.w_out.weight"] = w_in, w_out
-    start.update(given)
-    _check_shapes(start, model.state_dict())
-    model.load_state_dict(start)
+    model.load_state_dict(start | given)
 
 
-def _check_shapes(start: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """All names and shapes as wanted, or a ValueError with the first that is not."""
-    for name in start.keys() | wanted.keys():
-        if name not in start or name not in wanted or start[name].shape != wanted[name].shape:
-            got, want = (tuple(d[name].shape) if name in d else "missing" for d in (start, wanted))
-            raise ValueError(
-                f"the dense model has other sizes: {name} is {got} and should be {want}; "
-                "train both with the same model.* sizes and the same text"
-            )
+def _check(model: SwitchLM, dense: SwitchLM) -> None:
+    if dense.config.num_switch_layers:
+        raise ValueError("the model to start from must be dense: it has Switch layers (train one with model=dense)")
+    there, here = (vars(lm.config) | {"vocab_size": lm.vocab_size} for lm in (dense, model))
+    different = [key for key in (*SHARED, "vocab_size") if there[key] != here[key]]
+    if different:
+        listed = ", ".join(f"model.{key} is {there[key]} there and {here[key]} here" for key in different)
+        raise ValueError(f"the dense model has other sizes: {listed}; train both with the same")
