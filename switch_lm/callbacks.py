@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,8 @@ class CompiledBlocks(Callback):
     shapes vary, run as they are. Where the compiler fails, so does training, and the console says why.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.console, self.failure = console, ""
+    def __init__(self, console: Console, on_failure: Callable[[str], None]) -> None:
+        self.console, self.on_failure, self.failed = console, on_failure, False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.console.print("compiling the training step (up to a minute the first time) ...")
@@ -156,8 +157,9 @@ class CompiledBlocks(Callback):
                 pl_module.warm_up()
         except Exception as error:  # the compiler's errors share no base class
             torch.compiler.set_stance("force_eager")
-            self.failure = str(error).strip().splitlines()[0][:200]
-            self.console.print(f"compiling failed, going on without: {self.failure}", markup=False)
+            self.failed, reason = True, f"failed: {' '.join(str(error).splitlines()[:2])[:200]}"
+            self.console.print(f"compiling {reason}\ngoing on without", markup=False)
+            self.on_failure(reason)
         else:
             self.console.print(f"compiled in {time.perf_counter() - started:.0f} s", highlight=False)
 
@@ -165,7 +167,7 @@ class CompiledBlocks(Callback):
         torch.compiler.set_stance("force_eager")
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if not self.failure:
+        if not self.failed:
             torch.compiler.set_stance("default")
 
     def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:

@@ -50,7 +50,7 @@ class RunFolder:
     def store_hardware(self, hardware: dict[str, Any]) -> None:
         """Stores how the run computes, for a resume and for the later jobs of its sweep."""
         self.write_json(HARDWARE, hardware)
-        if self.sweep is not None and not (self.sweep / HARDWARE).exists():
+        if self.sweep is not None:  # which took it from there, if it is not the first
             write_text(self.sweep / HARDWARE, json.dumps(hardware, indent=2) + "\n")
 
     def stored_hardware(self) -> dict[str, Any] | None:

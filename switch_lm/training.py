@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import platform
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,7 @@ class Training:
         config = self.config
         # What was written after the checkpoint, or before there was one, is written again: TensorBoard must forget it.
         first = 0 if self.run.resumes_from is None else _step_of(self.run.resumes_from) + 1
+        compiled = [callbacks.CompiledBlocks(self.console, self._cannot_compile)] if self.hardware.compile else []
         logger = TensorBoardLogger(
             self.run.path, name=None, version="", default_hp_metric=False, flush_secs=10, purge_step=first
         )
@@ -117,12 +118,15 @@ class Training:
                 callbacks.ConsoleProgress(config, self.console),
                 callbacks.Dashboard(config),
                 callbacks.Samples(config.logger.sample_prompt, config.logger.sample_length, config.seed),
-                *([callbacks.CompiledBlocks(self.console)] if self.hardware.compile else []),  # after the samples
+                *compiled,  # after the samples
                 *callbacks.checkpoints(self.run.checkpoints, config.trainer.checkpoint_every),
             ],
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+
+    def _cannot_compile(self, reason: str) -> None:
+        self.run.store_hardware(asdict(replace(self.hardware, compile=False, compile_reason=reason)))
 
     def _result(self, trainer: lightning.Trainer, clock: callbacks.Clock) -> dict[str, Any]:
         best = trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
@@ -141,7 +145,7 @@ class Training:
             "load_max_over_mean": module.val_load_max_over_mean if sparse else None,
             "corpus_sha256": self.corpus.sha256,
             "seed": self.config.seed,
-            "hardware": asdict(self.hardware),
+            "hardware": self.run.stored_hardware(),
             "versions": _versions(),
         }
 

@@ -207,4 +207,6 @@ def test_where_the_compiler_fails_training_goes_on_and_says_why(
     config.trainer.compile, config.logger.progress = "true", "lines"
     result = train(config)
     assert result["steps"] == 12
-    assert "going on without: " in capsys.readouterr().out
+    assert "going on without" in capsys.readouterr().out
+    assert not result["hardware"]["compile"]
+    assert "no compiler" in result["hardware"]["compile_reason"]
