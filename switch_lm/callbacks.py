@@ -17,7 +17,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
 
 from switch_lm import checkpoint
 from switch_lm.config import flatten, show
@@ -209,7 +208,7 @@ class ConsoleProgress(Callback):
         if self.bar_wanted and not self.silent:
             columns = (
                 TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True),
+                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             )  # fmt: skip
             self.bar = Progress(*columns, console=self.console)
             self.task = self.bar.add_task("", total=self.max_steps, completed=trainer.global_step, loss=self.loss)
@@ -219,8 +218,8 @@ class ConsoleProgress(Callback):
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step % self.every == 0 and isinstance(outputs, dict) and isinstance(outputs.get("loss"), Tensor):
-            self.loss = outputs["loss"].item()
+        if step % self.every == 0:
+            self.loss = pl_module.language_loss.item()
         if self.bar is not None:
             self.bar.update(self.task, completed=step, loss=self.loss)
         elif not self.silent and self._line_is_due(step):

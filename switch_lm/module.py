@@ -53,6 +53,7 @@ class SwitchModule(lightning.LightningModule):
         self.model = SwitchLM(config.model, len(vocabulary))
         self.num_dropped, self.num_choices = 0.0, 0  # since the last validation
         self.dropped_share = 0.0  # up to the last validation
+        self.language_loss = torch.full((), math.nan)  # of the last micro-batch, for the progress bar
         self.val_loss = self.val_load_max_over_mean = math.nan
         self._step_loads: list[Tensor] = []  # (L, E) of each micro-batch of this step
         self._val_nll, self._val_count = 0.0, 0
@@ -93,6 +94,7 @@ class SwitchModule(lightning.LightningModule):
                 f"the loss became {loss.item()} at step {self.global_step + 1} (learning rate {rate:.3g}); "
                 "lower optim.lr and optim.matrix_lr, or lengthen optim.warmup_steps"
             )
+        self.language_loss = losses.language.detach()
         with torch.no_grad():
             self.num_dropped += float(sum(dropped_choices(routing) for routing in routings))
             self.num_choices += sum(routing.expert_TK.numel() for routing in routings)
