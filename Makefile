@@ -9,7 +9,7 @@ VERSIONS = pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train sweep generate evaluate tensorboard test peers check format clean
+.PHONY: help setup train sweep report generate evaluate tensorboard test peers launchers check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -19,8 +19,11 @@ setup: $(VENV)/.setup ## Create .venv and install what a run needs
 train: setup ## Train, e.g. ARGS="experiment=smoke model.num_experts=4"
 	$(RUN) switch_lm.train $(ARGS)
 
-sweep: setup ## Train once for each of three capacity factors
-	$(RUN) switch_lm.train -m model.capacity_factor=1.0,1.25,2.0 $(ARGS)
+sweep: setup ## What capacity costs and buys: 18 short runs, then a report
+	$(RUN) switch_lm.train experiment=capacity_sweep $(ARGS)
+
+report: setup ## Compare runs in words, tables and pictures, e.g. ARGS=outputs/sweeps/capacity_sweep
+	$(RUN) switch_lm.report $(ARGS)
 
 generate: setup ## Write text with a trained model, see ARGS=--help
 	$(RUN) switch_lm.generate $(ARGS)
@@ -35,6 +38,8 @@ test: $(VENV)/.test ## Run the tests, e.g. ARGS="-k routing"
 	$(RUN) pytest $(ARGS)
 
 peers: $(VENV)/.peers ## Install two other implementations, for the tests that compare with them
+
+launchers: $(VENV)/.launchers ## Install what sweeps in several processes, on a cluster, or as a search need
 
 check: $(VENV)/.check ## Check format, lint and types
 	$(RUN) ruff format --check . && $(RUN) ruff check . && $(RUN) mypy
@@ -61,6 +66,10 @@ $(VENV)/.test: $(VENV)/.setup
 $(VENV)/.check: $(VENV)/.setup
 	@echo "Installing what the checks need into $(VENV) ..."
 	@$(INSTALL) --editable ".[dev]" && touch $@
+
+$(VENV)/.launchers: $(VENV)/.setup
+	@echo "Installing the launchers joblib and submitit and the sweeper optuna into $(VENV) ..."
+	@$(INSTALL) --editable ".[joblib,submitit,optuna]" && touch $@
 
 # --no-deps, since labml-nn declares torchtext, torchvision and fairscale: hundreds of megabytes bound to a release of
 # torch each, and its Switch layer imports none of them.

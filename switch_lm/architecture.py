@@ -1,10 +1,10 @@
-"""What a model is, as plain data: its sizes and rules, and how many parameters and how much computation they make."""
+"""What a model is, as plain data: its sizes and rules, and how many parameters they make."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from switch_lm.rule import RoutingRule, expert_capacity
+from switch_lm.rule import RoutingRule
 
 
 @dataclass
@@ -33,6 +33,7 @@ class ModelConfig:
     queue_order: str = "token"
     overflow: str = "drop"
     capacity_group: str = "batch"
+    random_drop_rate: float = 0.0
     router_jitter: float = 0.01
     router_input_dropout: float = 0.0
     expert_dropout: float = 0.0
@@ -59,24 +60,6 @@ class ModelConfig:
     def num_active_params(self, vocab_size: int) -> int:
         """Parameters that one token meets: of each Switch layer the router and `top_k` experts."""
         return self._shared_params(vocab_size) + self.num_switch_layers * self.top_k * self._ffn_params()
-
-    def flops_per_token(self, vocab_size: int, num_tokens: int, *, dense: bool = False) -> float:
-        """Forward FLOPs a token of all matrix products, at the training capacity for a batch of `num_tokens`.
-
-        Executed work is counted: empty capacity slots are multiplied too, and causal attention its masked half.
-        With `dense`, each Switch layer counts as the dense feed-forward of the same `d_ff`.
-        """
-        attention = 2 * 4 * self.d_model**2 + 2 * 2 * self.context_length * self.d_model
-        fixed = self.num_layers * attention + 2 * self.d_model * vocab_size
-        if dense:
-            return fixed + self.num_layers * 2 * self._ffn_params()
-        group = self.context_length if self.capacity_group == "sequence" else num_tokens
-        capacity = expert_capacity(group, self.num_experts, self.capacity_factor)
-        slots_per_token = self.top_k if capacity is None else self.num_experts * capacity / group
-        slots_per_token += 1 if self.shared_expert else 0
-        switch = slots_per_token * 2 * self._ffn_params() + 2 * self.d_model * self.num_experts
-        num_dense_layers = self.num_layers - self.num_switch_layers
-        return fixed + self.num_switch_layers * switch + num_dense_layers * 2 * self._ffn_params()
 
     def _ffn_params(self) -> int:
         return 2 * self.d_model * self.d_ff

@@ -19,8 +19,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from switch_lm import checkpoint
+from switch_lm.computation import as_table
 from switch_lm.config import flatten, show
 from switch_lm.generate import generate
+from switch_lm.ledger import run_ledger
 from switch_lm.metrics import chart_layout
 from switch_lm.settings import Config
 
@@ -99,6 +101,9 @@ class Clock(Callback):
             pl_module.write({"perf/tokens_per_second": batches * self.tokens_per_batch / seconds}, trainer.global_step)
             self._logged_seconds, self._logged_batches = self.step_seconds, self.batches
 
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        pl_module.write({"perf/training_seconds": self.step_seconds}, trainer.global_step)
+
     def state_dict(self) -> dict[str, Any]:
         return {"total_seconds": self.seconds, "step_seconds": self.step_seconds, "batches": self.batches}
 
@@ -130,9 +135,15 @@ class Dashboard(Callback):
             writer.add_custom_scalars(layout)
         text = OmegaConf.to_yaml(OmegaConf.structured(self.config))
         writer.add_text("configuration", "\n".join("    " + line for line in text.splitlines()))
+        writer.add_text("computation", as_table(self.config, len(pl_module.vocabulary)))
         flat = flatten(asdict(self.config))
         row = {key: show(flat[key]) if flat[key] is None else flat[key] for key in HPARAMS}
         trainer.logger.log_hyperparams(row, {f"hp/{name}": float("nan") for name in HPARAM_METRICS})  # type: ignore[union-attr]
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """The computation so far, for curves of loss against it."""
+        a_step = run_ledger(self.config, vocab_size=len(pl_module.vocabulary)).per_step
+        pl_module.write({"perf/training_pflop": 1e-15 * a_step * trainer.global_step}, trainer.global_step)
 
 
 class CompiledBlocks(Callback):
@@ -191,12 +202,16 @@ class Samples(Callback):
 
 
 class ConsoleProgress(Callback):
-    """A live bar on a terminal, plain lines elsewhere; a line stays for each validation."""
+    """A live bar on a terminal, plain lines elsewhere; a line stays for each validation.
 
-    def __init__(self, config: Config, console: Console) -> None:
+    With a heading, the bar alone, which is gone at the end.
+    """
+
+    def __init__(self, config: Config, console: Console, *, heading: str | None = None) -> None:
         style = config.logger.progress
         self.bar_wanted = style == "bar" or (style == "auto" and sys.stdout.isatty())
-        self.silent = style == "none"
+        self.silent = style == "none" or heading is not None
+        self.heading = heading
         self.every = config.logger.log_every
         self.console, self.max_steps = console, config.trainer.max_steps
         self.bar: Progress | None = None
@@ -205,12 +220,14 @@ class ConsoleProgress(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.started, self.first_step = time.perf_counter(), trainer.global_step
-        if self.bar_wanted and not self.silent:
+        if self.bar_wanted:
+            words = TextColumn(self.heading or "training", markup=False)
             columns = (
-                TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
+                words, BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
                 TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             )  # fmt: skip
-            self.bar = Progress(*columns, console=self.console)
+            console = self.console if self.heading is None else Console()  # the run's own is quiet then
+            self.bar = Progress(*columns, console=console, transient=self.heading is not None)
             self.task = self.bar.add_task("", total=self.max_steps, completed=trainer.global_step, loss=self.loss)
             self.bar.start()
 
@@ -235,7 +252,9 @@ class ConsoleProgress(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if not self.silent:
             loss = float(trainer.callback_metrics["val/loss"])
-            dropped = f"  dropped {pl_module.dropped_share:.1%}" if pl_module.config.model.num_switch_layers else ""
+            dropped = (
+                f"  dropped {pl_module.drops.last_stretch:.1%}" if pl_module.config.model.num_switch_layers else ""
+            )
             line = f"step {trainer.global_step}/{self.max_steps}  [bold]val/loss {loss:.4f}[/bold]{dropped}"
             self.console.print(line, highlight=False)
 

@@ -21,7 +21,7 @@ class Places:
     @classmethod
     def of(cls, routing: Routing) -> Places:
         """Places of one expert are neighbours, in order of the queue."""
-        expert_N, slot_N, kept_N = routing.assigned_TK.flatten(), routing.slot_TK.flatten(), routing.kept_TK.flatten()
+        expert_N, slot_N = routing.assigned_TK.flatten(), routing.slot_TK.flatten()
         num_choices, num_experts = expert_N.numel(), routing.load_E.numel()
         if routing.capacity is None:
             start_E = routing.load_E.cumsum(0) - routing.load_E
@@ -31,7 +31,8 @@ class Places:
             num_places = num_experts * places_of_expert
             group_N = torch.arange(num_choices, device=expert_N.device) // (num_choices // routing.num_groups)
             place_N = expert_N * places_of_expert + group_N * routing.capacity + slot_N
-            place_N = torch.where(kept_N, place_N, num_places)
+        if not routing.keeps_all:
+            place_N = torch.where(routing.kept_TK.flatten(), place_N, num_places)
         choice_P = place_N.new_full((num_places + 1,), num_choices)
         choice_P = choice_P.scatter(0, place_N, torch.arange(num_choices, device=place_N.device))[:num_places]
         return cls(place_N, choice_P)

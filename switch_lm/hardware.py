@@ -27,6 +27,7 @@ class Hardware:
     precision_reason: str
     compile_reason: str
     name: str
+    threads: int
 
     @property
     def autocast(self) -> str:
@@ -46,10 +47,9 @@ def detect(config: Config, *, training_flops: float) -> Hardware:
     compile_, compile_reason = config.trainer.compile == "true", "as configured"
     if config.trainer.compile == "auto":
         compile_, compile_reason = compiling_pays(device, training_flops)
-    name = (
-        torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    )
-    return Hardware(device, precision, compile_, precision_reason, compile_reason, name)
+    threads = config.trainer.threads or torch.get_num_threads()
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {threads} threads"
+    return Hardware(device, precision, compile_, precision_reason, compile_reason, name, threads)
 
 
 def fast_bf16(device: str) -> tuple[bool, str]:

@@ -15,6 +15,13 @@ def dropped_choices(routing: Routing) -> Tensor:
     return (routing.load_E - routing.kept_E).sum()
 
 
+def padded_share(routing: Routing) -> Tensor:
+    """Share of the computed places that held no token (a 0-d tensor)."""
+    num_choices, num_experts = routing.expert_TK.numel(), routing.load_E.numel()
+    places = num_choices if routing.capacity is None else num_experts * routing.num_groups * routing.capacity
+    return 1.0 - routing.kept_E.sum() / places
+
+
 def router_entropy(routing: Routing) -> Tensor:
     """Mean entropy of p over tokens, in nats: log E for a router that knows nothing, 0 for one that is sure."""
     return -(routing.probs_TE * routing.probs_TE.clamp(min=1e-20).log()).sum(dim=-1).mean()
@@ -27,6 +34,7 @@ def layer_scalars(routing: Routing) -> dict[str, Tensor]:
     scalars = {
         "dropped": dropped,
         "dropped_share": dropped / routing.expert_TK.numel(),
+        "padded_share": padded_share(routing),
         "load_max_over_mean": load_E.max() / load_E.mean(),
         "load_cv": load_E.std(correction=0) / load_E.mean(),
         "router_entropy": router_entropy(routing),

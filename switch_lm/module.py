@@ -17,12 +17,13 @@ from switch_lm import schedule
 from switch_lm.checkpoint import KEY, Header
 from switch_lm.data import Batch, derive_seed
 from switch_lm.losses import importance_loss, language_loss, load_balancing_loss, router_z_loss, summed
-from switch_lm.metrics import dropped_choices, routing_scalars
+from switch_lm.metrics import routing_scalars
 from switch_lm.model import SwitchLM
 from switch_lm.optim import build_optimizer
 from switch_lm.routing import Routing
 from switch_lm.settings import Config
 from switch_lm.switch import SwitchFeedForward
+from switch_lm.tallies import DropTally, ValidationTally
 from switch_lm.vocab import Vocabulary
 
 
@@ -51,13 +52,10 @@ class SwitchModule(lightning.LightningModule):
             asdict(config.model), vocabulary.characters, corpus_sha256, precision, asdict(config)
         ).as_plain()
         self.model = SwitchLM(config.model, len(vocabulary))
-        self.num_dropped, self.num_choices = 0.0, 0  # since the last validation
-        self.dropped_share = 0.0  # up to the last validation
+        self.drops = DropTally(config.model.num_switch_layers)
+        self.validation = ValidationTally()  # the last one
         self.language_loss = torch.full((), math.nan)  # of the last micro-batch, for the progress bar
-        self.val_loss = self.val_load_max_over_mean = math.nan
         self._step_loads: list[Tensor] = []  # (L, E) of each micro-batch of this step
-        self._val_nll, self._val_count = 0.0, 0
-        self._val_loads: Tensor | None = None  # (L, E)
 
     def warm_up(self) -> None:
         """A forward and backward pass over made-up characters; no gradient is left."""
@@ -96,8 +94,7 @@ class SwitchModule(lightning.LightningModule):
             )
         self.language_loss = losses.language.detach()
         with torch.no_grad():
-            self.num_dropped += float(sum(dropped_choices(routing) for routing in routings))
-            self.num_choices += sum(routing.expert_TK.numel() for routing in routings)
+            self.drops.add(routings)
             if self.config.model.selection_bias_rate > 0.0:
                 self._step_loads.append(torch.stack([routing.load_E for routing in routings]))
             if self._logs_this_step(batch_idx):
@@ -151,31 +148,24 @@ class SwitchModule(lightning.LightningModule):
             self.write({"optim/gradient_norm": norm.item(), **rates}, self.global_step + 1)
 
     def on_validation_epoch_start(self) -> None:
-        self._val_nll, self._val_count, self._val_loads = 0.0, 0, None
+        self.validation = ValidationTally()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        output, count = self.model(batch.ids), batch.targets.numel()
-        self._val_nll += language_loss(output.logits, batch.targets).item() * count
-        self._val_count += count
-        if output.routings:
-            loads_LE = torch.stack([routing.load_E for routing in output.routings])
-            self._val_loads = loads_LE if self._val_loads is None else self._val_loads + loads_LE
+        output = self.model(batch.ids)
+        self.validation.add(language_loss(output.logits, batch.targets), batch.targets.numel(), output.routings)
 
     def on_validation_epoch_end(self) -> None:
-        self.val_loss = self._val_nll / self._val_count
-        if not math.isfinite(self.val_loss):
-            raise NonFiniteLossError(f"the validation loss became {self.val_loss} at step {self.global_step}")
-        self.log("val/loss", self.val_loss, logger=False)  # for the checkpoints' monitor; written below, at our step
-        scalars = {"val/loss": self.val_loss, **_as_perplexity("val", self.val_loss)}
-        if self._val_loads is not None:
-            loads_LE = self._val_loads.float()
-            self.val_load_max_over_mean = float((loads_LE.amax(1) / loads_LE.mean(1)).max())
-            scalars["val/load_max_over_mean"] = self.val_load_max_over_mean
-        if self.num_choices:
-            self.dropped_share = self.num_dropped / self.num_choices
-            scalars["moe/dropped_share"] = self.dropped_share
+        found = self.validation
+        if not math.isfinite(found.loss):
+            raise NonFiniteLossError(f"the validation loss became {found.loss} at step {self.global_step}")
+        self.log("val/loss", found.loss, logger=False)  # for the checkpoints' monitor; written below, at our step
+        scalars = {"val/loss": found.loss, **_as_perplexity("val", found.loss)}
+        if found.load_max_over_mean is not None and found.router_entropy is not None:
+            self.drops.end_stretch()
+            scalars["val/load_max_over_mean"] = found.load_max_over_mean
+            scalars["val/router_entropy"] = found.router_entropy
+            scalars["moe/dropped_share"] = self.drops.last_stretch
         self.write(scalars, self.global_step)
-        self.num_dropped, self.num_choices = 0.0, 0
 
     def configure_optimizers(self) -> Any:
         optim, max_steps = self.config.optim, self.config.trainer.max_steps
@@ -192,10 +182,10 @@ class SwitchModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.header
-        checkpoint["drops"] = [self.num_dropped, self.num_choices, self.dropped_share]
+        checkpoint["drops"] = self.drops.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.num_dropped, self.num_choices, self.dropped_share = checkpoint["drops"]
+        self.drops.load_state_dict(checkpoint["drops"])
 
     @property
     def writer(self) -> SummaryWriter | None:

@@ -30,18 +30,28 @@ class Routing:
     load_E: Tensor  # choices that selected each expert, before dropping; no gradient
     capacity: int | None  # places each expert has for each group; None: no limit
     num_groups: int = 1  # the batch is one group, or each sequence its own
+    spared_TK: Tensor | None = None  # False where a choice is dropped at random; None: none is
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing can be dropped, whatever the router does."""
+        return self.capacity is None and self.spared_TK is None
 
     @property
     def kept_TK(self) -> Tensor:
-        """Which choices found a place: exactly the first C of each expert (Mesh TensorFlow's exclusive count)."""
+        """Which choices found a place: exactly the first C of each expert (Mesh TensorFlow's exclusive count).
+
+        A choice dropped at random loses its place, and no other gets it: as in the layer without this option.
+        """
         if self.capacity is None:
-            return torch.ones_like(self.slot_TK, dtype=torch.bool)
-        return self.slot_TK < self.capacity
+            return torch.ones_like(self.slot_TK, dtype=torch.bool) if self.spared_TK is None else self.spared_TK
+        found_TK = self.slot_TK < self.capacity
+        return found_TK if self.spared_TK is None else found_TK & self.spared_TK
 
     @property
     def kept_E(self) -> Tensor:
         """Choices that each expert computed."""
-        if self.capacity is None:
+        if self.keeps_all:
             return self.load_E
         return _count(self.assigned_TK, self.load_E.numel(), self.kept_TK)
 
@@ -86,7 +96,10 @@ def route(
         queued = enqueue(expert_GtK, probs_GtE, capacity=capacity, rule=rule, training=training)
         assigned_TK, slot_TK = queued.expert_GtK.flatten(0, 1), queued.slot_GtK.flatten(0, 1)
     gate_TK = gates(probs_TE.gather(1, assigned_TK), rule)
-    return Routing(logits_TE, probs_TE, expert_TK, assigned_TK, gate_TK, slot_TK, load_E, capacity, num_groups)
+    spared_TK = torch.rand_like(gate_TK) >= rule.random_drop_rate if training and rule.random_drop_rate > 0.0 else None
+    return Routing(
+        logits_TE, probs_TE, expert_TK, assigned_TK, gate_TK, slot_TK, load_E, capacity, num_groups, spared_TK
+    )
 
 
 def select(

@@ -18,6 +18,7 @@ class RoutingRule:
     queue_order: str = "token"  # or choice: all first choices before all second ones (GShard, algorithm 1)
     overflow: str = "drop"  # or reroute (Switch Transformers, app. B), passthrough (the annotated implementation)
     capacity_group: str = "batch"  # or sequence
+    random_drop_rate: float = 0.0  # share of choices dropped at random in training, a control for what dropping does
 
 
 def expert_capacity(num_tokens: int, num_experts: int, capacity_factor: float | None) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,8 +17,9 @@ from switch_lm.config import ConfigError, flatten, show
 from switch_lm.settings import Config
 
 CONFIG, RESULT, HARDWARE = "config.yaml", "result.json", "hardware.json"
+JOB, SWEEP = "job.json", "sweep.json"  # what came of a sweep's job, and what a sweep is to run
 # Where a run lies and how it is shown changes nothing in what it computes.
-NOT_COMPARED = ("name", "resume", "outputs", "data.dir", "data.num_workers", "logger.progress")
+NOT_COMPARED = ("name", "resume", "outputs", "data.dir", "data.num_workers", "trainer.threads", "logger.progress")
 
 
 class TrainingError(Exception):
@@ -88,8 +90,13 @@ def choose(config: Config) -> RunFolder:
     return RunFolder(_free(runs, config.name))
 
 
-def of_job(folder: Path) -> RunFolder:
-    """A sweep job's folder, which goes on from its last checkpoint if it has one."""
+def of_job(folder: Path, config: Config) -> RunFolder:
+    """A sweep job's folder, which goes on from its last checkpoint; ConfigError if it holds another configuration."""
+    if (folder / CONFIG).is_file() and (different := _differences(folder, config)):
+        raise ConfigError(
+            f"{folder} holds a run of another configuration ({_told(different)}); give this sweep a name of its own: "
+            "name=NAME"
+        )
     return RunFolder(folder, _last_checkpoint(folder), sweep=folder.parent)
 
 
@@ -125,8 +132,7 @@ def _named(runs: Path, config: Config) -> RunFolder:
     if (path / RESULT).is_file():
         raise ConfigError(f"resume={config.resume}: {path} is finished; start a new run with another name")
     if different := _differences(path, config):
-        lines = "; ".join(f"{key} was {show(then)}, now {show(now)}" for key, (then, now) in different.items())
-        raise ConfigError(f"resume={config.resume}: another configuration than that of the run: {lines}")
+        raise ConfigError(f"resume={config.resume}: another configuration than that of the run: {_told(different)}")
     return RunFolder(path, _last_checkpoint(path))
 
 
@@ -141,3 +147,7 @@ def _differences(path: Path, config: Config) -> dict[str, tuple[Any, Any]]:
     now = flatten(asdict(config))
     keys = sorted((then.keys() | now.keys()) - set(NOT_COMPARED))
     return {key: (then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)}
+
+
+def _told(differences: Mapping[str, tuple[Any, Any]]) -> str:
+    return "; ".join(f"{key} was {show(then)}, now {show(now)}" for key, (then, now) in differences.items())

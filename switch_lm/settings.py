@@ -40,6 +40,7 @@ class TrainerConfig:
     device: str = "auto"
     precision: str = "auto"
     compile: str = "auto"
+    threads: int | None = None
 
 
 @dataclass

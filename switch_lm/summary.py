@@ -1,17 +1,17 @@
-"""What the console says: the plan before training, the result after it, one table for a sweep."""
+"""What the console says of a run: the plan before training, the result after it."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from switch_lm.config import show
+from switch_lm.computation import in_words
 from switch_lm.hardware import Hardware
 from switch_lm.runs import OUTPUTS
 from switch_lm.settings import Config
@@ -30,13 +30,12 @@ def print_plan(
     """What will be trained, on what, where to. `sizes`: characters of the training and validation split."""
     model, tokens = config.model, config.data.batch_size * config.model.context_length
     total, active = model.num_params(vocab), model.num_active_params(vocab)
-    flops, dense = model.flops_per_token(vocab, tokens), model.flops_per_token(vocab, tokens, dense=True)
     steps, passes = config.trainer.max_steps, config.trainer.max_steps * config.trainer.accumulate * tokens / sizes[0]
     rows = {
         "model": f"{model.num_layers} layers, width {model.d_model}, d_ff {model.d_ff}, context {model.context_length}",
         "experts": _experts(config),
         "parameters": f"{total:,} in all, {active:,} active for each token",
-        "computation": f"{flops / 1e6:.2f} MFLOP a token forward, {flops / dense:.2f} x that of model=dense",
+        "computation": in_words(config, vocab),
         "data": f"{source}: {sizes[0]:,} characters to train on, {sizes[1]:,} to validate, {vocab} distinct",
         "training": f"{steps:,} steps of {tokens * config.trainer.accumulate:,} characters ({passes:.1f} passes), "
         f"{config.optim.name}, alpha {config.alpha:g}, seed {config.seed}",
@@ -85,30 +84,3 @@ def _two_columns(title: str, rows: Mapping[str, str]) -> Table:
     for name, text in rows.items():
         table.add_row(name, text)
     return table
-
-
-def print_sweep(console: Console, rows: Sequence[Mapping[str, Any]], *, folder: Path) -> None:
-    """One line for each job: the overrides in which jobs differ and what came of it; then why jobs failed."""
-    table = Table(title="Sweep", title_justify="left", title_style="bold")
-    keys = [key for key in rows[0]["overrides"] if len({str(row["overrides"].get(key)) for row in rows}) > 1]
-    figures = ["val_loss", "best_val_loss", "dropped", "tokens_per_second", "seconds"]
-    for heading in ["job", *keys, *figures]:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        done = row["status"] == "done"
-        values = [_figure(name, row["result"][name]) for name in figures] if done else ["FAILED"]
-        table.add_row(str(row["job"]), *(show(row["overrides"].get(key, "")) for key in keys), *values)
-    console.print()
-    console.print(table)
-    for row in rows:
-        if row["status"] != "done":
-            console.print(f"job {row['job']} FAILED: {row['error']}", markup=False, highlight=False)
-    console.print(f"folder: {folder}", highlight=False)
-
-
-def _figure(name: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    if name == "dropped":
-        return f"{value:.2%}"
-    return f"{value:.4f}" if "loss" in name else f"{value:,.0f}"

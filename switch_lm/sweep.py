@@ -1,49 +1,103 @@
-"""The jobs of one sweep: each in its own folder, failures listed and not fatal, one table at the end."""
+"""The jobs of one sweep: where each lies, what came of it, and Hydra's callback around them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import os
 import re
+import shlex
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-JOB = "job.json"
-MAX_NAME = 100
+from switch_lm.config import RUN_NAME, show
+from switch_lm.run_folder import JOB, RESULT, SWEEP, RunFolder
+
+MAX_NAME = 80
+NOT_IN_NAME = ("name", "outputs", "data.dir", "trainer.threads", "logger.progress")  # they change no result
 
 
-def run_job(cfg: DictConfig, train: Callable[..., dict[str, Any]]) -> float | None:
+class Sweep(Callback):
+    """Gives a sweep the folder that the same command finds again, tells what will run, and reports at its end."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from switch_lm.sweep_table import print_plan
+
+        overrides = sweep_overrides(config)
+        folder = _folder(config, overrides)
+        with open_dict(config.hydra):  # each job's configuration is composed anew from these overrides
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
+            config.hydra.sweep.dir = str(folder)
+        plan = _plan(config, overrides, began=RunFolder(folder).read_json(SWEEP))
+        folder.mkdir(parents=True, exist_ok=True)
+        RunFolder(folder).write_json(SWEEP, plan)
+        print_plan(plan, folder=folder)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """From files, since jobs may have been other processes. Exit code 1 if a job failed."""
+        from switch_lm.sweep_table import print_end
+
+        folder = Path(str(config.hydra.sweep.dir))
+        print_end(folder)
+        rows = read_jobs(folder)
+        if not rows or any(row["status"] != "done" for row in rows):
+            sys.exit(1)
+
+
+def run_job(cfg: DictConfig, train: Callable[..., dict[str, Any]]) -> float:
     """Trains one job in its folder of the sweep and records what came of it; an error ends only this job.
 
-    Returns val_loss, which a searching sweeper minimises.
+    Returns val_loss, which a searching sweeper minimises; infinity for a job that failed.
     """
+    from switch_lm.sweep_table import heading, print_row
+
     hydra = HydraConfig.get()
-    overrides = list(hydra.overrides.task)
-    folder = Path(hydra.sweep.dir) / job_name(hydra.job.num, overrides)
-    record: dict[str, Any] = {"job": hydra.job.num, "overrides": as_mapping(overrides)}
-    print(f"\nJob {hydra.job.num}: {' '.join(overrides)}", flush=True)
+    sweep = Path(hydra.sweep.dir)
+    plan = RunFolder(sweep).read_json(SWEEP) or {}
+    overrides = as_mapping(list(hydra.overrides.task))
+    record: dict[str, Any] = {"job": hydra.job.num, "overrides": {key: overrides[key] for key in plan["varied"]}}
+    job = RunFolder(sweep / job_name(record["overrides"]))
+    skipped, started = (job.path / RESULT).is_file(), time.perf_counter()
+    before = job.read_json(JOB) if skipped else None
+    job.path.mkdir(parents=True, exist_ok=True)
+    job.write_json(JOB, record | {"status": "running"})  # what stays if it is killed
+    words = heading(plan, record) if cfg.logger.progress == "auto" else None
     try:
-        result = train(cfg, folder=folder)
+        result = train(_with_threads(cfg, hydra.launcher), folder=job.path, heading=words)
+    except KeyboardInterrupt:
+        print(f"Stopped in job {record['job'] + 1} of {plan['num_jobs']}: the same command goes on there", flush=True)
+        raise
     except Exception as error:  # whatever went wrong, the other jobs run
-        record |= {"status": "failed", "error": str(error) or type(error).__name__}
-        print(f"Job {hydra.job.num} FAILED: {record['error']}", file=sys.stderr, flush=True)
+        result, record = {}, record | {"status": "failed", "error": str(error) or type(error).__name__}
     else:
-        record |= {"status": "done", "result": result}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / JOB).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return float(record["result"]["val_loss"]) if record["status"] == "done" else None
+        record |= {"status": "done"}
+    record["seconds"] = before["seconds"] if before else time.perf_counter() - started
+    job.write_json(JOB, record)
+    print_row(plan, record, result, read_jobs(sweep), skipped=skipped)
+    return float(result.get("val_loss", math.inf))
 
 
-def job_name(number: int, overrides: list[str]) -> str:
-    """A folder name that TensorBoard shows: the job's number and its overrides, what a path can't hold replaced."""
-    text = re.sub(r"[^A-Za-z0-9._=,+-]", "_", ",".join(o.removeprefix("model.") for o in overrides))
-    return f"{number:03d}_{text}"[:MAX_NAME].rstrip("_")
+def job_name(overrides: Mapping[str, Any]) -> str:
+    """A folder name that TensorBoard shows: what varies, in the sweep's order; what a path can't hold is replaced."""
+    return _as_name([f"{key}={show(value)}" for key, value in overrides.items()]) or "job"
+
+
+def read_jobs(folder: Path) -> list[dict[str, Any]]:
+    """What each job of a sweep recorded, in order of number."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"*/{JOB}")]
+    return sorted(records, key=lambda record: int(record["job"]))
 
 
 def as_mapping(overrides: list[str]) -> dict[str, Any]:
@@ -56,21 +110,78 @@ def _plain(value: object) -> object:
     return value if isinstance(value, (int, float, bool, str, type(None))) else str(value)
 
 
-def read_jobs(folder: Path) -> list[dict[str, Any]]:
-    """What each job of a sweep recorded, in order of number."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"*/{JOB}")]
-    return sorted(records, key=lambda record: int(record["job"]))
+def sweep_overrides(config: DictConfig) -> list[Override]:
+    """All overrides of a sweep as Hydra's sweepers read them: those of its experiment first, the last of a key wins."""
+    params = config.hydra.sweeper.get("params") or {}
+    lines = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
+    return list({o.get_key_element(): o for o in OverridesParser.create().parse_overrides(lines)}.values())
 
 
-class SweepSummary(Callback):
-    """Prints the table when all jobs are over, from files: jobs may be other processes. Exit code 1 if one failed."""
+def planned_jobs(overrides: list[Override]) -> list[dict[str, Any]] | None:
+    """What varies in each job, in order; None if the sweeper chooses as it goes."""
+    varied = [override for override in overrides if override.is_sweep_override()]
+    if not all(override.is_discrete_sweep() for override in varied):
+        return None
+    return [as_mapping(job) for job in BasicSweeper.split_arguments(varied, None)[0]]
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from switch_lm.summary import make_console, print_sweep  # torch is behind it
 
-        folder = Path(str(OmegaConf.select(config, "hydra.sweep.dir")))
-        rows = read_jobs(folder)
-        if rows:
-            print_sweep(make_console(), rows, folder=folder)
-        if not rows or any(row["status"] != "done" for row in rows):
-            sys.exit(1)
+def _plan(config: DictConfig, overrides: list[Override], *, began: dict[str, Any] | None) -> dict[str, Any]:
+    """The content of sweep.json."""
+    from switch_lm.result import commit  # torch is behind it
+
+    jobs, trials = planned_jobs(overrides), config.hydra.sweeper.get("n_trials")
+    task = [*config.hydra.overrides.task, *(o for o in config.hydra.overrides.hydra if o.startswith("hydra/"))]
+    return {
+        "command": " ".join(["python -m switch_lm.train", *(shlex.quote(o) for o in task)]),
+        "started": began["started"] if began else datetime.now().isoformat(timespec="seconds"),
+        "commit": commit(),
+        "varied": [override.get_key_element() for override in overrides if override.is_sweep_override()],
+        "jobs": None if trials else jobs,
+        "num_jobs": int(trials) if trials else len(jobs or []),
+        "side_by_side": side_by_side(config.hydra.launcher),
+    }
+
+
+def _folder(config: DictConfig, overrides: list[Override]) -> Path:
+    """By the sweep's name or else by its overrides, so that the same command goes on with it."""
+    given = [o for o in config.hydra.overrides.hydra if o.startswith("hydra.sweep.dir=")]
+    if given:
+        return Path(str(config.hydra.sweep.dir))
+    name = config.get("name")
+    if name is None:
+        task = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        named = [o for o in task if o.get_key_element() not in (*NOT_IN_NAME, "experiment")]
+        parts = sorted(str(o.input_line) for o in named)
+        name = _as_name([config.hydra.runtime.choices.get("experiment") or "", *parts]) or "sweep"
+    elif RUN_NAME.fullmatch(str(name)) is None:
+        rule = "may hold letters, digits, '.', '_' and '-', and begins with none of '.-'; name=my_sweep"
+        print(f"The configuration can not be used:\nname={name}: {rule}", file=sys.stderr)
+        sys.exit(2)  # Hydra makes a warning of an exception in a callback
+    return Path(str(config.outputs)) / "sweeps" / str(name)
+
+
+def _as_name(parts: list[str]) -> str:
+    whole = ",".join(part.removeprefix("model.") for part in parts if part and part != "None")
+    name = re.sub(r"[^A-Za-z0-9._=,+-]", "_", whole).lstrip(".-")
+    if len(name) <= MAX_NAME and name == whole:
+        return name
+    return f"{name[: MAX_NAME - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"  # two sweeps stay two
+
+
+def side_by_side(launcher: Mapping[str, Any]) -> int:
+    """How many jobs a launcher runs at once: joblib's n_jobs (-1: as many as there are cores), else taken as 1."""
+    number = int(launcher.get("n_jobs") or 1)
+    return number if number > 0 else max(1, _num_cores() + 1 + number)
+
+
+def _with_threads(cfg: DictConfig, launcher: Mapping[str, Any]) -> DictConfig:
+    """The job with its share of the cores, unless `trainer.threads` is set: jobs side by side must not fight."""
+    asked, jobs = launcher.get("cpus_per_task"), side_by_side(launcher)  # submitit's, joblib's
+    share = int(asked) if asked else max(1, _num_cores() // jobs) if jobs > 1 else None
+    if share is None or cfg.trainer.threads is not None:
+        return cfg
+    return OmegaConf.merge(cfg, {"trainer": {"threads": share}})  # type: ignore[return-value]
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

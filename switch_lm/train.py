@@ -23,19 +23,21 @@ from switch_lm.run_folder import TrainingError
 from switch_lm.settings import Config
 
 
-def train(cfg: DictConfig | Config, *, folder: Path | None = None) -> dict[str, Any]:
-    """Trains as configured and returns what result.json holds. Callable from Python; `folder` is for a sweep's jobs.
+def train(cfg: DictConfig | Config, *, folder: Path | None = None, heading: str | None = None) -> dict[str, Any]:
+    """Trains as configured and returns what result.json holds. Callable from Python.
+
+    For a sweep's jobs: `folder`, and `heading`, which stands beside a progress bar in place of the run's own words.
 
     ConfigError if the configuration breaks a rule (before anything is fetched or written); CorpusError if there is no
     text; TrainingError if training stops before its end.
     """
     config = resolve(cfg)
-    run = run_folder.choose(config) if folder is None else run_folder.of_job(folder)
+    run = run_folder.choose(config) if folder is None else run_folder.of_job(folder, config)
     if (finished := run.read_json(run_folder.RESULT)) is not None:
         return finished
     from switch_lm.training import Training  # torch and Lightning are slow to import: not for --help and --cfg
 
-    return Training.prepare(config, run).fit()
+    return Training.prepare(config, run, heading=heading).fit()
 
 
 def main() -> None:

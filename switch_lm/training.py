@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,13 +14,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.logging import RichHandler
 
-from switch_lm import __version__, callbacks, summary
+from switch_lm import callbacks, summary
 from switch_lm.checkpoint import CheckpointError, read_model
 from switch_lm.config import ConfigError
 from switch_lm.corpus import Corpus, load_corpus
 from switch_lm.data import TextData
 from switch_lm.hardware import Hardware, detect
+from switch_lm.ledger import run_ledger
 from switch_lm.module import NonFiniteLossError, SwitchModule
+from switch_lm.result import at_training_capacity, commit, computation, routing_figures, versions
 from switch_lm.run_folder import RESULT, RunFolder, TrainingError
 from switch_lm.runs import RunError, find_run
 from switch_lm.settings import Config
@@ -42,18 +42,20 @@ class Training:
     module: SwitchModule
     data: TextData
     console: Console
+    heading: str | None = None  # of a progress bar that is all a run shows; None: it has words of its own
 
     @classmethod
-    def prepare(cls, config: Config, run: RunFolder) -> Training:
+    def prepare(cls, config: Config, run: RunFolder, *, heading: str | None = None) -> Training:
         """Fetches the text, chooses how to compute, makes model and run folder, and prints the plan."""
         _quiet_lightning()
-        console = summary.make_console(quiet=config.logger.progress == "none")
+        console = summary.make_console(quiet=config.logger.progress == "none" or heading is not None)
         _show_log(console)
         corpus = load_corpus(data_dir=Path(config.data.dir), path=Path(config.data.path) if config.data.path else None)
         vocabulary = Vocabulary.of(corpus.text)
         training_ids, validation_ids = split(vocabulary.encode(corpus.text))
         _check_text(config, len(training_ids), len(validation_ids))
         hardware = _hardware(config, run, len(vocabulary))
+        torch.set_num_threads(hardware.threads)
         torch.manual_seed(config.seed)
         module = SwitchModule(config, vocabulary, corpus_sha256=corpus.sha256, precision=hardware.precision)
         if config.init_from is not None:
@@ -72,7 +74,7 @@ class Training:
             seed=config.seed,
             num_workers=config.data.num_workers,
         )
-        return cls(config, run, corpus, hardware, module, data, console)
+        return cls(config, run, corpus, hardware, module, data, console, heading)
 
     def fit(self) -> dict[str, Any]:
         """Trains to the last step and returns what it wrote to result.json."""
@@ -115,7 +117,7 @@ class Training:
             plugins=[callbacks.AtomicCheckpointIO()],
             callbacks=[
                 clock,
-                callbacks.ConsoleProgress(config, self.console),
+                callbacks.ConsoleProgress(config, self.console, heading=self.heading),
                 callbacks.Dashboard(config),
                 callbacks.Samples(config.logger.sample_prompt, config.logger.sample_length, config.seed),
                 *compiled,  # after the samples
@@ -130,23 +132,25 @@ class Training:
 
     def _result(self, trainer: lightning.Trainer, clock: callbacks.Clock) -> dict[str, Any]:
         best = trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
-        module, model, vocab = self.module, self.config.model, len(self.module.vocabulary)
-        sparse = model.num_switch_layers > 0
+        config, module, vocab = self.config, self.module, len(self.module.vocabulary)
         return {
             "name": self.run.path.name,
-            "val_loss": module.val_loss,
-            "best_val_loss": module.val_loss if best is None else float(best),
+            "val_loss": module.validation.loss,
+            "best_val_loss": module.validation.loss if best is None else float(best),
+            **at_training_capacity(module, self.data.validation_ids),
             "steps": trainer.global_step,
             "seconds": clock.seconds,
+            "training_seconds": clock.step_seconds,
             "tokens_per_second": clock.tokens_per_second,
-            "parameters": model.num_params(vocab),
-            "active_parameters": model.num_active_params(vocab),
-            "dropped": module.dropped_share if sparse else None,
-            "load_max_over_mean": module.val_load_max_over_mean if sparse else None,
+            "parameters": config.model.num_params(vocab),
+            "active_parameters": config.model.num_active_params(vocab),
+            **routing_figures(module),
+            "computation": computation(config, vocab, module.drops.whole_run_L),
             "corpus_sha256": self.corpus.sha256,
-            "seed": self.config.seed,
+            "seed": config.seed,
             "hardware": self.run.stored_hardware(),
-            "versions": _versions(),
+            "versions": versions(),
+            "commit": commit(),
         }
 
 
@@ -191,9 +195,7 @@ def _hardware(config: Config, run: RunFolder, vocab_size: int) -> Hardware:
         return Hardware(**stored)
     if config.trainer.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("trainer.device=cuda: there is no usable GPU here; use trainer.device=auto")
-    tokens = config.data.batch_size * config.model.context_length
-    a_token = config.model.flops_per_token(vocab_size, tokens)
-    return detect(config, training_flops=3 * a_token * tokens * config.trainer.accumulate * config.trainer.max_steps)
+    return detect(config, training_flops=run_ledger(config, vocab_size=vocab_size).training)
 
 
 def _step_of(path: Path) -> int:
@@ -207,8 +209,3 @@ def _log_hparams(module: SwitchModule, result: dict[str, Any]) -> None:
     module.write(metrics, result["steps"])
     if module.writer is not None:
         module.writer.close()
-
-
-def _versions() -> dict[str, str]:
-    others = {name: importlib.metadata.version(name) for name in ("torch", "lightning", "hydra-core")}
-    return {"python": platform.python_version(), "switch_lm": __version__} | others

@@ -35,12 +35,18 @@ def places_of_an_expert(num_tokens: int, num_experts: int, capacity_factor: floa
 
 
 def token_by_token(
-    module: SwitchFeedForward, x_BSD: Tensor, capacity_factor: float | None, *, selected_TK: Tensor | None = None
+    module: SwitchFeedForward,
+    x_BSD: Tensor,
+    capacity_factor: float | None,
+    *,
+    selected_TK: Tensor | None = None,
+    spared_TK: Tensor | None = None,
 ) -> Slow:
     """The layer as a loop over groups, tokens and choices; noise on the router's input and in the experts must be off.
 
     A random drop order is drawn as the layer does, one `torch.rand` a token, and is no other draw: seed torch alike
-    before either call and they agree. `selected_TK` stands in for the choice where that was drawn, too.
+    before either call and they agree. `selected_TK` stands in for the choice where that was drawn, too, and
+    `spared_TK` for which choices were not dropped at random: one that was keeps its place and computes nothing.
     """
     B, S, D = x_BSD.shape
     x_TD = x_BSD.reshape(B * S, D)
@@ -60,6 +66,8 @@ def token_by_token(
             capacity = places_of_an_expert(group_size, module.num_experts, capacity_factor)
             take_places = _reroute if module.rule.overflow == "reroute" else _fill
             computes = take_places(module, queue, selected, p_TE, capacity)
+        if spared_TK is not None:
+            computes = {(t, k): expert for (t, k), expert in computes.items() if spared_TK[t, k]}
         rows += [_output(module, x_TD[t], p_TE[t], selected[t], computes, t) for t in tokens]
         kept += [[(t, k) in computes for k in range(module.rule.top_k)] for t in tokens]
     y_BSD = torch.stack(rows).view(B, S, D)

@@ -25,7 +25,7 @@ def composed(*overrides: str) -> Config:
 
 
 def test_every_shipped_choice_is_a_valid_configuration() -> None:
-    for group in ("model", "optim", "experiment"):
+    for group in ("model", "optim", "experiment", "variant"):
         for path in (CONFIGS / group).glob("*.yaml"):
             assert composed(f"{group}={path.stem}").trainer.max_steps > 0
 

@@ -79,14 +79,6 @@ def test_experts_start_different() -> None:
     assert not torch.allclose(w_in_EDF[0], w_in_EDF[1], atol=1e-3)
 
 
-def test_computation_is_that_of_a_dense_model_plus_router_and_empty_places() -> None:
-    dense = ModelConfig(switch_every=0).flops_per_token(65, 8192)
-    dropless = ModelConfig(capacity_factor=None).flops_per_token(65, 8192)
-    padded = ModelConfig(capacity_factor=2.0).flops_per_token(65, 8192)
-    assert dropless - dense == 4 * 2 * 128 * 8  # the router alone
-    assert padded - dropless == 4 * 2 * (2 * 128 * 512)  # as many empty places as tokens
-
-
 def test_more_positions_than_the_context_are_refused() -> None:
     with pytest.raises(ValueError, match=r"13 positions .* 12"):
         small()(torch.zeros(1, 13, dtype=torch.long))

@@ -199,3 +199,19 @@ def test_the_total_is_the_language_loss_and_each_other_loss_times_its_weight() -
     ):
         assert loss.item() > 0
         assert loss.item() == pytest.approx(sum(of_layer(routing).item() for routing in losses.routings))
+
+
+# --- Random drops
+
+
+@pytest.mark.parametrize("capacity", [None, 3000])
+def test_random_drops_take_their_share_of_all_choices_in_training_and_none_in_evaluation(capacity: int | None) -> None:
+    logits_TE, rule = torch.randn(10_000, 4), RoutingRule(top_k=2, random_drop_rate=0.2)
+    trained = route(logits_TE, capacity=capacity, rule=rule, training=True)
+    plain = route(logits_TE, capacity=capacity, rule=RoutingRule(top_k=2))
+    kept = int((trained.kept_TK & plain.kept_TK).sum())
+    assert kept == int(trained.kept_TK.sum())  # what no longer fits is not let in by others' loss
+    assert kept / int(plain.kept_TK.sum()) == pytest.approx(0.8, abs=4 * math.sqrt(0.2 * 0.8 / 15_000))
+    assert torch.equal(trained.load_E, plain.load_E) and torch.equal(trained.gate_TK, plain.gate_TK)
+    evaluated = route(logits_TE, capacity=capacity, rule=rule, training=False)
+    assert torch.equal(evaluated.kept_TK, plain.kept_TK)

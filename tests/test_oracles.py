@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 
 import pytest
@@ -125,7 +125,7 @@ def assert_equal_to(case: Case, want_y: Tensor, got_y: Tensor, module: SwitchFee
 
 def test_the_rules_tried_here_are_all_that_the_configuration_allows() -> None:
     varied = {name for name in asdict(RoutingRule()) if len({getattr(rule, name) for rule in RULES}) > 1}
-    assert varied == asdict(RoutingRule()).keys() - {"selection"}  # sampling has a test of its own
+    assert varied == asdict(RoutingRule()).keys() - {"selection", "random_drop_rate"}  # they have tests of their own
     assert len(RULES) == 36 + 3 * 72  # one choice: 2 gates, 3 orders, 3 overflows, 2 groups; more: 3, 3, 2, 2 and 2
 
 
@@ -220,6 +220,20 @@ def test_counts_add_up_and_a_place_is_used_once(case: Case) -> None:
     assert (places.place_N[~kept_N] == len(places.choice_P)).all()
     assert torch.equal(places.choice_P[used], kept_N.nonzero().flatten())  # the way back
     assert int((places.choice_P < T * K).sum()) == len(used)  # and the other places are empty
+
+
+@settings(REPEATABLE, max_examples=60)
+@given(cases(), st.sampled_from([0.1, 0.5, 0.95]))
+def test_choices_dropped_at_random_add_nothing_and_give_their_places_to_no_other(case: Case, rate: float) -> None:
+    rule = replace(case.rule, random_drop_rate=rate, drop_order="position")
+    case = replace(case, rule=rule, training=True)
+    module, x_BSD = case.build()
+    y_BSD, routing = fast(case, module, x_BSD)
+    assert routing.spared_TK is not None
+    want = token_by_token(module, x_BSD, case.capacity_factor, spared_TK=routing.spared_TK)
+    assert torch.equal(routing.kept_TK, want.kept_TK)
+    assert routing.kept_E.tolist() == routing.assigned_TK[want.kept_TK].bincount(minlength=case.experts).tolist()
+    assert_equal_to(case, want.y_BSD, y_BSD, module, x_BSD)
 
 
 @settings(REPEATABLE, max_examples=30)

@@ -1,17 +1,26 @@
-"""Several jobs in one command: each as if alone, failures listed, one table."""
+"""Several jobs in one command: each as if alone, failures listed, and the same command goes on where it was stopped."""
 
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from compare import same
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
 
-from switch_lm import checkpoint
-from switch_lm.sweep import as_mapping, job_name
+from switch_lm import checkpoint, sweep
+from switch_lm.config import resolve
+from switch_lm.paths import config_dir
+from switch_lm.settings import Config, TrainerConfig
+from switch_lm.sweep import as_mapping, job_name, read_jobs, side_by_side
 
 SMALL = [
     "model.num_layers=1",
@@ -28,64 +37,125 @@ SMALL = [
     "logger.log_every=2",
     "logger.sample_length=0",
 ]
+Done = subprocess.CompletedProcess[str]
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def command(folder: Path, *arguments: str) -> list[str]:
     (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
-    command = [sys.executable, "-m", "switch_lm.train", *arguments, *SMALL]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    return [sys.executable, "-m", "switch_lm.train", *flags, *SMALL, *(a for a in arguments if a not in flags)]
+
+
+def run(folder: Path, *arguments: str) -> Done:
+    return subprocess.run(command(folder, *arguments), cwd=folder, capture_output=True, text=True, timeout=240)
+
+
+def weights(job: Path) -> Any:
+    content = checkpoint.read(job / "checkpoints" / "last.ckpt")
+    return [content[key] for key in ("state_dict", "optimizer_states", "lr_schedulers")]
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done, Done]:
+    """The folder, a sweep whose second job can't run, and the same command once more."""
     folder = tmp_path_factory.mktemp("sweep")
-    return folder, run(folder, "-m", "model.capacity_factor=1.0,-1,null", "seed=3")
+    arguments = ["-m", "model.capacity_factor=1.0,-1,null", "seed=3", "name=three"]
+    first = run(folder, *arguments)
+    return folder / "outputs" / "sweeps" / "three", first, run(folder, *arguments)
 
 
-def jobs(folder: Path) -> list[Path]:
-    return sorted(folder.glob("outputs/sweeps/*/0*"))
+def rows(done: Done) -> list[str]:
+    """The table's lines that begin with a job's number."""
+    return [line for line in done.stdout.splitlines() if re.match(r" *\d+/\d+ ", line)]
 
 
-def test_a_failing_job_is_listed_with_its_reason_and_the_others_run(
-    swept: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    folder, done = swept
+def test_a_failing_job_is_listed_with_its_reason_and_the_others_run(swept: tuple[Path, Done, Done]) -> None:
+    folder, done, _ = swept
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    records = [json.loads((job / "job.json").read_text()) for job in jobs(folder)]
+    records = read_jobs(folder)
     assert [record["status"] for record in records] == ["done", "failed", "done"]
     assert records[1]["error"].startswith("model.capacity_factor=-1.0: must be a positive number")
-    assert records[2]["overrides"]["model.capacity_factor"] is None
-    table = done.stdout[done.stdout.rindex("Sweep") :]
-    assert "job 1 FAILED: model.capacity_factor=-1.0: must be a positive number" in table
-    assert "num_layers" not in table  # the same in all jobs
-    assert f"{records[0]['result']['val_loss']:.4f}" in table
+    assert records[2]["overrides"] == {"model.capacity_factor": None}  # what varies, and no more
+    assert "-1  FAILED: model.capacity_factor=-1.0: must be a positive number" in rows(done)[1]
+    result = json.loads((folder / "capacity_factor=1.0" / "result.json").read_text())
+    assert f"{result['val_loss']:.4f}" in rows(done)[0]
 
 
-def test_everything_lies_under_outputs_and_a_job_is_named_by_its_overrides(
-    swept: tuple[Path, subprocess.CompletedProcess[str]],
+def test_it_is_told_at_once_how_many_jobs_of_what_will_run_and_each_adds_one_row(
+    swept: tuple[Path, Done, Done],
 ) -> None:
-    folder, _ = swept
-    assert sorted(path.name for path in folder.iterdir()) == ["outputs", "text.txt"]
-    assert [path.name for path in (folder / "outputs").iterdir()] == ["sweeps"]
-    names = [job.name[:33] for job in jobs(folder)]
-    assert names[0] == "000_capacity_factor=1.0,seed=3,nu"
-    assert names[2] == "002_capacity_factor=null,seed=3,n"
+    _, done, _ = swept
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Sweep of 3 jobs: model.capacity_factor 1.0, -1, null"
+    heads = [number for number, line in enumerate(lines) if line.split()[:2] == ["job", "capacity_factor"]]
+    assert len(heads) == 1 and [line.split()[0] for line in lines[heads[0] + 1 :][:3]] == ["1/3", "2/3", "3/3"]
+    assert {len(line) for line in rows(done)[::2]} == {len(lines[heads[0]])}  # aligned with the head
+    assert rows(done)[-1].endswith(" 0 s")  # nothing is left
 
 
-def test_a_job_gives_what_the_same_run_gives_alone(swept: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    folder, _ = swept
-    alone = run(folder, "model.capacity_factor=null", "seed=3", "name=alone")
+def test_the_same_command_keeps_what_is_done_and_tries_what_failed_again(swept: tuple[Path, Done, Done]) -> None:
+    _, _, again = swept
+    assert again.returncode == 1
+    assert ["before" in row for row in rows(again)] == [True, False, True]
+    assert "FAILED" in rows(again)[1]
+
+
+def test_everything_lies_under_outputs_and_a_job_is_named_by_what_varies(swept: tuple[Path, Done, Done]) -> None:
+    folder = swept[0]
+    assert sorted(path.name for path in folder.parents[2].iterdir()) == ["outputs", "text.txt"]
+    assert [path.name for path in (folder.parents[1]).iterdir()] == ["sweeps"]
+    assert sorted(path.name for path in folder.iterdir() if (path / "config.yaml").exists()) == [
+        "capacity_factor=1.0",
+        "capacity_factor=null",
+    ]
+
+
+def test_a_job_gives_what_the_same_run_gives_alone(swept: tuple[Path, Done, Done]) -> None:
+    folder = swept[0]
+    alone = run(folder.parents[2], "model.capacity_factor=null", "seed=3", "name=alone")
     assert alone.returncode == 0, alone.stderr
-    first = checkpoint.read(jobs(folder)[2] / "checkpoints" / "last.ckpt")
-    second = checkpoint.read(folder / "outputs" / "runs" / "alone" / "checkpoints" / "last.ckpt")
-    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
-        assert same(first[key], second[key]), key
+    assert same(weights(folder / "capacity_factor=null"), weights(folder.parents[1] / "runs" / "alone"))
 
 
-def test_a_job_name_holds_nothing_that_leaves_its_folder() -> None:
-    assert job_name(7, ["data.path=../../x y", "seed=1"]) == "007_data.path=.._.._x_y,seed=1"
-    assert len(job_name(7, ["name=" + "a" * 500])) <= 100
+def test_a_sweep_does_not_mix_with_another_of_its_name(swept: tuple[Path, Done, Done]) -> None:
+    folder = swept[0]
+    result = folder / "capacity_factor=1.0" / "result.json"
+    before = result.read_bytes()
+    other = run(folder.parents[2], "-m", "model.capacity_factor=1.0,2.0", "seed=4", "name=three")
+    assert other.returncode == 1
+    assert "another configuration (seed was 3, now 4)" in other.stdout and "name=NAME" in other.stdout
+    assert result.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_to_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
+    arguments = ["-m", "seed=0,1", "trainer.max_steps=60", "trainer.val_every=30", "trainer.checkpoint_every=5"]
+    folders = [tmp_path / name for name in ("killed", "whole")]
+    for folder in folders:
+        folder.mkdir()
+    killed, whole = (folder / "outputs" / "sweeps" for folder in folders)
+    process = subprocess.Popen(command(folders[0], *arguments), cwd=folders[0], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("*/seed=1/checkpoints/last.ckpt")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (job,) = killed.glob("*/seed=1")
+    assert not (job / "result.json").exists()  # it was killed in the middle
+    assert run(folders[0], *arguments).returncode == 0
+    assert run(folders[1], *arguments).returncode == 0
+    (uninterrupted,) = whole.glob("*/seed=1")
+    assert job.parent.name == uninterrupted.parent.name  # the name follows from the command
+    assert same(weights(job), weights(uninterrupted))
+
+
+def test_names_hold_nothing_that_leaves_their_folder_and_long_ones_stay_apart() -> None:
+    assert job_name({"data.path": "../../x y", "seed": 1}).startswith("data.path=.._.._x_y,seed=1-")
+    assert job_name({"model.capacity_factor": None, "seed": 1}) == "capacity_factor=null,seed=1"
+    long = [job_name({"data.path": "a" * 500 + end}) for end in "bc"]
+    assert len(set(long)) == 2 and all(len(name) <= 100 for name in long)
 
 
 def test_overrides_are_read_as_values() -> None:
@@ -95,3 +165,127 @@ def test_overrides_are_read_as_values() -> None:
         "name": "abc",
         "seed": 3,
     }
+
+
+# --- The sweeps that are shipped
+
+
+def planned(*overrides: str) -> tuple[list[dict[str, Any]], dict[tuple[Any, ...], Config]]:
+    """Every job of a sweep in order, and the configurations of those of its first seed."""
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = compose("train", list(overrides), return_hydra_config=True)
+        assert str(config.hydra.mode) == "RunMode.MULTIRUN"
+        all_overrides = sweep.sweep_overrides(config)
+        fixed = [str(override.input_line) for override in all_overrides if not override.is_sweep_override()]
+        jobs = sweep.planned_jobs(all_overrides) or []
+        configs = {}
+        for job in (job for job in jobs if job["seed"] == jobs[0]["seed"]):
+            arguments = [f"{key}={value}" for key, value in job.items()]
+            configs[tuple(v for k, v in job.items() if k != "seed")] = resolve(compose("train", [*fixed, *arguments]))
+    return jobs, configs
+
+
+def test_the_capacity_sweep_has_five_factors_and_a_dense_control_with_three_seeds_each() -> None:
+    jobs, configs = planned("experiment=capacity_sweep")
+    assert len(jobs) == 18
+    assert [job["seed"] for job in jobs] == [0] * 6 + [1] * 6 + [2] * 6  # every variant once before any twice
+    sparse = [c.model.capacity_factor for c in configs.values() if c.model.num_switch_layers]
+    assert sparse == [0.5, 1.0, 1.25, 2.0, None]
+    (dense,) = (c for c in configs.values() if not c.model.num_switch_layers)
+    assert {c.model.d_ff for c in configs.values()} == {dense.model.d_ff}
+    assert len({json.dumps([c.trainer.max_steps, vars(c.optim), c.data.batch_size]) for c in configs.values()}) == 1
+
+
+def test_the_full_capacity_sweep_has_all_controls_and_five_seeds_of_the_default_model() -> None:
+    jobs, configs = planned("experiment=capacity_sweep_full")
+    assert {job["seed"] for job in jobs} == {0, 1, 2, 3, 4} and len(jobs) == 5 * len(configs)
+    factors = {c.model.capacity_factor for (name,), c in configs.items() if name.startswith("switch")}
+    assert factors == {0.5, 0.75, 1.0, 1.25, 1.5, 2.0, None}
+    assert {c.model.capacity_factor for c in configs.values() if c.model.top_k == 2} == {2.0, 2.5}
+    assert configs["dense_wide",].model == resolve_default("model=dense_wide").model
+    assert configs["dense",].model == resolve_default("model=dense").model
+    assert configs["random_drops",].model.random_drop_rate > 0 and configs["switch_1.25",].model == Config().model
+
+
+def resolve_default(*overrides: str) -> Config:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return resolve(compose("train", list(overrides)))
+
+
+def test_the_alpha_and_experts_sweeps_vary_alpha_and_experts() -> None:
+    _, by_alpha = planned("experiment=alpha_sweep")
+    assert [c.alpha for c in by_alpha.values()] == [0, 1e-4, 1e-3, 1e-2, 1e-1]
+    _, by_experts = planned("experiment=experts_sweep")
+    assert [c.model.num_experts for c in by_experts.values()] == [1, 2, 4, 8, 16, 32, 64]
+    assert {c.model.capacity_factor for c in by_experts.values()} == {None}  # equal computation, whatever the load
+
+
+def test_an_override_narrows_a_shipped_sweep() -> None:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = compose("train", ["experiment=capacity_sweep"], return_hydra_config=True)
+    with open_dict(config.hydra):
+        config.hydra.overrides.task = ["experiment=capacity_sweep", "seed=7,8", "variant=dense"]
+    assert sweep.planned_jobs(sweep.sweep_overrides(config)) == [{"seed": 7}, {"seed": 8}]
+
+
+# --- Side by side
+
+
+@pytest.mark.parametrize(("n_jobs", "at_once"), [(1, 1), (3, 3), (-1, 8), (-3, 6), (-20, 1)])
+def test_as_many_jobs_as_joblib_runs_at_once_share_the_cores(
+    n_jobs: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "_num_cores", lambda: 8)
+    assert side_by_side({"n_jobs": n_jobs}) == at_once
+    config = sweep._with_threads(OmegaConf.structured(Config()), {"n_jobs": n_jobs})
+    assert config.trainer.threads == (None if at_once == 1 else 8 // at_once)
+
+
+def test_a_clusters_job_has_the_threads_it_asked_for_and_a_configured_number_stays() -> None:
+    assert sweep._with_threads(OmegaConf.structured(Config()), {"cpus_per_task": 5}).trainer.threads == 5
+    set_by_hand = OmegaConf.structured(Config(trainer=TrainerConfig(threads=3)))
+    assert sweep._with_threads(set_by_hand, {"n_jobs": 8}).trainer.threads == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("plugin", "options"),
+    [
+        ("hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
+        ("hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=1"]),
+    ],
+)
+def test_jobs_in_processes_of_their_own_give_what_they_give_alone(
+    plugin: str, options: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip(f"hydra_plugins.{plugin}")
+    threads = 1 if "cpus" in options[1] else max(1, sweep._num_cores() // 2)
+    done = run(tmp_path, "-m", "seed=0,1", "model.capacity_factor=1.0,0", "name=apart", *options)
+    records = read_jobs(tmp_path / "outputs" / "sweeps" / "apart")
+    assert [record["status"] for record in records] == ["done", "failed"] * 2, done.stdout + done.stderr
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    alone = run(tmp_path, "seed=1", "model.capacity_factor=1.0", "name=alone", f"trainer.threads={threads}")
+    assert alone.returncode == 0, alone.stderr
+    job = tmp_path / "outputs" / "sweeps" / "apart" / "seed=1,capacity_factor=1.0"
+    assert json.loads((job / "hardware.json").read_text())["threads"] == threads
+    assert same(weights(job), weights(tmp_path / "outputs" / "runs" / "alone"))
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_after_a_job_that_failed_and_tells_how_many_are_left(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    done = run(
+        tmp_path,
+        "-m",
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.n_trials=6",
+        "hydra.sweeper.sampler.seed=0",
+        "model.capacity_factor=choice(1.0,-1)",
+        "optim.lr=interval(0.001,0.01)",
+        "name=search",
+    )
+    records = read_jobs(tmp_path / "outputs" / "sweeps" / "search")
+    assert len(records) == 6, done.stdout + done.stderr
+    assert {record["status"] for record in records} == {"done", "failed"}
+    assert all(0.001 <= record["overrides"]["optim.lr"] <= 0.01 for record in records)
+    assert done.stdout.startswith("Sweep of 6 jobs:") and rows(done)[-1].split()[0] == "6/6"

@@ -1,0 +1,121 @@
+"""What a report says, apart from its form: sections of texts, tables and pictures."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+BLANK = ("", "-", "–", "—")  # cells that say there is nothing to say; sorted last, upwards and downwards
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; `code` in backquotes is the only markup."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """Short statements, one below the other; markup as in Text."""
+
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to be shown, or copied, as they are."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a table shows, and the number it is sorted by where the text is one with units or a spread.
+
+    `code` in backquotes is the only markup, here as in captions, notes and headings. A word among numbers, such as
+    "diverged", keeps its column numeric with `sort=math.inf`.
+    """
+
+    text: str
+    sort: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of as many cells as there are headings; `note` says what a reader must know to read it."""
+
+    caption: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line or one set of points. `low` and `high` bound an interval around each y; `labels` names each point."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    marked: tuple[bool, ...] | None = None  # points that are not dominated by any other
+    line: bool = True  # joined; else points alone
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One pair of axes. `name` is the file's stem, `alt` says in words what is to be seen."""
+
+    name: str
+    title: str
+    alt: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    x_log: bool = False
+    note: str = ""
+    x_names: tuple[str, ...] = ()  # of x = 0, 1, 2, ...; each point is then a bar from zero, the series side by side
+
+
+Part = Text | Bullets | Code | Table | Picture
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it."""
+
+    heading: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """`lead` is what a reader in a hurry must know, in one or two sentences."""
+
+    title: str
+    lead: str
+    sections: tuple[Section, ...]
+
+
+def number(cell: Cell) -> float | None:
+    """What the cell is sorted by: `sort`, or its text where that is a plain number such as 1,024, −0.5 or 12%."""
+    if cell.sort is not None:
+        return cell.sort
+    text = cell.text.strip().replace(",", "").replace("−", "-").removesuffix("%").rstrip()
+    return float(text) if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text, re.ASCII | re.IGNORECASE) else None
+
+
+def numeric_columns(table: Table) -> tuple[bool, ...]:
+    """For each column, whether it holds numbers, and nothing else but blanks."""
+    columns = [[row[i] for row in table.rows] for i in range(len(table.headings))]
+    told = [[cell for cell in column if cell.sort is not None or cell.text.strip() not in BLANK] for column in columns]
+    return tuple(bool(cells) and all(number(cell) is not None for cell in cells) for cells in told)
+
+
+def pieces(text: str) -> list[tuple[str, bool]]:
+    """The text on one line, cut at its backquotes: each piece, and whether it is code; a lone backquote is text."""
+    cut = re.split(r"`([^`]+)`", re.sub(r"\s+", " ", text).strip())
+    return [(piece, i % 2 == 1) for i, piece in enumerate(cut) if piece]

@@ -1,0 +1,74 @@
+"""Writes a report on runs: `python -m switch_lm.report PATH...`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from switch_lm.config import RUN_NAME
+from switch_lm.report import DEFAULT_NAME, ReportError, write_report
+from switch_lm.runs import OUTPUTS
+
+
+def parser() -> argparse.ArgumentParser:
+    about = "Compares runs in words, tables and pictures: report.md, report.html, summary.csv, pictures/."
+    options = argparse.ArgumentParser(prog="python -m switch_lm.report", description=about)
+    paths = "a sweep's folder, a run or its name, or a glob; several make one report"
+    options.add_argument("paths", nargs="+", metavar="PATH", help=paths)
+    out = f"where it is written (default: the sweep's folder, if there is one PATH; else below {OUTPUTS}/reports)"
+    options.add_argument("--out", type=Path, metavar="FOLDER", help=out)
+    options.add_argument("--name", type=_name, default=DEFAULT_NAME, help=f"of its files (default: {DEFAULT_NAME})")
+    threshold = "loss to which steps and seconds are counted (default: that of the dense control, rounded up)"
+    options.add_argument("--threshold", type=_threshold, metavar="LOSS", help=threshold)
+    options.add_argument("--outputs", type=Path, default=OUTPUTS, metavar="FOLDER", help=f"(default: {OUTPUTS})")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 1 and one message for what a user can mend, 130 for Ctrl-C, 0 for a closed pipe."""
+    options = parser().parse_args(argv)
+    try:
+        return _report(options)
+    except ReportError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # as with `| head`; Python would complain once more when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from switch_lm.report.console import tell
+
+    written = write_report(
+        options.paths, out=options.out, name=options.name, threshold=options.threshold, outputs=options.outputs
+    )
+    tell(written)
+    return 0
+
+
+def _name(text: str) -> str:
+    if RUN_NAME.fullmatch(text) is None:
+        rule = "must be letters, digits, '.', '_' and '-', and begin with none of '.-'"
+        raise argparse.ArgumentTypeError(f"{text!r} {rule}; give for example {DEFAULT_NAME}")
+    return text
+
+
+def _threshold(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a finite loss above 0; give for example 1.55")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

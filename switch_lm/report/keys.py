@@ -1,0 +1,32 @@
+"""Which keys of a configuration change what is computed, and for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Nothing that is computed hangs on these, nor on any logger.* key.
+IGNORED = {
+    "seed", "name", "resume", "outputs", "data.dir", "data.num_workers", "trainer.threads", "trainer.checkpoint_every",
+}  # fmt: skip
+# What a dense model has too; every other model.* key is one of routing.
+SIZES = {
+    "num_layers", "d_model", "num_heads", "d_ff", "context_length", "position", "activation", "tie_embeddings",
+    "dropout", "init_scale",
+}  # fmt: skip
+ROUTING_LOSSES = {"alpha", "z_loss", "importance"}
+
+
+def is_ignored(key: str) -> bool:
+    return key in IGNORED or key.startswith("logger.")
+
+
+def is_routing(key: str) -> bool:
+    """Whether a dense model is the same whatever the key holds."""
+    return key in ROUTING_LOSSES or (key.startswith("model.") and key.removeprefix("model.") not in SIZES)
+
+
+def is_dense(config: Mapping[str, Any]) -> bool:
+    """Whether no block has a Switch layer."""
+    every = config.get("model.switch_every") or 0
+    return bool(every == 0 or every > config["model.num_layers"])

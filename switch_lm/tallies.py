@@ -1,0 +1,94 @@
+"""What is added up over many batches: drops in training, loss and load in a validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from switch_lm.metrics import dropped_choices, router_entropy
+from switch_lm.routing import Routing
+
+
+class DropTally:
+    """Choices made and dropped in training, of each of L Switch layers: in the whole run, and in its last stretch.
+
+    A stretch lies between two validations. Nothing is copied to the host before a figure is asked for.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self._dropped_L = torch.zeros(num_layers, dtype=torch.float64)
+        self._choices = 0  # of one layer
+        self._stretch_began = [0.0, 0]  # what was dropped in all layers by then, and the choices of one
+        self.last_stretch = 0.0  # share dropped in it
+
+    def add(self, routings: Sequence[Routing]) -> None:
+        if routings:
+            dropped_L = torch.stack([dropped_choices(routing) for routing in routings])
+            self._dropped_L = self._dropped_L.to(dropped_L.device) + dropped_L
+            self._choices += routings[0].expert_TK.numel()
+
+    def end_stretch(self) -> None:
+        """A validation was reached; without a step since the last one the share stays."""
+        dropped, choices = float(self._dropped_L.sum()), self._choices
+        dropped_before, choices_before = self._stretch_began
+        if choices > choices_before:
+            self.last_stretch = (dropped - dropped_before) / ((choices - choices_before) * len(self._dropped_L))
+        self._stretch_began = [dropped, choices]
+
+    @property
+    def whole_run_L(self) -> list[float]:
+        """Share of each layer's choices that was dropped; 0 before the first step."""
+        return (self._dropped_L / max(1, self._choices)).tolist()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "dropped_L": self._dropped_L.tolist(),
+            "choices": self._choices,
+            "stretch_began": self._stretch_began,
+            "last_stretch": self.last_stretch,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._dropped_L = torch.tensor(state["dropped_L"], dtype=torch.float64)
+        self._choices = state["choices"]
+        self._stretch_began, self.last_stretch = state["stretch_began"], state["last_stretch"]
+
+
+class ValidationTally:
+    """Language loss, load and router entropy over a whole split, from batches of unequal size."""
+
+    def __init__(self) -> None:
+        self._nll, self._count = 0.0, 0
+        self._load_LE: Tensor | None = None
+        self._entropy_L: Tensor | None = None  # summed over characters
+
+    def add(self, loss: Tensor, count: int, routings: Sequence[Routing]) -> None:
+        """`loss`: the mean over the batch's `count` predictions."""
+        self._nll += loss.item() * count
+        self._count += count
+        if routings:
+            load_LE = torch.stack([routing.load_E for routing in routings])
+            entropy_L = torch.stack([router_entropy(routing) for routing in routings]).double() * count
+            self._load_LE = load_LE if self._load_LE is None else self._load_LE + load_LE
+            self._entropy_L = entropy_L if self._entropy_L is None else self._entropy_L + entropy_L
+
+    @property
+    def loss(self) -> float:
+        """Nats a character."""
+        return self._nll / self._count
+
+    @property
+    def load_max_over_mean(self) -> float | None:
+        """The busiest expert's load over the mean one, in the worst layer; None for a dense model."""
+        if self._load_LE is None:
+            return None
+        load_LE = self._load_LE.float()
+        return float((load_LE.amax(1) / load_LE.mean(1)).max())
+
+    @property
+    def router_entropy(self) -> float | None:
+        """Nats, the mean over characters and layers; None for a dense model."""
+        return None if self._entropy_L is None else float(self._entropy_L.mean()) / self._count

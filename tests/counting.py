@@ -1,0 +1,47 @@
+"""The run to count: a configuration, its module and batch, what the ledger states of it and what torch counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from switch_lm.architecture import ModelConfig
+from switch_lm.config import resolve
+from switch_lm.ledger import Ledger, ledger
+from switch_lm.module import SwitchModule
+from switch_lm.paths import config_dir
+from switch_lm.settings import Config
+from switch_lm.vocab import Vocabulary
+
+CONFIGS = config_dir()
+VOCABULARY = Vocabulary.of("abcdefghij\n")
+ROWS = 3
+
+
+def composed(*overrides: str) -> Config:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return resolve(compose("train", list(overrides)))
+
+
+def module_of(config: Config, *, training: bool = True) -> SwitchModule:
+    module = SwitchModule(config, VOCABULARY, corpus_sha256="", precision="fp32")
+    return module.train(training)
+
+
+def batch(config: Config, rows: int = ROWS) -> tuple[Tensor, Tensor]:
+    ids = torch.randint(len(VOCABULARY), (rows, config.model.context_length + 1))
+    return ids[:, :-1], ids[:, 1:]
+
+
+def stated(model: ModelConfig, rows: int = ROWS, **how: Any) -> Ledger:
+    return ledger(model, vocab_size=len(VOCABULARY), batch_size=rows, **how)
+
+
+def by_module(counter: FlopCounterMode) -> dict[str, int]:
+    """What was counted within each module, by its name, such as blocks.0.ffn."""
+    counts = counter.get_flop_counts().items()
+    return {name.removeprefix("SwitchLM."): sum(of_op.values()) for name, of_op in counts}

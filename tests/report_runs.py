@@ -1,0 +1,121 @@
+"""Small stored runs, as training leaves them, from which reports are built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from torch.utils.tensorboard import SummaryWriter
+
+from switch_lm.architecture import ModelConfig
+from switch_lm.ledger import ledger, run_ledger
+from switch_lm.settings import Config
+
+VOCAB, STEPS, EVERY = 65, 100, 25
+HARDWARE = {"device": "cpu", "precision": "fp32", "compile": False, "name": "test machine", "threads": 2}
+VERSIONS = {"python": "3.11", "switch_lm": "0.1.0", "torch": "2.13", "lightning": "2.6", "hydra-core": "1.3"}
+
+
+def config_of(seed: int = 0, **changes: Any) -> Config:
+    """The default configuration with few steps; `changes` are keys of the model or, of those names, of the whole."""
+    own = {key: changes.pop(key) for key in ("alpha", "name", "z_loss") if key in changes}
+    config = Config(model=ModelConfig(**changes), seed=seed, **own)
+    config.trainer.max_steps, config.trainer.val_every = STEPS, EVERY
+    return config
+
+
+def result_of(config: Config, loss: float, **changes: Any) -> dict[str, Any]:
+    """What a run of this configuration would store; all but the loss follows from closed forms."""
+    model, sparse = config.model, config.model.num_switch_layers > 0
+    factor = model.capacity_factor if sparse else None
+    dropped = 0.0 if factor is None else max(0.0, 0.1 - 0.05 * factor)
+    work = run_ledger(config, vocab_size=VOCAB)
+    inference = ledger(
+        model, vocab_size=VOCAB, batch_size=config.data.batch_size, training=False, capacity_factor=factor
+    )
+    return {
+        "name": "a run",
+        "val_loss": loss,
+        "best_val_loss": loss,
+        "val_loss_train_capacity": loss + dropped,
+        "train_capacity_dropped": dropped if sparse else None,
+        "inference_tokens_per_second": 50_000.0,
+        "steps": STEPS,
+        "seconds": 2.0 * STEPS,
+        "training_seconds": 1.0 * STEPS,
+        "tokens_per_second": 8192.0,
+        "parameters": model.num_params(VOCAB),
+        "active_parameters": model.num_active_params(VOCAB),
+        "dropped": dropped if sparse else None,
+        "dropped_whole_run": 2 * dropped if sparse else None,
+        "load_max_over_mean": 1.5 if sparse else None,
+        "router_entropy": 0.7 if sparse else None,
+        "seed": config.seed,
+        "corpus_sha256": "0123456789abcdef",
+        "hardware": HARDWARE,
+        "versions": VERSIONS,
+        "commit": "0123456789ab",
+        "computation": work.as_plain() | {"inference_per_token": inference.forward},
+    } | changes
+
+
+def write_run(
+    folder: Path,
+    config: Config,
+    loss: float | None = 1.5,
+    *,
+    curve: Sequence[tuple[int, float, float | None]] | None = None,
+    job: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Path:
+    """A run's folder. `loss` None: it has no result yet. `curve`: (step, val/loss, training seconds)."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    if loss is not None:
+        (folder / "result.json").write_text(json.dumps(result_of(config, loss, **changes)))
+    if job is not None:
+        (folder / "job.json").write_text(json.dumps(job))
+    if curve is None:  # straight down from 2.5 to the loss, a second a step
+        end = 1.5 if loss is None else loss
+        curve = [(s, end + (1 - s / STEPS), 1.0 * s) for s in range(EVERY, STEPS + 1, EVERY)]
+    if curve:
+        write_events(folder, curve)
+    return folder
+
+
+def write_events(folder: Path, curve: Sequence[tuple[int, float, float | None]]) -> None:
+    writer = SummaryWriter(str(folder))
+    for step, loss, seconds in curve:
+        writer.add_scalar("val/loss", loss, step)
+        writer.add_scalar("train/loss", loss - 0.1, step)
+        if seconds is not None:
+            writer.add_scalar("perf/training_seconds", seconds, step)
+    writer.close()
+
+
+def write_sweep(
+    sweep: Path, variants: Mapping[str, Mapping[str, Any]], losses: Mapping[str, Sequence[float]], **changes: Any
+) -> Path:
+    """A sweep of `variants` (keys of the model) with a loss for each seed; `changes` go to every result."""
+    planned: list[object] = []
+    for name, keys in variants.items():
+        for seed, loss in enumerate(losses[name]):
+            job = {"job": len(planned), "overrides": {"seed": seed, "variant": name}, "status": "done", "seconds": 1.0}
+            planned.append(job["overrides"])
+            write_run(sweep / f"seed={seed},variant={name}", config_of(seed, **keys), loss, job=job, **changes)
+    write_plan(sweep, planned)
+    return sweep
+
+
+def write_plan(sweep: Path, jobs: Sequence[object]) -> None:
+    sweep.mkdir(parents=True, exist_ok=True)
+    plan = {"command": "python -m switch_lm.train experiment=test", "jobs": list(jobs), "commit": "0123456789ab"}
+    (sweep / "sweep.json").write_text(json.dumps(plan | {"started": "2026-01-01T00:00:00"}))
+
+
+DENSE: dict[str, Any] = {"switch_every": 0}
+ONE: dict[str, Any] = {"capacity_factor": 1.0}
+DROPLESS: dict[str, Any] = {"capacity_factor": None}

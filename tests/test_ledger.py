@@ -1,0 +1,192 @@
+"""What a run's computation is made of: its kinds, what was measured of them, and the sums that users see."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from counting import ROWS, VOCABULARY, batch, by_module, composed, module_of, stated
+from rich.console import Console
+from small_models import model_of
+from torch.utils.flop_counter import FlopCounterMode
+
+from switch_lm.architecture import ModelConfig
+from switch_lm.hardware import detect
+from switch_lm.ledger import LEFT_OUT, LayerWork, ledger, optimizer_flops, run_ledger
+from switch_lm.optim import build_optimizer
+from switch_lm.settings import Config, DataConfig, TrainerConfig
+from switch_lm.summary import print_plan
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def test_the_kinds_of_one_layer_are_its_products() -> None:
+    model = ModelConfig(num_layers=1, d_model=8, d_ff=32, context_length=10, num_experts=4, shared_expert=True)
+    (layer,) = ledger(model, vocab_size=5, batch_size=2).layers  # 20 tokens, so that 4 experts have 7 places each
+    ffn = 2 * (8 * 32 + 32 * 8)
+    assert layer.attention == 2 * (8 * 24 + 8 * 8) + 2 * (10 * 8 + 10 * 8)
+    assert (layer.feed_forward, layer.router, layer.useful, layer.dropped) == (ffn, 2 * 8 * 4, ffn, 0)
+    assert layer.padded == pytest.approx((28 - 20) / 20 * ffn)
+
+
+@pytest.mark.parametrize(
+    ("changes", "useful", "padded", "dropped"),
+    [
+        ({"capacity_factor": None}, 1, 0, 0),
+        ({"capacity_factor": 1.0}, 1, 0, 0),
+        ({"capacity_factor": 2.0}, 1, 1, 0),
+        ({"capacity_factor": 0.5}, 0.5, 0, 0.5),
+        ({"capacity_factor": 2.5, "top_k": 2}, 2, 0.5, 0),
+        ({"capacity_factor": 1.0, "top_k": 2}, 1, 0, 1),
+        ({"capacity_factor": None, "random_drop_rate": 0.25}, 0.75, 0.25, 0.25),
+        ({"capacity_factor": 2.0, "random_drop_rate": 0.25}, 0.75, 1.25, 0.25),
+        ({"capacity_factor": 2.0, "capacity_group": "sequence"}, 1, 1, 0),
+    ],
+    ids=str,
+)
+def test_before_training_the_load_is_taken_as_even(
+    changes: dict[str, Any], useful: float, padded: float, dropped: float
+) -> None:
+    layer = ledger(ModelConfig(**changes), vocab_size=65, batch_size=64).layers[0]
+    ffn = 2 * 2 * 128 * 512
+    assert (layer.useful, layer.padded, layer.dropped) == pytest.approx((useful * ffn, padded * ffn, dropped * ffn))
+
+
+def test_nothing_is_dropped_at_random_in_evaluation() -> None:
+    model = ModelConfig(random_drop_rate=0.25, eval_capacity_factor=1.0)
+    layer = ledger(model, vocab_size=65, batch_size=64, training=False).total
+    assert layer.useful > 0 and layer.padded == layer.dropped == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"capacity_factor": 0.5},
+        {"capacity_factor": 1.25, "top_k": 2, "capacity_group": "sequence"},
+        {"capacity_factor": None, "random_drop_rate": 0.4},
+        {"capacity_factor": 2.0, "random_drop_rate": 0.4},
+        {"capacity_factor": 0.5, "overflow": "reroute"},
+        {"capacity_factor": 1.0, "overflow": "passthrough", "switch_every": 2, "num_layers": 4},
+    ],
+    ids=str,
+)
+def test_with_measured_drops_useful_work_is_that_of_kept_choices(options: dict[str, Any]) -> None:
+    config = Config(model=model_of(**options))
+    module, (ids, _) = module_of(config), batch(config)
+    with FlopCounterMode(display=False) as counter:
+        routings = module.model(ids).routings
+    kept = [int(routing.kept_TK.sum()) for routing in routings]
+    work = stated(config.model, kept_L=[number / ids.numel() for number in kept])
+    ffn, counted = 2 * 2 * 16 * 24, by_module(counter)
+    switch = [block for block in range(config.model.num_layers) if config.model.is_switch(block)]
+    for block, routing, num_kept in zip(switch, routings, kept, strict=True):
+        layer, router = work.layers[block], 2 * ids.numel() * 16 * 4
+        assert round(layer.useful * ids.numel()) == num_kept * ffn
+        assert round((layer.useful + layer.padded) * ids.numel()) == counted[f"blocks.{block}.ffn"] - router
+        assert round(layer.dropped * ids.numel()) == (routing.expert_TK.numel() - num_kept) * ffn
+        assert num_kept < routing.expert_TK.numel()
+    assert work.forward == pytest.approx(stated(config.model).forward)  # what is executed is known before
+
+
+def test_a_switch_layer_for_which_no_drops_were_measured_is_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        stated(model_of(), kept_L=[1.0])
+
+
+def test_computation_is_that_of_a_dense_model_plus_router_and_empty_places() -> None:
+    dense, dropless, padded = (
+        ledger(ModelConfig(**change), vocab_size=65, batch_size=64).forward
+        for change in ({"switch_every": 0}, {"capacity_factor": None}, {"capacity_factor": 2.0})
+    )
+    assert dropless - dense == 4 * 2 * 128 * 8  # the router alone
+    assert padded - dropless == 4 * 2 * (2 * 128 * 512)  # as many empty places as tokens
+
+
+def test_experts_that_no_token_meets_cost_their_router_and_their_empty_places_alone() -> None:
+    few, many = (stated(model_of(num_experts=n, capacity_factor=None)) for n in (4, 64))
+    assert many.forward - few.forward == 2 * 2 * 16 * (64 - 4)
+    few, many = (stated(model_of(num_experts=n, capacity_factor=0.01)) for n in (4, 64))  # one place each
+    more = 2 * 16 * (64 - 4) + 2 * 2 * 16 * 24 * (64 - 4) / (ROWS * 12)
+    assert many.forward - few.forward == pytest.approx(2 * more)
+
+
+# Totals
+
+
+def test_a_run_is_its_steps_of_accumulated_micro_batches_and_their_updates() -> None:
+    config = Config(
+        model=model_of(), data=DataConfig(batch_size=ROWS), trainer=TrainerConfig(max_steps=2, accumulate=3)
+    )
+    module = module_of(config)
+    optimizer = build_optimizer(module.model, config.optim, precision="fp32")
+    counted = {"training": 0, "optimizer": 0}
+    for _ in range(2):
+        with FlopCounterMode(display=False) as passes:
+            for _ in range(3):
+                module.losses(*batch(config)).total.backward()
+        with FlopCounterMode(display=False) as updates:
+            optimizer.step()
+        counted["training"] += passes.get_total_flops()
+        counted["optimizer"] += updates.get_total_flops()
+    work = run_ledger(config, vocab_size=len(VOCABULARY))
+    assert counted == {"training": round(work.training), "optimizer": work.optimizer}
+    assert counted["training"] == 2 * round(work.per_step)
+
+
+def test_the_plain_ledger_adds_up_and_is_json() -> None:
+    config = replace(composed("model.switch_every=2", "model.capacity_factor=0.5"), trainer=TrainerConfig(accumulate=4))
+    work = run_ledger(config, vocab_size=65)
+    plain = json.loads(json.dumps(work.as_plain()))
+    kinds = [field.name for field in fields(LayerWork)]
+    whole = plain["forward_per_token"]
+    assert list(whole) == [*kinds, "executed", "head"]
+    assert whole["executed"] == sum(whole[kind] for kind in [*kinds, "head"] if kind != "dropped") == work.forward
+    assert whole["dropped"] > 0 and len(plain["layers"]) == 4
+    for kind in kinds:
+        assert whole[kind] == sum(layer[kind] for layer in plain["layers"])
+    for kind, value in whole.items():
+        assert plain["backward_per_token"][kind] == 2 * value
+        assert plain["forward_per_step"][kind] == 64 * 128 * 4 * value
+        assert plain["backward_per_step"][kind] == 2 * 64 * 128 * 4 * value
+    step = plain["forward_per_step"]["executed"] + plain["backward_per_step"]["executed"]
+    assert plain["training"] == pytest.approx(500 * step)
+    assert plain["optimizer"] == 500 * plain["optimizer_per_step"] == 500 * optimizer_flops(config.model, name="muon")
+    assert plain["left_out"] == list(LEFT_OUT)
+    assert asdict(work.total) == {kind: whole[kind] for kind in kinds}
+
+
+def plan(config: Config) -> str:
+    """What the console says before training."""
+    console = Console(file=io.StringIO(), width=120)
+    hardware = detect(config, training_flops=0.0)
+    print_plan(console, config, hardware, run=Path("run"), source="a text", sizes=(1_000_000, 100_000), vocab=65)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_plan_says_where_the_computation_goes() -> None:
+    attention, router, ffn, head = 2 * 4 * 128**2 + 4 * 128 * 128, 2 * 128 * 8, 4 * 128 * 512, 2 * 128 * 65
+    dense, forward = 4 * (attention + ffn) + head, 4 * (attention + router + 1.25 * ffn) + head
+    parts = {"attention": 4 * attention, "experts": 4 * ffn, "their empty places": ffn, "router": 4 * router}
+    words = ", ".join(f"{name} {flops / 1e6:.2f}" for name, flops in {**parts, "head": head}.items())
+    muon = 5 * 2 * 4 * ((2 * 3 + 1 + 3) * 128**3 + 8 * 2 * (2 * 128**2 * 512 + 128**3))
+    text = plan(composed())
+    assert f"{forward / 1e6:.2f} MFLOP a token forward: {words}" in text
+    assert f"{forward / dense:.2f} x that of model=dense; forward and backward {3 * 8192 * forward / 1e9:.2f} " in text
+    assert f" GFLOP a step, {muon / 1e9:.2f} more in muon" in text
+
+
+def test_the_plan_of_a_dense_model_speaks_of_no_experts_work() -> None:
+    text = plan(composed("model=dense", "optim=adamw"))
+    (computation,) = re.findall(r"^computation +(.*?) *$", text, re.MULTILINE)
+    assert re.sub(r"[\d.]+", "#", computation) == "# MFLOP a token forward: attention #, dense feed-forward #, head #"
+    assert re.search(r"1\.00 x that of model=dense; forward and backward [\d.]+ GFLOP a step *\n", text)

@@ -1,0 +1,221 @@
+"""What torch counts, product by product, is what the ledger states: in every preset, option and optimizer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from counting import CONFIGS, ROWS, batch, by_module, composed, module_of, stated
+from small_models import model_of
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from switch_lm.architecture import ModelConfig
+from switch_lm.ledger import LEFT_OUT, optimizer_flops
+from switch_lm.optim import build_optimizer
+from switch_lm.settings import Config, OptimConfig
+from switch_lm.switch import SwitchFeedForward
+
+PRESETS = [
+    f"{group}={path.stem}"
+    for group in ("model", "experiment", "variant")
+    for path in sorted((CONFIGS / group).glob("*.yaml"))
+]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"top_k": 2, "capacity_factor": 2.5},
+    {"top_k": 2, "queue_order": "choice", "renormalize_gates": True},
+    {"top_k": 4, "capacity_factor": None},
+    {"num_experts": 7, "capacity_factor": 1.0},  # 7 x 6 places for 36 tokens
+    {"num_experts": 7, "capacity_factor": 1.0, "capacity_group": "sequence"},  # 7 x 2 for each row of 12
+    {"switch_every": 2, "num_layers": 3},
+    {"switch_every": 0},
+    {"shared_expert": True},
+    {"tie_embeddings": True, "position": "learned"},
+    {"position": "none", "activation": "gelu"},
+    {"capacity_factor": None},
+    {"capacity_factor": None, "random_drop_rate": 0.4},
+    {"random_drop_rate": 0.4},
+    {"capacity_factor": 0.5, "eval_capacity_factor": 2.0},
+    {"capacity_factor": 0.01},  # one place an expert
+    {"capacity_factor": 9.0},  # an expert has no more places than there are tokens
+    {"num_experts": 1},
+    {"num_experts": 1, "capacity_factor": 0.5},
+    {"overflow": "reroute", "capacity_factor": 0.5},
+    {"overflow": "passthrough", "capacity_factor": 0.5},
+    {"drop_order": "random", "selection": "sample", "gate_scale": "straight_through"},
+    {"drop_order": "probability", "selection_bias_rate": 0.1},
+    {"dropout": 0.3, "router_jitter": 0.3, "router_input_dropout": 0.3, "expert_dropout": 0.3},
+    {"d_ff": 16},
+    {"d_ff": 8, "num_heads": 4},
+]
+IS_A_PRODUCT = re.compile(
+    r"mm(_|$)|mv(_|$)|matmul|linear|dot|einsum|conv|attention|outer|inner|(^|_)ger|addr|cdist|kron|lstm|gru|rnn|matrix_"
+)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def check_pass(config: Config, *, training: bool) -> None:
+    """Forward and backward are exactly as stated, and so is the forward of attention, feed-forward and head."""
+    module, model = module_of(config, training=training), config.model
+    ids, targets = batch(config)
+    with FlopCounterMode(display=False) as forward:
+        loss = module.losses(ids, targets).total
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    work, tokens = stated(model, training=training), ids.numel()
+    assert forward.get_total_flops() == round(work.forward * tokens)
+    assert backward.get_total_flops() == round(work.backward * tokens)
+    counted = by_module(forward)
+    assert counted["head"] == round(work.head * tokens)
+    for block, layer in enumerate(work.layers):
+        ffn = layer.executed - layer.attention
+        assert counted[f"blocks.{block}.attention"] == round(layer.attention * tokens)
+        assert counted[f"blocks.{block}.ffn"] == round(ffn * tokens)
+        if model.is_switch(block) and model.shared_expert:
+            assert counted[f"blocks.{block}.ffn.shared"] == round(layer.feed_forward * tokens)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_computes_what_is_stated(preset: str, training: bool) -> None:
+    config = composed(preset)
+    shallow = replace(config.model, num_layers=max(2, config.model.switch_every))
+    check_pass(replace(config, model=shallow), training=training)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option_computes_what_is_stated(options: dict[str, Any], training: bool) -> None:
+    check_pass(Config(model=model_of(**options), z_loss=0.1, importance=0.1), training=training)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_under_autocast_the_same_is_computed(options: dict[str, Any]) -> None:
+    config = Config(model=model_of(**options))
+    with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
+        module_of(config).losses(*batch(config)).total.backward()
+    work = stated(config.model)
+    assert counter.get_total_flops() == round((work.forward + work.backward) * work.tokens)
+
+
+def test_the_router_computes_what_is_stated() -> None:
+    config = Config(model=model_of(num_experts=7))
+    layer = next(part for part in module_of(config).modules() if isinstance(part, SwitchFeedForward))
+    with FlopCounterMode(display=False) as counter:
+        layer.router_logits(torch.randn(36, 16))
+    assert counter.get_total_flops() == stated(config.model).layers[0].router * 36 == 2 * 36 * 16 * 7
+
+
+@pytest.mark.parametrize("capacity_factor", [None, 0.5, 3.0])
+def test_another_capacity_and_shorter_rows_compute_what_is_stated(capacity_factor: float | None) -> None:
+    config = Config(model=model_of())
+    with FlopCounterMode(display=False) as counter:
+        module_of(config).model(batch(config)[0][:, :7], capacity_factor=capacity_factor)
+    work = stated(config.model, context=7, capacity_factor=capacity_factor)
+    assert work.tokens == ROWS * 7
+    assert counter.get_total_flops() == round(work.forward * work.tokens)
+
+
+# The optimizer
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+@pytest.mark.parametrize("d_ff", [8, 16, 24], ids=["narrow", "square", "wide"])
+@pytest.mark.parametrize("options", [{}, {"shared_expert": True}, {"switch_every": 2, "num_layers": 3}], ids=str)
+def test_an_optimizer_step_computes_what_is_stated(name: str, d_ff: int, options: dict[str, Any]) -> None:
+    model = model_of(**options, d_ff=d_ff)
+    counted = optimizer_step(Config(model=model, optim=OptimConfig(name=name)))
+    assert counted == optimizer_flops(model, name=name)
+    assert (counted > 0) == (name == "muon")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_presets_optimizer_computes_what_is_stated(preset: str) -> None:
+    config = composed(preset)
+    small = replace(config.model, d_model=32, d_ff=config.model.d_ff // 4, num_layers=2)
+    assert optimizer_step(replace(config, model=small)) == optimizer_flops(small, name=config.optim.name)
+
+
+def optimizer_step(config: Config) -> int:
+    """What one step of the optimizer computes."""
+    module = module_of(config)
+    optimizer = build_optimizer(module.model, config.optim, precision="fp32")
+    for parameter in module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    return counter.get_total_flops()
+
+
+def test_one_matrix_costs_muon_five_times_three_products() -> None:
+    model = ModelConfig(num_layers=1, switch_every=0, d_model=4, d_ff=10)
+    of_sides = {(12, 4): 1, (4, 4): 1, (4, 10): 2}  # queries, keys and values; output; the feed-forward's
+    products = sum(
+        number * (2 * 2 * min(a, b) ** 2 * max(a, b) + 2 * min(a, b) ** 3) for (a, b), number in of_sides.items()
+    )
+    assert optimizer_flops(model, name="muon") == 5 * products
+
+
+# What was counted is all there is
+
+
+class Seen(TorchDispatchMode):
+    """The operations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ops: set[Any] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops.add(func.overloadpacket)
+        return func(*args, **kwargs or {})
+
+    @property
+    def products(self) -> set[str]:
+        """Those of them that multiply matrices or vectors, by their names."""
+        return {str(op) for op in self.ops if IS_A_PRODUCT.search(str(op).removeprefix("aten."))}
+
+    @property
+    def without_formula(self) -> set[str]:
+        return self.products - {str(op) for op in flop_registry}
+
+
+def test_torch_has_a_formula_for_every_product_that_runs() -> None:
+    """A product without one would be counted as nothing, by torch and so by the tests above."""
+    with Seen() as seen:
+        for options in OPTIONS:
+            for autocast in (False, True):
+                config = Config(model=model_of(**options), z_loss=0.1, importance=0.1)
+                module = module_of(config)
+                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    module.losses(*batch(config)).total.backward()
+                build_optimizer(module.model, config.optim, precision="fp32").step()
+                module.eval().model(batch(config)[0])
+    assert seen.products == {"aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"}
+    assert seen.without_formula == set()
+
+
+def test_a_product_without_a_formula_is_noticed() -> None:
+    x, y = torch.randn(3, 3), torch.randn(3)
+    with Seen() as seen:
+        x @ y, y @ y, torch.outer(y, y), nn.functional.linear(x, x), x * x, x.sum()
+    assert seen.without_formula == {"aten.mv", "aten.dot"}
+
+
+def test_fused_attention_computes_the_scores_once_more_backwards_and_nothing_else() -> None:
+    B, H, S, W = 3, 2, 12, 8
+    shape, fused = (B, H, S, W), "scores that fused attention"
+    model = model_of()
+    scores_and_values = (stated(model).layers[0].attention - 2 * 4 * 16**2) * B * S
+    assert sdpa_flop_count(shape, shape, shape) == scores_and_values
+    assert sdpa_backward_flop_count(shape, shape, shape, shape) == 2 * scores_and_values + 2 * B * H * S * S * W
+    assert any(fused in text for text in LEFT_OUT)
