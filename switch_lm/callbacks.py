@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from switch_lm import checkpoint
+from switch_lm import checkpoint, hparams
 from switch_lm.computation import as_table
-from switch_lm.config import flatten, show
 from switch_lm.generate import generate
 from switch_lm.ledger import run_ledger
 from switch_lm.metrics import chart_layout
@@ -113,15 +111,6 @@ class Clock(Callback):
         self.batches = self._logged_batches = state_dict["batches"]
 
 
-# The columns of TensorBoard's HParams page, the same in every run.
-HPARAMS = (
-    "model.num_layers", "model.d_model", "model.d_ff", "model.context_length", "model.num_experts",
-    "model.top_k", "model.switch_every", "model.capacity_factor", "model.dropout", "alpha", "optim.name", "optim.lr",
-    "optim.matrix_lr", "data.batch_size", "trainer.max_steps", "seed",
-)  # fmt: skip
-HPARAM_METRICS = ("val_loss", "best_val_loss", "dropped", "tokens_per_second")
-
-
 class Dashboard(Callback):
     """What TensorBoard needs once a run: the charts' layout, the configuration, a row among the hyperparameters."""
 
@@ -136,14 +125,12 @@ class Dashboard(Callback):
         text = OmegaConf.to_yaml(OmegaConf.structured(self.config))
         writer.add_text("configuration", "\n".join("    " + line for line in text.splitlines()))
         writer.add_text("computation", as_table(self.config, len(pl_module.vocabulary)))
-        flat = flatten(asdict(self.config))
-        row = {key: show(flat[key]) if flat[key] is None else flat[key] for key in HPARAMS}
-        trainer.logger.log_hyperparams(row, {f"hp/{name}": float("nan") for name in HPARAM_METRICS})  # type: ignore[union-attr]
+        trainer.logger.log_hyperparams(hparams.row(self.config), hparams.NO_METRICS)  # type: ignore[union-attr]
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """The computation so far, for curves of loss against it."""
         a_step = run_ledger(self.config, vocab_size=len(pl_module.vocabulary)).per_step
-        pl_module.write({"perf/training_pflop": 1e-15 * a_step * trainer.global_step}, trainer.global_step)
+        pl_module.write({"perf/training_tflop": 1e-12 * a_step * trainer.global_step}, trainer.global_step)
 
 
 class CompiledBlocks(Callback):

@@ -45,5 +45,7 @@ def as_table(config: Config, vocab: int) -> str:
     for name, values in rows.items():
         lines.append(" | ".join([name, *(f"{values[kind]:.3f}" if kind in values else "-" for kind in kinds)]))
     lines += ["", f"A step: {1e-9 * work.per_step:.2f} GFLOP forward and backward, of {work.tokens_per_step:,} tokens"]
-    lines[-1] += f"; {1e-9 * work.optimizer_per_step:.2f} more in the optimizer. Only matrix products are counted:"
+    lines[-1] += f"; {1e-9 * work.optimizer_per_step:.2f} more in the optimizer. Only matrix products are counted."
+    total, active = config.model.num_params(vocab), config.model.num_active_params(vocab)
+    lines += ["", f"Parameters: {total:,} in all, {active:,} active for each token."]
     return "\n".join([*lines, "", *(f"* left out: {text}" for text in LEFT_OUT)])

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.logging import RichHandler
 
-from switch_lm import callbacks, summary
+from switch_lm import callbacks, hparams, summary
 from switch_lm.checkpoint import CheckpointError, read_model
 from switch_lm.config import ConfigError
 from switch_lm.corpus import Corpus, load_corpus
@@ -205,7 +205,6 @@ def _step_of(path: Path) -> int:
 
 
 def _log_hparams(module: SwitchModule, result: dict[str, Any]) -> None:
-    metrics = {f"hp/{key}": result[key] for key in callbacks.HPARAM_METRICS if result[key] is not None}
-    module.write(metrics, result["steps"])
+    module.write(hparams.metrics(result), result["steps"])
     if module.writer is not None:
         module.writer.close()

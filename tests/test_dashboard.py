@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from switch_lm import hparams
 from switch_lm.architecture import ModelConfig
 from switch_lm.settings import Config, DataConfig, LoggerConfig, TrainerConfig
 from switch_lm.train import train
@@ -91,3 +92,14 @@ def test_texts_and_one_row_of_hyperparameters_are_there(server: str) -> None:
     }
     points = get(f"{server}/plugin/scalars/scalars", run="runs/run", tag="hp/val_loss")
     assert points[-1][1] == 6
+
+
+def test_dense_and_dropless_runs_have_a_place_of_their_own_among_the_hyperparameters() -> None:
+    factors = [
+        hparams.row(Config(model=ModelConfig(**changes)))["model.capacity_factor"]
+        for changes in ({"capacity_factor": 2}, {"capacity_factor": None}, {"switch_every": 0})
+    ]
+    assert factors == ["2.0", "dropless", "dense"]
+    result = {"val_loss": 1.5, "best_val_loss": 1.4, "dropped": None, "tokens_per_second": 9.0}
+    assert hparams.metrics(result).keys() == hparams.NO_METRICS.keys()
+    assert hparams.metrics(result)["hp/dropped"] == 0.0  # without it the page leaves a dense run out

@@ -93,7 +93,7 @@ def test_the_frontier_marks_who_is_not_dominated_and_bars_are_intervals(tmp_path
     assert switch.marked == (True, False) and not switch.line
     assert switch.low is not None and math.isclose(switch.low[0], 1.45 - 12.706204736 * 0.05, rel_tol=1e-9)
     rows = {row["Variant"]: row for row in table(build(small(tmp_path / "b"), title="t"), "What the loss")}
-    key = "Training computation (PFLOP)"
+    key = "Training computation (TFLOP)"
     assert [rows[name][key].endswith("*") for name in rows] == [True, True, False]
 
 

@@ -34,7 +34,7 @@ class Axis:
 
 
 AXES = (
-    Axis("training_computation", "Training computation (PFLOP)", LOSS, "computation.training", 1e-15),
+    Axis("training_computation", "Training computation (TFLOP)", LOSS, "computation.training", 1e-12),
     Axis("training_seconds", "Training time (s)", LOSS, "training_seconds"),
     Axis("parameters", "Parameters (millions)", LOSS, "parameters", 1e-6),
     Axis(

@@ -11,8 +11,9 @@ from switch_lm.report.groups import Variant
 from switch_lm.report.statistics import Crossing, estimate
 from switch_lm.report.study import LOSS, TRAIN_CAPACITY, Study
 
-MEGA, PETA = 1e-6, 1e-15
+MEGA, TERA = 1e-6, 1e-12
 KINDS = ("useful", "padded", "dropped", "router", "feed_forward", "attention", "head", "executed")
+PARAMETERS = ("Parameters (millions)", "Active for a token (millions)")
 BALANCE = (
     "Model", "Capacity factor", "Alpha", "Dropped at the end", "Dropped in the whole run", "Dropped in validation",
     "Busiest expert / mean", "Router entropy (nats)", "Loss", "Loss at capacity",
@@ -153,7 +154,7 @@ def computation_table(study: Study) -> Table:
     kinds = tuple(f"{kind.replace('_', ' ').capitalize()}" for kind in KINDS)
     return Table(
         "Where the computation goes",
-        ("Variant", *kinds, "Training (PFLOP)", "Optimizer (PFLOP)", "Inference (MFLOP a token)"),
+        ("Variant", *kinds, "Training (TFLOP)", "Optimizer (TFLOP)", "Inference (MFLOP a token)", *PARAMETERS),
         tuple(_work(variant) for variant in study.variants),
         "Matrix products; a multiply-add is 2. The kinds: MFLOP a token in the forward pass of training, all layers. "
         "Of the experts' places, useful ones hold a token, padded ones are empty and executed all the same; dropped is "
@@ -164,7 +165,7 @@ def computation_table(study: Study) -> Table:
 
 def _work(variant: Variant) -> tuple[Cell, ...]:
     kinds = [variant.mean(f"computation.forward_per_token.{kind}") for kind in KINDS]
-    totals = [(variant.mean(f"computation.{key}"), PETA) for key in ("training", "optimizer")]
-    totals.append((variant.mean("computation.inference_per_token"), MEGA))
+    totals = [(variant.mean(f"computation.{key}"), TERA) for key in ("training", "optimizer")]
+    totals += [(variant.mean(k), MEGA) for k in ("computation.inference_per_token", "parameters", "active_parameters")]
     cells = [Cell(plain(value, 3, MEGA)) for value in kinds]
     return Cell(variant.label), *cells, *(Cell(figures(v and v * scale, 4)) for v, scale in totals)
