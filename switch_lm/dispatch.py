@@ -38,29 +38,25 @@ class Places:
         return cls(place_N, choice_P)
 
     def dispatch(self, x_ND: Tensor) -> Tensor:
-        """Each choice's row at its place (P, D); empty places are 0."""
+        """Each choice's row at its place (P, D). An empty place holds any row: what it gives is never read."""
         return _MoveRows.apply(x_ND, self.choice_P, self.place_N)  # type: ignore[no-untyped-call]
 
     def combine(self, y_PD: Tensor) -> Tensor:
-        """Each place's row back at its choice (N, D); dropped choices are 0."""
+        """Each place's row back at its choice (N, D). A dropped choice gets any row: its gate must be 0."""
         return _MoveRows.apply(y_PD, self.place_N, self.choice_P)  # type: ignore[no-untyped-call]
 
 
-def take_rows(x_ND: Tensor, source_P: Tensor) -> Tensor:
-    """Row source_P[p] of `x_ND` for each p, and 0 where that is past the end."""
-    num_rows = x_ND.shape[0]
-    return torch.where((source_P < num_rows)[:, None], x_ND[source_P.clamp(max=num_rows - 1)], 0.0)
-
-
 class _MoveRows(torch.autograd.Function):
-    """`take_rows` for a partial permutation, whose gradient is `take_rows` by the inverse: no scatter-add."""
+    """Rows by a partial permutation, whose gradient is rows by the inverse, 0 where there is none: no scatter-add."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, source_P: Tensor, target_N: Tensor) -> Tensor:
         ctx.save_for_backward(target_N)
-        return take_rows(x_ND, source_P)
+        return x_ND[source_P.clamp(max=x_ND.shape[0] - 1)]
 
     @staticmethod
     def backward(ctx: Any, grad_PD: Tensor) -> tuple[Tensor, None, None]:
         (target_N,) = ctx.saved_tensors
-        return take_rows(grad_PD, target_N), None, None
+        num_rows = grad_PD.shape[0]
+        moved_ND = grad_PD[target_N.clamp(max=num_rows - 1)]
+        return torch.where((target_N < num_rows)[:, None], moved_ND, 0.0), None, None

@@ -49,8 +49,7 @@ class Experts(nn.Module):
     def ragged(self, x_ND: Tensor, load_E: Tensor) -> Tensor:
         """Every expert on its own rows of `x_ND`, which is sorted by expert. One copy of the loads to the host."""
         pieces = [(e, rows) for e, load in enumerate(load_E.tolist()) for rows in _pieces(load, x_ND.device.type)]
-        device = x_ND.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
+        dtype = product_dtype(x_ND)
         # Cast and taken apart as a whole: one by one each expert's gradient would be as large as all experts'.
         w_in, w_out = self.w_in_EDF.to(dtype).unbind(), self.w_out_EFD.to(dtype).unbind()
         parts = x_ND.to(dtype).split([rows for _, rows in pieces])
@@ -60,6 +59,12 @@ class Experts(nn.Module):
                 for (e, _), x_nD in zip(pieces, parts, strict=True)
             ]
         )
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What `x` is cast to in a matrix product: autocast's precision, or its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _pieces(load: int, device: str) -> list[int]:

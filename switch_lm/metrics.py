@@ -12,7 +12,7 @@ from switch_lm.routing import Routing
 
 def dropped_choices(routing: Routing) -> Tensor:
     """How many choices found no place (a 0-d tensor)."""
-    return (routing.load_E - routing.kept_E).sum()
+    return (~routing.kept_TK).sum()
 
 
 def padded_share(routing: Routing) -> Tensor:

@@ -20,12 +20,21 @@ class Queued:
 
     expert_GtK: Tensor
     slot_GtK: Tensor
+    load_GE: Tensor  # choices that selected each expert, before any is rerouted
 
 
-def queue_slots(expert_GN: Tensor, num_experts: int) -> Tensor:
-    """For each choice (G, N) the number of earlier choices of the same expert in its group: an exclusive count."""
-    chosen_GNE = _one_hot(expert_GN, num_experts)
-    return chosen_GNE.cumsum(dim=1, dtype=torch.int32).gather(2, expert_GN[..., None]).squeeze(2) - 1
+@dataclass(frozen=True)
+class Queue:
+    """For each choice the number of earlier choices of the same expert in its group, and how many there are in all."""
+
+    slot_GN: Tensor
+    load_GE: Tensor  # int64
+
+
+def queue_slots(expert_GN: Tensor, num_experts: int) -> Queue:
+    """An exclusive count, in the order in which the choices (G, N) stand."""
+    count_GNE = _one_hot(expert_GN, num_experts).cumsum(dim=1, dtype=torch.int32)
+    return Queue(count_GNE.gather(2, expert_GN[..., None]).squeeze(2) - 1, count_GNE[:, -1].long())
 
 
 def enqueue(expert_GtK: Tensor, probs_GtE: Tensor, *, capacity: int, rule: RoutingRule, training: bool) -> Queued:
@@ -33,8 +42,8 @@ def enqueue(expert_GtK: Tensor, probs_GtE: Tensor, *, capacity: int, rule: Routi
     num_groups, num_tokens, top_k = expert_GtK.shape
     priority_Gt = DROP_ORDERS[rule.drop_order](probs_GtE, training)
     if priority_Gt is None and rule.queue_order == "token" and rule.overflow != "reroute":
-        slot_GN = queue_slots(expert_GtK.flatten(1), probs_GtE.shape[-1])
-        return Queued(expert_GtK, slot_GN.view_as(expert_GtK))
+        queue = queue_slots(expert_GtK.flatten(1), probs_GtE.shape[-1])
+        return Queued(expert_GtK, queue.slot_GN.view_as(expert_GtK), queue.load_GE)
 
     if priority_Gt is None:
         priority_Gt = torch.arange(num_tokens, device=expert_GtK.device).expand(num_groups, num_tokens)
@@ -43,12 +52,14 @@ def enqueue(expert_GtK: Tensor, probs_GtE: Tensor, *, capacity: int, rule: Routi
     ordered_GN = expert_GtK.flatten(1).gather(1, order_GN)
     if rule.overflow == "reroute":  # top_k is 1: choices are tokens
         probs_GNE = probs_GtE.gather(1, order_GN[..., None].expand_as(probs_GtE))
+        load_GE = _one_hot(ordered_GN, probs_GtE.shape[-1]).sum(dim=1)
         ordered_GN, slot_GN = _reroute(ordered_GN, probs_GNE, capacity)
     else:
-        slot_GN = queue_slots(ordered_GN, probs_GtE.shape[-1])
+        queue = queue_slots(ordered_GN, probs_GtE.shape[-1])
+        slot_GN, load_GE = queue.slot_GN, queue.load_GE
     expert_GN = torch.empty_like(ordered_GN).scatter(1, order_GN, ordered_GN)
     slot_GN = torch.empty_like(slot_GN).scatter(1, order_GN, slot_GN)
-    return Queued(expert_GN.view_as(expert_GtK), slot_GN.view_as(expert_GtK))
+    return Queued(expert_GN.view_as(expert_GtK), slot_GN.view_as(expert_GtK), load_GE)
 
 
 def _reroute(expert_GN: Tensor, probs_GNE: Tensor, capacity: int) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,8 @@ class Routing:
         """Choices that each expert computed."""
         if self.keeps_all:
             return self.load_E
-        return _count(self.assigned_TK, self.load_E.numel(), self.kept_TK)
+        chosen_TKE = self.assigned_TK[..., None] == torch.arange(self.load_E.numel(), device=self.load_E.device)
+        return (chosen_TKE & self.kept_TK[..., None]).sum(dim=(0, 1))
 
     @property
     def fraction_E(self) -> Tensor:
@@ -67,8 +68,13 @@ class Routing:
 
 
 def jitter(x_TD: Tensor, epsilon: float) -> Tensor:
-    """The router's input times U(1 - epsilon, 1 + epsilon); a copy, so that experts get the clean input (app. C)."""
-    return x_TD * (1.0 - epsilon + 2.0 * epsilon * torch.rand_like(x_TD))
+    """The router's input times U(1 - epsilon, 1 + epsilon); a copy, so that experts get the clean input (app. C).
+
+    In 256 even steps: a CPU draws one number after the other, and each draw of 64 bits serves 8 inputs.
+    """
+    draws = torch.randint(-(2**63), 2**63 - 1, (-(-x_TD.numel() // 8),), device=x_TD.device)
+    byte_TD = draws.view(torch.uint8)[: x_TD.numel()].view(x_TD.shape)
+    return x_TD * ((byte_TD.to(x_TD.dtype) - 127.5) * (epsilon / 127.5) + 1.0)
 
 
 def route(
@@ -87,14 +93,15 @@ def route(
     num_experts = logits_TE.shape[-1]
     probs_TE = logits_TE.softmax(dim=-1)  # eq. 1
     expert_TK = select(logits_TE, probs_TE, rule=rule, training=training, selection_bias_E=selection_bias_E)
-    load_E = _count(expert_TK, num_experts)
     if capacity is None:
         num_groups, assigned_TK = 1, expert_TK
-        slot_TK = queue_slots(expert_TK.view(1, -1), num_experts).view_as(expert_TK)
+        queue = queue_slots(expert_TK.view(1, -1), num_experts)
+        slot_TK, load_E = queue.slot_GN.view_as(expert_TK), queue.load_GE[0]
     else:
         expert_GtK, probs_GtE = (x.unflatten(0, (num_groups, -1)) for x in (expert_TK, probs_TE))
         queued = enqueue(expert_GtK, probs_GtE, capacity=capacity, rule=rule, training=training)
         assigned_TK, slot_TK = queued.expert_GtK.flatten(0, 1), queued.slot_GtK.flatten(0, 1)
+        load_E = queued.load_GE.sum(dim=0)
     gate_TK = gates(probs_TE.gather(1, assigned_TK), rule)
     spared_TK = torch.rand_like(gate_TK) >= rule.random_drop_rate if training and rule.random_drop_rate > 0.0 else None
     return Routing(
@@ -129,11 +136,3 @@ def gates(prob_TK: Tensor, rule: RoutingRule) -> Tensor:
     if rule.gate_scale == "straight_through":  # p / p.detach(), and 1 for a second choice whose p underflows to 0 too
         return 1.0 + (prob_TK - prob_TK.detach()) / prob_TK.detach().clamp(min=1e-20)
     return prob_TK
-
-
-def _count(expert_TK: Tensor, num_experts: int, counted_TK: Tensor | None = None) -> Tensor:
-    """How often each expert is named (E)."""
-    chosen_TKE = expert_TK[..., None] == torch.arange(num_experts, device=expert_TK.device)
-    if counted_TK is not None:
-        chosen_TKE = chosen_TKE & counted_TK[..., None]
-    return chosen_TKE.sum(dim=(0, 1))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from switch_lm.dispatch import Places
-from switch_lm.experts import Experts, FeedForward
+from switch_lm.experts import Experts, FeedForward, product_dtype
 from switch_lm.routing import Routing, RoutingRule, expert_capacity, jitter, route
 
 
@@ -87,17 +87,20 @@ class SwitchFeedForward(nn.Module):
         num_tokens, d_model = x_TD.shape
         top_k = routing.expert_TK.shape[1]
         places = Places.of(routing)
-        x_ND = x_TD[:, None].expand(num_tokens, top_k, d_model).reshape(-1, d_model)
+        x_TD = x_TD.to(product_dtype(x_TD))  # before it is moved about: half as many bytes
+        x_ND = x_TD if top_k == 1 else x_TD.repeat_interleave(top_k, dim=0)
         x_PD = places.dispatch(x_ND)
         if routing.capacity is None:
             y_PD = self.experts.ragged(x_PD, routing.load_E)
         else:
             y_PD = self.experts.padded(x_PD.view(self.num_experts, -1, d_model)).flatten(0, 1)
-        y_ND = places.combine(y_PD)
+        y_ND, gate_TK = places.combine(y_PD), routing.gate_TK
         if self.rule.overflow == "passthrough":
             y_ND = torch.where(routing.kept_TK.view(-1, 1), y_ND, x_ND.to(y_ND.dtype))
-        y_TKD = y_ND.view(num_tokens, top_k, d_model)
-        return (y_TKD * routing.gate_TK.to(y_TKD.dtype)[..., None]).sum(dim=1)
+        elif not routing.keeps_all:
+            gate_TK = gate_TK * routing.kept_TK
+        y_ND = y_ND * gate_TK.to(y_ND.dtype).view(-1, 1)
+        return y_ND if top_k == 1 else y_ND.view(num_tokens, top_k, d_model).sum(dim=1)
 
 
 def initialize(module: nn.Module, init_scale: float) -> None:

@@ -44,8 +44,9 @@ def test_no_capacity_factor_means_no_limit() -> None:
 @settings(REPEATABLE)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60))
 def test_a_slot_counts_the_earlier_choices_of_the_same_expert(experts: list[int]) -> None:
-    slots = queue_slots(torch.tensor([experts]), 6)
-    assert slots[0].tolist() == [experts[:n].count(e) for n, e in enumerate(experts)]
+    queue = queue_slots(torch.tensor([experts]), 6)
+    assert queue.slot_GN[0].tolist() == [experts[:n].count(e) for n, e in enumerate(experts)]
+    assert queue.load_GE[0].tolist() == [experts.count(e) for e in range(6)]
 
 
 def test_a_uniform_router_has_a_balance_loss_of_one_a_layer() -> None:

@@ -1,0 +1,182 @@
+"""The pure parts of scripts/bench: the order of blocks, paired ratios, and what a report says."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# As `python scripts/benchmark.py` finds it: nothing of the package or of the tests lies there.
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
+    harness: Any = import_module("bench.harness")
+    rows: Any = import_module("bench.rows")
+
+
+class Clock:
+    """Time passes only when a block says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[tuple[str, Any]] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def block(self, name: str, seconds: Callable[[int], float]) -> Any:
+        """A contestant whose call on draw n takes `seconds(n)`."""
+
+        def run(draw: int) -> None:
+            self.calls.append((name, draw))
+            self.now += seconds(draw)
+
+        return harness.Contestant(name, run)
+
+    def timed(self) -> list[tuple[str, Any]]:
+        """The calls but those of the warm-up, whose draws are negative."""
+        return [call for call in self.calls if call[1] >= 0]
+
+
+def run_race(clock: Clock, *contestants: Any, repetitions: int, at_least: float = 0.0) -> Any:
+    return harness.race(contestants, lambda n: n, repetitions=repetitions, at_least=at_least, clock=clock)
+
+
+def failing(error: Exception, *, at: int) -> Any:
+    def run(draw: int) -> None:
+        if draw >= at:
+            raise error
+
+    return harness.Contestant("fails", run)
+
+
+def test_contestants_take_turns_and_share_the_draw_of_a_repetition() -> None:
+    clock = Clock()
+    run_race(clock, clock.block("a", lambda n: 1.0), clock.block("b", lambda n: 2.0), repetitions=3)
+    assert clock.timed() == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+
+
+def test_a_short_block_is_repeated_on_fresh_draws_until_it_can_be_measured() -> None:
+    """The faster takes 0.5 s a call, so that 2 s are 4 calls of each."""
+    clock = Clock()
+    done = run_race(clock, clock.block("a", lambda n: 0.5), clock.block("b", lambda n: 3.0), repetitions=2, at_least=2)
+    assert done.loops == 4
+    expected = [(name, n) for first in (0, 4) for name in "ab" for n in range(first, first + 4)]
+    assert clock.timed() == expected
+    assert done.seconds == {"a": [0.5, 0.5], "b": [3.0, 3.0]}
+
+
+def test_ratios_are_paired_so_that_what_slows_both_cancels() -> None:
+    clock = Clock()
+    slow = [1.0, 10.0, 100.0, 1000.0, 10000.0]
+    ours, theirs = clock.block("ours", lambda n: 3 * slow[n]), clock.block("theirs", lambda n: 2 * slow[n])
+    done = run_race(clock, ours, theirs, repetitions=5)
+    assert done.ratio("ours", "theirs") == harness.Spread(1.5, 1.5, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "median", "low", "high"),
+    [([7], 7, 7, 7), ([4, 2], 3, 2.5, 3.5), ([5, 1, 4, 2, 3], 3, 2, 4), ([9, 1, 5], 5, 3, 7)],
+)
+def test_median_and_quartiles(values: list[float], median: float, low: float, high: float) -> None:
+    """Linear between the order statistics: the quartile of n values lies at 1 + (n - 1) / 4."""
+    assert harness.Spread.of(values) == harness.Spread(median, low, high)
+
+
+@pytest.mark.parametrize(("n", "first"), [(2, 1), (5, 1), (6, 1), (9, 2), (50, 18), (100, 40)])
+def test_the_interval_of_a_median_lies_between_the_tabled_order_statistics(n: int, first: int) -> None:
+    """Binomial(n, 1/2): the largest r with P(X < r) <= 2.5 %, as tables of the sign test have it."""
+    found = harness.median_interval([float(value) for value in range(n, 0, -1)])
+    assert (found.median, found.low, found.high) == ((n + 1) / 2, first, n + 1 - first)
+
+
+@pytest.mark.parametrize("at", [-3, 1])
+def test_a_contestant_that_raises_has_its_error_and_the_others_go_on(at: int) -> None:
+    """In the warm-up, or in the second repetition: then what it took before does not count."""
+    clock = Clock()
+    error = failing(ValueError("two\nlines"), at=at)
+    done = run_race(clock, clock.block("a", lambda n: 1.0), error, clock.block("b", lambda n: 2.0), repetitions=3)
+    assert done.errors == {"fails": "ValueError: two lines"}
+    assert done.seconds == {"a": [1.0] * 3, "b": [2.0] * 3}
+    assert done.ratio("fails", "a") is None and done.ratio("a", "fails") is None
+
+
+def test_one_that_could_not_be_made_is_not_called() -> None:
+    clock = Clock()
+    done = run_race(
+        clock, harness.Contestant("absent", error="not installed"), clock.block("a", lambda n: 1.0), repetitions=1
+    )
+    assert done.errors == {"absent": "not installed"} and list(done.seconds) == ["a"]
+
+
+def test_no_garbage_is_collected_while_a_block_runs_and_ctrl_c_ends_that_too() -> None:
+    enabled = []
+
+    def interrupt(draw: int) -> None:
+        enabled.append(gc.isenabled())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_race(Clock(), harness.Contestant("a", interrupt), repetitions=1)
+    assert enabled == [False] and gc.isenabled() and gc.get_freeze_count() == 0
+
+
+@pytest.mark.parametrize(("median", "lower", "higher"), [(1.0, True, False), (1.5, True, True), (2.0, False, True)])
+def test_a_target_is_met_at_its_limit_and_judged_by_the_median(median: float, lower: bool, higher: bool) -> None:
+    figure = harness.Spread(median, 0.0, 9.0)
+    assert rows.at_most(figure, 1.5, " x") == rows.Verdict("<= 1.5 x", lower)
+    assert rows.at_least(figure, 1.5, " x") == rows.Verdict(">= 1.5 x", higher)
+    assert rows.at_most(None, 1.5) is None and rows.at_least(None, 1.5) is None
+
+
+def report(**changes: Any) -> Any:
+    figure = harness.Spread(1.25, 1.125, 1.375)
+    found = [
+        rows.Row("small", "ours", figure, " x", rows.at_most(figure, 1.5, " x"), {"ms": "2.0", "dropped": "0%"}),
+        rows.Row("small", "theirs", error="TypeError: a|b"),
+        rows.Row("large", "ours", figure, " x", rows.at_most(figure, 1.2, " x")),
+    ]
+    return rows.Report("layer", {"cores": "2"}, 9, ("A note.",), found, **changes)
+
+
+def test_the_markdown_has_a_table_for_each_case_and_every_word_of_a_row() -> None:
+    lines = report().markdown().splitlines()
+    assert [line for line in lines if line.startswith("#")] == [
+        "# Benchmark: layer",
+        "## small",
+        "## large",
+        "## Notes",
+    ]
+    assert "| ours | 1.250 x | 1.125 .. 1.375 | <= 1.5 x | met | ms 2.0; dropped 0% |" in lines
+    assert r"| theirs | - |  |  |  | did not run: TypeError: a\|b |" in lines
+    assert "| ours | 1.250 x | 1.125 .. 1.375 | <= 1.2 x | **not met** |  |" in lines
+    assert "cores 2" in lines and "- A note." in lines
+    assert not any("Interrupted" in line for line in lines)
+
+
+def test_an_interrupted_report_says_so_and_holds_what_was_measured() -> None:
+    text = report(interrupted=True).markdown()
+    assert "**Interrupted: what was measured until then.**" in text and "| theirs |" in text
+
+
+def test_both_files_are_written_and_the_json_holds_the_same(tmp_path: Path) -> None:
+    markdown, plain = report().write(tmp_path / "new", "now")
+    assert (markdown.name, plain.name) == ("now-layer.md", "now-layer.json")
+    assert markdown.read_text() == report().markdown()
+    content = json.loads(plain.read_text())
+    assert (content["name"], content["repetitions"], content["machine"]) == ("layer", 9, {"cores": "2"})
+    first, second, _ = content["rows"]
+    assert first["figure"] == {"median": 1.25, "low": 1.125, "high": 1.375}
+    assert first["verdict"] == {"target": "<= 1.5 x", "met": True}
+    assert (second["figure"], second["error"]) == (None, "TypeError: a|b")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.25, "0.250"), (12.3456, "12.346"), (123.4, "123"), (12345.6, "12,346"), (1000.0, "1,000")]
+)
+def test_numbers_are_readable(value: float, text: str) -> None:
+    assert rows.number(value) == text
