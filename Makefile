@@ -5,14 +5,15 @@ ARGS ?=
 export PATH ?= /usr/local/bin:/usr/bin:/bin
 RUN = $(VENV)/bin/python -m
 INSTALL = $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
+BENCHMARK = $(VENV)/bin/python scripts/benchmark.py
 VERSIONS = pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train sweep report generate evaluate tensorboard test peers launchers check format clean
+.PHONY: help setup train sweep report generate evaluate tensorboard test peers launchers benchmark benchmark-quick check format clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.setup ## Create .venv and install what a run needs
 
@@ -35,11 +36,20 @@ tensorboard: setup ## Show all runs under outputs/ on this machine only
 	$(RUN) tensorboard.main --logdir outputs --host 127.0.0.1 --samples_per_plugin scalars=100000,images=100 $(ARGS)
 
 test: $(VENV)/.test ## Run the tests, e.g. ARGS="-k routing"
-	$(RUN) pytest $(ARGS)
+	$(RUN) pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-peers: $(VENV)/.peers ## Install two other implementations, for the tests that compare with them
+peers: $(VENV)/.peers ## Install other implementations, for the tests and benchmarks that compare with them
 
 launchers: $(VENV)/.launchers ## Install what sweeps in several processes, on a cluster, or as a search need
+
+benchmark: setup ## Measure speed beside other implementations (after `make peers`), about an hour
+	$(BENCHMARK) layer $(ARGS)
+	$(BENCHMARK) step $(ARGS)
+	$(BENCHMARK) generate $(ARGS)
+	$(BENCHMARK) overhead $(ARGS)
+
+benchmark-quick: ARGS += --quick
+benchmark-quick: benchmark ## The same in under two minutes: a few cases, nothing compiled
 
 check: $(VENV)/.check ## Check format, lint and types
 	$(RUN) ruff format --check . && $(RUN) ruff check . && $(RUN) mypy
@@ -72,7 +82,8 @@ $(VENV)/.launchers: $(VENV)/.setup
 	@$(INSTALL) --editable ".[joblib,submitit,optuna]" && touch $@
 
 # --no-deps, since labml-nn declares torchtext, torchvision and fairscale: hundreds of megabytes bound to a release of
-# torch each, and its Switch layer imports none of them.
+# torch each, and its Switch layer imports none of them. st-moe-pytorch imports the last four of its line.
 $(VENV)/.peers: $(VENV)/.test
 	@echo "Installing the implementations to compare with into $(VENV) ..."
-	@$(INSTALL) transformers labml && $(INSTALL) --no-deps labml-nn && touch $@
+	@$(INSTALL) transformers labml && $(INSTALL) --no-deps labml-nn einops mixture-of-experts
+	@$(INSTALL) --no-deps st-moe-pytorch beartype CoLT5-attention local-attention hyper-connections && touch $@

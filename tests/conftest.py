@@ -20,7 +20,9 @@ from switch_lm.vocab import Vocabulary
 TEXT = "To be, or not to be: that is the question.\n" * 20
 BATCH_SIZE = 4
 MakeRun = Callable[..., Path]
-torch.set_num_threads(1)  # on tensors this small a second thread is only waited for
+# On tensors this small a second thread is only waited for; and tests run side by side, with processes of their own.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def tiny_model(vocab_size: int = len(Vocabulary.of(TEXT)), **changes: Any) -> SwitchLM:

@@ -1,0 +1,112 @@
+"""How fast are characters generated, with and without the key-value cache, and when does the first one come?"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from bench import commands, ours
+from bench.harness import Contestant, Spread, race
+from bench.options import Options, say
+from bench.rows import Row, at_least
+from switch_lm import checkpoint
+from switch_lm.attention import LayerCache
+from switch_lm.generate import next_logits, sample
+from switch_lm.model import SwitchLM
+
+CONTEXT, CHARACTERS, QUICK_CHARACTERS = 256, 32, 8
+CACHE_TARGET, FIRST_TARGET = 8.0, 3.0
+CACHE, COMMAND = f"generation at {CONTEXT} positions", "first character"
+NOTES = (
+    f"The default model with a context of {CONTEXT} and untrained weights. The last {CHARACTERS} positions of a full "
+    f"window (quick: {QUICK_CHARACTERS}), sampling included; the cache is filled beforehand. Figures are characters a "
+    "second over those of recomputing the whole window for each character with as many threads as torch has.",
+    "The command generates with one thread; recomputing is shown with one and with all.",
+    "First character: from the start of `python -m switch_lm.generate` to the first byte on stdout.",
+)
+
+
+class Draw(NamedTuple):
+    """A window, and the cache of all but its last character."""
+
+    window: list[int]
+    cache: list[LayerCache]
+
+
+def measure(options: Options) -> Iterator[Row]:
+    if options.wants(CACHE):
+        yield from with_and_without_cache(options)
+    if options.wants(COMMAND):
+        say(f"generate: {COMMAND}")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "small.ckpt")
+            write_checkpoint(path)
+            command = commands.python("-m", "switch_lm.generate", "--run", str(path), "--length", "1")
+            times = 3 if options.quick else options.repetitions
+            seconds = lambda: commands.seconds_to_output(command)  # noqa: E731
+            yield commands.row(COMMAND, "python -m switch_lm.generate", seconds, times=times, limit=FIRST_TARGET)
+
+
+def with_and_without_cache(options: Options) -> Iterator[Row]:
+    say(f"generate: {CACHE}")
+    model = small_model(f"model.context_length={CONTEXT}")
+    number, threads = QUICK_CHARACTERS if options.quick else CHARACTERS, torch.get_num_threads()
+    slow = f"recomputing, {threads} thread{'s' if threads > 1 else ''}"
+    contestants = [Contestant(slow, lambda draw: recomputed(model, draw, number, threads))]
+    if threads > 1:
+        contestants.append(Contestant("recomputing, 1 thread", lambda draw: recomputed(model, draw, number, 1)))
+    contestants.append(Contestant("with cache, 1 thread", lambda draw: cached(model, draw, number)))
+
+    def draw(seed: int) -> Draw:
+        generator = torch.Generator().manual_seed(seed + 2**32)
+        window = torch.randint(model.vocab_size, (CONTEXT - number + 1,), generator=generator).tolist()
+        cache = model.new_cache()
+        next_logits(model, window[:-1], cache)
+        return Draw(window, cache)
+
+    done = race(contestants, draw, repetitions=options.repetitions)
+    torch.set_num_threads(threads)
+    for name in (c.name for c in contestants):
+        if name in done.errors:
+            yield Row(CACHE, name, error=done.errors[name])
+            continue
+        figure, rate = done.ratio(slow, name), number / Spread.of(done.seconds[name]).median
+        verdict = at_least(figure, CACHE_TARGET, " x") if name.startswith("with") else None
+        yield Row(CACHE, name, figure, " x", verdict, {"characters/s": f"{rate:,.0f}"})
+
+
+def cached(model: SwitchLM, draw: Draw, number: int) -> None:
+    """Reads one character at a time."""
+    torch.set_num_threads(1)
+    generator, unread = torch.Generator().manual_seed(0), draw.window[-1:]
+    for _ in range(number):
+        logits_V = next_logits(model, unread, draw.cache)
+        unread = [sample(logits_V, temperature=0.8, top_k=None, generator=generator)]
+
+
+def recomputed(model: SwitchLM, draw: Draw, number: int, threads: int) -> None:
+    """Reads the whole window for each character."""
+    torch.set_num_threads(threads)
+    generator, window = torch.Generator().manual_seed(0), draw.window
+    for _ in range(number):
+        logits_V = next_logits(model, window, model.new_cache())
+        window = [*window, sample(logits_V, temperature=0.8, top_k=None, generator=generator)]
+
+
+def small_model(*overrides: str) -> SwitchLM:
+    torch.manual_seed(0)
+    return SwitchLM(ours.composed(*overrides).model, len(ours.vocabulary())).eval()
+
+
+def write_checkpoint(path: Path) -> None:
+    """As training writes it, of the default model, as far as a reader looks."""
+    model, config = small_model(), ours.composed()
+    characters, sha256 = ours.vocabulary().characters, ours.text()[1]
+    header = checkpoint.Header(asdict(model.config), characters, sha256, "fp32", asdict(config))
+    weights = {checkpoint.MODEL_PREFIX + name: value for name, value in model.state_dict().items()}
+    checkpoint.write({"state_dict": weights, checkpoint.KEY: header.as_plain()}, path)

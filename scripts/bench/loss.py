@@ -1,0 +1,125 @@
+"""How many seconds after its start has the training command saved a model of a given validation loss?"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bench import commands
+from bench.harness import Spread
+from bench.options import Options, say
+from bench.rows import Row, at_most
+from switch_lm.paths import config_dir
+
+TARGETS = {1.88: 45.0, 1.60: 120.0, 1.50: 300.0, 1.4697: 1200.0}  # val/loss: seconds
+DEFAULT = "default"
+POLL_SECONDS = 0.1
+NOTES = (
+    "Whole processes: imports, reading the text, compiling, validations and samples are in it. Seconds from the start "
+    "of `python -m switch_lm.train experiment=...` until a best.ckpt with val/loss at or below the target was written.",
+    "Losses are those of TensorBoard's val/loss: the whole validation split, nothing dropped. Repetitions are seeds.",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one run: seconds to each target that it reached, its best loss, and all its seconds."""
+
+    reached: Mapping[float, float]
+    best: float
+    seconds: float
+
+
+def measure(options: Options) -> Iterator[Row]:
+    if not options.experiments:
+        say(f"loss: name one or more of {', '.join([DEFAULT, *recipes()])}")
+        return
+    for experiment in options.experiments:
+        outcomes = []
+        for seed in range(options.seeds):
+            say(f"loss: {experiment}, seed {seed}")
+            try:
+                outcomes.append(run(experiment, seed, options.overrides))
+            except (ChildProcessError, OSError) as error:
+                yield Row(experiment, f"seed {seed}", error=str(error))
+        if outcomes:
+            yield from rows(experiment, outcomes)
+
+
+def recipes() -> list[str]:
+    """The experiments that are single runs, not sweeps."""
+    files = sorted(Path(config_dir(), "experiment").glob("*.yaml"))
+    return [file.stem for file in files if "sweeper:" not in file.read_text(encoding="utf-8")]
+
+
+def rows(experiment: str, outcomes: Sequence[Outcome]) -> Iterator[Row]:
+    for target, limit in TARGETS.items():
+        seconds = [outcome.reached[target] for outcome in outcomes if target in outcome.reached]
+        facts = {"seeds that reached it": f"{len(seconds)} of {len(outcomes)}"}
+        if len(seconds) < len(outcomes):
+            yield Row(experiment, f"to {target:g}", facts=facts)
+            continue
+        figure = Spread.of(seconds)
+        facts["each"] = ", ".join(f"{value:.0f}" for value in seconds)
+        yield Row(experiment, f"to {target:g}", figure, " s", at_most(figure, limit, " s"), facts)
+    each = {"each": ", ".join(f"{outcome.best:.4f}" for outcome in outcomes)}
+    yield Row(experiment, "best val/loss", Spread.of([outcome.best for outcome in outcomes]), " nats", facts=each)
+    yield Row(experiment, "whole command", Spread.of([outcome.seconds for outcome in outcomes]), " s")
+
+
+def run(experiment: str, seed: int, overrides: Sequence[str]) -> Outcome:
+    """ChildProcessError with the end of its stderr if it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = [] if experiment == DEFAULT else [f"experiment={experiment}"]
+        given = (*chosen, f"seed={seed}", f"outputs={folder}", "name=timed", "logger.progress=none", *overrides)
+        path, stderr = Path(folder, "runs", "timed"), Path(folder, "stderr.txt")
+        started, saved = time.time(), []
+        with stderr.open("wb") as errors:
+            command = commands.python("-m", "switch_lm.train", *given)
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+            try:
+                saved = watch(process, path / "checkpoints" / "best.ckpt")
+            finally:
+                process.kill()  # after Ctrl-C; else it has ended
+                process.wait()
+        seconds = time.time() - started
+        if process.returncode != 0:
+            raise ChildProcessError(" ".join(stderr.read_text(errors="replace").split())[-200:])
+        return outcome(validations(path), saved, started, seconds)
+
+
+def watch(process: subprocess.Popen[bytes], checkpoint: Path) -> list[float]:
+    """When the file was replaced, each time until the process ends: only its last version stays."""
+    saved: list[float] = []
+    running = True
+    while running:
+        running = process.poll() is None
+        modified = checkpoint.stat().st_mtime if checkpoint.exists() else None
+        if modified is not None and modified not in saved:
+            saved.append(modified)
+        if running:
+            time.sleep(POLL_SECONDS)
+    return saved
+
+
+def validations(path: Path) -> list[tuple[float, float]]:
+    """The time of each validation, and its loss."""
+    events = EventAccumulator(str(path))
+    events.Reload()
+    return [(event.wall_time, event.value) for event in events.Scalars("val/loss")]
+
+
+def outcome(losses: Sequence[tuple[float, float]], saved: Sequence[float], started: float, seconds: float) -> Outcome:
+    """A first loss at or below a target is the best so far: the next best.ckpt holds it."""
+    reached = {}
+    for target in TARGETS:
+        at = next((when for when, loss in losses if loss <= target), None)
+        if at is not None:
+            reached[target] = next((when for when in saved if when >= at), started + seconds) - started
+    return Outcome(reached, min(loss for _, loss in losses), seconds)

@@ -1,0 +1,83 @@
+"""Our training step as a bare loop does it: no Lightning, no logs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from torch.optim import Optimizer
+
+from switch_lm.config import resolve
+from switch_lm.corpus import load_corpus
+from switch_lm.data import Batch, TrainingBatches
+from switch_lm.hardware import Hardware, detect
+from switch_lm.ledger import run_ledger
+from switch_lm.module import SwitchModule
+from switch_lm.paths import config_dir
+from switch_lm.settings import Config
+from switch_lm.vocab import Vocabulary
+from switch_lm.windows import split
+
+
+def composed(*overrides: str) -> Config:
+    """The configuration of `python -m switch_lm.train OVERRIDES`."""
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return resolve(compose("train", list(overrides)))
+
+
+@cache
+def text() -> tuple[str, str]:
+    """The corpus and its hash."""
+    corpus = load_corpus(data_dir=Path("data"))
+    return corpus.text, corpus.sha256
+
+
+@cache
+def vocabulary() -> Vocabulary:
+    return Vocabulary.of(text()[0])
+
+
+def batches(*, batch_size: int, context_length: int) -> Callable[[int], Batch]:
+    """Batch number n of training; negative numbers, of warm-up calls, count from far behind."""
+    ids = split(vocabulary().encode(text()[0]))[0]
+    data = TrainingBatches(ids, batch_size=batch_size, context_length=context_length, seed=0)
+    return lambda number: data[number % 10**6]
+
+
+def hardware(config: Config) -> Hardware:
+    return detect(config, training_flops=run_ledger(config, vocab_size=len(vocabulary())).training)
+
+
+def module(config: Config, *, precision: str, compiled: bool) -> SwitchModule:
+    """A module in training, compiled as callbacks.CompiledBlocks does it."""
+    torch.manual_seed(config.seed)
+    made = SwitchModule(config, vocabulary(), corpus_sha256=text()[1], precision=precision).train()
+    if compiled:
+        for block in made.model.blocks:
+            block.compile(dynamic=False)
+    return made
+
+
+def training_step(config: Config, *, precision: str, compiled: bool) -> Callable[[Batch], None]:
+    """A step of a new model: losses, backward, clipping, optimizer, schedule."""
+    made = module(config, precision=precision, compiled=compiled)
+    chosen = made.configure_optimizers()
+    optimizer, scheduler = chosen["optimizer"], chosen["lr_scheduler"]["scheduler"]
+
+    def step(batch: Batch) -> None:
+        bare_step(made, optimizer, batch, precision=precision)
+        scheduler.step()
+
+    return step
+
+
+def bare_step(made: SwitchModule, optimizer: Optimizer, batch: Batch, *, precision: str) -> None:
+    optimizer.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        total = made.losses(batch.ids, batch.targets).total
+    total.backward()
+    torch.nn.utils.clip_grad_norm_(made.parameters(), made.config.optim.grad_clip)
+    optimizer.step()
