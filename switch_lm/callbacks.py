@@ -218,6 +218,10 @@ class ConsoleProgress(Callback):
             self.task = self.bar.add_task("", total=self.max_steps, completed=trainer.global_step, loss=self.loss)
             self.bar.start()
 
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.first_step:
+            self.started = time.perf_counter()  # what compiling took is not to be expected of the steps that follow
+
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
