@@ -52,11 +52,10 @@ class _MoveRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, source_P: Tensor, target_N: Tensor) -> Tensor:
         ctx.save_for_backward(target_N)
-        return x_ND[source_P.clamp(max=x_ND.shape[0] - 1)]
+        return x_ND.index_select(0, source_P.clamp(max=x_ND.shape[0] - 1))
 
     @staticmethod
     def backward(ctx: Any, grad_PD: Tensor) -> tuple[Tensor, None, None]:
         (target_N,) = ctx.saved_tensors
-        num_rows = grad_PD.shape[0]
-        moved_ND = grad_PD[target_N.clamp(max=num_rows - 1)]
-        return torch.where((target_N < num_rows)[:, None], moved_ND, 0.0), None, None
+        zero_1D = grad_PD.new_zeros(1, grad_PD.shape[1])  # what a row without a source finds one past the last
+        return torch.cat([grad_PD, zero_1D]).index_select(0, target_N), None, None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,17 +50,9 @@ class Experts(nn.Module):
 
     def ragged(self, x_ND: Tensor, load_E: Tensor) -> Tensor:
         """Every expert on its own rows of `x_ND`, which is sorted by expert. One copy of the loads to the host."""
-        pieces = [(e, rows) for e, load in enumerate(load_E.tolist()) for rows in _pieces(load, x_ND.device.type)]
-        dtype = product_dtype(x_ND)
-        # Cast and taken apart as a whole: one by one each expert's gradient would be as large as all experts'.
-        w_in, w_out = self.w_in_EDF.to(dtype).unbind(), self.w_out_EFD.to(dtype).unbind()
-        parts = x_ND.to(dtype).split([rows for _, rows in pieces])
-        return torch.cat(
-            [
-                self.dropout(self.activation(x_nD @ w_in[e])) @ w_out[e]
-                for (e, _), x_nD in zip(pieces, parts, strict=True)
-            ]
-        )
+        dtype, pieces = product_dtype(x_ND), _pieces(load_E.tolist(), x_ND.device.type)
+        h_NF = self.activation(ragged_product(x_ND.to(dtype), self.w_in_EDF.to(dtype), pieces))
+        return ragged_product(self.dropout(h_NF), self.w_out_EFD.to(dtype), pieces)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -67,11 +61,55 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def _pieces(load: int, device: str) -> list[int]:
-    """The rows of one expert in one product, or two on a CPU: the multiple of 64 and the rest.
+@dataclass(frozen=True)
+class Piece:
+    """Rows `start` to `end` belong to one expert."""
+
+    expert: int
+    start: int
+    end: int
+
+
+def _pieces(loads: Sequence[int], device: str) -> list[Piece]:
+    """The rows of each expert in one piece, or two on a CPU: the multiple of 64 and the rest.
 
     oneDNN compiles a bf16 kernel for each shape and keeps the last thousand. Loads differ in every step: as they are,
     compiling took four fifths of a dropless layer's time.
     """
-    rest = load % 64 if device == "cpu" else 0
-    return [rows for rows in (load - rest, rest) if rows]
+    pieces, start = [], 0
+    for expert, load in enumerate(loads):
+        rest = load % 64 if device == "cpu" else 0
+        for rows in (load - rest, rest):
+            if rows:
+                pieces.append(Piece(expert, start, start + rows))
+                start += rows
+    return pieces
+
+
+def ragged_product(x_NI: Tensor, w_EIO: Tensor, pieces: Sequence[Piece]) -> Tensor:
+    """Each piece's rows times its expert's matrix (N, O); the pieces cover all rows."""
+    y_NO: Tensor = _RaggedProduct.apply(x_NI, w_EIO, pieces)  # type: ignore[no-untyped-call]
+    return y_NO
+
+
+class _RaggedProduct(torch.autograd.Function):
+    """One node for all experts, which write where their rows lie: nothing is split, joined or added up."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, w_EIO: Tensor, pieces: Sequence[Piece]) -> Tensor:
+        ctx.save_for_backward(x_NI, w_EIO)
+        ctx.pieces = pieces
+        y_NO = x_NI.new_empty(x_NI.shape[0], w_EIO.shape[2])
+        for p in pieces:
+            torch.mm(x_NI[p.start : p.end], w_EIO[p.expert], out=y_NO[p.start : p.end])
+        return y_NO
+
+    @staticmethod
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_NI, w_EIO = ctx.saved_tensors
+        grad_x_NI, grad_w_EIO = torch.empty_like(x_NI), torch.zeros_like(w_EIO)
+        for p in ctx.pieces:
+            x_nI, grad_nO = x_NI[p.start : p.end], grad_NO[p.start : p.end]
+            torch.mm(grad_nO, w_EIO[p.expert].T, out=grad_x_NI[p.start : p.end])
+            torch.addmm(grad_w_EIO[p.expert], x_nI.T, grad_nO, out=grad_w_EIO[p.expert])
+        return grad_x_NI, grad_w_EIO, None

@@ -32,9 +32,14 @@ class Queue:
 
 
 def queue_slots(expert_GN: Tensor, num_experts: int) -> Queue:
-    """An exclusive count, in the order in which the choices (G, N) stand."""
-    count_GNE = _one_hot(expert_GN, num_experts).cumsum(dim=1, dtype=torch.int32)
-    return Queue(count_GNE.gather(2, expert_GN[..., None]).squeeze(2) - 1, count_GNE[:, -1].long())
+    """An exclusive count, in the order in which the choices (G, N) stand, from a stable sort: nothing is (N, E)."""
+    num_groups, num_choices = expert_GN.shape
+    device = expert_GN.device
+    sorted_GN, choice_GN = expert_GN.sort(dim=1, stable=True)
+    first_GE = torch.searchsorted(sorted_GN, torch.arange(num_experts, device=device).repeat(num_groups, 1))
+    sorted_slot_GN = torch.arange(num_choices, device=device) - first_GE.gather(1, sorted_GN)
+    slot_GN = torch.empty_like(sorted_slot_GN).scatter(1, choice_GN, sorted_slot_GN)
+    return Queue(slot_GN, first_GE.diff(dim=1, append=first_GE.new_full((num_groups, 1), num_choices)))
 
 
 def enqueue(expert_GtK: Tensor, probs_GtE: Tensor, *, capacity: int, rule: RoutingRule, training: bool) -> Queued:

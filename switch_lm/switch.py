@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import EllipsisType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,8 @@ class SwitchFeedForward(nn.Module):
                 x_TD = jitter(x_TD, self.router_jitter)
             if self.training and self.router_input_dropout > 0.0:
                 x_TD = F.dropout(x_TD, self.router_input_dropout)
-            return x_TD @ self.w_router_DE
+            logits_TE: Tensor = _NarrowProduct.apply(x_TD, self.w_router_DE)  # type: ignore[no-untyped-call]
+            return logits_TE
 
     def _experts(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """The sum over a token's kept choices of gate x expert(x) (T, D) (eq. 2)."""
@@ -101,6 +103,20 @@ class SwitchFeedForward(nn.Module):
             gate_TK = gate_TK * routing.kept_TK
         y_ND = y_ND * gate_TK.to(y_ND.dtype).view(-1, 1)
         return y_ND if top_k == 1 else y_ND.view(num_tokens, top_k, d_model).sum(dim=1)
+
+
+class _NarrowProduct(torch.autograd.Function):
+    """x w of a narrow w (D, E). Its gradient as (g' x)' takes a CPU a quarter of the time of x' g."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, w_DE: Tensor) -> Tensor:
+        ctx.save_for_backward(x_TD, w_DE)
+        return x_TD @ w_DE
+
+    @staticmethod
+    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor, Tensor]:
+        x_TD, w_DE = ctx.saved_tensors
+        return grad_TE @ w_DE.T, (grad_TE.T @ x_TD).T
 
 
 def initialize(module: nn.Module, init_scale: float) -> None:
