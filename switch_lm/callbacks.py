@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from switch_lm import checkpoint, hparams
 from switch_lm.computation import as_table
 from switch_lm.generate import generate
+from switch_lm.hardware import compile_blocks
 from switch_lm.ledger import run_ledger
 from switch_lm.metrics import chart_layout
 from switch_lm.settings import Config
@@ -134,7 +135,7 @@ class Dashboard(Callback):
 
 
 class CompiledBlocks(Callback):
-    """Trains with compiled blocks: one graph serves all of a kind, which takes half the time of compiling the model.
+    """Trains with compiled blocks, which takes half the time of compiling the model.
 
     They are compiled before the first step by a pass whose gradient is thrown away. Validation and samples, whose
     shapes vary, run as they are. Where the compiler fails, so does training, and the console says why.
@@ -146,9 +147,7 @@ class CompiledBlocks(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.console.print("compiling the training step (up to a minute the first time) ...")
         started = time.perf_counter()
-        torch.compiler.reset()  # an earlier run in this process leaves its graphs
-        for block in pl_module.model.blocks:
-            block.compile(dynamic=False)
+        compile_blocks(pl_module.model)
         try:
             with trainer.precision_plugin.train_step_context():
                 pl_module.warm_up()

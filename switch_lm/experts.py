@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from switch_lm.noise import Dropout
+
 
 def relu_squared(x: Tensor) -> Tensor:
     """max(x, 0) squared (Primer, So et al., 2021)."""
@@ -42,7 +44,7 @@ class Experts(nn.Module):
         self.w_in_EDF = nn.Parameter(torch.empty(num_experts, d_model, d_ff))
         self.w_out_EFD = nn.Parameter(torch.empty(num_experts, d_ff, d_model))
         self.activation = ACTIVATIONS[activation]
-        self.dropout = nn.Dropout(dropout)  # between the matrices: "expert dropout" (Switch Transformers, 2.4)
+        self.dropout = Dropout(dropout)  # between the matrices: "expert dropout" (Switch Transformers, 2.4)
 
     def padded(self, x_ECD: Tensor) -> Tensor:
         """Every expert on its C slots: two batched products, the same shape whatever the router did."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from switch_lm.architecture import ModelConfig
 from switch_lm.attention import Attention, LayerCache, rotary_table
 from switch_lm.experts import FeedForward
+from switch_lm.noise import Dropout
 from switch_lm.routing import Routing
 from switch_lm.switch import SwitchFeedForward, initialize
 
@@ -32,7 +33,7 @@ class Block(nn.Module):
         self.norm_attention = nn.RMSNorm(config.d_model)
         self.attention = Attention(d_model=config.d_model, num_heads=config.num_heads)
         self.norm_ffn = nn.RMSNorm(config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.ffn = switch_layer(config) if switch else dense_layer(config)
 
     def forward(
@@ -89,7 +90,7 @@ class SwitchLM(nn.Module):
             self.sin_SW: Tensor
             self.register_buffer("cos_SW", cos_SW, persistent=False)
             self.register_buffer("sin_SW", sin_SW, persistent=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, switch=config.is_switch(block)) for block in range(config.num_layers))
         self.norm = nn.RMSNorm(config.d_model)
         self.head = nn.Linear(config.d_model, vocab_size, bias=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 from switch_lm.queueing import enqueue, queue_slots
 from switch_lm.rule import RoutingRule, expert_capacity
 
-__all__ = ["Routing", "RoutingRule", "expert_capacity", "jitter", "route"]
+__all__ = ["Routing", "RoutingRule", "expert_capacity", "route"]
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,6 @@ class Routing:
     def mean_prob_E(self) -> Tensor:
         """P_i, the mean probability of expert i over all tokens, with gradient (eq. 6)."""
         return self.probs_TE.mean(dim=0)
-
-
-def jitter(x_TD: Tensor, epsilon: float) -> Tensor:
-    """The router's input times U(1 - epsilon, 1 + epsilon); a copy, so that experts get the clean input (app. C).
-
-    In 256 even steps: a CPU draws one number after the other, and each draw of 64 bits serves 8 inputs.
-    """
-    draws = torch.randint(-(2**63), 2**63 - 1, (-(-x_TD.numel() // 8),), device=x_TD.device)
-    byte_TD = draws.view(torch.uint8)[: x_TD.numel()].view(x_TD.shape)
-    return x_TD * ((byte_TD.to(x_TD.dtype) - 127.5) * (epsilon / 127.5) + 1.0)
 
 
 def route(

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from switch_lm.dispatch import Places
 from switch_lm.experts import Experts, FeedForward, product_dtype
-from switch_lm.routing import Routing, RoutingRule, expert_capacity, jitter, route
+from switch_lm.noise import Dropout, jitter
+from switch_lm.routing import Routing, RoutingRule, expert_capacity, route
 
 
 class SwitchFeedForward(nn.Module):
@@ -43,7 +43,7 @@ class SwitchFeedForward(nn.Module):
         super().__init__()
         self.num_experts, self.rule = num_experts, rule
         self.capacity_factor, self.eval_capacity_factor = capacity_factor, eval_capacity_factor
-        self.router_jitter, self.router_input_dropout = router_jitter, router_input_dropout
+        self.router_jitter, self.router_dropout = router_jitter, Dropout(router_input_dropout)
         self.w_router_DE = nn.Parameter(torch.empty(d_model, num_experts))
         self.experts = Experts(
             num_experts=num_experts, d_model=d_model, d_ff=d_ff, activation=activation, dropout=expert_dropout
@@ -79,8 +79,7 @@ class SwitchFeedForward(nn.Module):
             x_TD = x_TD.float()
             if self.training and self.router_jitter > 0.0:
                 x_TD = jitter(x_TD, self.router_jitter)
-            if self.training and self.router_input_dropout > 0.0:
-                x_TD = F.dropout(x_TD, self.router_input_dropout)
+            x_TD = self.router_dropout(x_TD)
             logits_TE: Tensor = _NarrowProduct.apply(x_TD, self.w_router_DE)  # type: ignore[no-untyped-call]
             return logits_TE
 

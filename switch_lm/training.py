@@ -19,7 +19,7 @@ from switch_lm.checkpoint import CheckpointError, read_model
 from switch_lm.config import ConfigError
 from switch_lm.corpus import Corpus, load_corpus
 from switch_lm.data import TextData
-from switch_lm.hardware import Hardware, detect
+from switch_lm.hardware import Hardware, detect, keep_freed_memory
 from switch_lm.ledger import run_ledger
 from switch_lm.module import NonFiniteLossError, SwitchModule
 from switch_lm.result import at_training_capacity, commit, computation, routing_figures, versions
@@ -56,6 +56,7 @@ class Training:
         _check_text(config, len(training_ids), len(validation_ids))
         hardware = _hardware(config, run, len(vocabulary))
         torch.set_num_threads(hardware.threads)
+        keep_freed_memory()
         torch.manual_seed(config.seed)
         module = SwitchModule(config, vocabulary, corpus_sha256=corpus.sha256, precision=hardware.precision)
         if config.init_from is not None:

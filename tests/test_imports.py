@@ -27,6 +27,7 @@ CORE = {
     "attention",
     "model",
     "losses",
+    "noise",
     "metrics",
     "tallies",
     "upcycle",

@@ -14,7 +14,8 @@ from worked import FIVE_TOKENS, factors, logits_of, routed, worked
 from switch_lm.architecture import ModelConfig
 from switch_lm.losses import importance_loss, load_balancing_loss, router_z_loss
 from switch_lm.module import SwitchModule
-from switch_lm.routing import RoutingRule, jitter, route
+from switch_lm.noise import jitter
+from switch_lm.routing import RoutingRule, route
 from switch_lm.settings import Config
 from switch_lm.switch import SwitchFeedForward
 from switch_lm.vocab import Vocabulary

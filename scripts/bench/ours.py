@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from switch_lm.config import resolve
 from switch_lm.corpus import load_corpus
 from switch_lm.data import Batch, TrainingBatches
-from switch_lm.hardware import Hardware, detect
+from switch_lm.hardware import Hardware, compile_blocks, detect
 from switch_lm.ledger import run_ledger
 from switch_lm.module import SwitchModule
 from switch_lm.paths import config_dir
@@ -52,12 +52,11 @@ def hardware(config: Config) -> Hardware:
 
 
 def module(config: Config, *, precision: str, compiled: bool) -> SwitchModule:
-    """A module in training, compiled as callbacks.CompiledBlocks does it."""
+    """A module in training."""
     torch.manual_seed(config.seed)
     made = SwitchModule(config, vocabulary(), corpus_sha256=text()[1], precision=precision).train()
     if compiled:
-        for block in made.model.blocks:
-            block.compile(dynamic=False)
+        compile_blocks(made.model)
     return made
 
 

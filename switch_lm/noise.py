@@ -1,0 +1,51 @@
+"""Noise of training from shared random bits: a CPU draws numbers one by one, and each draw serves 8 elements."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def random_bytes(like: Tensor) -> Tensor:
+    """Independent, even bytes (0 .. 255) in the shape of `like`, from the global random state."""
+    draws = torch.randint(-(2**63), 2**63 - 1, (-(-like.numel() // 8),), device=like.device)
+    return draws.view(torch.uint8)[: like.numel()].view(like.shape)
+
+
+def jitter(x_TD: Tensor, epsilon: float) -> Tensor:
+    """The router's input times U(1 - epsilon, 1 + epsilon), in 256 even steps; a copy, so that experts get the clean
+    input (Switch Transformers, app. C).
+    """
+    return x_TD * ((random_bytes(x_TD).to(x_TD.dtype) - 127.5) * (epsilon / 127.5) + 1.0)
+
+
+class Dropout(nn.Module):
+    """Zeroes a share `rate` of the elements in training and scales the others up, so that the mean stays.
+
+    At a fraction of what `nn.Dropout` costs on a CPU: a call zeroes one of the two neighbouring multiples of 1/256, in
+    such a mixture that `rate` is met. Source: Srivastava et al. 2014.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.rate)
+        return x * _survivors(x.detach(), self.rate) * (1.0 / (1.0 - self.rate))
+
+
+@torch.library.custom_op("switch_lm::survivors", mutates_args=())
+def _survivors(like: Tensor, rate: float) -> Tensor:
+    """1 or 0 in the shape of `like`. Opaque to the compiler, whose own loops over masks take several times as long."""
+    zeroed = (256 * rate + torch.rand((), device=like.device)).floor().clamp(max=255)  # of a byte's 256 values
+    return (random_bytes(like) >= zeroed.to(torch.uint8)).to(torch.bfloat16)
+
+
+@_survivors.register_fake
+def _(like: Tensor, rate: float) -> Tensor:
+    return torch.empty_like(like, dtype=torch.bfloat16)
