@@ -12,6 +12,8 @@ from bench.machine import machine
 from bench.options import QUICK_REPETITIONS, REPETITIONS, Options, say
 from bench.rows import Report
 
+from switch_lm.hardware import keep_freed_memory
+
 ABOUT = {
     "layer": "a Switch layer beside a dense feed-forward and other implementations",
     "step": "a training step beside the annotated implementation and nanoGPT's way; growth with experts and tokens",
@@ -63,6 +65,7 @@ def main() -> int:
 def run(name: str, benchmark: ModuleType, options: Options) -> int:
     """Prints and writes what was measured, all of it or what there was until Ctrl-C."""
     started = time.perf_counter()
+    keep_freed_memory()  # as training does; the other implementations are faster for it, too
     called = f"{name}-quick" if options.quick else name
     report = Report(called, machine(), options.repetitions, benchmark.NOTES)
     try:

@@ -50,16 +50,21 @@ def keep_freed_memory() -> None:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Has the model's blocks compiled at their first call: one graph serves all of a kind.
+    """Has the model's blocks compiled at their first call: one graph serves all of a kind."""
+    torch.compiler.reset()  # an earlier run in this process leaves its graphs
+    for block in model.get_submodule("blocks").children():
+        compile_module(block)
+
+
+def compile_module(module: nn.Module) -> None:
+    """Has a module compiled at its first call, for inputs of one shape.
 
     Random numbers stay torch's own: the compiler's are drawn element by element and take longer than the products.
     """
     from torch._inductor import config as inductor  # slow to import
 
-    torch.compiler.reset()  # an earlier run in this process leaves its graphs
     inductor.fallback_random = True
-    for block in model.get_submodule("blocks").children():
-        block.compile(dynamic=False)
+    module.compile(dynamic=False)
 
 
 def detect(config: Config, *, training_flops: float) -> Hardware:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from bench import ours
+from switch_lm.hardware import keep_freed_memory
 
 STEPS = 3
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -23,6 +24,7 @@ def resident(key: str) -> int:
 
 
 def main() -> None:
+    keep_freed_memory()
     config = ours.composed(*sys.argv[1:])
     precision = ours.hardware(config).precision
     draw = ours.batches(batch_size=config.data.batch_size, context_length=config.model.context_length)
