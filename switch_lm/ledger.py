@@ -13,7 +13,7 @@ from typing import Any
 
 from switch_lm.architecture import ModelConfig
 from switch_lm.rule import expert_capacity
-from switch_lm.settings import Config
+from switch_lm.settings import Config, OptimConfig
 
 BACKWARD = 2  # y = x w has two products of the same size behind it: dx = dy w' and dw = x' dy
 NEWTON_SCHULZ_STEPS = 5  # of torch.optim.Muon and switch_lm.muon alike
@@ -119,7 +119,7 @@ class Ledger:
 def run_ledger(config: Config, *, vocab_size: int, kept_L: Sequence[float] | None = None) -> Ledger:
     """The whole run of a configuration. `kept_L`: choices kept a token in each Switch layer, as for `ledger`."""
     batch = ledger(config.model, vocab_size=vocab_size, batch_size=config.data.batch_size, kept_L=kept_L)
-    update = optimizer_flops(config.model, name=config.optim.name)
+    update = optimizer_flops(config.model, config.optim)
     trainer = config.trainer
     return replace(batch, accumulate=trainer.accumulate, max_steps=trainer.max_steps, optimizer_per_step=update)
 
@@ -157,24 +157,26 @@ def ledger(
     return Ledger(layers, head=2.0 * model.d_model * vocab_size, tokens=batch_size * context)
 
 
-def optimizer_flops(model: ModelConfig, *, name: str) -> float:
+def optimizer_flops(model: ModelConfig, optim: OptimConfig) -> float:
     """FLOPs of one step's matrix products: Muon's Newton-Schulz iterations on every hidden matrix; AdamW has none.
 
-    With m the shorter and n the longer side of x, each iteration is x x', its square, and a product of (m, m) with x.
+    Experts are moved in every `optim.expert_update_every`-th step: the figure is the mean of that many. With m the
+    shorter and n the longer side of x, each iteration is x x', its square, and a product of (m, m) with x.
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
     """
-    if name != "muon":
+    if optim.name != "muon":
         return 0.0
     return sum(
         number * NEWTON_SCHULZ_STEPS * 2.0 * (2 * min(sides) ** 2 * max(sides) + min(sides) ** 3)
-        for number, sides in _hidden_matrices(model)
+        for number, sides in _hidden_matrices(model, optim.expert_update_every)
     )
 
 
-def _hidden_matrices(model: ModelConfig) -> list[tuple[int, tuple[int, int]]]:
-    """How many matrices of which sides Muon moves; router, embedding and head are AdamW's."""
-    D, in_switch = model.d_model, model.num_experts + (1 if model.shared_expert else 0)
-    num_ffns = model.num_layers + model.num_switch_layers * (in_switch - 1)
+def _hidden_matrices(model: ModelConfig, expert_update_every: int) -> list[tuple[float, tuple[int, int]]]:
+    """How many matrices of which sides Muon moves in a step; router, embedding and head are AdamW's."""
+    D, num_switch = model.d_model, model.num_switch_layers
+    num_dense = model.num_layers - num_switch + (num_switch if model.shared_expert else 0)
+    num_ffns = num_dense + num_switch * model.num_experts / expert_update_every
     return [(model.num_layers, (3 * D, D)), (model.num_layers, (D, D)), (2 * num_ffns, (D, model.d_ff))]
 
 

@@ -31,8 +31,10 @@ def orthogonalize(m_EIO: Tensor, *, steps: int = 5, dtype: torch.dtype = torch.b
 class StackedMuon(Optimizer):
     """`torch.optim.Muon` for parameters (E, I, O), stacks of matrices that multiply from the right.
 
+    Momentum takes in every gradient, but a stack moves in every `every`-th step only, `every` times as far, and stacks
+    take turns: orthogonalising all experts in each step would cost a multiple of what it costs a dense model.
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); Nesterov momentum,
-    decoupled weight decay, and a step scaled by sqrt(max(1, O / I)) as there.
+    decoupled weight decay, and a step scaled by sqrt(max(1, O / I)) as there; the turns are ours.
     """
 
     def __init__(
@@ -42,26 +44,31 @@ class StackedMuon(Optimizer):
         lr: float,
         weight_decay: float,
         momentum: float = 0.95,
+        every: int = 1,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "every": every})
         self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = closure() if closure is not None else None
         for group in self.param_groups:
-            for parameter in group["params"]:
+            for place, parameter in enumerate(group["params"]):
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+                    self._update(parameter, parameter.grad, group, place)
         return loss
 
-    def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any], place: int) -> None:
         state = self.state[parameter]
         if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
+            state["momentum_buffer"], state["step"] = torch.zeros_like(parameter), place
         momentum = state["momentum_buffer"].lerp_(grad, 1 - group["momentum"])
+        state["step"] += 1
+        if state["step"] % group["every"] != 0:
+            return
         update = orthogonalize(grad.lerp(momentum, group["momentum"]), dtype=self.dtype)
         fan_in, fan_out = parameter.shape[-2:]
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-group["lr"] * max(1.0, fan_out / fan_in) ** 0.5)
+        lr = group["lr"] * group["every"]
+        parameter.mul_(1 - lr * group["weight_decay"])
+        parameter.add_(update, alpha=-lr * max(1.0, fan_out / fan_in) ** 0.5)

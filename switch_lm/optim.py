@@ -67,5 +67,5 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, precision: str) ->
         optimizers.append(Muon(matrices, **rates))
     if stacks := [p for p in hidden if p.dim() == 3]:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        optimizers.append(StackedMuon(stacks, **rates, dtype=dtype))
+        optimizers.append(StackedMuon(stacks, **rates, every=config.expert_update_every, dtype=dtype))
     return JointOptimizer(optimizers)

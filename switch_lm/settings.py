@@ -25,6 +25,7 @@ class OptimConfig:
     matrix_lr: float = 0.02
     matrix_weight_decay: float = 0.1
     momentum: float = 0.95
+    expert_update_every: int = 2
     schedule: str = "linear"
     warmup_steps: int = 20
     min_factor: float = 0.0

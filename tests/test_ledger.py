@@ -159,7 +159,7 @@ def test_the_plain_ledger_adds_up_and_is_json() -> None:
         assert plain["backward_per_step"][kind] == 2 * 64 * 128 * 4 * value
     step = plain["forward_per_step"]["executed"] + plain["backward_per_step"]["executed"]
     assert plain["training"] == pytest.approx(500 * step)
-    assert plain["optimizer"] == 500 * plain["optimizer_per_step"] == 500 * optimizer_flops(config.model, name="muon")
+    assert plain["optimizer"] == 500 * plain["optimizer_per_step"] == 500 * optimizer_flops(config.model, config.optim)
     assert plain["left_out"] == list(LEFT_OUT)
     assert asdict(work.total) == {kind: whole[kind] for kind in kinds}
 
@@ -178,7 +178,8 @@ def test_the_plan_says_where_the_computation_goes() -> None:
     dense, forward = 4 * (attention + ffn) + head, 4 * (attention + router + 1.25 * ffn) + head
     parts = {"attention": 4 * attention, "experts": 4 * ffn, "their empty places": ffn, "router": 4 * router}
     words = ", ".join(f"{name} {flops / 1e6:.2f}" for name, flops in {**parts, "head": head}.items())
-    muon = 5 * 2 * 4 * ((2 * 3 + 1 + 3) * 128**3 + 8 * 2 * (2 * 128**2 * 512 + 128**3))
+    experts_moved = 8 * 2 // 2  # in every second step
+    muon = 5 * 2 * 4 * ((2 * 3 + 1 + 3) * 128**3 + experts_moved * (2 * 128**2 * 512 + 128**3))
     text = plan(composed())
     assert f"{forward / 1e6:.2f} MFLOP a token forward: {words}" in text
     assert f"{forward / dense:.2f} x that of model=dense; forward and backward {3 * 8192 * forward / 1e9:.2f} " in text

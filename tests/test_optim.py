@@ -74,6 +74,37 @@ def test_stacked_muon_equals_torchs_muon_on_each_expert() -> None:
         assert torch.allclose(stack[e], single.T, atol=0.02)  # bf16 products in another order
 
 
+def test_stacks_take_turns_and_move_as_many_times_as_far() -> None:
+    torch.manual_seed(0)
+    start, grad = torch.randn(2, 6, 10), torch.randn(2, 6, 10)
+    stacks, each_step = ([nn.Parameter(start.clone()) for _ in range(3)] for _ in range(2))
+    ours = StackedMuon(stacks, lr=0.1, weight_decay=0.0, every=3, dtype=torch.float32)
+    plain = StackedMuon(each_step, lr=0.1, weight_decay=0.0, dtype=torch.float32)
+    moved = []
+    for _ in range(6):
+        before = [stack.detach().clone() for stack in stacks]
+        for stack in [*stacks, *each_step]:
+            stack.grad = grad  # always the same: so is its orthogonalised momentum
+        ours.step()
+        plain.step()
+        moved.append([not torch.equal(a, b) for a, b in zip(before, stacks, strict=True)])
+    assert moved == [[i == turn for i in range(3)] for turn in (2, 1, 0, 2, 1, 0)]
+    torch.testing.assert_close(stacks, each_step, rtol=1e-4, atol=1e-4)
+
+
+def test_momentum_takes_in_the_gradients_of_steps_without_a_move() -> None:
+    torch.manual_seed(0)
+    first, second = torch.randn(2, 6, 10), torch.randn(2, 6, 10)
+    stack = nn.Parameter(torch.zeros(2, 6, 10))
+    optimizer = StackedMuon([stack], lr=0.1, weight_decay=0.0, momentum=0.9, every=2, dtype=torch.float32)
+    for grad in (first, second):
+        stack.grad = grad
+        optimizer.step()
+    momentum = 0.9 * 0.1 * first + 0.1 * second
+    want = -0.2 * (10 / 6) ** 0.5 * orthogonalize(0.1 * second + 0.9 * momentum, dtype=torch.float32)  # Nesterov
+    torch.testing.assert_close(stack.detach(), want, rtol=1e-4, atol=1e-5)
+
+
 def test_a_joint_optimizer_goes_on_from_its_state_as_if_never_stopped() -> None:
     whole, first = model(), model()
     optimizer = build_optimizer(whole, OptimConfig(), precision="fp32")
