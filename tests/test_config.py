@@ -34,6 +34,10 @@ def test_the_shipped_values_are_the_schemas_defaults() -> None:
     assert asdict(composed()) == asdict(Config())
 
 
+def test_the_default_has_a_name_among_the_presets_for_a_time() -> None:
+    assert composed("experiment=five_minutes") == composed()
+
+
 def test_every_key_is_explained_in_its_yaml() -> None:
     files = ("train", "model/switch", "data/tiny_shakespeare", "optim/muon", "trainer/default", "logger/tensorboard")
     for path in (CONFIGS / f"{name}.yaml" for name in files):
