@@ -10,7 +10,7 @@ VERSIONS = pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train sweep report generate evaluate tensorboard test peers launchers benchmark benchmark-quick check format clean
+.PHONY: help setup train sweep report generate evaluate tensorboard test peers launchers benchmark benchmark-quick benchmark-loss check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,10 @@ benchmark: setup ## Measure speed beside other implementations (after `make peer
 
 benchmark-quick: ARGS += --quick
 benchmark-quick: benchmark ## The same in under two minutes: a few cases, nothing compiled
+
+benchmark-loss: setup ## Measure how long each preset takes to which loss, about two hours
+	$(BENCHMARK) loss one_minute five_minutes --seeds 3
+	$(BENCHMARK) loss twenty_minutes one_hour
 
 check: $(VENV)/.check ## Check format, lint and types
 	$(RUN) ruff format --check . && $(RUN) ruff check . && $(RUN) mypy

@@ -11,7 +11,7 @@ from switch_lm.architecture import ModelConfig
 class DataConfig:
     path: str | None = None
     dir: str = "data"
-    batch_size: int = 64
+    batch_size: int = 32
     num_workers: int = 0
 
 
@@ -34,10 +34,10 @@ class OptimConfig:
 
 @dataclass
 class TrainerConfig:
-    max_steps: int = 500
+    max_steps: int = 1800
     accumulate: int = 1
-    val_every: int = 125
-    checkpoint_every: int = 100
+    val_every: int = 300
+    checkpoint_every: int = 300
     device: str = "auto"
     precision: str = "auto"
     compile: str = "auto"

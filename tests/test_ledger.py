@@ -155,11 +155,13 @@ def test_the_plain_ledger_adds_up_and_is_json() -> None:
         assert whole[kind] == sum(layer[kind] for layer in plain["layers"])
     for kind, value in whole.items():
         assert plain["backward_per_token"][kind] == 2 * value
-        assert plain["forward_per_step"][kind] == 64 * 128 * 4 * value
-        assert plain["backward_per_step"][kind] == 2 * 64 * 128 * 4 * value
+        assert plain["forward_per_step"][kind] == 32 * 128 * 4 * value
+        assert plain["backward_per_step"][kind] == 2 * 32 * 128 * 4 * value
     step = plain["forward_per_step"]["executed"] + plain["backward_per_step"]["executed"]
-    assert plain["training"] == pytest.approx(500 * step)
-    assert plain["optimizer"] == 500 * plain["optimizer_per_step"] == 500 * optimizer_flops(config.model, config.optim)
+    assert plain["training"] == pytest.approx(1800 * step)
+    assert (
+        plain["optimizer"] == 1800 * plain["optimizer_per_step"] == 1800 * optimizer_flops(config.model, config.optim)
+    )
     assert plain["left_out"] == list(LEFT_OUT)
     assert asdict(work.total) == {kind: whole[kind] for kind in kinds}
 
@@ -182,7 +184,7 @@ def test_the_plan_says_where_the_computation_goes() -> None:
     muon = 5 * 2 * 4 * ((2 * 3 + 1 + 3) * 128**3 + experts_moved * (2 * 128**2 * 512 + 128**3))
     text = plan(composed())
     assert f"{forward / 1e6:.2f} MFLOP a token forward: {words}" in text
-    assert f"{forward / dense:.2f} x that of model=dense; forward and backward {3 * 8192 * forward / 1e9:.2f} " in text
+    assert f"{forward / dense:.2f} x that of model=dense; forward and backward {3 * 4096 * forward / 1e9:.2f} " in text
     assert f" GFLOP a step, {muon / 1e9:.2f} more in muon" in text
 
 
