@@ -1,4 +1,4 @@
-"""Muon for stacked expert matrices: each expert's momentum is orthogonalised, all experts in one batch."""
+"""Muon: momentum orthogonalised, matrices of a shape in one batch, and stacks of experts in turns."""
 
 from __future__ import annotations
 
@@ -28,13 +28,59 @@ def orthogonalize(m_EIO: Tensor, *, steps: int = 5, dtype: torch.dtype = torch.b
     return x.mT if tall else x
 
 
+class BatchedMuon(Optimizer):
+    """`torch.optim.Muon` for the (O, I) of `nn.Linear`, all of a shape at once: small products one by one mostly wait.
+
+    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); Nesterov momentum,
+    decoupled weight decay, and a step scaled by sqrt(max(1, O / I)) as there.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        *,
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            of_shape: dict[torch.Size, list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    of_shape.setdefault(parameter.shape, []).append(parameter)
+            for parameters in of_shape.values():
+                self._update(parameters, group)
+        return loss
+
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        nesterov = []
+        for parameter in parameters:
+            state, grad = self.state[parameter], parameter.grad
+            assert grad is not None
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            momentum = state["momentum_buffer"].lerp_(grad, 1 - group["momentum"])
+            nesterov.append(grad.lerp(momentum, group["momentum"]))
+        fan_out, fan_in = parameters[0].shape
+        updates = orthogonalize(torch.stack(nesterov), dtype=self.dtype)
+        for parameter, update in zip(parameters, updates, strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(update, alpha=-group["lr"] * max(1.0, fan_out / fan_in) ** 0.5)
+
+
 class StackedMuon(Optimizer):
-    """`torch.optim.Muon` for parameters (E, I, O), stacks of matrices that multiply from the right.
+    """The same for parameters (E, I, O), stacks of matrices that multiply from the right.
 
     Momentum takes in every gradient, but a stack moves in every `every`-th step only, `every` times as far, and stacks
-    take turns: orthogonalising all experts in each step would cost a multiple of what it costs a dense model.
-    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); Nesterov momentum,
-    decoupled weight decay, and a step scaled by sqrt(max(1, O / I)) as there; the turns are ours.
+    take turns: orthogonalising all experts in each step would cost a multiple of what it costs a dense model. The turns
+    are ours.
     """
 
     def __init__(

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
-from switch_lm.muon import StackedMuon
+from switch_lm.muon import BatchedMuon, StackedMuon
 from switch_lm.settings import OptimConfig
 
 
@@ -63,9 +63,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, precision: str) ->
         "weight_decay": config.matrix_weight_decay,
         "momentum": config.momentum,
     }
+    rates["dtype"] = torch.bfloat16 if precision == "bf16" else torch.float32
     if matrices := [p for p in hidden if p.dim() == 2]:
-        optimizers.append(Muon(matrices, **rates))
+        optimizers.append(BatchedMuon(matrices, **rates))
     if stacks := [p for p in hidden if p.dim() == 3]:
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        optimizers.append(StackedMuon(stacks, **rates, every=config.expert_update_every, dtype=dtype))
+        optimizers.append(StackedMuon(stacks, **rates, every=config.expert_update_every))
     return JointOptimizer(optimizers)

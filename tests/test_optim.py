@@ -11,7 +11,7 @@ from torch import nn
 from switch_lm import schedule
 from switch_lm.architecture import ModelConfig
 from switch_lm.model import SwitchLM
-from switch_lm.muon import StackedMuon, orthogonalize
+from switch_lm.muon import BatchedMuon, StackedMuon, orthogonalize
 from switch_lm.optim import JointOptimizer, build_optimizer
 from switch_lm.settings import OptimConfig
 
@@ -55,6 +55,21 @@ def test_orthogonalizing_brings_every_singular_value_near_one(shape: tuple[int, 
     values = torch.linalg.svdvals(update)
     assert update.shape == shape
     assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_batched_muon_equals_torchs_muon_on_each_matrix() -> None:
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((6, 10), (10, 6), (6, 10))]
+    many, singles = ([nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
+    ours = BatchedMuon(many, lr=0.1, weight_decay=0.1)
+    theirs = torch.optim.Muon(singles, lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        for one, other in zip(many, singles, strict=True):
+            one.grad = other.grad = torch.randn_like(one)
+        ours.step()
+        theirs.step()
+    for one, other in zip(many, singles, strict=True):
+        assert torch.allclose(one, other, atol=0.02)  # bf16 products in another order
 
 
 def test_stacked_muon_equals_torchs_muon_on_each_expert() -> None:
