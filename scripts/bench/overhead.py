@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from bench import ours, start
@@ -97,8 +98,11 @@ def rows(probe: Probe, options: Options) -> Iterator[Row]:
 
 
 def seconds_of_sample(training: Training) -> float:
+    torch.compiler.set_stance("force_eager")  # as during a run's validation
     started = time.perf_counter()
     length, prompt = training.config.logger.sample_length, training.config.logger.sample_prompt
     text = generate(training.module.model, training.module.vocabulary, prompt, length=length)
     assert len("".join(text)) == length
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    torch.compiler.set_stance("default")
+    return seconds
