@@ -143,7 +143,7 @@ def test_both_themes_are_readable_and_differ(page: Chrome) -> None:
 
 def test_the_theme_can_be_chosen_against_the_system_and_is_remembered(page: Chrome) -> None:
     stored = "return localStorage.getItem('switch_lm-theme')"
-    grounds = []
+    grounds: list[str] = []
     for label in ("Auto", "Dark", "Light", "Auto"):
         button = page.find_element("id", "theme")
         assert button.text == label
