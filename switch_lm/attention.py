@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,20 +9,22 @@ from torch.nn import functional as F
 ROTARY_BASE = 10_000.0  # RoFormer (Su et al., 2021), section 3.2.2
 
 
-@dataclass
 class LayerCache:
-    """Keys and values (B, H, S, W) of the positions that one layer has read."""
+    """Keys and values of the `length` positions that one layer has read, in room for `max_length`: none is moved."""
 
-    key_BHSW: Tensor | None = None
-    value_BHSW: Tensor | None = None
+    def __init__(self, max_length: int) -> None:
+        self.length, self.max_length = 0, max_length
+        self._kept: tuple[Tensor, Tensor] | None = None
 
     def append(self, key_BHSW: Tensor, value_BHSW: Tensor) -> tuple[Tensor, Tensor]:
         """Adds new positions at the end and returns all."""
-        if self.key_BHSW is not None and self.value_BHSW is not None:
-            key_BHSW = torch.cat([self.key_BHSW, key_BHSW], dim=2)
-            value_BHSW = torch.cat([self.value_BHSW, value_BHSW], dim=2)
-        self.key_BHSW, self.value_BHSW = key_BHSW, value_BHSW
-        return key_BHSW, value_BHSW
+        if self._kept is None:
+            B, H, _, W = key_BHSW.shape
+            self._kept = key_BHSW.new_empty(B, H, self.max_length, W), value_BHSW.new_empty(B, H, self.max_length, W)
+        start, self.length = self.length, self.length + key_BHSW.shape[2]
+        keys_BHSW, values_BHSW = (kept[:, :, : self.length] for kept in self._kept)
+        keys_BHSW[:, :, start:], values_BHSW[:, :, start:] = key_BHSW, value_BHSW
+        return keys_BHSW, values_BHSW
 
 
 def rotary_table(num_positions: int, width: int) -> tuple[Tensor, Tensor]:
@@ -50,6 +50,8 @@ def causal_attention(q_BHSW: Tensor, k_BHSW: Tensor, v_BHSW: Tensor) -> Tensor:
     if q_BHSW.device.type != "cpu" and num_queries == num_keys:
         return F.scaled_dot_product_attention(q_BHSW, k_BHSW, v_BHSW, is_causal=True)
     score_BHSS = (q_BHSW * q_BHSW.shape[-1] ** -0.5) @ k_BHSW.transpose(-2, -1)
+    if num_queries == 1:
+        return score_BHSS.softmax(dim=-1).to(v_BHSW.dtype) @ v_BHSW
     future_SS = torch.full((num_queries, num_keys), float("-inf"), device=q_BHSW.device, dtype=score_BHSS.dtype)
     return (score_BHSS + future_SS.triu(num_keys - num_queries + 1)).softmax(dim=-1).to(v_BHSW.dtype) @ v_BHSW
 
@@ -67,9 +69,9 @@ class Attention(nn.Module):
         self, x_BSD: Tensor, *, rotation: tuple[Tensor, Tensor] | None, cache: LayerCache | None = None
     ) -> Tensor:
         B, S, D = x_BSD.shape
-        q, k, v = self.qkv(x_BSD).view(B, S, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (B, H, S, W)
-        if rotation is not None:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        qkv = self.qkv(x_BSD).view(B, S, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # three of (B, H, S, W)
+        q, k = qkv[:2] if rotation is None else rotate(qkv[:2], *rotation)
+        v = qkv[2]
         if cache is not None:
             k, v = cache.append(k, v)
         return self.out(causal_attention(q, k, v).transpose(1, 2).reshape(B, S, D))

@@ -50,6 +50,12 @@ class Experts(nn.Module):
         """Every expert on its C slots: two batched products, the same shape whatever the router did."""
         return torch.bmm(self.dropout(self.activation(torch.bmm(x_ECD, self.w_in_EDF))), self.w_out_EFD)
 
+    def one_token(self, x_1D: Tensor, expert_11: Tensor) -> Tensor:
+        """A single token's expert, its matrices taken where they lie (1, D): there is nothing to sort or to move."""
+        dtype, expert = product_dtype(x_1D), int(expert_11)
+        h_1F = self.activation(x_1D.to(dtype) @ self.w_in_EDF[expert].to(dtype))
+        return self.dropout(h_1F) @ self.w_out_EFD[expert].to(dtype)
+
     def ragged(self, x_ND: Tensor, load_E: Tensor) -> Tensor:
         """Every expert on its own rows of `x_ND`, which is sorted by expert. One copy of the loads to the host."""
         dtype, pieces = product_dtype(x_ND), _pieces(load_E.tolist(), x_ND.device.type)

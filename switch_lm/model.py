@@ -100,7 +100,7 @@ class SwitchLM(nn.Module):
 
     def new_cache(self) -> list[LayerCache]:
         """An empty key-value cache, to be handed to each `forward` of one text."""
-        return [LayerCache() for _ in self.blocks]
+        return [LayerCache(self.config.context_length) for _ in self.blocks]
 
     def forward(
         self,
@@ -113,7 +113,7 @@ class SwitchLM(nn.Module):
 
         `capacity_factor`, where given, stands in for the configured one in every Switch layer (None is dropless).
         """
-        start = 0 if cache is None or cache[0].key_BHSW is None else cache[0].key_BHSW.shape[2]
+        start = 0 if cache is None else cache[0].length
         end = start + ids_BS.shape[1]
         if end > self.config.context_length:
             raise ValueError(f"{end} positions are more than the context_length of {self.config.context_length}")
@@ -135,9 +135,11 @@ class SwitchLM(nn.Module):
 @contextmanager
 def evaluating(model: SwitchLM) -> Iterator[None]:
     """The model in `eval()`, and afterwards in the mode it was in."""
-    was_training = model.training
+    if not model.training:  # generation asks for each character: walking all modules took a sixth of its time
+        yield
+        return
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        model.train()

@@ -35,6 +35,8 @@ def queue_slots(expert_GN: Tensor, num_experts: int) -> Queue:
     """An exclusive count, in the order in which the choices (G, N) stand, from a stable sort: nothing is (N, E)."""
     num_groups, num_choices = expert_GN.shape
     device = expert_GN.device
+    if expert_GN.numel() == 1:  # one character in generation
+        return Queue(torch.zeros_like(expert_GN), (expert_GN == torch.arange(num_experts, device=device)).long())
     sorted_GN, choice_GN = expert_GN.sort(dim=1, stable=True)
     first_GE = torch.searchsorted(sorted_GN, torch.arange(num_experts, device=device).repeat(num_groups, 1))
     sorted_slot_GN = torch.arange(num_choices, device=device) - first_GE.gather(1, sorted_GN)

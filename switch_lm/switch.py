@@ -80,6 +80,8 @@ class SwitchFeedForward(nn.Module):
             if self.training and self.router_jitter > 0.0:
                 x_TD = jitter(x_TD, self.router_jitter)
             x_TD = self.router_dropout(x_TD)
+            if not torch.is_grad_enabled():
+                return x_TD @ self.w_router_DE
             logits_TE: Tensor = _NarrowProduct.apply(x_TD, self.w_router_DE)  # type: ignore[no-untyped-call]
             return logits_TE
 
@@ -87,6 +89,9 @@ class SwitchFeedForward(nn.Module):
         """The sum over a token's kept choices of gate x expert(x) (T, D) (eq. 2)."""
         num_tokens, d_model = x_TD.shape
         top_k = routing.expert_TK.shape[1]
+        if num_tokens == top_k == 1 and routing.keeps_all:
+            y_1D = self.experts.one_token(x_TD, routing.assigned_TK)
+            return y_1D * routing.gate_TK.to(y_1D.dtype)
         places = Places.of(routing)
         x_TD = x_TD.to(product_dtype(x_TD))  # before it is moved about: half as many bytes
         x_ND = x_TD if top_k == 1 else x_TD.repeat_interleave(top_k, dim=0)

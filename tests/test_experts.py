@@ -27,3 +27,14 @@ def test_ragged_experts_equal_one_product_after_the_other(loads: list[int]) -> N
     torch.testing.assert_close(got, want)
     idle = torch.tensor(loads) == 0
     assert not got[1][idle].any() and not got[2][idle].any()  # an expert without tokens has a gradient of 0
+
+
+@pytest.mark.parametrize("expert", [0, 3])
+def test_one_token_meets_its_own_expert(expert: int) -> None:
+    torch.manual_seed(0)
+    experts = Experts(num_experts=5, d_model=4, d_ff=6)
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter)
+    x_1D, load_E = torch.randn(1, 4), torch.eye(5, dtype=torch.int64)[expert]
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(experts.one_token(x_1D, torch.tensor([[expert]])), experts.ragged(x_1D, load_E))
