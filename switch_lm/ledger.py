@@ -16,7 +16,7 @@ from switch_lm.rule import expert_capacity
 from switch_lm.settings import Config, OptimConfig
 
 BACKWARD = 2  # y = x w has two products of the same size behind it: dx = dy w' and dw = x' dy
-NEWTON_SCHULZ_STEPS = 5  # of torch.optim.Muon and switch_lm.muon alike
+NEWTON_SCHULZ_ROUNDS = (3, 2)  # iterations in each round of switch_lm.muon.orthogonalize
 LEFT_OUT = (
     "all that is no matrix product: norms, softmax, activations, the rotation of queries and keys, gathers of dispatch "
     "and combine, embedding look-ups, losses, clipping, AdamW's update and Muon's momentum",
@@ -161,14 +161,16 @@ def optimizer_flops(model: ModelConfig, optim: OptimConfig) -> float:
     """FLOPs of one step's matrix products: Muon's Newton-Schulz iterations on every hidden matrix; AdamW has none.
 
     Experts are moved in every `optim.expert_update_every`-th step: the figure is the mean of that many. With m the
-    shorter and n the longer side of x, each iteration is x x', its square, and a product of (m, m) with x.
+    shorter and n the longer side of x, a round is x x', a product of (m, m) with x, and of k iterations 4 k - 3 products
+    of (m, m): a square each, and three between two of them.
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
     """
     if optim.name != "muon":
         return 0.0
     return sum(
-        number * NEWTON_SCHULZ_STEPS * 2.0 * (2 * min(sides) ** 2 * max(sides) + min(sides) ** 3)
+        number * 2.0 * (2 * min(sides) ** 2 * max(sides) + (4 * iterations - 3) * min(sides) ** 3)
         for number, sides in _hidden_matrices(model, optim.expert_update_every)
+        for iterations in NEWTON_SCHULZ_ROUNDS
     )
 
 

@@ -11,21 +11,39 @@ from torch.optim import Optimizer
 
 # Quintic Newton-Schulz coefficients of Keller Jordan's Muon, torch.optim.Muon's defaults too.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+ROUNDS = (3, 2)  # its five iterations
 EPSILON = 1e-7
 
 
-def orthogonalize(m_EIO: Tensor, *, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """U V' of the singular value decomposition of each (I, O) matrix, approximately: singular values near 1."""
-    a, b, c = NEWTON_SCHULZ
+def orthogonalize(m_EIO: Tensor, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """U V' of the singular value decomposition of each (I, O) matrix, approximately: singular values near 1.
+
+    An iteration multiplies x by a + b G + c G^2 of its Gram matrix G = x x', which commutes with all that follow: so
+    they run on G alone, the shorter side's square, and x is touched once a round. After three iterations G is taken
+    anew, before bf16's rounding (a negative eigenvalue grows each time) reaches the result.
+    """
     x = m_EIO.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPSILON)
-    for _ in range(steps):
+    for iterations in ROUNDS:
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        product = factor = _factor(gram)
+        for _ in range(iterations - 1):
+            gram = factor @ (gram @ factor)
+            factor = _factor(gram)
+            product = factor @ product
+        x = product @ x
     return x.mT if tall else x
+
+
+def _factor(gram_EMM: Tensor) -> Tensor:
+    """a + b G + c G^2 of each symmetric matrix."""
+    a, b, c = NEWTON_SCHULZ
+    factor = torch.baddbmm(gram_EMM, gram_EMM, gram_EMM, beta=b, alpha=c)
+    factor.diagonal(dim1=-2, dim2=-1).add_(a)
+    return factor
 
 
 class BatchedMuon(Optimizer):

@@ -181,7 +181,7 @@ def test_the_plan_says_where_the_computation_goes() -> None:
     parts = {"attention": 4 * attention, "experts": 4 * ffn, "their empty places": ffn, "router": 4 * router}
     words = ", ".join(f"{name} {flops / 1e6:.2f}" for name, flops in {**parts, "head": head}.items())
     experts_moved = 8 * 2 // 2  # in every second step
-    muon = 5 * 2 * 4 * ((2 * 3 + 1 + 3) * 128**3 + experts_moved * (2 * 128**2 * 512 + 128**3))
+    muon = 2 * 4 * (4 * (3 + 1 + 4 * experts_moved) + 14 * (1 + 1 + experts_moved)) * 128**3
     text = plan(composed())
     assert f"{forward / 1e6:.2f} MFLOP a token forward: {words}" in text
     assert f"{forward / dense:.2f} x that of model=dense; forward and backward {3 * 4096 * forward / 1e9:.2f} " in text

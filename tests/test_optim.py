@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from switch_lm import schedule
 from switch_lm.architecture import ModelConfig
@@ -57,6 +57,28 @@ def test_orthogonalizing_brings_every_singular_value_near_one(shape: tuple[int, 
     assert values.min() > 0.6 and values.max() < 1.3
 
 
+def newton_schulz(x: Tensor) -> Tensor:
+    """Five iterations as published, each on x itself."""
+    x = x / x.norm(dim=(-2, -1), keepdim=True)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+@pytest.mark.parametrize("decades", [0, 3, 6])  # of singular values
+def test_iterations_on_the_gram_matrix_are_as_exact_as_those_on_the_matrix(decades: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 64, 256) * torch.logspace(0, -decades, 64)[:, None]
+    exact = newton_schulz(x.double())
+
+    def error(update: Tensor) -> float:
+        return float((update.double() - exact).norm() / exact.norm())
+
+    assert error(orthogonalize(x, dtype=torch.float32)) < 1e-4
+    assert error(orthogonalize(x)) < 1.5 * error(newton_schulz(x.bfloat16())) < 0.06
+
+
 def test_batched_muon_equals_torchs_muon_on_each_matrix() -> None:
     torch.manual_seed(0)
     start = [torch.randn(shape) for shape in ((6, 10), (10, 6), (6, 10))]
@@ -69,7 +91,7 @@ def test_batched_muon_equals_torchs_muon_on_each_matrix() -> None:
         ours.step()
         theirs.step()
     for one, other in zip(many, singles, strict=True):
-        assert torch.allclose(one, other, atol=0.02)  # bf16 products in another order
+        assert torch.allclose(one, other, atol=0.05)  # bf16: each is 4 % from exact
 
 
 def test_stacked_muon_equals_torchs_muon_on_each_expert() -> None:
