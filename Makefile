@@ -54,6 +54,7 @@ benchmark-quick: benchmark ## The same in under two minutes: a few cases, nothin
 benchmark-loss: setup ## Measure how long each preset takes to which loss, about two hours
 	$(BENCHMARK) loss one_minute five_minutes --seeds 3
 	$(BENCHMARK) loss twenty_minutes one_hour
+	$(BENCHMARK) loss small --control small_dense --seeds 3
 
 check: $(VENV)/.check ## Check format, lint and types
 	$(RUN) ruff format --check . && $(RUN) ruff check . && $(RUN) mypy

@@ -43,6 +43,8 @@ def add_loss(command: argparse.ArgumentParser) -> None:
     recipes = "values of experiment=, and `default`; without any, lists what there is"
     command.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=recipes)
     command.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 .. N-1 (default: 1)")
+    control = "a dense recipe: each seed runs it too, and is set beside it"
+    command.add_argument("--control", metavar="EXPERIMENT", help=control)
     command.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for every run")
     command.set_defaults(quick=False, only=[])
 
@@ -58,6 +60,7 @@ def main() -> int:
         experiments=tuple(getattr(given, "experiments", ())),
         overrides=tuple(getattr(given, "override", ())),
         seeds=seeds,
+        control=getattr(given, "control", None),
     )
     return run(given.command, import_module(f"bench.{given.command}"), options)
 

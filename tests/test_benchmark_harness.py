@@ -16,6 +16,7 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
     harness: Any = import_module("bench.harness")
     rows: Any = import_module("bench.rows")
+    loss: Any = import_module("bench.loss")
 
 
 class Clock:
@@ -180,3 +181,24 @@ def test_both_files_are_written_and_the_json_holds_the_same(tmp_path: Path) -> N
 )
 def test_numbers_are_readable(value: float, text: str) -> None:
     assert rows.number(value) == text
+
+
+def ended(*, last: float, steps: int, seconds: float) -> Any:
+    return loss.Outcome({}, last, last, steps, seconds)
+
+
+@pytest.mark.parametrize(("higher", "met"), [(-0.01, True), (0.01, False)])
+def test_switch_is_set_beside_its_control_seed_by_seed(higher: float, met: bool) -> None:
+    theirs = [ended(last=1.5 + seed / 10, steps=100, seconds=50.0 * (seed + 1)) for seed in range(3)]
+    ours = [ended(last=1.5 + seed / 10 + higher, steps=60, seconds=40.0 * (seed + 1)) for seed in range(3)]
+    steps, seconds, difference = loss.against("ours", ours, "theirs", theirs)
+    assert (steps.figure.median, seconds.figure.low, seconds.figure.high) == (0.6, 0.8, 0.8)
+    assert steps.verdict.met and seconds.verdict.met
+    assert difference.figure.median == pytest.approx(higher) and difference.verdict.met is met
+
+
+def test_a_loss_is_reached_when_the_checkpoint_that_holds_it_is_saved() -> None:
+    validations = [loss.Validation(10.0, 50, 1.9), loss.Validation(20.0, 100, 1.55), loss.Validation(30.0, 150, 1.58)]
+    found = loss.outcome(validations, saved=[11.0, 22.0], started=5.0, seconds=40.0)
+    assert found.reached == {1.88: 17.0, 1.60: 17.0}
+    assert (found.best, found.last, found.steps) == (1.55, 1.58, 150)

@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bench import commands
-from bench.harness import Spread
+from bench.harness import Spread, paired
 from bench.options import Options, say
 from bench.rows import Row, at_most
 from switch_lm.paths import config_dir
@@ -23,6 +24,8 @@ TARGETS = {
     ("one_minute", 1.88): 45.0, ("five_minutes", 1.60): 120.0, ("five_minutes", 1.50): 300.0,
     ("twenty_minutes", 1.4697): 1200.0,
 }  # fmt: skip
+# Of Switch over its dense control: steps, seconds of the whole command, and how much higher its last loss may be.
+STEPS_TARGET, SECONDS_TARGET, LOSS_TARGET = 0.7, 0.9, 0.0
 DEFAULT = "default"
 POLL_SECONDS = 0.1
 NOTES = (
@@ -34,11 +37,19 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one run: seconds to each target that it reached, its best loss, and all its seconds."""
+    """Of one run: seconds to each target that it reached, its best and last loss, all its steps and seconds."""
 
     reached: Mapping[float, float]
     best: float
+    last: float
+    steps: int
     seconds: float
+
+
+class Validation(NamedTuple):
+    when: float
+    step: int
+    loss: float
 
 
 def measure(options: Options) -> Iterator[Row]:
@@ -46,15 +57,33 @@ def measure(options: Options) -> Iterator[Row]:
         say(f"loss: name one or more of {', '.join([DEFAULT, *recipes()])}")
         return
     for experiment in options.experiments:
-        outcomes = []
+        outcomes: dict[str, list[Outcome]] = {name: [] for name in (options.control, experiment) if name is not None}
         for seed in range(options.seeds):
-            say(f"loss: {experiment}, seed {seed}")
             try:
-                outcomes.append(run(experiment, seed, options.overrides))
+                done = {name: run(name, seed, options.overrides) for name in outcomes}
             except (ChildProcessError, OSError) as error:
                 yield Row(experiment, f"seed {seed}", error=str(error))
-        if outcomes:
-            yield from rows(experiment, outcomes)
+                continue
+            for name, outcome in done.items():
+                outcomes[name].append(outcome)
+        if outcomes[experiment]:
+            for name in outcomes:
+                yield from rows(name, outcomes[name])
+            if options.control is not None:
+                yield from against(experiment, outcomes[experiment], options.control, outcomes[options.control])
+
+
+def against(experiment: str, ours: Sequence[Outcome], control: str, theirs: Sequence[Outcome]) -> Iterator[Row]:
+    """Switch beside its dense control, seed by seed."""
+    case = f"{experiment} against {control}"
+    steps = paired([o.steps for o in ours], [o.steps for o in theirs])
+    yield Row(case, "steps", steps, " x", at_most(steps, STEPS_TARGET, " x"))
+    seconds = paired([o.seconds for o in ours], [o.seconds for o in theirs])
+    yield Row(case, "seconds, whole command", seconds, " x", at_most(seconds, SECONDS_TARGET, " x"))
+    higher = [mine.last - control.last for mine, control in zip(ours, theirs, strict=True)]
+    facts = {"each": ", ".join(f"{value:+.4f}" for value in higher)}
+    figure = Spread.of(higher)
+    yield Row(case, "last val/loss, difference", figure, " nats", at_most(figure, LOSS_TARGET, " nats"), facts)
 
 
 def recipes() -> list[str]:
@@ -82,6 +111,7 @@ def rows(experiment: str, outcomes: Sequence[Outcome]) -> Iterator[Row]:
 
 def run(experiment: str, seed: int, overrides: Sequence[str]) -> Outcome:
     """ChildProcessError with the end of its stderr if it fails."""
+    say(f"loss: {experiment}, seed {seed}")
     with tempfile.TemporaryDirectory() as folder:
         chosen = [] if experiment == DEFAULT else [f"experiment={experiment}"]
         given = (*chosen, f"seed={seed}", f"outputs={folder}", "name=timed", "logger.progress=none", *overrides)
@@ -115,18 +145,19 @@ def watch(process: subprocess.Popen[bytes], checkpoint: Path) -> list[float]:
     return saved
 
 
-def validations(path: Path) -> list[tuple[float, float]]:
-    """The time of each validation, and its loss."""
+def validations(path: Path) -> list[Validation]:
+    """The time and step of each validation, and its loss."""
     events = EventAccumulator(str(path))
     events.Reload()
-    return [(event.wall_time, event.value) for event in events.Scalars("val/loss")]
+    return [Validation(event.wall_time, event.step, event.value) for event in events.Scalars("val/loss")]
 
 
-def outcome(losses: Sequence[tuple[float, float]], saved: Sequence[float], started: float, seconds: float) -> Outcome:
+def outcome(losses: Sequence[Validation], saved: Sequence[float], started: float, seconds: float) -> Outcome:
     """A first loss at or below a target is the best so far: the next best.ckpt holds it."""
     reached = {}
     for target in LOSSES:
-        at = next((when for when, loss in losses if loss <= target), None)
+        at = next((when for when, _, loss in losses if loss <= target), None)
         if at is not None:
             reached[target] = next((when for when in saved if when >= at), started + seconds) - started
-    return Outcome(reached, min(loss for _, loss in losses), seconds)
+    last = losses[-1]
+    return Outcome(reached, min(validation.loss for validation in losses), last.loss, last.step, seconds)

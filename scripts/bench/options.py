@@ -20,6 +20,7 @@ class Options:
     experiments: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     seeds: int = 1
+    control: str | None = None
     outputs: Path = field(default=Path("outputs", "benchmarks"))
 
     def wants(self, case: str) -> bool:
