@@ -147,7 +147,7 @@ RULES: list[Row] = [
     _below_one("optim.beta1", lambda c: c.optim.beta1, 0.9),
     _below_one("optim.beta2", lambda c: c.optim.beta2, 0.95),
     _below_one("optim.momentum", lambda c: c.optim.momentum, 0.95),
-    _at_least("optim.expert_update_every", lambda c: c.optim.expert_update_every, 1, 2),
+    _at_least("optim.expert_update_every", lambda c: c.optim.steps_between_moves(c.model.num_experts), 1, 2),
     _one_of("optim.schedule", lambda c: c.optim.schedule, "linear", "cosine", "noam"),
     _at_least("optim.warmup_steps", lambda c: c.optim.warmup_steps, 0, 20),
     _within("optim.min_factor", lambda c: c.optim.min_factor, 0, 1, 0.1),

@@ -160,25 +160,25 @@ def ledger(
 def optimizer_flops(model: ModelConfig, optim: OptimConfig) -> float:
     """FLOPs of one step's matrix products: Muon's Newton-Schulz iterations on every hidden matrix; AdamW has none.
 
-    Experts are moved in every `optim.expert_update_every`-th step: the figure is the mean of that many. With m the
-    shorter and n the longer side of x, a round is x x', a product of (m, m) with x, and of k iterations 4 k - 3 products
-    of (m, m): a square each, and three between two of them.
+    Experts are moved in every `optim.steps_between_moves`-th step: the figure is the mean of that many. With m the
+    shorter and n the longer side of x, a round of k iterations is x x', a product of (m, m) with x and 4 k - 3 products
+    of (m, m): a square each, and three between two.
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
     """
     if optim.name != "muon":
         return 0.0
     return sum(
         number * 2.0 * (2 * min(sides) ** 2 * max(sides) + (4 * iterations - 3) * min(sides) ** 3)
-        for number, sides in _hidden_matrices(model, optim.expert_update_every)
+        for number, sides in _hidden_matrices(model, optim.steps_between_moves(model.num_experts))
         for iterations in NEWTON_SCHULZ_ROUNDS
     )
 
 
-def _hidden_matrices(model: ModelConfig, expert_update_every: int) -> list[tuple[float, tuple[int, int]]]:
+def _hidden_matrices(model: ModelConfig, steps_between_moves: int) -> list[tuple[float, tuple[int, int]]]:
     """How many matrices of which sides Muon moves in a step; router, embedding and head are AdamW's."""
     D, num_switch = model.d_model, model.num_switch_layers
     num_dense = model.num_layers - num_switch + (num_switch if model.shared_expert else 0)
-    num_ffns = num_dense + num_switch * model.num_experts / expert_update_every
+    num_ffns = num_dense + num_switch * model.num_experts / steps_between_moves
     return [(model.num_layers, (3 * D, D)), (model.num_layers, (D, D)), (2 * num_ffns, (D, model.d_ff))]
 
 

@@ -67,5 +67,5 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, precision: str) ->
     if matrices := [p for p in hidden if p.dim() == 2]:
         optimizers.append(BatchedMuon(matrices, **rates))
     if stacks := [p for p in hidden if p.dim() == 3]:
-        optimizers.append(StackedMuon(stacks, **rates, every=config.expert_update_every))
+        optimizers.append(StackedMuon(stacks, **rates, every=config.steps_between_moves(stacks[0].shape[0])))
     return JointOptimizer(optimizers)

@@ -25,11 +25,17 @@ class OptimConfig:
     matrix_lr: float = 0.02
     matrix_weight_decay: float = 0.1
     momentum: float = 0.95
-    expert_update_every: int = 2
+    expert_update_every: int | None = None
     schedule: str = "linear"
     warmup_steps: int = 20
     min_factor: float = 0.0
     grad_clip: float = 1.0
+
+    def steps_between_moves(self, num_experts: int) -> int:
+        """Of a stack of experts: every second step; of 32 and more, whose gradients are thinner, every fourth."""
+        if self.expert_update_every is not None:
+            return self.expert_update_every
+        return 4 if num_experts >= 32 else 2
 
 
 @dataclass

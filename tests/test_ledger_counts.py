@@ -152,7 +152,7 @@ def optimizer_step(config: Config) -> float:
     optimizer = build_optimizer(module.model, config.optim, precision="fp32")
     for parameter in module.parameters():
         parameter.grad = torch.randn_like(parameter)
-    steps = config.optim.expert_update_every
+    steps = config.optim.steps_between_moves(config.model.num_experts)
     with FlopCounterMode(display=False) as counter:
         for _ in range(steps):
             optimizer.step()

@@ -180,3 +180,12 @@ def test_noam_is_that_of_the_transformer_paper() -> None:
     assert factor(3999) == pytest.approx(512**-0.5 * 4000**-0.5)
     assert factor(1999) == pytest.approx(factor(3999) / 2)
     assert factor(15999) == pytest.approx(factor(3999) / 2)
+
+
+@pytest.mark.parametrize(("num_experts", "every"), [(8, 2), (31, 2), (32, 4), (128, 4)])
+def test_many_experts_move_in_every_fourth_step(num_experts: int, every: int) -> None:
+    assert OptimConfig().steps_between_moves(num_experts) == every
+    assert OptimConfig(expert_update_every=3).steps_between_moves(num_experts) == 3
+    config = ModelConfig(num_layers=1, d_model=8, d_ff=8, num_heads=1, num_experts=num_experts)
+    stacked = build_optimizer(SwitchLM(config, vocab_size=7), OptimConfig(), precision="fp32").optimizers[-1]
+    assert [group["every"] for group in stacked.param_groups] == [every]
