@@ -10,7 +10,7 @@ VERSIONS = pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train sweep report generate evaluate tensorboard test peers launchers benchmark benchmark-quick benchmark-loss check format clean
+.PHONY: help setup train sweep report generate evaluate tensorboard test test-faults peers launchers benchmark benchmark-quick benchmark-loss check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -36,7 +36,10 @@ tensorboard: setup ## Show all runs under outputs/ on this machine only
 	$(RUN) tensorboard.main --logdir outputs --host 127.0.0.1 --samples_per_plugin scalars=100000,images=100 $(ARGS)
 
 test: $(VENV)/.test ## Run the tests, e.g. ARGS="-k routing"
-	$(RUN) pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(RUN) pytest -m "not long" --numprocesses 2 --dist loadfile $(ARGS)
+
+test-faults: $(VENV)/.test ## Kill, starve and misconfigure runs: all tests of tests/faults
+	$(RUN) pytest tests/faults --numprocesses 2 $(ARGS)
 
 peers: $(VENV)/.peers ## Install other implementations, for the tests and benchmarks that compare with them
 

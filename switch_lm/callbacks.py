@@ -11,7 +11,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -49,8 +49,16 @@ def checkpoints(folder: Path, every: int) -> list[Callback]:
     ]
 
 
-class LastAfterValidation(Callback):
-    """Validates at the last step whatever `val_every` is, and saves `last.ckpt` after every validation."""
+def step_ends(trainer: lightning.Trainer, batch_idx: int) -> bool:
+    """Whether this micro-batch is the last of its step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+class LastAfterValidation(Checkpoint):
+    """Validates at the last step whatever `val_every` is, and saves `last.ckpt` after every validation.
+
+    A `Checkpoint` is called after the others, in order: what it saves knows the validation's place among the best.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -95,7 +103,7 @@ class Clock(Callback):
     ) -> None:
         self.step_seconds += time.perf_counter() - self._batch_started
         self.batches += 1
-        if trainer.global_step % self.log_every == 0:
+        if step_ends(trainer, batch_idx) and trainer.global_step % self.log_every == 0:
             seconds, batches = self.step_seconds - self._logged_seconds, self.batches - self._logged_batches
             pl_module.write({"perf/tokens_per_second": batches * self.tokens_per_batch / seconds}, trainer.global_step)
             self._logged_seconds, self._logged_batches = self.step_seconds, self.batches
@@ -224,6 +232,8 @@ class ConsoleProgress(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if not step_ends(trainer, batch_idx):
+            return
         step = trainer.global_step
         if step % self.every == 0:
             self.loss = pl_module.language_loss.item()

@@ -160,6 +160,12 @@ RULES: list[Row] = [
     _one_of("trainer.precision", lambda c: c.trainer.precision, "auto", "bf16", "fp32"),
     _one_of("trainer.compile", lambda c: c.trainer.compile, "auto", "true", "false"),
     _at_least("trainer.threads", lambda c: 1 if c.trainer.threads is None else c.trainer.threads, 1, 2),
+    (
+        "trainer.max_time",
+        lambda c: c.trainer.max_seconds() > 0,
+        "must be a time as hours:minutes:seconds, or null for no limit",
+        "for example trainer.max_time=00:20:00",
+    ),
     _at_least("logger.log_every", lambda c: c.logger.log_every, 1, 10),
     _at_least("logger.sample_length", lambda c: c.logger.sample_length, 0, 300),
     _one_of("logger.progress", lambda c: c.logger.progress, "auto", "bar", "lines", "none"),

@@ -19,11 +19,25 @@ from switch_lm.settings import Config
 CONFIG, RESULT, HARDWARE = "config.yaml", "result.json", "hardware.json"
 JOB, SWEEP = "job.json", "sweep.json"  # what came of a sweep's job, and what a sweep is to run
 # Where a run lies and how it is shown changes nothing in what it computes.
-NOT_COMPARED = ("name", "resume", "outputs", "data.dir", "data.num_workers", "trainer.threads", "logger.progress")
+NOT_COMPARED = (
+    "name", "resume", "outputs", "data.dir", "data.num_workers", "trainer.threads", "trainer.max_time",
+    "logger.progress",
+)  # fmt: skip
 
 
 class TrainingError(Exception):
-    """A run stopped before its end; the message says why and what is left."""
+    """A run failed before its end; the message says why and what is left."""
+
+
+class Stopped(BaseException):
+    """The run of this name was asked to end before its last step. `code`: the process's exit code.
+
+    Nothing that catches errors must take it for one.
+    """
+
+    def __init__(self, message: str, *, run: str, code: int) -> None:
+        super().__init__(message)
+        self.run, self.code = run, code
 
 
 @dataclass(frozen=True)

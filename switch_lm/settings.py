@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 
 from switch_lm.architecture import ModelConfig
@@ -48,6 +50,14 @@ class TrainerConfig:
     precision: str = "auto"
     compile: str = "auto"
     threads: int | None = None
+    max_time: str | None = None
+
+    def max_seconds(self) -> float:
+        """`max_time`, hours:minutes:seconds; infinity for null, and nan for anything else."""
+        if self.max_time is None:
+            return math.inf
+        match = re.fullmatch(r"(\d{1,5}):([0-5]\d):([0-5]\d)", self.max_time)
+        return 3600 * int(match[1]) + 60 * int(match[2]) + int(match[3]) if match else math.nan
 
 
 @dataclass

@@ -23,10 +23,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from switch_lm.config import RUN_NAME, show
-from switch_lm.run_folder import JOB, RESULT, SWEEP, RunFolder
+from switch_lm.run_folder import JOB, NOT_COMPARED, RESULT, SWEEP, RunFolder, Stopped
 
 MAX_NAME = 80
-NOT_IN_NAME = ("name", "outputs", "data.dir", "trainer.threads", "logger.progress")  # they change no result
 
 
 class Sweep(Callback):
@@ -61,7 +60,7 @@ def run_job(cfg: DictConfig, train: Callable[..., dict[str, Any]]) -> float:
 
     Returns val_loss, which a searching sweeper minimises; infinity for a job that failed.
     """
-    from switch_lm.sweep_table import heading, print_row
+    from switch_lm.sweep_table import heading, print_row, print_stopped
 
     hydra = HydraConfig.get()
     sweep = Path(hydra.sweep.dir)
@@ -76,9 +75,12 @@ def run_job(cfg: DictConfig, train: Callable[..., dict[str, Any]]) -> float:
     words = heading(plan, record) if cfg.logger.progress == "auto" else None
     try:
         result = train(_with_threads(cfg, hydra.launcher), folder=job.path, heading=words)
-    except KeyboardInterrupt:
-        print(f"Stopped in job {record['job'] + 1} of {plan['num_jobs']}: the same command goes on there", flush=True)
-        raise
+    except Stopped as stop:
+        result, record = {}, record | {"status": "stopped", "error": str(stop)}
+        if stop.code != 0:  # by a signal, which is meant for all jobs
+            job.write_json(JOB, record)
+            print_stopped(plan, read_jobs(sweep))
+            raise
     except Exception as error:  # whatever went wrong, the other jobs run
         result, record = {}, record | {"status": "failed", "error": str(error) or type(error).__name__}
     else:
@@ -150,7 +152,7 @@ def _folder(config: DictConfig, overrides: list[Override]) -> Path:
     name = config.get("name")
     if name is None:
         task = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        named = [o for o in task if o.get_key_element() not in (*NOT_IN_NAME, "experiment")]
+        named = [o for o in task if o.get_key_element() not in (*NOT_COMPARED, "experiment")]
         parts = sorted(str(o.input_line) for o in named)
         name = _as_name([config.hydra.runtime.choices.get("experiment") or "", *parts]) or "sweep"
     elif RUN_NAME.fullmatch(str(name)) is None:

@@ -43,8 +43,22 @@ def print_row(
         figures += [f"{result['tokens_per_second']:,.0f}", seconds, _left(plan, so_far)]
         cells += [figure.rjust(width) for figure, width in zip(figures, FIGURES.values(), strict=True)]
     else:
-        cells.append(f"FAILED: {' '.join(record['error'].split())}")
+        cells.append(f"{record['status'].upper()}: {' '.join(record['error'].split())}")
     print("  ".join(cells), flush=True)
+
+
+def print_stopped(plan: Plan, so_far: Sequence[Record]) -> None:
+    """Which jobs are done and which are not, and how to go on."""
+    done = [record["job"] + 1 for record in so_far if record["status"] == "done"]
+    others = [number for number in range(1, plan["num_jobs"] + 1) if number not in done]
+    print(
+        f"jobs done: {_listed(done)}; not done: {_listed(others)}\nthe same command goes on: {plan['command']}",
+        flush=True,
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers)) or "none"
 
 
 def print_end(folder: Path) -> None:

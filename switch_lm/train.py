@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from switch_lm import run_folder, sweep
 from switch_lm.config import ConfigError, resolve, unknown_key
 from switch_lm.corpus import CorpusError
-from switch_lm.paths import config_dir
-from switch_lm.run_folder import TrainingError
+from switch_lm.paths import config_dir, interpreter
+from switch_lm.run_folder import Stopped, TrainingError
 from switch_lm.settings import Config
 
 
@@ -29,7 +30,7 @@ def train(cfg: DictConfig | Config, *, folder: Path | None = None, heading: str 
     For a sweep's jobs: `folder`, and `heading`, which stands beside a progress bar in place of the run's own words.
 
     ConfigError if the configuration breaks a rule (before anything is fetched or written); CorpusError if there is no
-    text; TrainingError if training stops before its end.
+    text; TrainingError if training fails; Stopped, which is no Exception, after a signal or `trainer.max_time`.
     """
     config = resolve(cfg)
     run = run_folder.choose(config) if folder is None else run_folder.of_job(folder, config)
@@ -41,7 +42,7 @@ def train(cfg: DictConfig | Config, *, folder: Path | None = None, heading: str 
 
 
 def main() -> None:
-    """The command: exit code 2 and one message for a bad configuration, 1 if training failed."""
+    """The command. Exit code 2 and one message for a bad configuration, 1 if training failed, 128 + n for signal n."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing its own text
     failures: list[Exception] = []
 
@@ -51,6 +52,10 @@ def main() -> None:
             return sweep.run_job(cfg, train)
         try:
             train(cfg)
+        except Stopped as stop:
+            overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith(("name=", "resume="))]
+            words = ["-m", "switch_lm.train", *overrides, f"resume={stop.run}"]
+            sys.exit(_say(f"{stop}\nto go on: {shlex.join([interpreter(), *words])}", stop.code))
         except Exception as error:  # raised again outside: Hydra would print a line of its own
             failures.append(error)
         return None
@@ -61,6 +66,8 @@ def main() -> None:
             raise failures[0]
     except Exception as error:
         sys.exit(_report(error))
+    except Stopped as stop:  # in a sweep, which has said how to go on
+        sys.exit(stop.code)
     except KeyboardInterrupt:
         sys.exit(_say("Stopped.", 130))
 

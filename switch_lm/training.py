@@ -26,6 +26,7 @@ from switch_lm.result import at_training_capacity, commit, computation, routing_
 from switch_lm.run_folder import RESULT, RunFolder, TrainingError
 from switch_lm.runs import RunError, find_run
 from switch_lm.settings import Config
+from switch_lm.stopping import SoftStop
 from switch_lm.upcycle import upcycle
 from switch_lm.vocab import Vocabulary
 from switch_lm.windows import split
@@ -123,6 +124,12 @@ class Training:
                 callbacks.Samples(config.logger.sample_prompt, config.logger.sample_length, config.seed),
                 *compiled,  # after the samples
                 *callbacks.checkpoints(self.run.checkpoints, config.trainer.checkpoint_every),
+                SoftStop(
+                    self.run.checkpoints / "last.ckpt",
+                    max_steps=config.trainer.max_steps,
+                    val_every=config.trainer.val_every,
+                    max_seconds=config.trainer.max_seconds(),
+                ),
             ],
             enable_progress_bar=False,
             enable_model_summary=False,

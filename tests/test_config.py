@@ -68,6 +68,8 @@ BAD = [
     ("optim.lr=nan", "optim.lr=nan: must be a positive number"),
     ("trainer.max_steps=0", "trainer.max_steps=0: must be at least 1"),
     ("trainer.precision=fp16", "must be one of auto, bf16, fp32"),
+    ("trainer.max_time=20", "trainer.max_time=20: must be a time as hours:minutes:seconds"),
+    ("trainer.max_time=00:00:00", "trainer.max_time=00:00:00: must be"),
     ("alpha=-1", "alpha=-1.0: must lie in"),
     ("alpha=nan", "alpha=nan"),
     ("name=../../x", "name=../../x: may hold letters"),

@@ -139,7 +139,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
     assert same(state(config)["state_dict"], state(whole)["state_dict"])
     assert same(state(config)["optimizer_states"], state(whole)["optimizer_states"])
     events = EventAccumulator(str(folder(config)), size_guidance={"scalars": 0}).Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6, 8, 10, 12]
+    for tag in ("train/loss", "perf/tokens_per_second"):
+        assert [event.step for event in events.Scalars(tag)] == [2, 4, 6, 8, 10, 12]
     assert [event.step for event in events.Scalars("val/loss")] == [5, 10, 12]
 
 

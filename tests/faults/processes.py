@@ -1,0 +1,95 @@
+"""A small run as a user starts it, in a process of its own that can be signalled and killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from switch_lm import checkpoint
+
+SMALL = [
+    "model.num_layers=2",
+    "model.d_model=32",
+    "model.num_heads=2",
+    "model.d_ff=32",
+    "model.num_experts=4",
+    "model.context_length=16",
+    "model.dropout=0.1",
+    "data.batch_size=8",
+    "data.path=text.txt",
+    "trainer.val_every=50",
+    "trainer.checkpoint_every=20",
+    "trainer.compile=false",
+    "trainer.threads=1",
+    "logger.log_every=5",
+    "logger.sample_length=0",
+    "logger.progress=lines",
+]
+PATIENCE = 120.0  # seconds; a machine that is busy is no fault
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog; the dog sleeps on. " * 60)
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    return [sys.executable, "-m", "switch_lm.train", *flags, *SMALL, *(a for a in arguments if a not in flags)]
+
+
+def finished(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A whole command."""
+    return subprocess.run(command(folder, *arguments), cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+
+
+class Started:
+    """A running command, and all that it has said."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.said = ""
+        self.process = subprocess.Popen(
+            command(folder, *arguments),
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as said:
+            for line in said:
+                self.said += line
+
+    def wait_for(self, text: str) -> None:
+        self._wait(lambda: text in self.said, f"said {text!r}")
+
+    def wait_for_file(self, path: Path) -> None:
+        self._wait(path.exists, f"wrote {path}")
+
+    def _wait(self, happened: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not happened():
+            assert self._reader.is_alive() and time.monotonic() < deadline, f"never {what}:\n{self.said}"
+            time.sleep(0.002)
+
+    def end(self, *signals: int) -> int:
+        """Sends the signals, a moment apart, and returns the exit code."""
+        for number in signals:
+            self.process.send_signal(number)
+            time.sleep(0.001)
+        code = self.process.wait(PATIENCE)
+        self._reader.join()
+        return code
+
+
+def state(run: Path) -> list[Any]:
+    """What the last checkpoint holds of the training: weights, optimizers, schedule."""
+    content = checkpoint.read(run / "checkpoints" / "last.ckpt")
+    return [content[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")]

@@ -1,0 +1,99 @@
+"""Rows 4, 5 and 6: a run that is asked to stop saves all it has, says how to go on, and goes on to the same end."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from compare import same
+from processes import PATIENCE, Started, finished, state
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+STEPS = "trainer.max_steps=300"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert finished(folder, STEPS, "name=whole").returncode == 0
+    return folder / "outputs" / "runs" / "whole"
+
+
+def line_to_go_on(said: str) -> str:
+    (line,) = (line for line in said.splitlines() if line.startswith("to go on: "))
+    return line.removeprefix("to go on: ")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.long),
+        pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.long),
+    ],
+)
+def test_a_signal_ends_the_run_at_a_step_and_the_printed_line_goes_on_to_the_same_end(
+    number: signal.Signals, code: int, tmp_path: Path, whole: Path
+) -> None:
+    run = tmp_path / "outputs" / "runs" / "stopped"
+    started = Started(tmp_path, STEPS, "name=stopped")
+    started.wait_for("step 30/300")
+    assert started.end(number) == code, started.said
+    assert "Traceback" not in started.said and f"Stopped by {number.name}: everything up to step " in started.said
+    step = state(run)[-1]
+    assert 30 <= step < 300 and f"up to step {step} of 300 is saved in outputs/runs/stopped" in started.said
+    logged = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload().Scalars("train/loss")
+    assert [event.step for event in logged] == list(range(5, step + 1, 5))  # flushed to the last one
+
+    line = line_to_go_on(started.said)
+    again = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    assert again.returncode == 0, again.stderr
+    assert same(state(run), state(whole))
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(5, 301, 5))
+    assert [event.step for event in events.Scalars("val/loss")] == list(range(50, 301, 50))
+
+
+def test_ctrl_c_twice_leaves_at_once(tmp_path: Path) -> None:
+    started = Started(tmp_path, STEPS, "name=stopped", "trainer.accumulate=50")  # a step takes half a second
+    started.wait_for("step 15/300")
+    assert started.end(signal.SIGINT, signal.SIGINT) == 130, started.said
+    assert started.said.count("step 15/300") == 1  # and not once for each micro-batch
+    assert "Traceback" not in started.said and "Stopped by SIGINT: what its last checkpoint holds" in started.said
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.long
+def test_when_the_time_is_up_the_run_ends_with_a_line_that_goes_on(tmp_path: Path, whole: Path) -> None:
+    stopped = finished(tmp_path, STEPS, "name=stopped", "trainer.max_time=00:00:01", "trainer.accumulate=1")
+    assert stopped.returncode == 0 and "Stopped at trainer.max_time: everything up to step " in stopped.stderr
+    run, starts = tmp_path / "outputs" / "runs" / "stopped", 1
+    while not (run / "result.json").exists():  # each start has a second of its own
+        line = line_to_go_on(stopped.stderr)
+        before = state(run)[-1]
+        stopped = subprocess.run(
+            shlex.split(line), cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=True
+        )
+        assert state(run)[-1] > before
+        starts += 1
+    assert starts > 1 and same(state(run), state(whole))
+
+
+@pytest.mark.long
+def test_a_signal_ends_a_sweep_and_the_jobs_done_and_not_done_are_named(tmp_path: Path) -> None:
+    sweep = ("-m", "trainer.max_steps=150", "seed=0,1,2", "name=three")
+    started = Started(tmp_path, *sweep)
+    started.wait_for("1/3")  # its row
+    started.wait_for_file(tmp_path / "outputs/sweeps/three/seed=1/checkpoints/last.ckpt")
+    assert started.end(signal.SIGTERM) == 143 and "Traceback" not in started.said, started.said
+    assert "jobs done: 1; not done: 2, 3\nthe same command goes on: python -m switch_lm.train " in started.said
+    assert 20 <= state(tmp_path / "outputs/sweeps/three/seed=1")[-1] < 150
+    again = finished(tmp_path, *sweep)
+    assert again.returncode == 0 and "before" in again.stdout
+    alone = finished(tmp_path, "trainer.max_steps=150", "seed=1", "name=alone")
+    assert alone.returncode == 0
+    assert same(state(tmp_path / "outputs/sweeps/three/seed=1"), state(tmp_path / "outputs/runs/alone"))
