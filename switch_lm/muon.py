@@ -46,11 +46,11 @@ def _factor(gram_EMM: Tensor) -> Tensor:
     return factor
 
 
-class BatchedMuon(Optimizer):
-    """`torch.optim.Muon` for the (O, I) of `nn.Linear`, all of a shape at once: small products one by one mostly wait.
+class _Muon(Optimizer):
+    """What both kinds share; each says how a group of parameters moves.
 
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); Nesterov momentum,
-    decoupled weight decay, and a step scaled by sqrt(max(1, O / I)) as there.
+    decoupled weight decay, and a step scaled by sqrt(max(1, fan-out / fan-in)) as there.
     """
 
     def __init__(
@@ -61,39 +61,51 @@ class BatchedMuon(Optimizer):
         weight_decay: float,
         momentum: float = 0.95,
         dtype: torch.dtype = torch.bfloat16,
+        **others: Any,
     ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum} | others)
         self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = closure() if closure is not None else None
         for group in self.param_groups:
-            of_shape: dict[torch.Size, list[Tensor]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    of_shape.setdefault(parameter.shape, []).append(parameter)
-            for parameters in of_shape.values():
-                self._update(parameters, group)
+            self._step(group)
         return loss
 
-    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        nesterov = []
-        for parameter in parameters:
-            state, grad = self.state[parameter], parameter.grad
-            assert grad is not None
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            momentum = state["momentum_buffer"].lerp_(grad, 1 - group["momentum"])
-            nesterov.append(grad.lerp(momentum, group["momentum"]))
-        fan_out, fan_in = parameters[0].shape
-        updates = orthogonalize(torch.stack(nesterov), dtype=self.dtype)
-        for parameter, update in zip(parameters, updates, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(update, alpha=-group["lr"] * max(1.0, fan_out / fan_in) ** 0.5)
+    def _step(self, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _take_in(self, parameter: Tensor, momentum: float) -> None:
+        """Lets the mean gradient know this one."""
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
+
+    def _nesterov(self, parameter: Tensor, momentum: float) -> Tensor:
+        assert parameter.grad is not None
+        return parameter.grad.lerp(self.state[parameter]["momentum_buffer"], momentum)
 
 
-class StackedMuon(Optimizer):
+class BatchedMuon(_Muon):
+    """`torch.optim.Muon` for the (O, I) of `nn.Linear`, all of a shape at once: small products one by one wait."""
+
+    def _step(self, group: dict[str, Any]) -> None:
+        of_shape: dict[torch.Size, list[Tensor]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                of_shape.setdefault(parameter.shape, []).append(parameter)
+        for (fan_out, fan_in), parameters in of_shape.items():
+            for parameter in parameters:
+                self._take_in(parameter, group["momentum"])
+            nesterov = torch.stack([self._nesterov(parameter, group["momentum"]) for parameter in parameters])
+            updates = orthogonalize(nesterov, dtype=self.dtype)
+            for parameter, update in zip(parameters, updates, strict=True):
+                _move(parameter, update, lr=group["lr"], decay=group["weight_decay"], widening=fan_out / fan_in)
+
+
+class StackedMuon(_Muon):
     """The same for parameters (E, I, O), stacks of matrices that multiply from the right.
 
     Momentum takes in every gradient, but a stack moves in every `every`-th step only, `every` times as far, and stacks
@@ -101,38 +113,23 @@ class StackedMuon(Optimizer):
     are ours.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        *,
-        lr: float,
-        weight_decay: float,
-        momentum: float = 0.95,
-        every: int = 1,
-        dtype: torch.dtype = torch.bfloat16,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "every": every})
-        self.dtype = dtype
+    def __init__(self, params: Iterable[Tensor], *, every: int = 1, **others: Any) -> None:
+        super().__init__(params, every=every, **others)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = closure() if closure is not None else None
-        for group in self.param_groups:
-            for place, parameter in enumerate(group["params"]):
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group, place)
-        return loss
+    def _step(self, group: dict[str, Any]) -> None:
+        for place, parameter in enumerate(group["params"]):
+            if parameter.grad is None:
+                continue
+            self._take_in(parameter, group["momentum"])
+            state = self.state[parameter]
+            state["step"] = state.get("step", place) + 1
+            if state["step"] % group["every"] != 0:
+                continue
+            update = orthogonalize(self._nesterov(parameter, group["momentum"]), dtype=self.dtype)
+            lr, (fan_in, fan_out) = group["lr"] * group["every"], parameter.shape[-2:]
+            _move(parameter, update, lr=lr, decay=group["weight_decay"], widening=fan_out / fan_in)
 
-    def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any], place: int) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["momentum_buffer"], state["step"] = torch.zeros_like(parameter), place
-        momentum = state["momentum_buffer"].lerp_(grad, 1 - group["momentum"])
-        state["step"] += 1
-        if state["step"] % group["every"] != 0:
-            return
-        update = orthogonalize(grad.lerp(momentum, group["momentum"]), dtype=self.dtype)
-        fan_in, fan_out = parameter.shape[-2:]
-        lr = group["lr"] * group["every"]
-        parameter.mul_(1 - lr * group["weight_decay"])
-        parameter.add_(update, alpha=-lr * max(1.0, fan_out / fan_in) ** 0.5)
+
+def _move(parameter: Tensor, update: Tensor, *, lr: float, decay: float, widening: float) -> None:
+    parameter.mul_(1 - lr * decay)
+    parameter.add_(update, alpha=-lr * max(1.0, widening) ** 0.5)
