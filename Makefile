@@ -10,7 +10,7 @@ VERSIONS = pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train sweep report generate evaluate tensorboard test test-faults peers launchers benchmark benchmark-quick benchmark-loss check format clean
+.PHONY: help setup train sweep report generate evaluate tensorboard test test-faults soak peers launchers benchmark benchmark-quick benchmark-loss check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,9 @@ test: $(VENV)/.test ## Run the tests, e.g. ARGS="-k routing"
 
 test-faults: $(VENV)/.test ## Kill, starve and misconfigure runs: all tests of tests/faults
 	$(RUN) pytest tests/faults --numprocesses 2 $(ARGS)
+
+soak: setup ## Run a sweep of 200 jobs in one process and see whether it grows, some minutes
+	$(VENV)/bin/python scripts/soak.py $(ARGS)
 
 peers: $(VENV)/.peers ## Install other implementations, for the tests and benchmarks that compare with them
 

@@ -23,7 +23,8 @@ from switch_lm.generate import generate
 from switch_lm.hardware import compile_blocks
 from switch_lm.ledger import run_ledger
 from switch_lm.metrics import chart_layout
-from switch_lm.settings import Config
+from switch_lm.runs import BEST, LAST
+from switch_lm.settings import Config, TrainerConfig
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -39,14 +40,27 @@ class AtomicCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def checkpoints(folder: Path, every: int) -> list[Callback]:
-    """`best.ckpt` by the lowest val/loss, and `last.ckpt` every so many steps and after each validation."""
-    common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "auto_insert_metric_name": False}
-    return [
-        ModelCheckpoint(**common, filename="best", monitor="val/loss", mode="min", save_top_k=1),
-        ModelCheckpoint(**common, filename="last", every_n_train_steps=every),
-        LastAfterValidation(folder),
-    ]
+class Best(ModelCheckpoint):
+    """Keeps the checkpoints of the `count` lowest val/loss."""
+
+    def __init__(self, folder: Path, filename: str, count: int) -> None:
+        super().__init__(
+            folder, filename, monitor="val/loss", save_top_k=count, auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )  # fmt: skip
+
+    @property
+    def state_key(self) -> str:
+        return f"{type(self).__name__}({self.filename})"
+
+
+def checkpoints(folder: Path, trainer: TrainerConfig) -> list[Callback]:
+    """`best.ckpt` by the lowest val/loss, `last.ckpt`, and of the `keep_best` best, if more than one, each by its step.
+
+    Named by their step, and not by their rank, so that a run that was killed and validates again replaces its own.
+    """
+    kept = [Best(folder, "step_{step:06d}", trainer.keep_best)] if trainer.keep_best > 1 else []
+    return [Best(folder, Path(BEST).stem, 1), *kept, Last(folder, trainer)]
 
 
 def step_ends(trainer: lightning.Trainer, batch_idx: int) -> bool:
@@ -54,22 +68,31 @@ def step_ends(trainer: lightning.Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
-class LastAfterValidation(Checkpoint):
-    """Validates at the last step whatever `val_every` is, and saves `last.ckpt` after every validation.
+class Last(Checkpoint):
+    """Saves `last.ckpt` every so many steps and after each validation, of which the last step is always given one.
 
-    A `Checkpoint` is called after the others, in order: what it saves knows the validation's place among the best.
+    Not before a validation: a run that went on from there would leave it out. A `Checkpoint` is called after the other
+    callbacks, in order: what it saves knows the validation's place among the best.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, config: TrainerConfig) -> None:
+        self.folder, self.config = folder, config
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx + 1 >= trainer.max_steps * trainer.accumulate_grad_batches:
             trainer.val_check_batch = 1
 
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        due = step % self.config.checkpoint_every == 0 and not self.config.validates(step)
+        if due and step_ends(trainer, batch_idx):
+            trainer.save_checkpoint(self.folder / LAST)
+
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if trainer.state.fn == TrainerFn.FITTING:  # not before the first step, where there is no optimizer yet
-            trainer.save_checkpoint(self.folder / "last.ckpt")
+            trainer.save_checkpoint(self.folder / LAST)
 
 
 class Clock(Callback):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,9 @@ from typing import Any
 import torch
 
 from switch_lm.architecture import ModelConfig
+from switch_lm.files import replacing
 from switch_lm.model import SwitchLM
-from switch_lm.runs import checkpoints
+from switch_lm.runs import checkpoints, damage, newest_whole
 from switch_lm.vocab import Vocabulary
 
 KEY = "switch_lm"  # our entry in Lightning's checkpoint
@@ -48,15 +47,29 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The whole checkpoint as plain containers and tensors on the CPU. No code in the file is run."""
+    """The whole checkpoint as plain containers and tensors on the CPU, its checksums verified.
+
+    No code in the file is run: CheckpointError for anything but tensors and plain data.
+    """
+    if (damaged := damage(path)) is not None:
+        raise CheckpointError(f"{path} can not be read as a checkpoint: {damaged}; {_another(path)}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each kind of damage
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} can not be read as a checkpoint ({reason[:200]})") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "Weights only load failed" in reason:
+            reason = "it holds more than tensors and plain data, which could run code; it was not opened"
+        raise CheckpointError(f"{path} can not be read as a checkpoint: {reason[:200]}; {_another(path)}") from error
     if not isinstance(content, dict) or KEY not in content:
-        raise CheckpointError(f"{path} is not a checkpoint of switch_lm: it has no {KEY!r} entry")
+        raise CheckpointError(f"{path} is not a checkpoint of switch_lm: it has no {KEY!r} entry; {_another(path)}")
     return content
+
+
+def _another(path: Path) -> str:
+    """What to use in place of a checkpoint that can't be read."""
+    if (good := newest_whole(path.parent, but=path)) is not None:
+        return f"the newest good one there is {good}"
+    return "there is no good one beside it: give another, or train anew"
 
 
 def read_model(path: Path) -> tuple[SwitchLM, Header]:
@@ -87,21 +100,28 @@ def load(path: str | Path) -> tuple[SwitchLM, Vocabulary]:
 
 
 def write(content: dict[str, Any], path: Path) -> None:
-    """Saves so that `path` holds the old file or the whole new one: written beside it, synced, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    """Saves so that `path` holds the old file or the whole new one; CheckpointError if the disk does not take it."""
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)  # mkstemp's files are the owner's alone
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    except (OSError, RuntimeError) as error:
+        if (cause := _disk_error(error)) is None:
+            raise
+        size = f"{_num_bytes(content) / 2**20:,.1f} MiB"
+        raise CheckpointError(f"{path} ({size}) could not be written: {cause.strerror}; make room") from error
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """The OSError behind an error: torch.save raises a RuntimeError of its own while that is handled."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
+
+
+def _num_bytes(content: Any) -> int:
+    """Of all tensors in nested containers, which is nearly all that a checkpoint holds."""
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    return sum(_num_bytes(part) for part in parts)

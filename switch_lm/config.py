@@ -69,13 +69,18 @@ COMBINATIONS: list[Row] = [
     ),
     (
         "model.position",
-        lambda c: c.model.position != "rotary" or c.model.d_model // max(1, c.model.num_heads) % 2 == 0,
+        lambda c: (
+            c.model.position != "rotary"
+            or c.model.num_heads < 1
+            or c.model.d_model % c.model.num_heads != 0
+            or c.model.d_model // c.model.num_heads % 2 == 0
+        ),
         "rotary needs an even head width (d_model / num_heads)",
         "change model.num_heads, or model.position=learned",
     ),
     (
         "model.top_k",
-        lambda c: c.model.top_k <= c.model.num_experts,
+        lambda c: c.model.num_experts < 1 or c.model.top_k <= c.model.num_experts,
         "can not be more than model.num_experts",
         "lower model.top_k or raise model.num_experts",
     ),
@@ -155,7 +160,8 @@ RULES: list[Row] = [
     _at_least("trainer.max_steps", lambda c: c.trainer.max_steps, 1, 1800),
     _at_least("trainer.accumulate", lambda c: c.trainer.accumulate, 1, 1),
     _at_least("trainer.val_every", lambda c: c.trainer.val_every, 1, 300),
-    _at_least("trainer.checkpoint_every", lambda c: c.trainer.checkpoint_every, 1, 300),
+    _at_least("trainer.checkpoint_every", lambda c: c.trainer.checkpoint_every, 1, 100),
+    _at_least("trainer.keep_best", lambda c: c.trainer.keep_best, 1, 1),
     _one_of("trainer.device", lambda c: c.trainer.device, "auto", "cpu", "cuda"),
     _one_of("trainer.precision", lambda c: c.trainer.precision, "auto", "bf16", "fp32"),
     _one_of("trainer.compile", lambda c: c.trainer.compile, "auto", "true", "false"),

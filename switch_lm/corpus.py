@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import logging
 import os
-import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from switch_lm import mirrors, plays
+from switch_lm.files import replacing
 
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TINY_SHAKESPEARE_BYTES = 1_115_394
@@ -126,19 +126,12 @@ def _check_writable(folder: Path) -> None:
 
 
 def _write_whole(target: Path, body: bytes) -> None:
-    """Beside the target, then renamed: a reader and three other writers see no file or a whole one."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        with beside.open("xb") as file:
+        with replacing(target) as file:
             file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
     except OSError as error:
         need = f"the folder must take a file of {len(body)} bytes"
         raise CorpusError(f"{target}: {error.strerror}; {need}; make room, or {_supply()}") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _sources(offline: bool) -> Iterator[tuple[str, Callable[[], bytes]]]:

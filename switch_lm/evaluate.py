@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from switch_lm.command import MAX_SEED, CommandError, finish, model_parser, number, open_model, whole_number
+from switch_lm.files import replace_text
+from switch_lm.runs import CHECKPOINTS
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
     import torch
@@ -193,7 +194,7 @@ def _measure(options: argparse.Namespace) -> int:
         "context_length": model.config.context_length,
     }
     facts |= {"batch_size": batch_size, "precision": precision, "device": model.embedding.weight.device.type}
-    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    run = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
     _write_json(facts | {"results": results}, options.json or run / "evaluate.json")
     return 0
 
@@ -249,16 +250,11 @@ def _row(entry: dict[str, Any]) -> str:
 
 
 def _write_json(content: dict[str, Any], path: Path) -> None:
-    """Beside it, then renamed: a reader sees the old file or the whole new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        replace_text(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
         rule = "the results must go to a file in a folder that can be written"
         raise CommandError(f"{path}: {error.strerror}; {rule}; give another with --json FILE") from error
-    finally:
-        beside.unlink(missing_ok=True)
     print(f"written: {path}", file=sys.stderr)
 
 

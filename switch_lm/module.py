@@ -19,6 +19,7 @@ from switch_lm.data import Batch, derive_seed
 from switch_lm.losses import importance_loss, language_loss, load_balancing_loss, router_z_loss, summed
 from switch_lm.metrics import routing_scalars
 from switch_lm.model import SwitchLM
+from switch_lm.nonfinite import NonFiniteError, first_of, locate
 from switch_lm.optim import build_optimizer
 from switch_lm.routing import Routing
 from switch_lm.settings import Config
@@ -36,10 +37,6 @@ class Losses(NamedTuple):
     router_z: Tensor
     importance: Tensor
     routings: tuple[Routing, ...]
-
-
-class NonFiniteLossError(Exception):
-    """The training loss became NaN or infinite."""
 
 
 class SwitchModule(lightning.LightningModule):
@@ -79,7 +76,10 @@ class SwitchModule(lightning.LightningModule):
         return Losses(total, language, balance, router_z, importance, output.routings)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # All noise of a micro-batch is a function of its number: whatever ran before, or a restart, can't change it.
+        self._seed_noise(batch_idx)
+
+    def _seed_noise(self, batch_idx: int) -> None:
+        """All noise of a micro-batch is a function of its number: no restart and nothing that ran before changes it."""
         number = batch_idx % self.trainer.accumulate_grad_batches
         torch.manual_seed(derive_seed(self.config.seed, self.global_step, number, self.global_rank))
 
@@ -87,11 +87,8 @@ class SwitchModule(lightning.LightningModule):
         losses = self.losses(batch.ids, batch.targets)
         loss, routings = losses.total, losses.routings
         if not torch.isfinite(loss):
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            raise NonFiniteLossError(
-                f"the loss became {loss.item()} at step {self.global_step + 1} (learning rate {rate:.3g}); "
-                "lower optim.lr and optim.matrix_lr, or lengthen optim.warmup_steps"
-            )
+            self._seed_noise(batch_idx)
+            raise self._not_finite(f"the loss became {loss.item()}", locate(self.model, batch.ids))
         self.language_loss = losses.language.detach()
         with torch.no_grad():
             self.drops.add(routings)
@@ -143,6 +140,11 @@ class SwitchModule(lightning.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.optim.grad_clip)
+        if not torch.isfinite(norm):
+            grads = ((name, parameter.grad) for name, parameter in self.model.named_parameters())
+            raise self._not_finite(
+                "a gradient is not finite", f"the gradient of {first_of(grads) or 'all weights together'}"
+            )
         if (self.global_step + 1) % self.config.logger.log_every == 0:
             rates = {f"optim/lr_{i}": group["lr"] for i, group in enumerate(optimizer.param_groups)}
             self.write({"optim/gradient_norm": norm.item(), **rates}, self.global_step + 1)
@@ -157,7 +159,7 @@ class SwitchModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         found = self.validation
         if not math.isfinite(found.loss):
-            raise NonFiniteLossError(f"the validation loss became {found.loss} at step {self.global_step}")
+            raise NonFiniteError(f"the validation loss became {found.loss} at step {self.global_step}")
         self.log("val/loss", found.loss, logger=False)  # for the checkpoints' monitor; written below, at our step
         scalars = {"val/loss": found.loss, **_as_perplexity("val", found.loss)}
         if found.load_max_over_mean is not None and found.router_entropy is not None:
@@ -180,7 +182,16 @@ class SwitchModule(lightning.LightningModule):
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
 
+    def _not_finite(self, what: str, where: str) -> NonFiniteError:
+        rates = " and ".join(sorted({f"{group['lr']:.3g}" for group in self.trainer.optimizers[0].param_groups}))
+        return NonFiniteError(
+            f"{what} at step {self.global_step + 1} (learning rates {rates}), first in {where}; lower optim.lr and "
+            "optim.matrix_lr, or lengthen optim.warmup_steps"
+        )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if (weight := first_of(self.model.named_parameters())) is not None:
+            raise NonFiniteError(f"after step {self.global_step} the weight {weight} is not finite: nothing was saved")
         checkpoint[KEY] = self.header
         checkpoint["drops"] = self.drops.state_dict()
 

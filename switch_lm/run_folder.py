@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -14,6 +15,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from switch_lm.config import ConfigError, flatten, show
+from switch_lm.files import remove_parts, replace_text
+from switch_lm.runs import CHECKPOINTS, LAST, damage, newest_whole
 from switch_lm.settings import Config
 
 CONFIG, RESULT, HARDWARE = "config.yaml", "result.json", "hardware.json"
@@ -50,24 +53,41 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
-    def create(self, config: Config) -> None:
-        """Makes the folder and stores the configuration; an OSError becomes a message with the fix."""
+    @property
+    def damaged(self) -> str | None:
+        """Why the run does not go on from its last checkpoint; None: it does, or it begins."""
+        last = self.checkpoints / LAST
+        return None if self.resumes_from in (None, last) else f"{last}: {damage(last)}"
+
+    def create(self, config: Config, hardware: dict[str, Any]) -> Lock:
+        """Makes the folder, this process's own until the lock is closed, and stores what is computed and on what.
+
+        ConfigError with the fix if it can't be written, or if another process trains there.
+        """
+        lock = None
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
+            lock = Lock(self.path)
+            for folder in (self.path, self.checkpoints):
+                remove_parts(folder)
+            replace_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
+            self.store_hardware(hardware)
         except OSError as error:
+            if lock is not None:
+                lock.close()
             raise ConfigError(
                 f"outputs={config.outputs}: {self.path} can not be written ({error.strerror}); "
                 "make the folder writable, or choose another one with outputs=FOLDER"
             ) from error
+        return lock
 
     def store_hardware(self, hardware: dict[str, Any]) -> None:
         """Stores how the run computes, for a resume and for the later jobs of its sweep."""
         self.write_json(HARDWARE, hardware)
         if self.sweep is not None:  # which took it from there, if it is not the first
-            write_text(self.sweep / HARDWARE, json.dumps(hardware, indent=2) + "\n")
+            replace_text(self.sweep / HARDWARE, json.dumps(hardware, indent=2) + "\n")
 
     def stored_hardware(self) -> dict[str, Any] | None:
         """What the run, or an earlier job of its sweep, was found to compute on."""
@@ -75,20 +95,39 @@ class RunFolder:
         return stored if stored is not None or self.sweep is None else RunFolder(self.sweep).read_json(HARDWARE)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
+        """The content of one of the run's files; None if it is not there, ConfigError if it is damaged."""
         path = self.path / name
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        except ValueError as error:
+            raise ConfigError(f"{path} is damaged ({error}); remove it, and start again") from error
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+        replace_text(self.path / name, json.dumps(content, indent=2) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces `path` as a whole, never in part."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(temporary).chmod(0o644)  # mkstemp's files are the owner's alone
-    os.replace(temporary, path)
+class Lock:
+    """Keeps other processes from training in a folder, until it is closed or the process ends, however it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = os.open(folder, os.O_RDONLY)
+        deadline = time.monotonic() + 10.0  # a killed run's loader processes take some seconds to notice
+        while True:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    self.close()
+                    rule = "two in one folder would overwrite each other"
+                    raise ConfigError(
+                        f"{folder}: another process trains this run at the moment; {rule}; wait for its end, or "
+                        "choose another name"
+                    ) from error
+            time.sleep(0.2)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 def choose(config: Config) -> RunFolder:
@@ -111,7 +150,7 @@ def of_job(folder: Path, config: Config) -> RunFolder:
             f"{folder} holds a run of another configuration ({_told(different)}); give this sweep a name of its own: "
             "name=NAME"
         )
-    return RunFolder(folder, _last_checkpoint(folder), sweep=folder.parent)
+    return _going_on(folder, sweep=folder.parent)
 
 
 def _free(runs: Path, name: str | None) -> Path:
@@ -135,7 +174,7 @@ def _newest_unfinished(runs: Path, config: Config) -> RunFolder | None:
     if not candidates:
         return None
     newest = max(candidates, key=lambda path: (path / CONFIG).stat().st_mtime_ns)
-    return RunFolder(newest, _last_checkpoint(newest))
+    return _going_on(newest)
 
 
 def _named(runs: Path, config: Config) -> RunFolder:
@@ -147,17 +186,29 @@ def _named(runs: Path, config: Config) -> RunFolder:
         raise ConfigError(f"resume={config.resume}: {path} is finished; start a new run with another name")
     if different := _differences(path, config):
         raise ConfigError(f"resume={config.resume}: another configuration than that of the run: {_told(different)}")
-    return RunFolder(path, _last_checkpoint(path))
+    return _going_on(path)
 
 
-def _last_checkpoint(path: Path) -> Path | None:
-    """None where a run was stopped before its first checkpoint: it begins anew in its own folder."""
-    last = path / "checkpoints" / "last.ckpt"
-    return last if last.is_file() else None
+def _going_on(path: Path, sweep: Path | None = None) -> RunFolder:
+    """The run, from its newest good checkpoint; one that was stopped before its first begins anew in its own folder."""
+    folder = path / CHECKPOINTS
+    good = newest_whole(folder)
+    if good is None and (there := sorted(folder.glob("*.ckpt"))):
+        reasons = "; ".join(f"{checkpoint.name}: {damage(checkpoint)}" for checkpoint in there)
+        raise ConfigError(
+            f"{path}: no checkpoint of this run can be read ({reasons}); start a new run with another name, or remove "
+            f"{folder} to begin this one anew"
+        )
+    return RunFolder(path, good, sweep)
 
 
 def _differences(path: Path, config: Config) -> dict[str, tuple[Any, Any]]:
-    then = flatten(dict(OmegaConf.to_container(OmegaConf.load(path / CONFIG))))  # type: ignore[arg-type]
+    try:
+        then = flatten(dict(OmegaConf.to_container(OmegaConf.load(path / CONFIG))))  # type: ignore[arg-type]
+    except Exception as error:  # of yaml's scanner, OmegaConf's, or of dict
+        raise ConfigError(
+            f"{path / CONFIG} is damaged ({' '.join(str(error).split())[:100]}); move {path} away"
+        ) from error
     now = flatten(asdict(config))
     keys = sorted((then.keys() | now.keys()) - set(NOT_COMPARED))
     return {key: (then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)}

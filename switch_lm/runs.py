@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
 OUTPUTS = Path("outputs")
+CHECKPOINTS, BEST, LAST = "checkpoints", "best.ckpt", "last.ckpt"
 NAMES_SHOWN = 5
 
 
@@ -42,11 +44,32 @@ def list_runs(outputs: Path = OUTPUTS) -> dict[str, Path]:
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run that exist, the best one first."""
-    return [path for name in ("best.ckpt", "last.ckpt") if (path := run / "checkpoints" / name).is_file()]
+    return [path for name in (BEST, LAST) if (path := run / CHECKPOINTS / name).is_file()]
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's file, by the checksums that it carries; None: it is whole."""
+    try:
+        if checkpoint.stat().st_size == 0:
+            return "it is empty"
+        with zipfile.ZipFile(checkpoint) as archive:
+            broken = archive.testzip()
+    except OSError as error:
+        return error.strerror or str(error)
+    except Exception as error:  # zipfile raises a dozen types for random bytes
+        return f"it is cut short or something else ({error or type(error).__name__})"
+    return None if broken is None else f"its part {broken} has changed since it was written"
+
+
+def newest_whole(folder: Path, but: Path | None = None) -> Path | None:
+    """Of the checkpoints in a folder the last one written that is whole: `last.ckpt`, if it is."""
+    paths = [path for path in folder.glob("*.ckpt") if path != but and path.is_file()]
+    newest_first = sorted(paths, key=lambda path: (path.name == LAST, path.stat().st_mtime_ns), reverse=True)
+    return next((path for path in newest_first if damage(path) is None), None)
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file() or (path / "checkpoints").is_dir()
+    return (path / "config.yaml").is_file() or (path / CHECKPOINTS).is_dir()
 
 
 def _saved_at(run: Path) -> int:

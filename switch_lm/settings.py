@@ -45,12 +45,17 @@ class TrainerConfig:
     max_steps: int = 1800
     accumulate: int = 1
     val_every: int = 300
-    checkpoint_every: int = 300
+    checkpoint_every: int = 100
+    keep_best: int = 1
     device: str = "auto"
     precision: str = "auto"
     compile: str = "auto"
     threads: int | None = None
     max_time: str | None = None
+
+    def validates(self, step: int) -> bool:
+        """Whether a validation follows step number `step` (from 1)."""
+        return step % self.val_every == 0 or step == self.max_steps
 
     def max_seconds(self) -> float:
         """`max_time`, hours:minutes:seconds; infinity for null, and nan for anything else."""

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from switch_lm.callbacks import step_ends
 from switch_lm.run_folder import Stopped
+from switch_lm.settings import TrainerConfig
 
 # kill and a cluster's scheduler, Ctrl-C, and what SLURM can be asked for before its time limit (--signal=USR1@60).
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -27,9 +28,9 @@ class SoftStop(Checkpoint):
     after the other callbacks, so that what they save and count is complete.
     """
 
-    def __init__(self, last: Path, *, max_steps: int, val_every: int, max_seconds: float) -> None:
-        self.last, self.max_steps, self.val_every = last, max_steps, val_every
-        self.deadline = time.monotonic() + max_seconds
+    def __init__(self, last: Path, config: TrainerConfig) -> None:
+        self.last, self.config = last, config
+        self.deadline = time.monotonic() + config.max_seconds()
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
@@ -41,21 +42,24 @@ class SoftStop(Checkpoint):
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step % self.val_every == 0 or step == self.max_steps:  # a validation comes first
+        if self.config.validates(step):  # which comes first
             return
         if step_ends(trainer, batch_idx) and self._is_due():
             trainer.save_checkpoint(self.last)
-            raise self._stopped(f"everything up to step {step} of {self.max_steps} is saved")
+            raise self._stopped(self._all_up_to(step))
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         step = trainer.global_step
-        if 0 < step < self.max_steps and self._is_due():  # the validation has saved last.ckpt
-            raise self._stopped(f"everything up to step {step} of {self.max_steps} is saved")
+        if 0 < step < self.config.max_steps and self._is_due():  # the validation has saved last.ckpt
+            raise self._stopped(self._all_up_to(step))
 
     def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+    def _all_up_to(self, step: int) -> str:
+        return f"everything up to step {step} of {self.config.max_steps} is saved"
 
     def _is_due(self) -> bool:
         return self.received is not None or time.monotonic() >= self.deadline

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from switch_lm.computation import in_words
 from switch_lm.hardware import Hardware
-from switch_lm.runs import OUTPUTS
+from switch_lm.runs import BEST, CHECKPOINTS, LAST, OUTPUTS
 from switch_lm.settings import Config
 
 LINE_WIDTH = 120  # where the console is no terminal
@@ -64,7 +64,7 @@ def print_result(console: Console, result: Mapping[str, Any], *, run: Path) -> N
     if result["dropped"] is not None:
         rows["dropped"] = f"{result['dropped']:.2%} of choices in the last stretch of training between two validations"
         rows["balance"] = f"busiest expert {result['load_max_over_mean']:.2f} x the mean load (validation, worst layer)"
-    rows["files"] = f"{run}/ (result.json, checkpoints/best.ckpt, checkpoints/last.ckpt, TensorBoard events)"
+    rows["files"] = f"{run}/ (result.json, {CHECKPOINTS}/{BEST}, {CHECKPOINTS}/{LAST}, TensorBoard events)"
     name = shlex.quote(result["name"] if run.parent == OUTPUTS / "runs" else str(run))
     rows["try next"] = "\n".join(
         [

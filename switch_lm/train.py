@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from switch_lm import run_folder, sweep
+from switch_lm import cli, run_folder, sweep
 from switch_lm.config import ConfigError, resolve, unknown_key
 from switch_lm.corpus import CorpusError
 from switch_lm.paths import config_dir, interpreter
@@ -45,9 +45,12 @@ def main() -> None:
     """The command. Exit code 2 and one message for a bad configuration, 1 if training failed, 128 + n for signal n."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing its own text
     failures: list[Exception] = []
+    reading = True  # the command line
 
     def run_job(cfg: DictConfig) -> float | None:
         """What Hydra calls, once for a run and once for each job of a sweep."""
+        nonlocal reading
+        reading = False
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return sweep.run_job(cfg, train)
         try:
@@ -61,10 +64,13 @@ def main() -> None:
         return None
 
     try:
+        cli.check(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(run_job)()
         if failures:
             raise failures[0]
     except Exception as error:
+        if isinstance(error, (HydraException, OmegaConfBaseException)) or (reading and not isinstance(error, OSError)):
+            error = ConfigError(_explain(error))
         sys.exit(_report(error))
     except Stopped as stop:  # in a sweep, which has said how to go on
         sys.exit(stop.code)
@@ -76,8 +82,6 @@ def _report(error: Exception) -> int:
     """Says what went wrong in the fewest lines and returns the exit code; raises what should not have happened."""
     if isinstance(error, ConfigError):
         return _say(f"The configuration can not be used:\n{error}", 2)
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return _say(f"The configuration can not be used:\n{_explain(error)}", 2)
     if isinstance(error, (CorpusError, TrainingError)):
         return _say(str(error), 1)
     if isinstance(error, BrokenPipeError):  # `... | head`
@@ -89,6 +93,8 @@ def _report(error: Exception) -> int:
 def _explain(error: Exception) -> str:
     """What Hydra found wrong with the overrides, in one line with the fix."""
     text = str(error)
+    if isinstance(error, ConfigError):
+        return text
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(match[1])
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,16 +16,17 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from switch_lm import callbacks, hparams, summary
-from switch_lm.checkpoint import CheckpointError, read_model
+from switch_lm.checkpoint import KEY, CheckpointError, read, read_model
 from switch_lm.config import ConfigError
 from switch_lm.corpus import Corpus, load_corpus
 from switch_lm.data import TextData
 from switch_lm.hardware import Hardware, detect, keep_freed_memory
 from switch_lm.ledger import run_ledger
-from switch_lm.module import NonFiniteLossError, SwitchModule
+from switch_lm.module import SwitchModule
+from switch_lm.nonfinite import NonFiniteError
 from switch_lm.result import at_training_capacity, commit, computation, routing_figures, versions
-from switch_lm.run_folder import RESULT, RunFolder, TrainingError
-from switch_lm.runs import RunError, find_run
+from switch_lm.run_folder import RESULT, Lock, RunFolder, TrainingError
+from switch_lm.runs import LAST, RunError, find_run, newest_whole
 from switch_lm.settings import Config
 from switch_lm.stopping import SoftStop
 from switch_lm.upcycle import upcycle
@@ -38,6 +40,8 @@ class Training:
 
     config: Config
     run: RunFolder
+    lock: Lock
+    first_step: int  # how many were done before
     corpus: Corpus
     hardware: Hardware
     module: SwitchModule
@@ -62,8 +66,8 @@ class Training:
         module = SwitchModule(config, vocabulary, corpus_sha256=corpus.sha256, precision=hardware.precision)
         if config.init_from is not None:
             _start_from(config, module)
-        run.create(config)
-        run.store_hardware(asdict(hardware))
+        first_step = _first_step(run, corpus)
+        lock = run.create(config, asdict(hardware))
         sizes = len(training_ids), len(validation_ids)
         summary.print_plan(
             console, config, hardware, run=run.path, source=corpus.source, sizes=sizes, vocab=len(vocabulary)
@@ -76,7 +80,7 @@ class Training:
             seed=config.seed,
             num_workers=config.data.num_workers,
         )
-        return cls(config, run, corpus, hardware, module, data, console, heading)
+        return cls(config, run, lock, first_step, corpus, hardware, module, data, console, heading)
 
     def fit(self) -> dict[str, Any]:
         """Trains to the last step and returns what it wrote to result.json."""
@@ -88,18 +92,31 @@ class Training:
                 trainer.validate(module, self.data, verbose=False)  # what the dense model's weights give, at step 0
             resumes_from = None if self.run.resumes_from is None else str(self.run.resumes_from)
             trainer.fit(module, self.data, ckpt_path=resumes_from)
-        except (NonFiniteLossError, CheckpointError) as error:
-            raise TrainingError(f"{error}\nWhat there is: {self.run.checkpoints}") from error
-        result = self._result(trainer, clock)
-        self.run.write_json(RESULT, result)
-        _log_hparams(module, result)
+            result = self._result(trainer, clock)
+            self.run.write_json(RESULT, result)
+            _log_hparams(module, result)
+        except BrokenPipeError:  # of the console, as with `| head`
+            raise
+        except (NonFiniteError, CheckpointError, OSError) as error:
+            raise TrainingError(self._failed(error)) from error
+        finally:
+            self.lock.close()
         summary.print_result(self.console, result, run=self.run.path)
         return result
+
+    def _failed(self, error: Exception) -> str:
+        """Why training ended, what is left of it, and how to go on."""
+        reason = str(error)
+        if isinstance(error, OSError):
+            reason = f"{error.filename or self.run.path} could not be written: {error.strerror or error}; make room"
+        if (left := newest_whole(self.run.checkpoints)) is None:
+            return f"{reason}\nThere is no checkpoint yet."
+        return f"{reason}\nThe last good checkpoint: {left} (to go on from it: resume={self.run.path.name})"
 
     def _trainer(self, clock: callbacks.Clock) -> lightning.Trainer:
         config = self.config
         # What was written after the checkpoint, or before there was one, is written again: TensorBoard must forget it.
-        first = 0 if self.run.resumes_from is None else _step_of(self.run.resumes_from) + 1
+        first = 0 if self.run.resumes_from is None else self.first_step + 1
         compiled = [callbacks.CompiledBlocks(self.console, self._cannot_compile)] if self.hardware.compile else []
         logger = TensorBoardLogger(
             self.run.path, name=None, version="", default_hp_metric=False, flush_secs=10, purge_step=first
@@ -123,13 +140,8 @@ class Training:
                 callbacks.Dashboard(config),
                 callbacks.Samples(config.logger.sample_prompt, config.logger.sample_length, config.seed),
                 *compiled,  # after the samples
-                *callbacks.checkpoints(self.run.checkpoints, config.trainer.checkpoint_every),
-                SoftStop(
-                    self.run.checkpoints / "last.ckpt",
-                    max_steps=config.trainer.max_steps,
-                    val_every=config.trainer.val_every,
-                    max_seconds=config.trainer.max_seconds(),
-                ),
+                *callbacks.checkpoints(self.run.checkpoints, config.trainer),
+                SoftStop(self.run.checkpoints / LAST, config.trainer),
             ],
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -206,10 +218,22 @@ def _hardware(config: Config, run: RunFolder, vocab_size: int) -> Hardware:
     return detect(config, training_flops=run_ledger(config, vocab_size=vocab_size).training)
 
 
-def _step_of(path: Path) -> int:
-    from switch_lm import checkpoint
-
-    return int(checkpoint.read(path)["global_step"])
+def _first_step(run: RunFolder, corpus: Corpus) -> int:
+    """How many steps are done; ConfigError if the checkpoint to go on from was trained on another text."""
+    if run.resumes_from is None:
+        return 0
+    try:
+        content = read(run.resumes_from)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+    if (trained_on := content[KEY]["corpus_sha256"]) != corpus.sha256:
+        raise ConfigError(
+            f"{run.resumes_from} was trained on the text with sha256 {trained_on}, and {corpus.source} has "
+            f"{corpus.sha256}; give that text with data.path=FILE, or start a new run with another name"
+        )
+    if run.damaged is not None:
+        print(f"warning: {run.damaged}; going on from {run.resumes_from}", file=sys.stderr)
+    return int(content["global_step"])
 
 
 def _log_hparams(module: SwitchModule, result: dict[str, Any]) -> None:

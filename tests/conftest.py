@@ -1,4 +1,4 @@
-"""A tiny model, and the folder of a finished run of it."""
+"""A tiny model, the folder of a finished run of it, and a small run to train."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import torch
 from switch_lm import checkpoint
 from switch_lm.architecture import ModelConfig
 from switch_lm.model import SwitchLM
+from switch_lm.settings import Config, DataConfig, LoggerConfig, OptimConfig, TrainerConfig
 from switch_lm.vocab import Vocabulary
 
+pytest_plugins = ["fault_rows"]
 TEXT = "To be, or not to be: that is the question.\n" * 20
 BATCH_SIZE = 4
 MakeRun = Callable[..., Path]
@@ -31,6 +33,30 @@ def tiny_model(vocab_size: int = len(Vocabulary.of(TEXT)), **changes: Any) -> Sw
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return SwitchLM(ModelConfig(**sizes | {"num_experts": 4, "init_scale": 2.0} | changes), vocab_size).eval()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A run of twelve steps that takes a second."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(chr(97 + (i * i + i // 7) % 23) + " ." * (i % 5 == 0) for i in range(4000)))
+    return Config(
+        model=ModelConfig(
+            num_layers=2, d_model=32, num_heads=2, d_ff=48, context_length=16, num_experts=4, dropout=0.1
+        ),
+        data=DataConfig(path=str(text), dir=str(tmp_path / "data"), batch_size=8),
+        optim=OptimConfig(warmup_steps=3),
+        trainer=TrainerConfig(max_steps=12, val_every=5, checkpoint_every=4, compile="false"),
+        logger=LoggerConfig(log_every=2, sample_prompt="a", sample_length=20, progress="none"),
+        alpha=0.01,
+        name="run",
+        outputs=str(tmp_path / "outputs"),
+    )
+
+
+def folder_of(config: Config) -> Path:
+    """Where the run of `config` lies."""
+    return Path(config.outputs) / "runs" / str(config.name)
 
 
 @pytest.fixture

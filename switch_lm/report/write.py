@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from switch_lm.files import replace_text
 from switch_lm.pages.document import Document, Picture, Table
 from switch_lm.report.comparisons import compare
 from switch_lm.report.contents import build
@@ -18,7 +19,6 @@ from switch_lm.report.study import Study, study
 from switch_lm.report.summary_csv import summary_csv
 from switch_lm.report.tables import table_1
 from switch_lm.report.words import lead, words
-from switch_lm.run_folder import write_text
 from switch_lm.runs import OUTPUTS
 
 DEFAULT_NAME = "report"
@@ -80,7 +80,7 @@ def _write(document: Document, found: Study, to: Written) -> None:
     to.pictures.mkdir(parents=True, exist_ok=True)
     _write_pictures(document, to.pictures)
     for path, text in texts.items():
-        write_text(path, text)
+        replace_text(path, text)
 
 
 def _write_pictures(document: Document, folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -10,6 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from switch_lm import checkpoint
 
@@ -31,13 +36,17 @@ SMALL = [
     "logger.sample_length=0",
     "logger.progress=lines",
 ]
+TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on. " * 60
 PATIENCE = 120.0  # seconds; a machine that is busy is no fault
 
 
-def command(folder: Path, *arguments: str) -> list[str]:
-    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog; the dog sleeps on. " * 60)
+def command(folder: Path, *arguments: str, before: str = "") -> list[str]:
+    """`before`: Python that the process runs first, to make a moment long enough to be met."""
+    if not (folder / "text.txt").exists():
+        (folder / "text.txt").write_text(TEXT)
+    start = ["-c", f"{before}\nfrom switch_lm.train import main\nmain()"] if before else ["-m", "switch_lm.train"]
     flags = [argument for argument in arguments if argument.startswith("-")]
-    return [sys.executable, "-m", "switch_lm.train", *flags, *SMALL, *(a for a in arguments if a not in flags)]
+    return [sys.executable, *start, *flags, *SMALL, *(a for a in arguments if a not in flags)]
 
 
 def finished(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -48,10 +57,10 @@ def finished(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 class Started:
     """A running command, and all that it has said."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, before: str = "") -> None:
         self.said = ""
         self.process = subprocess.Popen(
-            command(folder, *arguments),
+            command(folder, *arguments, before=before),
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -70,8 +79,8 @@ class Started:
     def wait_for(self, text: str) -> None:
         self._wait(lambda: text in self.said, f"said {text!r}")
 
-    def wait_for_file(self, path: Path) -> None:
-        self._wait(path.exists, f"wrote {path}")
+    def wait_for_file(self, folder: Path, pattern: str) -> None:
+        self._wait(lambda: any(folder.glob(pattern)), f"wrote {folder}/{pattern}")
 
     def _wait(self, happened: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -88,8 +97,39 @@ class Started:
         self._reader.join()
         return code
 
+    def kill(self) -> None:
+        assert self.end(signal.SIGKILL) == -signal.SIGKILL, self.said
+
 
 def state(run: Path) -> list[Any]:
     """What the last checkpoint holds of the training: weights, optimizers, schedule."""
     content = checkpoint.read(run / "checkpoints" / "last.ckpt")
     return [content[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")]
+
+
+def scalars(run: Path, tag: str) -> list[tuple[int, float]]:
+    """Steps and values of a tag as TensorBoard shows them."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def sha256(run: Path) -> str:
+    """Of weights, optimizer state, schedule and all validation losses, bit for bit."""
+    digest = hashlib.sha256()
+    _add(digest.update, [*state(run), scalars(run, "val/loss")])
+    return digest.hexdigest()
+
+
+def _add(update: Callable[[bytes], None], content: Any) -> None:
+    if isinstance(content, torch.Tensor):
+        update(content.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            update(repr(key).encode())
+            _add(update, value)
+    elif isinstance(content, list | tuple):
+        update(repr(len(content)).encode())
+        for value in content:
+            _add(update, value)
+    else:
+        update(repr(content).encode())

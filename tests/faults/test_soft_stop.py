@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 from compare import same
-from processes import PATIENCE, Started, finished, state
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from processes import PATIENCE, Started, finished, scalars, state
 
 STEPS = "trainer.max_steps=300"
 
@@ -28,6 +27,7 @@ def line_to_go_on(said: str) -> str:
     return line.removeprefix("to go on: ")
 
 
+@pytest.mark.row(4, 5)
 @pytest.mark.parametrize(
     ("number", "code"),
     [
@@ -46,18 +46,17 @@ def test_a_signal_ends_the_run_at_a_step_and_the_printed_line_goes_on_to_the_sam
     assert "Traceback" not in started.said and f"Stopped by {number.name}: everything up to step " in started.said
     step = state(run)[-1]
     assert 30 <= step < 300 and f"up to step {step} of 300 is saved in outputs/runs/stopped" in started.said
-    logged = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload().Scalars("train/loss")
-    assert [event.step for event in logged] == list(range(5, step + 1, 5))  # flushed to the last one
+    assert [at for at, _ in scalars(run, "train/loss")] == list(range(5, step + 1, 5))  # flushed to the last one
 
     line = line_to_go_on(started.said)
     again = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert again.returncode == 0, again.stderr
     assert same(state(run), state(whole))
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == list(range(5, 301, 5))
-    assert [event.step for event in events.Scalars("val/loss")] == list(range(50, 301, 50))
+    assert [at for at, _ in scalars(run, "train/loss")] == list(range(5, 301, 5))
+    assert [at for at, _ in scalars(run, "val/loss")] == list(range(50, 301, 50))
 
 
+@pytest.mark.row(5)
 def test_ctrl_c_twice_leaves_at_once(tmp_path: Path) -> None:
     started = Started(tmp_path, STEPS, "name=stopped", "trainer.accumulate=50")  # a step takes half a second
     started.wait_for("step 15/300")
@@ -67,6 +66,7 @@ def test_ctrl_c_twice_leaves_at_once(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.row(4)
 @pytest.mark.long
 def test_when_the_time_is_up_the_run_ends_with_a_line_that_goes_on(tmp_path: Path, whole: Path) -> None:
     stopped = finished(tmp_path, STEPS, "name=stopped", "trainer.max_time=00:00:01", "trainer.accumulate=1")
@@ -83,12 +83,13 @@ def test_when_the_time_is_up_the_run_ends_with_a_line_that_goes_on(tmp_path: Pat
     assert starts > 1 and same(state(run), state(whole))
 
 
+@pytest.mark.row(6)
 @pytest.mark.long
 def test_a_signal_ends_a_sweep_and_the_jobs_done_and_not_done_are_named(tmp_path: Path) -> None:
     sweep = ("-m", "trainer.max_steps=150", "seed=0,1,2", "name=three")
     started = Started(tmp_path, *sweep)
     started.wait_for("1/3")  # its row
-    started.wait_for_file(tmp_path / "outputs/sweeps/three/seed=1/checkpoints/last.ckpt")
+    started.wait_for_file(tmp_path / "outputs/sweeps/three/seed=1/checkpoints", "last.ckpt")
     assert started.end(signal.SIGTERM) == 143 and "Traceback" not in started.said, started.said
     assert "jobs done: 1; not done: 2, 3\nthe same command goes on: python -m switch_lm.train " in started.said
     assert 20 <= state(tmp_path / "outputs/sweeps/three/seed=1")[-1] < 150

@@ -46,6 +46,7 @@ def test_a_download_is_kept_byte_for_byte_and_used_again_with_no_request(
     assert (mirror.requests, len(caplog.records)) == (1, 1)
 
 
+@pytest.mark.row(10)
 def test_a_flipped_bit_is_refused_and_the_next_source_is_tried(serve: Serve, tmp_path: Path) -> None:
     bad, good = serve(reply(FLIPPED)), serve(reply(GOOD))
     assert load_corpus(data_dir=tmp_path).source == good.url
@@ -53,6 +54,7 @@ def test_a_flipped_bit_is_refused_and_the_next_source_is_tried(serve: Serve, tmp
     assert only_file(tmp_path) == GOOD
 
 
+@pytest.mark.row(10)
 def test_a_flipped_bit_everywhere_shows_both_hashes_and_leaves_no_file(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,6 +65,7 @@ def test_a_flipped_bit_everywhere_shows_both_hashes_and_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.row(13)
 def test_with_no_network_the_offline_source_comes_within_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +84,7 @@ def test_offline_asks_no_mirror(serve: Serve, tmp_path: Path, monkeypatch: pytes
     assert mirror.requests == 0
 
 
+@pytest.mark.row(13)
 def test_when_all_fail_one_message_names_each_source_its_reason_and_the_two_ways_out(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +100,7 @@ def test_when_all_fail_one_message_names_each_source_its_reason_and_the_two_ways
     assert "SWITCH_LM_DATA=FILE" in way_out
 
 
+@pytest.mark.row(12)
 @pytest.mark.parametrize("wrong", [GOOD[:-1], FLIPPED, b""], ids=["truncated", "changed", "empty"])
 def test_a_wrong_copy_is_found_at_start_and_fetched_again(wrong: bytes, serve: Serve, tmp_path: Path) -> None:
     mirror = serve(reply(GOOD))
@@ -104,6 +109,7 @@ def test_a_wrong_copy_is_found_at_start_and_fetched_again(wrong: bytes, serve: S
     assert only_file(tmp_path) == GOOD
 
 
+@pytest.mark.row(12)
 def test_a_wrong_copy_that_cannot_be_fetched_again_is_named_with_both_hashes(tmp_path: Path) -> None:
     (tmp_path / corpus.TINY_SHAKESPEARE_FILE).write_bytes(FLIPPED)
     copy = refusal(tmp_path).splitlines()[1]
@@ -122,6 +128,7 @@ print(corpus.load_corpus(data_dir=Path(folder)).source)
 """
 
 
+@pytest.mark.row(14)
 def test_four_processes_at_once_leave_one_good_file_and_nothing_else(serve: Serve, tmp_path: Path) -> None:
     all_four = threading.Barrier(4, timeout=8)
 
@@ -141,6 +148,7 @@ def test_four_processes_at_once_leave_one_good_file_and_nothing_else(serve: Serv
     assert only_file(folder) == GOOD
 
 
+@pytest.mark.row(15)
 def test_a_file_where_the_data_folder_should_be_is_told_before_any_request(serve: Serve, tmp_path: Path) -> None:
     mirror, blocked = serve(reply(GOOD)), tmp_path / "data"
     blocked.write_text("in the way")
@@ -149,6 +157,7 @@ def test_a_file_where_the_data_folder_should_be_is_told_before_any_request(serve
     assert mirror.requests == 0
 
 
+@pytest.mark.row(15)
 def test_a_read_only_folder_is_told_before_any_request_but_its_good_copy_is_used(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +172,7 @@ def test_a_read_only_folder_is_told_before_any_request_but_its_good_copy_is_used
     assert mirror.requests == 0
 
 
+@pytest.mark.row(3)
 def test_a_full_disk_leaves_no_file_and_names_the_place_and_the_size(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

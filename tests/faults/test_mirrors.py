@@ -22,6 +22,7 @@ def test_every_mirror_is_https() -> None:
     assert all(url.startswith("https://") for url in REAL_MIRRORS)
 
 
+@pytest.mark.row(11)
 @pytest.mark.parametrize(
     "fault",
     [
@@ -39,6 +40,7 @@ def test_a_passing_fault_is_tried_again_a_lasting_one_three_times(fault: Answer,
     assert only_file(tmp_path) == GOOD
 
 
+@pytest.mark.row(11)
 @pytest.mark.parametrize(
     "fault",
     [
@@ -53,12 +55,14 @@ def test_a_lasting_fault_is_asked_for_once(fault: Answer, serve: Serve, tmp_path
     assert bad.requests == 1
 
 
+@pytest.mark.row(11)
 def test_a_short_html_page_with_200_is_never_used(serve: Serve, tmp_path: Path) -> None:
     serve(reply(b"<html>sign in</html>", kind="text/html"))
     assert "not the text: got 20 bytes" in refusal(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.row(11)
 def test_a_body_without_end_is_cut_off_at_the_size_of_the_text(serve: Serve, tmp_path: Path) -> None:
     def without_end(handler: BaseHTTPRequestHandler) -> None:
         reply(GOOD * 99, claim=-1)(handler)
@@ -68,6 +72,7 @@ def test_a_body_without_end_is_cut_off_at_the_size_of_the_text(serve: Serve, tmp
     assert f"not the text: more than {len(GOOD)} bytes" in refusal(tmp_path)
 
 
+@pytest.mark.row(11)
 def test_a_server_that_drips_is_left_for_the_next_in_bounded_time(serve: Serve, tmp_path: Path) -> None:
     slow, good = serve(drip), serve(reply(GOOD))
     start = time.monotonic()
@@ -76,6 +81,7 @@ def test_a_server_that_drips_is_left_for_the_next_in_bounded_time(serve: Serve, 
     assert slow.requests == 1
 
 
+@pytest.mark.row(11)
 def test_all_mirrors_together_are_bounded(serve: Serve, tmp_path: Path) -> None:
     servers = [serve(drip) for _ in range(4)]
     start = time.monotonic()
@@ -85,6 +91,7 @@ def test_all_mirrors_together_are_bounded(serve: Serve, tmp_path: Path) -> None:
     assert message.count("no whole answer in") == message.count("were used up") == 2
 
 
+@pytest.mark.row(13)
 def test_a_name_look_up_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = threading.Event()
 

@@ -1,0 +1,48 @@
+"""Files replaced as a whole: a reader, a kill or a full disk finds the old file or the new one, and never a part."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+PART = ".part"  # how the name of an unfinished file ends
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """What the block writes takes the place of `path` at its end: written beside it, synced, renamed.
+
+    An error in the block, or an OSError of the disk, leaves `path` as it was and nothing beside it.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)  # mkstemp's files are the owner's alone
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Makes `text` the whole content of `path`."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what a killed writer left unfinished. Only for a folder in which nobody else writes."""
+    for part in folder.glob(f".*{PART}"):
+        part.unlink(missing_ok=True)

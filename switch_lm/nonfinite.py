@@ -1,0 +1,61 @@
+"""Where a NaN or an infinity arose: the first weight, output or gradient that holds one, by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class NonFiniteError(Exception):
+    """Training met a number that is NaN or infinite; the message says where and at which step."""
+
+
+def first_of(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
+    """The first tensor that is not finite, and how: "w_router_DE (nan)"."""
+    for name, tensor in named:
+        if tensor is not None and not torch.isfinite(tensor).all():
+            return f"{name} ({'nan' if torch.isnan(tensor).any() else 'inf'})"
+    return None
+
+
+def locate(model: nn.Module, ids_BS: Tensor) -> str:
+    """Where a forward pass over `ids_BS` first meets one: a weight, or the output of the first module to give one.
+
+    The pass is made again, uncompiled and with the caller's random state, which a caller sets as it was.
+    """
+    if (weight := first_of(model.named_parameters())) is not None:
+        return f"the weight {weight}"
+    found: list[str] = []
+    hooks = [
+        module.register_forward_hook(partial(_look, name, found)) for name, module in model.named_modules() if name
+    ]
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            model(ids_BS)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else "the loss itself: every layer's output is finite"
+
+
+def _look(name: str, found: list[str], module: nn.Module, inputs: Any, output: Any) -> None:
+    if (bad := first_of(_tensors(name, output))) is not None:
+        found.append(f"the output of {bad}")
+
+
+def _tensors(name: str, output: Any) -> Iterator[tuple[str, Tensor]]:
+    """Floating tensors in what a module returns, which may be tuples and dataclasses."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield name, output
+    elif isinstance(output, tuple):
+        for part in output:
+            yield from _tensors(name, part)
+    elif is_dataclass(output):
+        for field in fields(output):
+            yield from _tensors(f"{name}: {field.name}", getattr(output, field.name))

@@ -1,0 +1,273 @@
+"""Rows 17 to 20: a checkpoint that is damaged, of something else, or meant to do harm."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import socket
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from compare import same
+from conftest import MakeRun, folder_of, tiny_model
+from processes import state
+
+from switch_lm import checkpoint, evaluate, generate
+from switch_lm.checkpoint import CheckpointError
+from switch_lm.config import ConfigError
+from switch_lm.module import SwitchModule
+from switch_lm.settings import Config
+from switch_lm.train import main as train_main
+from switch_lm.train import train
+
+
+class PlugPulled(BaseException):
+    """Nothing in the program catches it."""
+
+
+@pytest.fixture
+def stopped(config: Config, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The checkpoints, best.ckpt and last.ckpt of step 10, of a run that was stopped after step 11 of 12."""
+    real = SwitchModule.training_step
+
+    def stops(self: SwitchModule, batch: object, number: int) -> object:
+        if self.global_step == 11:
+            raise PlugPulled
+        return real(self, batch, number)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SwitchModule, "training_step", stops)
+        with pytest.raises(PlugPulled):
+            train(config)
+    return folder_of(config) / "checkpoints"
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def random_bytes(path: Path) -> None:
+    path.write_bytes(os.urandom(5000))
+
+
+def one_flipped_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # in the middle of a weight: only a checksum can tell
+    path.write_bytes(content)
+
+
+def missing(path: Path) -> None:
+    path.unlink()
+
+
+DAMAGES: list[tuple[Callable[[Path], None], str]] = [
+    (missing, "No such file"),
+    (empty, "it is empty"),
+    (cut_short, "it is cut short"),
+    (random_bytes, "it is cut short or something else"),
+    (one_flipped_bit, "has changed since it was written"),
+]
+
+
+@pytest.mark.row(17)
+@pytest.mark.parametrize(("harm", "reason"), DAMAGES)
+def test_a_run_goes_on_from_its_newest_good_checkpoint_to_the_same_end(
+    harm: Callable[[Path], None], reason: str, stopped: Path, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harm(stopped / "last.ckpt")
+    result = train(replace(config, resume="run"))
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: {stopped}/last.ckpt: ") and len(warning.splitlines()) == 1
+    assert reason in warning
+    assert f"going on from {stopped}/best.ckpt" in warning
+    whole = train(replace(config, name="whole"))
+    assert (result["val_loss"], result["best_val_loss"]) == (whole["val_loss"], whole["best_val_loss"])
+    assert same(state(stopped.parent), state(stopped.parents[1] / "whole"))
+
+
+@pytest.mark.row(17)
+@pytest.mark.parametrize(("harm", "reason"), DAMAGES)
+def test_a_damaged_checkpoint_is_told_in_one_line_with_the_newest_good_one(
+    harm: Callable[[Path], None], reason: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = make_run() / "checkpoints" / "best.ckpt"
+    last = best.with_name("last.ckpt")
+    shutil.copy(best, last)
+    harm(last)
+    commands = generate.main, evaluate.main
+    for command in commands:
+        assert command(["--run", str(last)]) == 1
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert str(last) in message
+        if harm is not missing:
+            assert reason in message and f"the newest good one there is {best}" in message
+    if harm is not missing:
+        with pytest.raises(CheckpointError, match="newest good one"):
+            checkpoint.load(last)
+
+
+@pytest.mark.row(17)
+def test_a_run_none_of_whose_checkpoints_is_whole_is_refused_and_nothing_of_it_is_touched(
+    stopped: Path, config: Config
+) -> None:
+    empty(stopped / "last.ckpt")
+    one_flipped_bit(stopped / "best.ckpt")
+    with pytest.raises(ConfigError, match=r"no checkpoint of this run can be read \(best.ckpt: .*; last.ckpt: it is"):
+        train(replace(config, resume="run"))
+    assert sorted(path.name for path in stopped.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+@pytest.mark.row(17)
+@pytest.mark.parametrize("name", ["config.yaml", "hardware.json"])
+def test_a_damaged_file_of_a_run_is_named(name: str, stopped: Path, config: Config) -> None:
+    (stopped.parent / name).write_bytes(b"{\x00 not: [what")
+    with pytest.raises(ConfigError, match=rf"{name} is damaged"):
+        train(replace(config, resume="run"))
+
+
+@pytest.mark.row(18)
+def test_another_configuration_is_refused_with_the_keys_that_differ_and_both_values(
+    stopped: Path, config: Config
+) -> None:
+    other = replace(config, resume="run", alpha=0.1, model=replace(config.model, num_experts=8))
+    with pytest.raises(ConfigError, match=r"alpha was 0.01, now 0.1; model.num_experts was 4, now 8"):
+        train(other)
+
+
+@pytest.mark.row(19)
+def test_a_text_of_other_characters_is_refused_on_resume(stopped: Path, config: Config) -> None:
+    text = Path(str(config.data.path))
+    text.write_text(text.read_text() + "Ω")
+    with pytest.raises(ConfigError, match=r"last.ckpt was trained on the text with sha256 \w{64}, and .*text.txt has"):
+        train(replace(config, resume="run"))
+
+
+@pytest.mark.row(19)
+def test_an_unknown_character_of_a_prompt_is_named(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run()
+    assert generate.main(["--prompt", "To be Ω"]) == 2
+    assert "'Ω'" in capsys.readouterr().err
+
+
+class Harm:
+    """Unpickled it would write a file."""
+
+    def __init__(self, sign: Path) -> None:
+        self.sign = sign
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.sign}",)
+
+
+def malicious(path: Path, kind: str, sign: Path) -> None:
+    """A checkpoint that runs a command if it is unpickled, in one of the forms that torch reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(Harm(sign)))
+    elif kind == "torch":
+        torch.save({"state_dict": {}, "switch_lm": Harm(sign)}, path)
+    elif kind == "legacy":
+        torch.save(Harm(sign), path, _use_new_zipfile_serialization=False)
+    else:  # a good checkpoint in which only the pickle is exchanged, checksums and all
+        content = {"state_dict": tiny_model().state_dict()}
+        torch.save(content, path)
+        with zipfile.ZipFile(path) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, body in parts.items():
+                archive.writestr(name, pickle.dumps(Harm(sign)) if name.endswith("data.pkl") else body)
+
+
+@pytest.mark.row(20)
+@pytest.mark.parametrize("kind", ["pickle", "torch", "legacy", "exchanged"])
+def test_a_malicious_pickle_is_refused_by_every_way_in_and_nothing_runs(
+    kind: str, config: Config, make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sign = tmp_path / "harm was done"
+    file = make_run() / "checkpoints" / "best.ckpt"
+    malicious(file, kind, sign)
+    for command in (generate.main, evaluate.main):
+        assert command(["--run", "tiny"]) == 1
+        assert "best.ckpt can not be read as a checkpoint" in capsys.readouterr().err
+    with pytest.raises(CheckpointError):
+        checkpoint.load(file)
+    with pytest.raises(ConfigError, match=r"init_from=.*can not be read as a checkpoint"):
+        train(replace(config, init_from=str(file)))
+    run = Path(config.outputs) / "runs" / "stopped"
+    malicious(run / "checkpoints" / "last.ckpt", kind, sign)
+    shutil.copy(written_config(config), run / "config.yaml")
+    with pytest.raises(ConfigError, match=r"can (not )?be read"):
+        train(replace(config, name=None, resume="stopped"))
+    assert not sign.exists()
+
+
+def written_config(config: Config) -> Path:
+    from omegaconf import OmegaConf
+
+    path = Path(config.data.path or "").with_name("config.yaml")
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    return path
+
+
+@pytest.mark.row(20)
+@pytest.mark.parametrize("url", ["http://127.0.0.1/last.ckpt", "https://example.org/best.ckpt", "s3://bucket/x.ckpt"])
+def test_a_url_as_checkpoint_is_refused_and_nothing_is_fetched(
+    url: str, config: Config, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(*_: object) -> None:
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    make_run()
+    assert generate.main(["--run", url]) == evaluate.main(["--run", url]) == 1
+    with pytest.raises(ConfigError, match="init_from="):
+        train(replace(config, init_from=url))
+    with pytest.raises(ConfigError, match="resume="):
+        train(replace(config, resume=url))
+
+
+@pytest.mark.row(20)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["+hydra.callbacks.x._target_=os.system"],
+        ["hydra.launcher._target_=subprocess.Popen"],
+        ["++hydra.job_logging.handlers.x={'()': os.system, command: 'touch harm'}"],
+        ["hydra.launcher.setup=['touch harm']"],
+        ["hydra={callbacks: {x: {_target_: builtins.open, file: harm, mode: w}}}"],
+        ["hydra.searchpath=[file:///tmp]"],
+        ["model@hydra.callbacks.x=switch"],
+        ["~hydra.callbacks"],
+        ["+model._target_=os.system"],
+        ["model={_target_: builtins.open, file: harm, mode: w}"],
+        ["+x={_target_: builtins.open, file: harm, mode: w}"],
+        ["--config-dir", "."],
+        ["--config-dir=."],
+        ["-cd", "."],
+        ["--config-path=."],
+        ["--config-name=x"],
+        ["--experimental-rerun=run.pickle"],
+        ["--exp=run.pickle"],
+        ["data.path=${python:os.system}"],
+    ],
+    ids=" ".join,
+)
+def test_no_option_can_name_code_to_run(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        train_main()
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "Traceback" not in said and len(said.splitlines()) == 2
+    assert list(tmp_path.iterdir()) == []

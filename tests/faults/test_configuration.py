@@ -1,0 +1,235 @@
+"""Rows 16 and 25: whatever stands on the command line, it is a run or one message with key, value, rule and fix."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import string
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig
+
+from switch_lm import run_folder
+from switch_lm import train as command
+from switch_lm.config import flatten, resolve
+from switch_lm.settings import Config
+
+Refuse = Callable[..., str]
+
+BAD = [
+    ("model.num_layers=0", "model.num_layers=0: must be at least 1"),
+    ("model.d_model=0", "model.d_model=0: must be at least 1"),
+    ("model.num_heads=5", "model.num_heads=5: must divide model.d_model"),
+    ("model.d_model=12", "model.position=rotary: rotary needs an even head width"),
+    ("model.position=sinus", "must be one of rotary, learned, none"),
+    ("model.activation=swish", "must be one of relu, relu_squared, gelu"),
+    ("model.dropout=1.0", "model.dropout=1.0: must lie in 0 .. 1"),
+    ("model.init_scale=0", "model.init_scale=0.0: must be a positive number"),
+    ("model.capacity_factor=0", "model.capacity_factor=0.0: must be a positive number, or null"),
+    ("model.capacity_factor=inf", "model.capacity_factor=inf"),
+    ("model.capacity_factor=none", "for no limit write null"),
+    ("model.num_experts=-2", "model.num_experts=-2"),
+    ("model.num_experts=two", "model.num_experts"),
+    ("model.num_experts=1.5", "model.num_experts"),
+    ("model.num_experts=[1,2]", "model.num_experts"),
+    ("model.top_k=9", "model.top_k=9: can not be more than model.num_experts"),
+    ("model.renormalize_gates=true", "over a single choice the gate would be a constant 1"),
+    ("model.queue_order=choice", "there are no second choices at top_k=1"),
+    ("model.router_jitter=-0.1", "model.router_jitter=-0.1: must lie in 0 .. 1"),
+    ("data.batch_size=0", "data.batch_size=0: must be at least 1"),
+    ("optim.name=sgd", "must be one of muon, adamw"),
+    ("optim.lr=nan", "optim.lr=nan: must be a positive number"),
+    ("optim.beta2=1", "optim.beta2=1.0: must lie in 0 .. 1"),
+    ("optim.grad_clip=0", "optim.grad_clip=0.0: must be a positive number"),
+    ("trainer.max_steps=0", "trainer.max_steps=0: must be at least 1"),
+    ("trainer.keep_best=0", "trainer.keep_best=0: must be at least 1"),
+    ("trainer.precision=fp16", "must be one of auto, bf16, fp32"),
+    ("trainer.max_time=20", "trainer.max_time=20: must be a time as hours:minutes:seconds"),
+    ("trainer.max_time=00:00:00", "trainer.max_time=00:00:00: must be"),
+    ("alpha=-1", "alpha=-1.0: must lie in"),
+    ("alpha=nan", "alpha=nan"),
+    ("seed=-1", "seed=-1: must lie in"),
+    ("seed=99999999999999999999", "seed"),
+    ("resume=nowhere", "resume=nowhere: outputs/runs/nowhere is not a run; the newest there are: none"),
+    ("model.capacity_facter=1", "model.capacity_facter: no such key; did you mean model.capacity_factor"),
+    ("+model.capacity_facter=1", "model.capacity_facter: no such key; did you mean model.capacity_factor"),
+    ("~alpha", "alpha"),
+    ("max_steps=5", "max_steps: no such key; did you mean trainer.max_steps"),
+    ("model=swich", "model=swich: no such choice; choose one of annotated, dense, dense_wide, moe_top2, switch"),
+    ("experiment=nothing", "experiment=nothing: no such choice; choose one of"),
+    ("modle=switch", "modle"),
+    ("alpha", "alpha: can not be read as key=value"),
+    ("alpha=[1", "alpha=[1: can not be read as key=value"),
+    ("=1", "=1: nothing is not a key that takes a value"),
+    ("alpha=${nowhere}", "alpha"),
+    ("alpha=${oc.env:NO_SUCH_VARIABLE}", "alpha"),
+    ("model=null", "model"),
+    ("trainer=5", "trainer"),
+    ("seed=1,2", "seed=1,2"),
+    ("--mulirun", "--mulirun is not an option here; did you mean --multirun"),
+]
+
+
+def described(cfg: DictConfig, **_: Any) -> dict[str, Any]:
+    """In place of training: all that is checked before it."""
+    run_folder.choose(resolve(cfg))
+    return {"val_loss": 1.0, "tokens_per_second": 1.0}
+
+
+@pytest.fixture
+def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refuse:
+    """Runs the command in an empty folder, which it must leave empty, and returns what it says with its exit code 2."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "train", described)
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            command.main()
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and "Traceback" not in said, said
+        assert list(tmp_path.iterdir()) == []
+        return said
+
+    return run
+
+
+@pytest.mark.row(16)
+@pytest.mark.parametrize(("override", "message"), BAD)
+def test_a_bad_override_ends_with_code_2_one_message_and_nothing_written(
+    override: str, message: str, refuse: Refuse
+) -> None:
+    first, *lines = refuse(override).splitlines()
+    assert first == "The configuration can not be used:"
+    assert any(message in line for line in lines) and len(lines) <= 2, lines
+
+
+@pytest.mark.row(16)
+def test_values_out_of_range_are_told_together_and_unknown_keys_one_at_a_time(refuse: Refuse) -> None:
+    assert len(refuse("alpha=-1", "seed=-1", "model.d_ff=0").splitlines()) == 1 + 3
+    one = refuse("alpah=-1", "seeed=1")
+    assert "alpah: no such key; did you mean alpha?" in one and "seeed" not in one
+
+
+@pytest.mark.row(16)
+@pytest.mark.parametrize("sweep", ["seed=range(0,1000000000)", "seed=range(0,10,0)", "seed=range(0,1000)"])
+def test_a_sweep_without_end_is_refused_at_once(sweep: str, refuse: Refuse) -> None:
+    others = ["alpha=range(0,1,0.01)"] if sweep.endswith("(0,1000)") else []
+    said = refuse("-m", sweep, *others)
+    assert sweep in said and ("narrow the range" in said or "give another step" in said)
+
+
+@pytest.mark.row(25)
+@pytest.mark.parametrize(
+    "name", ["../../x", "/tmp/x", ".", "..", ".hidden", "-x", "a/b", "a\\\\b", "~root", "''", "'x y'", "x\n", "\u202ex"]
+)
+def test_a_name_that_leaves_its_folder_is_refused(name: str, refuse: Refuse) -> None:
+    for key in ("name", "resume"):
+        assert f"{key}=" in refuse(f"{key}={name}")
+    assert "name=" in refuse("-m", "seed=1,2", f"name={name}")
+
+
+# --- Fuzz: whatever is asked for, it is a run's description or one message with exit code 2
+
+DEFAULTS = flatten(asdict(Config()))
+GROUPS = {
+    "model": ["switch", "dense", "annotated", "moe_top2", "swich", "null", ""],
+    "optim": ["muon", "adamw", "sgd"],
+    "experiment": ["smoke", "one_minute", "small", "nothing", "../train"],
+    "variant": ["dense", "top_2"],
+}
+WORDS = [
+    "null", "true", "false", "nan", "inf", "-inf", "-1", "0", "1", "2", "7", "0.5", "1e400", "-1e-3", "9" * 20,
+    "auto", "cpu", "cuda", "bf16", "adamw", "x", "../x", "/", "''", '"', "[", "]", "[1,2]", "{a:1}", "{", "${seed}",
+    "${seed", "${nope}", "${oc.env:HOME}", "${oc.decode:'['}", "???", "1,2", "range(1,3)", "choice(1,2)", "glob(*)",
+    "interval(0,1)",
+    "int(1)", "str(1)", "\\", "é", "\x00", "\t", " ", "a b", "a=b", "#", "%s", "${hydra:runtime.cwd}", "00:01:00",
+]  # fmt: skip
+keys = st.sampled_from(
+    [*DEFAULTS, *GROUPS, "hydra.mode", "hydra.run.dir", "hydra", "defaults", "_target_", "model.x", "", "+"]
+)
+values = st.one_of(
+    st.sampled_from(WORDS),
+    st.integers(-10, 2000).map(str),
+    st.floats(-2, 2).map(str),
+    st.text(string.printable, max_size=8),
+)
+choices = st.sampled_from(sorted(GROUPS)).flatmap(
+    lambda g: st.sampled_from(GROUPS[g]).map(lambda choice: f"{g}={choice}")
+)
+pairs = st.builds("{}{}={}".format, st.sampled_from(["", "", "", "+", "++", "~"]), keys, values)
+good = st.sampled_from(
+    ["alpha=0.02", "seed=3", "model.num_experts=4", "trainer.max_steps=5", "model.capacity_factor=null"]
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> str:
+    """A valid override in which one character was removed, doubled or replaced."""
+    text = draw(good)
+    place = draw(st.integers(0, len(text) - 1))
+    return text[:place] + draw(st.sampled_from(["", text[place] * 2, *"=.+~@,:'\"[]{}()$ \\"])) + text[place + 1 :]
+
+
+flags = st.sampled_from(["-m", "--cfg", "--help", "--x", "-", "--", "-c=job", "--info", "--version"])
+lists = st.lists(st.one_of(good, pairs, pairs, choices, mutated(), flags), min_size=1, max_size=5)
+
+
+class Fuzz:
+    """Gives the command what hypothesis makes up, in an empty folder."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(command, "train", described)
+        monkeypatch.setattr("switch_lm.report.write_report", list)  # there is nothing to report
+        self.folder, self.monkeypatch, self.capsys = folder, monkeypatch, capsys
+
+    def run(self, examples: int, number: int) -> None:
+        @seed(number)
+        @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(arguments=lists)
+        def hold(arguments: list[str]) -> None:
+            self.require_a_run_or_a_message(arguments)
+
+        hold()
+
+    def require_a_run_or_a_message(self, arguments: list[str]) -> None:
+        self.monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        try:
+            command.main()
+            code: object = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        said = self.capsys.readouterr()
+        assert "Traceback" not in said.err + said.out
+        left = [path.name for path in self.folder.iterdir()]
+        if code == 2:
+            assert re.search(r"\w", said.err) and len(said.err) < 3000 and left == [], (said, left)
+        else:  # a run, or a sweep, whose jobs may fail
+            assert code == 0 or (code == 1 and "FAILED" in said.out), (code, said)
+            assert left in ([], ["outputs"])
+            shutil.rmtree(self.folder / "outputs", ignore_errors=True)
+
+
+@pytest.fixture
+def fuzz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fuzz:
+    return Fuzz(tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.row(16)
+def test_thirty_lists_of_overrides_give_a_run_or_a_message(fuzz: Fuzz) -> None:
+    fuzz.run(30, 0)
+
+
+@pytest.mark.row(16)
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(1, 6))
+def test_two_thousand_lists_of_overrides_give_a_run_or_a_message(number: int, fuzz: Fuzz) -> None:
+    fuzz.run(400, number)

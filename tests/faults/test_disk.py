@@ -1,0 +1,90 @@
+"""Rows 3 and 15: a disk that is full, and folders that can not be written."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import PATIENCE, Started, command, finished, state
+
+SMALL_DISK = "1500k"  # takes the first checkpoints and not all that are asked for
+
+
+def can_mount() -> bool:
+    """Whether a user may mount a file system in a name space of its own."""
+    try:
+        done = subprocess.run(
+            ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+needs_mount = pytest.mark.skipif(not can_mount(), reason="no mount name spaces here (unshare -rm)")
+
+
+def on_a_disk(folder: Path, options: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A run whose outputs are a disk of their own; temporary files are on another. Then what lies on the disk."""
+    (folder / "disk").mkdir()
+    words = command(folder, "outputs=disk", *arguments)
+    script = (
+        f'mount -t tmpfs -o {options} tmpfs disk && shift 0 && "$@"; code=$?; echo "code $code"; find disk -type f; '
+        f'"{sys.executable}" -c "import sys, zipfile; '
+        "print([zipfile.ZipFile(p).testzip() for p in __import__('glob').glob('disk/runs/*/checkpoints/*.ckpt')])\""
+    )
+    return subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, "sh", *words],
+        cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.row(3)
+@needs_mount
+def test_a_full_disk_ends_the_run_with_path_and_size_and_leaves_the_old_checkpoints(tmp_path: Path) -> None:
+    many = ("trainer.max_steps=2000", "trainer.val_every=20", "trainer.keep_best=100", "name=full")
+    done = on_a_disk(tmp_path, f"size={SMALL_DISK}", *many)
+    assert "code 1\n" in done.stdout, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr and "disk/runs/full/checkpoints/" in done.stderr
+    assert "MiB) could not be written: No space left on device; make room" in done.stderr
+    assert "The last good checkpoint: disk/runs/full/checkpoints/last.ckpt" in done.stderr
+    assert ".part" not in done.stdout and "disk/runs/full/checkpoints/best.ckpt" in done.stdout
+    intact = done.stdout.splitlines()[-1]
+    assert len(intact.split(",")) > 2 and set(intact) <= set("[None, ]")  # each file that is there is whole
+
+
+@pytest.mark.row(3)
+def test_where_a_file_may_not_grow_the_run_ends_with_path_and_size_and_the_old_checkpoint(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "outputs/runs/full/checkpoints"
+    started = Started(tmp_path, "trainer.max_steps=100000", "trainer.val_every=100000", "name=full")
+    started.wait_for_file(checkpoints, "last.ckpt")
+    step = state(checkpoints.parent)[-1]
+    resource.prlimit(started.process.pid, resource.RLIMIT_FSIZE, (60_000, 60_000))
+    assert started.process.wait(PATIENCE) == 1
+    assert "last.ckpt (0." in started.said and "MiB) could not be written: File too large; make room" in started.said
+    assert "Traceback" not in started.said
+    assert [path.name for path in checkpoints.iterdir()] == ["last.ckpt"]
+    assert state(checkpoints.parent)[-1] >= step
+
+
+@pytest.mark.row(15)
+@needs_mount
+@pytest.mark.long
+def test_a_read_only_folder_is_told_before_training(tmp_path: Path) -> None:
+    done = on_a_disk(tmp_path, "ro", "name=never")
+    assert "code 2\n" in done.stdout and "step" not in done.stdout and "Traceback" not in done.stderr
+    assert "outputs=disk: disk/runs/never can not be written (Read-only file system); make the folder" in done.stderr
+
+
+@pytest.mark.row(15)
+@pytest.mark.parametrize("blocked", ["outputs", "data.dir"])
+def test_a_file_where_a_folder_should_be_is_told_before_training(blocked: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    arguments = ["data.path=null"] if blocked == "data.dir" else []
+    done = finished(tmp_path, f"{blocked}=file", "name=never", *arguments)
+    assert done.returncode == (1 if blocked == "data.dir" else 2)
+    assert "file" in done.stderr and "Traceback" not in done.stderr and "step" not in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "text.txt"]

@@ -1,0 +1,43 @@
+"""Rows 7, 22 and 24: jobs of a sweep, seeds and worker counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import folder_of
+from processes import finished, sha256
+
+from switch_lm.settings import Config
+from switch_lm.train import train
+
+STEPS = ("trainer.max_steps=20", "trainer.val_every=10")
+
+
+@pytest.mark.row(7, 22)
+@pytest.mark.long
+def test_one_job_fails_and_the_others_give_what_they_give_alone(tmp_path: Path) -> None:
+    done = finished(tmp_path, "-m", *STEPS, "optim.lr=0.003,1e37,0.004", "optim.name=adamw", "name=three")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (failed,) = (line for line in done.stdout.splitlines() if "FAILED" in line)
+    assert failed.lstrip().startswith("2/3") and "at step" in failed  # the step at which it became infinite
+    sweep = tmp_path / "outputs/sweeps/three"
+    assert sorted(path.parent.name for path in sweep.glob("*/result.json")) == ["optim.lr=0.003", "optim.lr=0.004"]
+    alone = finished(tmp_path, *STEPS, "optim.lr=0.004", "optim.name=adamw", "name=alone")
+    assert alone.returncode == 0
+    assert sha256(sweep / "optim.lr=0.004") == sha256(tmp_path / "outputs/runs/alone")
+
+
+@pytest.mark.row(24)
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+def test_the_same_seed_gives_the_same_bits_with_another_number_of_workers_too(config: Config) -> None:
+    runs = [
+        replace(config, name=f"{seed}-{workers}", seed=seed, data=replace(config.data, num_workers=workers))
+        for seed, workers in ((0, 0), (0, 0), (0, 2), (1, 0))
+    ]
+    runs[1].name = "again"
+    for run in runs:
+        train(run)
+    first, again, workers, other_seed = (sha256(folder_of(run)) for run in runs)
+    assert first == again == workers != other_seed

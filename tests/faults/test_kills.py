@@ -1,0 +1,147 @@
+"""Rows 1 and 2: a run that is killed, whenever and however often, goes on to the same bits."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from processes import Started, finished, scalars, sha256
+
+from switch_lm import checkpoint
+
+# Every noise, every optimizer and every kind of step that training has.
+EVERYTHING = (
+    "model.random_drop_rate=0.1",
+    "model.expert_dropout=0.1",
+    "model.router_jitter=0.05",
+    "model.capacity_factor=1.0",
+    "model.drop_order=random",
+    "model.selection_bias_rate=0.001",
+    "optim.name=muon",
+    "trainer.precision=bf16",
+    "trainer.accumulate=2",
+    "trainer.val_every=30",
+    "trainer.checkpoint_every=6",
+    "trainer.keep_best=3",
+)
+SLOW_SYNC = """
+import os, time
+sync = os.fsync
+written = "outputs/runs/killed/checkpoints/last.ckpt"
+os.fsync = lambda file: (time.sleep(0.5 * os.path.exists(written)), sync(file))
+"""
+SLOW_VALIDATION = """
+import time
+from switch_lm.module import SwitchModule
+step = SwitchModule.validation_step
+def slow(self, batch, number):
+    print("validating", flush=True)
+    time.sleep(0.2)
+    step(self, batch, number)
+SwitchModule.validation_step = slow
+"""
+
+
+def run_of(folder: Path, name: str = "killed") -> Path:
+    return folder / "outputs" / "runs" / name
+
+
+def require_the_same(folder: Path, whole: Path, *, log_every: int = 5) -> None:
+    """All that a run leaves is that of the run that was never touched, and nothing more lies about."""
+    run = run_of(folder)
+    assert sha256(run) == sha256(whole)
+    steps = [step for step, _ in scalars(whole, "train/loss")]
+    assert [step for step, _ in scalars(run, "train/loss")] == steps == list(range(5, steps[-1] + 1, log_every))
+    assert scalars(run, "train/loss") == scalars(whole, "train/loss")
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == sorted(
+        path.name for path in (whole / "checkpoints").iterdir()
+    )
+
+
+@pytest.mark.row(1)
+@pytest.mark.long
+def test_killed_ten_times_at_random_a_run_ends_with_the_bits_of_one_that_was_never_touched(tmp_path: Path) -> None:
+    steps = ("trainer.max_steps=600", *EVERYTHING)
+    (tmp_path / "whole").mkdir()
+    assert finished(tmp_path / "whole", *steps, "name=killed").returncode == 0
+    moments = random.Random(0)
+    for number in range(10):
+        started = Started(tmp_path, *steps, "name=killed", "resume=auto")
+        if number > 0:  # the first at any moment of its start, the others after a first step
+            started.wait_for("s left")
+        time.sleep(moments.uniform(0.0, 0.6))
+        started.kill()
+    assert not (run_of(tmp_path) / "result.json").exists()
+    assert finished(tmp_path, *steps, "name=killed", "resume=auto").returncode == 0
+    require_the_same(tmp_path, run_of(tmp_path / "whole"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 70 steps that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = finished(folder, "trainer.max_steps=70", *EVERYTHING, "name=killed")
+    assert done.returncode == 0, done.stderr
+    return run_of(folder)
+
+
+@pytest.mark.row(1)
+@pytest.mark.parametrize(
+    ("moment", "before"),
+    [
+        pytest.param("before a checkpoint", "", marks=pytest.mark.long),
+        pytest.param("on a checkpoint", SLOW_SYNC, marks=[pytest.mark.row(2)]),
+        pytest.param("after a checkpoint", "", marks=pytest.mark.long),
+        pytest.param("in validation", SLOW_VALIDATION, marks=pytest.mark.long),
+    ],
+)
+def test_killed_at_a_chosen_moment_it_goes_on_to_the_same_bits(
+    moment: str, before: str, tmp_path: Path, whole: Path
+) -> None:
+    arguments, checkpoints = ("trainer.max_steps=70", *EVERYTHING, "name=killed"), run_of(tmp_path) / "checkpoints"
+    started = Started(tmp_path, *arguments, before=before)
+    if moment == "before a checkpoint":
+        started.wait_for_file(run_of(tmp_path), "events*")
+    elif moment == "on a checkpoint":
+        started.wait_for_file(checkpoints, "last.ckpt")
+        started.wait_for_file(checkpoints, ".last.ckpt.*")
+    elif moment == "after a checkpoint":
+        started.wait_for_file(checkpoints, "last.ckpt")
+    else:
+        started.wait_for("validating")
+    started.kill()
+    assert not (run_of(tmp_path) / "result.json").exists()
+    if moment == "on a checkpoint":
+        assert list(checkpoints.glob(".last.ckpt.*"))
+        assert checkpoint.read(checkpoints / "last.ckpt")["global_step"] > 0  # the old one still loads
+    again = finished(tmp_path, *arguments, "resume=auto")
+    assert again.returncode == 0, again.stderr
+    require_the_same(tmp_path, whole)
+
+
+@pytest.mark.row(21)
+@pytest.mark.long
+def test_resumed_twice_it_has_the_newest_state_and_no_files_beside(tmp_path: Path, whole: Path) -> None:
+    arguments = ("trainer.max_steps=70", *EVERYTHING)
+    for steps_done in (10, 40):
+        started = Started(tmp_path, *arguments, "name=killed", "resume=auto", before=SLOW_VALIDATION)
+        started.wait_for(f"step {steps_done}/70")
+        started.kill()
+    assert finished(tmp_path, *arguments, "resume=killed").returncode == 0
+    require_the_same(tmp_path, whole)
+    for key, reason in (("resume", "is finished"), ("name", "holds a run already")):
+        refused = finished(tmp_path, *arguments, f"{key}=killed")
+        assert refused.returncode == 2 and reason in refused.stderr and "Traceback" not in refused.stderr
+    require_the_same(tmp_path, whole)
+
+
+@pytest.mark.row(21)
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    started = Started(tmp_path, "trainer.max_steps=100000", "name=both")
+    started.wait_for_file(tmp_path / "outputs/runs/both/checkpoints", "last.ckpt")
+    second = finished(tmp_path, "trainer.max_steps=100000", "name=both", "resume=auto")
+    assert second.returncode == 2 and "another process trains this run at the moment" in second.stderr
+    assert started.process.poll() is None
+    started.kill()

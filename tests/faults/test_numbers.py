@@ -1,0 +1,154 @@
+"""Rows 8, 9 and 23: numbers that are not finite are named where they arise; extreme routing stays exact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import TEXT, folder_of, tiny_model
+
+from switch_lm import checkpoint
+from switch_lm.losses import language_loss, load_balancing_loss, summed
+from switch_lm.module import SwitchModule
+from switch_lm.run_folder import TrainingError
+from switch_lm.settings import Config
+from switch_lm.train import train
+from switch_lm.vocab import Vocabulary
+
+Spoil = Callable[[SwitchModule], None]
+
+
+def spoiled_at(step: int, spoil: Spoil, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something goes wrong before step number `step` (from 1)."""
+    start = SwitchModule.on_train_batch_start
+
+    def spoiling(self: SwitchModule, batch: object, number: int) -> None:
+        start(self, batch, number)  # type: ignore[arg-type]
+        if self.global_step + 1 == step:
+            with torch.no_grad():
+                spoil(self)
+
+    monkeypatch.setattr(SwitchModule, "on_train_batch_start", spoiling)
+
+
+def message_of(config: Config) -> str:
+    with pytest.raises(TrainingError) as failure:
+        train(config)
+    return str(failure.value)
+
+
+def require_good_checkpoints(config: Config, step: int) -> None:
+    """Best and last are of a step before the fault, and hold no NaN."""
+    for path in (folder_of(config) / "checkpoints").iterdir():
+        content = checkpoint.read(path)
+        assert content["global_step"] < step
+        assert all(torch.isfinite(weight).all() for weight in content["state_dict"].values())
+
+
+@pytest.mark.row(8)
+def test_a_loss_that_is_not_finite_stops_at_its_step_with_rate_and_last_good_checkpoint(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(module: SwitchModule) -> None:
+        module.model.get_parameter("blocks.0.attention.qkv.weight")[:] = 3e38
+
+    spoiled_at(7, too_large, monkeypatch)
+    message = message_of(config)
+    assert "the loss became nan at step 7 (learning rates 0." in message
+    assert "first in the output of blocks.0." in message
+    assert f"The last good checkpoint: {folder_of(config)}/checkpoints/last.ckpt" in message
+    require_good_checkpoints(config, 7)
+
+
+@pytest.mark.row(8)
+@pytest.mark.parametrize("rate", [1e10, 1e37])
+def test_rates_that_are_far_too_high_end_the_run_and_save_nothing_bad(config: Config, rate: float) -> None:
+    config.optim.name, config.optim.lr, config.trainer.checkpoint_every = "adamw", rate, 1
+    assert "at step" in message_of(config) or "after step" in message_of(config)
+    require_good_checkpoints(config, 12)
+
+
+@pytest.mark.row(8)
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_moved(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = SwitchModule.configure_gradient_clipping
+
+    def spoiling(self: SwitchModule, *args: object, **kwargs: object) -> None:
+        if self.global_step + 1 == 6:
+            gradient = self.model.get_parameter("blocks.1.ffn.experts.w_in_EDF").grad
+            assert gradient is not None
+            gradient[2, 0, 0] = math.inf
+        clip(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SwitchModule, "configure_gradient_clipping", spoiling)
+    message = message_of(config)
+    assert "a gradient is not finite at step 6" in message
+    assert "first in the gradient of blocks.1.ffn.experts.w_in_EDF (" in message
+    require_good_checkpoints(config, 6)
+
+
+@pytest.mark.row(8)
+def test_weights_that_are_not_finite_are_not_saved(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = SwitchModule.optimizer_step
+
+    def spoiling(self: SwitchModule, *args: object, **kwargs: object) -> None:
+        moved(self, *args, **kwargs)
+        if self.global_step + 1 == 8:  # the trainer counts it afterwards
+            with torch.no_grad():
+                self.model.head.weight[0, 0] = math.nan
+
+    monkeypatch.setattr(SwitchModule, "optimizer_step", spoiling)
+    assert "after step 8 the weight head.weight (nan) is not finite: nothing was saved" in message_of(config)
+    require_good_checkpoints(config, 8)
+
+
+@pytest.mark.row(9)
+def test_a_nan_in_one_router_is_found_there(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_router(module: SwitchModule) -> None:
+        module.model.get_parameter("blocks.1.ffn.w_router_DE")[3, 2] = math.nan
+
+    spoiled_at(7, one_router, monkeypatch)
+    message = message_of(config)
+    assert "the loss became nan at step 7" in message
+    assert "first in the weight blocks.1.ffn.w_router_DE (nan)" in message
+    require_good_checkpoints(config, 7)
+
+
+@pytest.mark.row(23)
+@pytest.mark.parametrize(("rows", "positions"), [(1, 1), (1, 16), (4, 1), (4, 16)])
+@pytest.mark.parametrize("factor", [None, 0.5, 1.0])
+@pytest.mark.parametrize("case", ["all to one", "one without any"])
+def test_extreme_loads_give_finite_losses_and_exact_counts(
+    rows: int, positions: int, factor: float | None, case: str
+) -> None:
+    model = tiny_model(capacity_factor=factor, router_jitter=0.0).train()
+    num_experts, num_tokens = 4, rows * positions
+    for block in model.blocks:
+        layer = block.ffn
+        norm = block.norm_ffn.weight
+        with torch.no_grad():
+            norm.zero_()  # the router sees zeros: all logits are equal, the first expert wins
+            if case == "one without any":
+                norm.fill_(1.0)
+                layer.w_router_DE[:, 3] = 0.0
+                layer.w_router_DE[:, 2] = -layer.w_router_DE[:, 1]  # the larger of the two is never below 0
+    ids = Vocabulary.of(TEXT).encode(TEXT)[: num_tokens + 1]
+    output = model(ids[:-1].view(rows, positions))
+    loss = language_loss(output.logits, ids[1:].view(rows, positions))
+    total = loss + 0.01 * summed(load_balancing_loss, output.routings)
+    total.backward()
+    assert torch.isfinite(total)
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+    for routing in output.routings:
+        assert int(routing.load_E.sum()) == num_tokens
+        if case == "all to one":
+            assert routing.load_E.tolist() == [num_tokens, 0, 0, 0]
+        else:
+            assert int(routing.load_E[3]) == 0
+        places = num_tokens if factor is None else min(num_tokens, max(1, math.ceil(factor * num_tokens / num_experts)))
+        kept = routing.load_E.clamp(max=places)
+        assert torch.equal(routing.kept_E, kept)
+        assert int(routing.kept_TK.sum()) == int(kept.sum())  # kept + dropped = selected
