@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from switch_lm import train as command
 
-BOUND_KIB = 64.0  # of memory a job, after the first fifth, in which caches fill
+BOUND_KIB = 256.0  # of memory a job, after the first fifth, in which caches fill: less than what a job itself takes
 SMALL = (
     "model.num_layers=1", "model.d_model=16", "model.num_heads=2", "model.d_ff=32", "model.num_experts=4",
     "model.context_length=16", "data.batch_size=4", "data.path=text.txt", "trainer.max_steps=6", "trainer.val_every=3",

@@ -53,7 +53,14 @@ class SoftStop(Checkpoint):
         if 0 < step < self.config.max_steps and self._is_due():  # the validation has saved last.ckpt
             raise self._stopped(self._all_up_to(step))
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        """Before Lightning restores what it found: after that, in `teardown`, this would keep its handlers for ever."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

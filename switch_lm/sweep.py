@@ -19,6 +19,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -43,6 +44,9 @@ class Sweep(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         RunFolder(folder).write_json(SWEEP, plan)
         print_plan(plan, folder=folder)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        job_return.cfg = job_return.hydra_cfg = None  # Hydra keeps them to the sweep's end: a quarter of a MiB a job
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """From files, since jobs may have been other processes. Exit code 1 if a job failed."""

@@ -138,6 +138,7 @@ def test_resumed_twice_it_has_the_newest_state_and_no_files_beside(tmp_path: Pat
 
 
 @pytest.mark.row(21)
+@pytest.mark.long
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     started = Started(tmp_path, "trainer.max_steps=100000", "name=both")
     started.wait_for_file(tmp_path / "outputs/runs/both/checkpoints", "last.ckpt")
