@@ -194,9 +194,11 @@ class SwitchModule(lightning.LightningModule):
             raise NonFiniteError(f"after step {self.global_step} the weight {weight} is not finite: nothing was saved")
         checkpoint[KEY] = self.header
         checkpoint["drops"] = self.drops.state_dict()
+        checkpoint["validation"] = self.validation.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.drops.load_state_dict(checkpoint["drops"])
+        self.validation.load_state_dict(checkpoint["validation"])
 
     @property
     def writer(self) -> SummaryWriter | None:

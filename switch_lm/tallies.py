@@ -75,6 +75,16 @@ class ValidationTally:
             self._load_LE = load_LE if self._load_LE is None else self._load_LE + load_LE
             self._entropy_L = entropy_L if self._entropy_L is None else self._entropy_L + entropy_L
 
+    def state_dict(self) -> dict[str, Any]:
+        """For a run that is stopped after its last validation, and only has to write down what that found."""
+        parts = {"load_LE": self._load_LE, "entropy_L": self._entropy_L}
+        return {"nll": self._nll, "count": self._count} | {k: x if x is None else x.tolist() for k, x in parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._nll, self._count = state["nll"], state["count"]
+        self._load_LE = None if state["load_LE"] is None else torch.tensor(state["load_LE"])
+        self._entropy_L = None if state["entropy_L"] is None else torch.tensor(state["entropy_L"], dtype=torch.float64)
+
     @property
     def loss(self) -> float:
         """Nats a character."""

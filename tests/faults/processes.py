@@ -77,12 +77,12 @@ class Started:
                 self.said += line
 
     def wait_for(self, text: str) -> None:
-        self._wait(lambda: text in self.said, f"said {text!r}")
+        self.wait_until(lambda: text in self.said, f"said {text!r}")
 
     def wait_for_file(self, folder: Path, pattern: str) -> None:
-        self._wait(lambda: any(folder.glob(pattern)), f"wrote {folder}/{pattern}")
+        self.wait_until(lambda: any(folder.glob(pattern)), f"wrote {folder}/{pattern}")
 
-    def _wait(self, happened: Callable[[], bool], what: str) -> None:
+    def wait_until(self, happened: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + PATIENCE
         while not happened():
             assert self._reader.is_alive() and time.monotonic() < deadline, f"never {what}:\n{self.said}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from pathlib import Path
@@ -42,6 +43,16 @@ def slow(self, batch, number):
     step(self, batch, number)
 SwitchModule.validation_step = slow
 """
+SLOW_END = """
+import time
+from switch_lm.training import Training
+result = Training._result
+def slow(self, *args):
+    print("trained", flush=True)
+    time.sleep(0.5)
+    return result(self, *args)
+Training._result = slow
+"""
 
 
 def run_of(folder: Path, name: str = "killed") -> Path:
@@ -52,6 +63,10 @@ def require_the_same(folder: Path, whole: Path, *, log_every: int = 5) -> None:
     """All that a run leaves is that of the run that was never touched, and nothing more lies about."""
     run = run_of(folder)
     assert sha256(run) == sha256(whole)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (run, whole)]
+    for timed in ("seconds", "training_seconds", "tokens_per_second", "inference_tokens_per_second"):
+        assert all(result.pop(timed) > 0 for result in results)
+    assert results[0] == results[1]
     steps = [step for step, _ in scalars(whole, "train/loss")]
     assert [step for step, _ in scalars(run, "train/loss")] == steps == list(range(5, steps[-1] + 1, log_every))
     assert scalars(run, "train/loss") == scalars(whole, "train/loss")
@@ -63,15 +78,15 @@ def require_the_same(folder: Path, whole: Path, *, log_every: int = 5) -> None:
 @pytest.mark.row(1)
 @pytest.mark.long
 def test_killed_ten_times_at_random_a_run_ends_with_the_bits_of_one_that_was_never_touched(tmp_path: Path) -> None:
-    steps = ("trainer.max_steps=600", *EVERYTHING)
+    steps = ("trainer.max_steps=1000", *EVERYTHING)
     (tmp_path / "whole").mkdir()
     assert finished(tmp_path / "whole", *steps, "name=killed").returncode == 0
-    moments = random.Random(0)
-    for number in range(10):
+    moments, last = random.Random(0), run_of(tmp_path) / "checkpoints" / "last.ckpt"
+    for _ in range(10):
+        before = last.stat().st_mtime_ns if last.exists() else 0
         started = Started(tmp_path, *steps, "name=killed", "resume=auto")
-        if number > 0:  # the first at any moment of its start, the others after a first step
-            started.wait_for("s left")
-        time.sleep(moments.uniform(0.0, 0.6))
+        started.wait_until(lambda old=before: last.exists() and last.stat().st_mtime_ns > old, "saved")
+        time.sleep(moments.uniform(0.0, 0.3))
         started.kill()
     assert not (run_of(tmp_path) / "result.json").exists()
     assert finished(tmp_path, *steps, "name=killed", "resume=auto").returncode == 0
@@ -95,6 +110,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("on a checkpoint", SLOW_SYNC, marks=[pytest.mark.row(2)]),
         pytest.param("after a checkpoint", "", marks=pytest.mark.long),
         pytest.param("in validation", SLOW_VALIDATION, marks=pytest.mark.long),
+        pytest.param("after the last step", SLOW_END),
     ],
 )
 def test_killed_at_a_chosen_moment_it_goes_on_to_the_same_bits(
@@ -110,7 +126,7 @@ def test_killed_at_a_chosen_moment_it_goes_on_to_the_same_bits(
     elif moment == "after a checkpoint":
         started.wait_for_file(checkpoints, "last.ckpt")
     else:
-        started.wait_for("validating")
+        started.wait_for("validating" if moment == "in validation" else "trained")
     started.kill()
     assert not (run_of(tmp_path) / "result.json").exists()
     if moment == "on a checkpoint":
