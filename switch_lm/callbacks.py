@@ -53,6 +53,16 @@ class Best(ModelCheckpoint):
     def state_key(self) -> str:
         return f"{type(self).__name__}({self.filename})"
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The run may have been moved since: Lightning would forget the best, and take any next one for it."""
+
+        def here(path: str) -> str:
+            return path and str(Path(str(self.dirpath)) / Path(path).name)
+
+        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        kept = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | paths | {"best_k_models": kept, "dirpath": self.dirpath})
+
 
 def checkpoints(folder: Path, trainer: TrainerConfig) -> list[Callback]:
     """`best.ckpt` by the lowest val/loss, `last.ckpt`, and of the `keep_best` best, if more than one, each by its step.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from switch_lm.architecture import ModelConfig
-from switch_lm.files import replacing
+from switch_lm.files import remedy, replacing
 from switch_lm.model import SwitchLM
 from switch_lm.runs import checkpoints, damage, newest_whole
 from switch_lm.vocab import Vocabulary
@@ -109,7 +109,7 @@ def write(content: dict[str, Any], path: Path) -> None:
         if (cause := _disk_error(error)) is None:
             raise
         size = f"{_num_bytes(content) / 2**20:,.1f} MiB"
-        raise CheckpointError(f"{path} ({size}) could not be written: {cause.strerror}; make room") from error
+        raise CheckpointError(f"{path} ({size}) could not be written: {cause.strerror}{remedy(cause)}") from error
 
 
 def _disk_error(error: BaseException | None) -> OSError | None:

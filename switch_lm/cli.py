@@ -6,9 +6,10 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep, Sweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
 from switch_lm.config import ConfigError
@@ -29,6 +30,7 @@ HYDRA_KEYS = (
     *(f"hydra.sweeper.{key}" for key in ("n_trials", "n_jobs", "max_batch_size", "study_name", "sampler.seed")),
 )  # fmt: skip
 MOST_JOBS = 10_000
+PLAIN = re.compile(r"-?[A-Za-z0-9_][A-Za-z0-9_.:+-]*")  # neither a path nor a line of a script
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -38,7 +40,7 @@ def check(arguments: Sequence[str]) -> None:
         if argument.startswith("-"):
             _require(key, FLAGS, "is not an option here")
         elif re.search(r"\bhydra\b", key):
-            _require(key.lstrip("+~"), HYDRA_KEYS, "is not passed on to Hydra, since such keys can name code to run")
+            _require(key, HYDRA_KEYS, "is not passed on to Hydra, since such keys can name code to run")
         elif argument.startswith("~"):
             raise ConfigError(f"{argument}: a key can not be removed; leave it out for its default")
     try:
@@ -46,7 +48,7 @@ def check(arguments: Sequence[str]) -> None:
     except HydraException:
         return
     for override in overrides:
-        _require_choice(override)
+        _require_plain(override)
     sizes = {str(override.input_line): _num_values(override) for override in overrides}
     if (jobs := math.prod(sizes.values())) > MOST_JOBS:
         largest = max(sizes, key=lambda line: sizes[line])
@@ -61,13 +63,36 @@ def _require(key: str, known: Sequence[str], refusal: str) -> None:
         raise ConfigError(f"{key} {refusal}; {'did you mean' if near else 'there are'} {', '.join(near or known)}?")
 
 
-def _require_choice(override: Override) -> None:
-    """Hydra itself raises a bare ValueError for `model=null` and `=1`."""
-    key, value = override.key_or_group, override.value()
+def _require_plain(override: Override) -> None:
+    """A group's choice is the name of one of its files: Hydra would follow a path to any other, with code in it.
+
+    Hydra itself raises a bare ValueError for `model=null` and `=1`.
+    """
+    key, line = str(override.key_or_group), " ".join(str(override.input_line).split())
+    if not key:
+        raise ConfigError(f"{line}: there is no key; write key=value")
+    if override.package is not None or ("/" in key and key not in HYDRA_KEYS):
+        raise ConfigError(f"{line}: {key} is not a key; keys are words with dots between them, as model.d_model")
     groups = {path.name for path in config_dir().iterdir() if path.is_dir()}
-    if not key or (key in groups and not isinstance(value, (str, QuotedString, list, Sweep))):
-        choose = f"choose one of its files, as {key}=NAME, or set one of its keys" if key else "write key=value"
-        raise ConfigError(f"{override.input_line}: {key or 'nothing'} is not a key that takes a value; {choose}")
+    of_group, of_launcher = key in groups or "/" in key, key.startswith(("hydra.launcher.", "hydra.sweeper."))
+    if of_group or of_launcher:
+        for value in _leaves(override.value()):
+            if (of_group and not isinstance(value, str)) or PLAIN.fullmatch(str(value)) is None:
+                fix = (
+                    f"choose one of its files, as {key}=NAME, or set one of its keys"
+                    if of_group
+                    else "use a plain word"
+                )
+                raise ConfigError(f"{line}: no value for {key}; {fix}")
+
+
+def _leaves(value: Any) -> list[Any]:
+    """The values in lists and sweeps, without quotes."""
+    if isinstance(value, ChoiceSweep):
+        value = value.list
+    if isinstance(value, list):
+        return [leaf for part in value for leaf in _leaves(part)]
+    return [value.text if isinstance(value, QuotedString) else value]
 
 
 def _num_values(override: Override) -> float:
@@ -75,8 +100,13 @@ def _num_values(override: Override) -> float:
     value = override.value()
     if isinstance(value, ChoiceSweep):
         return len(value.list)
+    if str(override.key_or_group) == "hydra.sweeper.n_trials" and isinstance(value, int):
+        return value
     if isinstance(value, RangeSweep):
-        if not value.step:
-            raise ConfigError(f"{override.input_line}: a range with a step of 0 has no end; give another step")
+        bounds = (value.start or 0, value.stop or 0, value.step)
+        if not value.step or not all(math.isfinite(bound) for bound in bounds):
+            raise ConfigError(
+                f"{override.input_line}: this range has no end; give finite bounds and a step other than 0"
+            )
         return max(1.0, math.ceil(((value.stop or 0) - (value.start or 0)) / value.step))
     return 1

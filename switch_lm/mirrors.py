@@ -78,8 +78,9 @@ def _get(url: str, *, size: int, mismatch: Mismatch) -> bytes:
     body = bytearray()
     try:
         with requests.get(url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
-            if url.startswith("https:") and not response.url.startswith("https:"):
-                raise MirrorError(f"sent on to {response.url}, which is not HTTPS")
+            for hop in [*response.history, response]:
+                if url.startswith("https:") and not hop.url.startswith("https:"):
+                    raise MirrorError(f"sent on to {hop.url}, which is not HTTPS")
             if response.status_code in RETRIED_STATUS:
                 raise _TransientError(f"HTTP {response.status_code}")
             response.raise_for_status()

@@ -88,7 +88,7 @@ class SwitchModule(lightning.LightningModule):
         loss, routings = losses.total, losses.routings
         if not torch.isfinite(loss):
             self._seed_noise(batch_idx)
-            raise self._not_finite(f"the loss became {loss.item()}", locate(self.model, batch.ids))
+            raise self._not_finite(f"the loss became {loss.item()}", batch.ids, step=self.global_step + 1)
         self.language_loss = losses.language.detach()
         with torch.no_grad():
             self.drops.add(routings)
@@ -142,9 +142,8 @@ class SwitchModule(lightning.LightningModule):
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.optim.grad_clip)
         if not torch.isfinite(norm):
             grads = ((name, parameter.grad) for name, parameter in self.model.named_parameters())
-            raise self._not_finite(
-                "a gradient is not finite", f"the gradient of {first_of(grads) or 'all weights together'}"
-            )
+            where = f"the gradient of {first_of(grads) or 'all weights together'}"
+            raise self._not_finite("a gradient is not finite", where, step=self.global_step + 1)
         if (self.global_step + 1) % self.config.logger.log_every == 0:
             rates = {f"optim/lr_{i}": group["lr"] for i, group in enumerate(optimizer.param_groups)}
             self.write({"optim/gradient_norm": norm.item(), **rates}, self.global_step + 1)
@@ -154,12 +153,13 @@ class SwitchModule(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         output = self.model(batch.ids)
-        self.validation.add(language_loss(output.logits, batch.targets), batch.targets.numel(), output.routings)
+        loss = language_loss(output.logits, batch.targets)
+        if not torch.isfinite(loss):
+            raise self._not_finite(f"the validation loss became {loss.item()}", batch.ids, step=self.global_step)
+        self.validation.add(loss, batch.targets.numel(), output.routings)
 
     def on_validation_epoch_end(self) -> None:
         found = self.validation
-        if not math.isfinite(found.loss):
-            raise NonFiniteError(f"the validation loss became {found.loss} at step {self.global_step}")
         self.log("val/loss", found.loss, logger=False)  # for the checkpoints' monitor; written below, at our step
         scalars = {"val/loss": found.loss, **_as_perplexity("val", found.loss)}
         if found.load_max_over_mean is not None and found.router_entropy is not None:
@@ -182,16 +182,19 @@ class SwitchModule(lightning.LightningModule):
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
 
-    def _not_finite(self, what: str, where: str) -> NonFiniteError:
-        rates = " and ".join(sorted({f"{group['lr']:.3g}" for group in self.trainer.optimizers[0].param_groups}))
+    def _not_finite(self, what: str, where: str | Tensor, *, step: int) -> NonFiniteError:
+        """`where`, or the characters with which it shows."""
+        place = where if isinstance(where, str) else locate(self.model, where)
+        groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        rates = " and ".join(sorted({f"{group['lr']:.3g}" for group in groups}))
         return NonFiniteError(
-            f"{what} at step {self.global_step + 1} (learning rates {rates}), first in {where}; lower optim.lr and "
-            "optim.matrix_lr, or lengthen optim.warmup_steps"
+            f"{what} at step {step} (learning rates {rates}), first in {place}; lower optim.lr and optim.matrix_lr, or "
+            "lengthen optim.warmup_steps"
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if (weight := first_of(self.model.named_parameters())) is not None:
-            raise NonFiniteError(f"after step {self.global_step} the weight {weight} is not finite: nothing was saved")
+            raise self._not_finite("nothing was saved: weights are not finite", weight, step=self.global_step)
         checkpoint[KEY] = self.header
         checkpoint["drops"] = self.drops.state_dict()
         checkpoint["validation"] = self.validation.state_dict()

@@ -9,8 +9,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from omegaconf import OmegaConf
 
@@ -20,6 +22,7 @@ from switch_lm.runs import CHECKPOINTS, LAST, damage, newest_whole
 from switch_lm.settings import Config
 
 CONFIG, RESULT, HARDWARE = "config.yaml", "result.json", "hardware.json"
+LOCK_SECONDS = 10.0  # to wait for it: the loader processes of a killed run take some seconds to notice
 JOB, SWEEP = "job.json", "sweep.json"  # what came of a sweep's job, and what a sweep is to run
 # Where a run lies and how it is shown changes nothing in what it computes.
 NOT_COMPARED = (
@@ -42,6 +45,9 @@ class Stopped(BaseException):
         super().__init__(message)
         self.run, self.code = run, code
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a launcher's worker sends it to the process that started it
+        return partial(Stopped, run=self.run, code=self.code), self.args
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -50,6 +56,7 @@ class RunFolder:
     path: Path
     resumes_from: Path | None = None
     sweep: Path | None = None
+    seen: int | None = None  # when its configuration was written, as it was chosen; None: there was none
 
     @property
     def checkpoints(self) -> Path:
@@ -69,11 +76,17 @@ class RunFolder:
         lock = None
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            lock = Lock(self.path)
+            lock = Lock(self.path, "two processes in one folder would overwrite each other's checkpoints")
+            if _written_at(self.path) != self.seen:
+                raise ConfigError(f"{self.path}: another process has trained here meanwhile; start the command again")
             for folder in (self.path, self.checkpoints):
                 remove_parts(folder)
             replace_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
             self.store_hardware(hardware)
+        except ConfigError:
+            if lock is not None:
+                lock.close()
+            raise
         except OSError as error:
             if lock is not None:
                 lock.close()
@@ -107,11 +120,14 @@ class RunFolder:
 
 
 class Lock:
-    """Keeps other processes from training in a folder, until it is closed or the process ends, however it ends."""
+    """Keeps other processes from working in a folder, in its block or until the process ends, however it ends.
 
-    def __init__(self, folder: Path) -> None:
+    ConfigError, with the `rule` that this holds, if another process has it.
+    """
+
+    def __init__(self, folder: Path, rule: str) -> None:
         self._descriptor = os.open(folder, os.O_RDONLY)
-        deadline = time.monotonic() + 10.0  # a killed run's loader processes take some seconds to notice
+        deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -119,15 +135,20 @@ class Lock:
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     self.close()
-                    rule = "two in one folder would overwrite each other"
                     raise ConfigError(
-                        f"{folder}: another process trains this run at the moment; {rule}; wait for its end, or "
-                        "choose another name"
+                        f"{folder}: another process trains there at the moment; {rule}; wait for its end, or choose "
+                        "another name"
                     ) from error
             time.sleep(0.2)
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
 
 def choose(config: Config) -> RunFolder:
@@ -138,9 +159,7 @@ def choose(config: Config) -> RunFolder:
     runs = Path(config.outputs) / "runs"
     if config.resume == "auto":
         return _newest_unfinished(runs, config) or RunFolder(_free(runs, config.name))
-    if config.resume is not None:
-        return _named(runs, config)
-    return RunFolder(_free(runs, config.name))
+    return RunFolder(_free(runs, config.name)) if config.resume is None else _named(runs, config)
 
 
 def of_job(folder: Path, config: Config) -> RunFolder:
@@ -155,9 +174,7 @@ def of_job(folder: Path, config: Config) -> RunFolder:
 
 def _free(runs: Path, name: str | None) -> Path:
     if name is None:
-        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        path = runs / stamp
-        return path if not path.exists() else runs / f"{stamp}-{os.getpid()}"
+        return runs / datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f")
     path = runs / name
     if path.exists() and any(path.iterdir()):
         raise ConfigError(f"name={name}: {path} holds a run already; choose another name, or go on with resume={name}")
@@ -169,7 +186,7 @@ def _newest_unfinished(runs: Path, config: Config) -> RunFolder | None:
     candidates = [
         path
         for path in runs.glob("*" if config.name is None else config.name)
-        if (path / CONFIG).is_file() and not (path / RESULT).is_file() and not _differences(path, config)
+        if (path / CONFIG).is_file() and not (path / RESULT).is_file() and _is_like(path, config)
     ]
     if not candidates:
         return None
@@ -199,7 +216,20 @@ def _going_on(path: Path, sweep: Path | None = None) -> RunFolder:
             f"{path}: no checkpoint of this run can be read ({reasons}); start a new run with another name, or remove "
             f"{folder} to begin this one anew"
         )
-    return RunFolder(path, good, sweep)
+    return RunFolder(path, good, sweep, _written_at(path))
+
+
+def _written_at(path: Path) -> int | None:
+    """When the configuration was stored, which each start does."""
+    return (path / CONFIG).stat().st_mtime_ns if (path / CONFIG).is_file() else None
+
+
+def _is_like(path: Path, config: Config) -> bool:
+    """Of a run with a damaged configuration nobody can tell; asked for by its name, that is an error."""
+    try:
+        return not _differences(path, config)
+    except ConfigError:
+        return False
 
 
 def _differences(path: Path, config: Config) -> dict[str, tuple[Any, Any]]:

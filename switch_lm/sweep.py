@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
@@ -23,8 +23,9 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from switch_lm.config import RUN_NAME, show
-from switch_lm.run_folder import JOB, NOT_COMPARED, RESULT, SWEEP, RunFolder, Stopped
+from switch_lm.config import RUN_NAME, ConfigError, show
+from switch_lm.run_folder import JOB, NOT_COMPARED, RESULT, SWEEP, Lock, RunFolder, Stopped
+from switch_lm.signals import StopSignals
 
 MAX_NAME = 80
 
@@ -37,12 +38,19 @@ class Sweep(Callback):
 
         overrides = sweep_overrides(config)
         folder = _folder(config, overrides)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = Lock(folder, "two commands would do each other's jobs")
+            plan = _plan(config, overrides, began=RunFolder(folder).read_json(SWEEP))
+            RunFolder(folder).write_json(SWEEP, plan)
+        except OSError as error:
+            fix = "make the folder writable, or choose another one with outputs=FOLDER"
+            _refuse(f"outputs={config.outputs}: {folder} can not be written ({error.strerror}); {fix}")
+        except ConfigError as error:
+            _refuse(str(error))
         with open_dict(config.hydra):  # each job's configuration is composed anew from these overrides
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
             config.hydra.sweep.dir = str(folder)
-        plan = _plan(config, overrides, began=RunFolder(folder).read_json(SWEEP))
-        folder.mkdir(parents=True, exist_ok=True)
-        RunFolder(folder).write_json(SWEEP, plan)
         print_plan(plan, folder=folder)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -54,6 +62,7 @@ class Sweep(Callback):
 
         folder = Path(str(config.hydra.sweep.dir))
         print_end(folder)
+        self.lock.close()
         rows = read_jobs(folder)
         if not rows or any(row["status"] != "done" for row in rows):
             sys.exit(1)
@@ -78,7 +87,8 @@ def run_job(cfg: DictConfig, train: Callable[..., dict[str, Any]]) -> float:
     job.write_json(JOB, record | {"status": "running"})  # what stays if it is killed
     words = heading(plan, record) if cfg.logger.progress == "auto" else None
     try:
-        result = train(_with_threads(cfg, hydra.launcher), folder=job.path, heading=words)
+        with StopSignals(job.path) as signals:
+            result = train(_with_threads(cfg, hydra.launcher), folder=job.path, heading=words, signals=signals)
     except Stopped as stop:
         result, record = {}, record | {"status": "stopped", "error": str(stop)}
         if stop.code != 0:  # by a signal, which is meant for all jobs
@@ -92,6 +102,9 @@ def run_job(cfg: DictConfig, train: Callable[..., dict[str, Any]]) -> float:
     record["seconds"] = before["seconds"] if before else time.perf_counter() - started
     job.write_json(JOB, record)
     print_row(plan, record, result, read_jobs(sweep), skipped=skipped)
+    if signals.received is not None and hydra.job.num + 1 < plan["num_jobs"]:  # it came in the last validation
+        print_stopped(plan, read_jobs(sweep))
+        raise signals.stopped("this job was done")
     return float(result.get("val_loss", math.inf))
 
 
@@ -160,10 +173,14 @@ def _folder(config: DictConfig, overrides: list[Override]) -> Path:
         parts = sorted(str(o.input_line) for o in named)
         name = _as_name([config.hydra.runtime.choices.get("experiment") or "", *parts]) or "sweep"
     elif RUN_NAME.fullmatch(str(name)) is None:
-        rule = "may hold letters, digits, '.', '_' and '-', and begins with none of '.-'; name=my_sweep"
-        print(f"The configuration can not be used:\nname={name}: {rule}", file=sys.stderr)
-        sys.exit(2)  # Hydra makes a warning of an exception in a callback
+        _refuse(f"name={name}: may hold letters, digits, '.', '_' and '-', and begins with none of '.-'; name=my_sweep")
     return Path(str(config.outputs)) / "sweeps" / str(name)
+
+
+def _refuse(reason: str) -> NoReturn:
+    """By itself: Hydra makes a warning of an exception in a callback."""
+    print(f"The configuration can not be used:\n{reason}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _as_name(parts: list[str]) -> str:

@@ -22,12 +22,20 @@ from switch_lm.corpus import CorpusError
 from switch_lm.paths import config_dir, interpreter
 from switch_lm.run_folder import Stopped, TrainingError
 from switch_lm.settings import Config
+from switch_lm.signals import StopSignals
 
 
-def train(cfg: DictConfig | Config, *, folder: Path | None = None, heading: str | None = None) -> dict[str, Any]:
+def train(
+    cfg: DictConfig | Config,
+    *,
+    folder: Path | None = None,
+    heading: str | None = None,
+    signals: StopSignals | None = None,
+) -> dict[str, Any]:
     """Trains as configured and returns what result.json holds. Callable from Python.
 
-    For a sweep's jobs: `folder`, and `heading`, which stands beside a progress bar in place of the run's own words.
+    For a sweep's jobs: `folder`, `heading`, which stands beside a progress bar in place of the run's own words, and
+    `signals`, which are caught already.
 
     ConfigError if the configuration breaks a rule (before anything is fetched or written); CorpusError if there is no
     text; TrainingError if training fails; Stopped, which is no Exception, after a signal or `trainer.max_time`.
@@ -38,7 +46,7 @@ def train(cfg: DictConfig | Config, *, folder: Path | None = None, heading: str 
         return finished
     from switch_lm.training import Training  # torch and Lightning are slow to import: not for --help and --cfg
 
-    return Training.prepare(config, run, heading=heading).fit()
+    return Training.prepare(config, run, heading=heading, signals=signals or StopSignals(run.path)).fit()
 
 
 def main() -> None:

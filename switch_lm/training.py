@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from switch_lm.checkpoint import KEY, CheckpointError, read, read_model
 from switch_lm.config import ConfigError
 from switch_lm.corpus import Corpus, load_corpus
 from switch_lm.data import TextData
+from switch_lm.files import remedy
 from switch_lm.hardware import Hardware, detect, keep_freed_memory
 from switch_lm.ledger import run_ledger
 from switch_lm.module import SwitchModule
@@ -28,6 +30,7 @@ from switch_lm.result import at_training_capacity, commit, computation, routing_
 from switch_lm.run_folder import RESULT, Lock, RunFolder, TrainingError
 from switch_lm.runs import LAST, RunError, find_run, newest_whole
 from switch_lm.settings import Config
+from switch_lm.signals import StopSignals
 from switch_lm.stopping import SoftStop
 from switch_lm.upcycle import upcycle
 from switch_lm.vocab import Vocabulary
@@ -47,11 +50,12 @@ class Training:
     module: SwitchModule
     data: TextData
     console: Console
+    signals: StopSignals
     heading: str | None = None  # of a progress bar that is all a run shows; None: it has words of its own
 
     @classmethod
-    def prepare(cls, config: Config, run: RunFolder, *, heading: str | None = None) -> Training:
-        """Fetches the text, chooses how to compute, makes model and run folder, and prints the plan."""
+    def prepare(cls, config: Config, run: RunFolder, *, signals: StopSignals, heading: str | None = None) -> Training:
+        """Fetches the text, chooses how to compute, makes model and run folder."""
         _quiet_lightning()
         console = summary.make_console(quiet=config.logger.progress == "none" or heading is not None)
         _show_log(console)
@@ -68,10 +72,6 @@ class Training:
             _start_from(config, module)
         first_step = _first_step(run, corpus)
         lock = run.create(config, asdict(hardware))
-        sizes = len(training_ids), len(validation_ids)
-        summary.print_plan(
-            console, config, hardware, run=run.path, source=corpus.source, sizes=sizes, vocab=len(vocabulary)
-        )
         data = TextData(
             training_ids,
             validation_ids,
@@ -80,35 +80,46 @@ class Training:
             seed=config.seed,
             num_workers=config.data.num_workers,
         )
-        return cls(config, run, lock, first_step, corpus, hardware, module, data, console, heading)
+        return cls(config, run, lock, first_step, corpus, hardware, module, data, console, signals, heading)
 
     def fit(self) -> dict[str, Any]:
         """Trains to the last step and returns what it wrote to result.json."""
+        with self.lock, self.signals:
+            self._print_plan()
+            try:
+                result = self._train()
+            except BrokenPipeError:  # of the console, as with `| head`
+                raise
+            except (NonFiniteError, CheckpointError, OSError) as error:
+                raise TrainingError(self._failed(error)) from error
+        summary.print_result(self.console, result, run=self.run.path)
+        return result
+
+    def _print_plan(self) -> None:
+        sizes = len(self.data.training_ids), len(self.data.validation_ids)
+        vocab, source = len(self.module.vocabulary), self.corpus.source
+        summary.print_plan(
+            self.console, self.config, self.hardware, run=self.run.path, source=source, sizes=sizes, vocab=vocab
+        )
+
+    def _train(self) -> dict[str, Any]:
         config, module = self.config, self.module
         clock = callbacks.Clock(config.data.batch_size * config.model.context_length, config.logger.log_every)
         trainer = self._trainer(clock)
-        try:
-            if config.init_from is not None and self.run.resumes_from is None:
-                trainer.validate(module, self.data, verbose=False)  # what the dense model's weights give, at step 0
-            resumes_from = None if self.run.resumes_from is None else str(self.run.resumes_from)
-            trainer.fit(module, self.data, ckpt_path=resumes_from)
-            result = self._result(trainer, clock)
-            self.run.write_json(RESULT, result)
-            _log_hparams(module, result)
-        except BrokenPipeError:  # of the console, as with `| head`
-            raise
-        except (NonFiniteError, CheckpointError, OSError) as error:
-            raise TrainingError(self._failed(error)) from error
-        finally:
-            self.lock.close()
-        summary.print_result(self.console, result, run=self.run.path)
+        if config.init_from is not None and self.run.resumes_from is None:
+            trainer.validate(module, self.data, verbose=False)  # what the dense model's weights give, at step 0
+        resumes_from = None if self.run.resumes_from is None else str(self.run.resumes_from)
+        trainer.fit(module, self.data, ckpt_path=resumes_from)
+        result = self._result(trainer, clock)
+        self.run.write_json(RESULT, result)
+        _log_hparams(module, result)
         return result
 
     def _failed(self, error: Exception) -> str:
         """Why training ended, what is left of it, and how to go on."""
         reason = str(error)
         if isinstance(error, OSError):
-            reason = f"{error.filename or self.run.path} could not be written: {error.strerror or error}; make room"
+            reason = f"{error.filename or self.run.path} could not be written: {error.strerror or error}{remedy(error)}"
         if (left := newest_whole(self.run.checkpoints)) is None:
             return f"{reason}\nThere is no checkpoint yet."
         return f"{reason}\nThe last good checkpoint: {left} (to go on from it: resume={self.run.path.name})"
@@ -117,11 +128,12 @@ class Training:
         config = self.config
         # What was written after the checkpoint, or before there was one, is written again: TensorBoard must forget it.
         first = 0 if self.run.resumes_from is None else self.first_step + 1
+        _wait_for_a_new_second(self.run.path)
         compiled = [callbacks.CompiledBlocks(self.console, self._cannot_compile)] if self.hardware.compile else []
         logger = TensorBoardLogger(
             self.run.path, name=None, version="", default_hp_metric=False, flush_secs=10, purge_step=first
         )
-        return lightning.Trainer(
+        trainer = lightning.Trainer(
             accelerator="gpu" if self.hardware.device == "cuda" else "cpu",
             devices=1,
             precision=self.hardware.autocast,  # type: ignore[arg-type]
@@ -141,11 +153,14 @@ class Training:
                 callbacks.Samples(config.logger.sample_prompt, config.logger.sample_length, config.seed),
                 *compiled,  # after the samples
                 *callbacks.checkpoints(self.run.checkpoints, config.trainer),
-                SoftStop(self.run.checkpoints / LAST, config.trainer),
+                SoftStop(self.run.checkpoints / LAST, config.trainer, self.signals),
             ],
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        # Lightning's own handlers would end a run with exit code 0 (SIGTERM) or 1 (Ctrl-C), and save nothing.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        return trainer
 
     def _cannot_compile(self, reason: str) -> None:
         self.run.store_hardware(asdict(replace(self.hardware, compile=False, compile_reason=reason)))
@@ -234,6 +249,13 @@ def _first_step(run: RunFolder, corpus: Corpus) -> int:
     if run.damaged is not None:
         print(f"warning: {run.damaged}; going on from {run.resumes_from}", file=sys.stderr)
     return int(content["global_step"])
+
+
+def _wait_for_a_new_second(run: Path) -> None:
+    """TensorBoard reads event files by name, which begins with the second: what goes on must come after what was."""
+    newest = max((int(path.name.split(".")[3]) for path in run.glob("events.out.tfevents.*")), default=0)
+    if 0 <= time.time() - newest < 1:
+        time.sleep(newest + 1 - time.time())
 
 
 def _log_hparams(module: SwitchModule, result: dict[str, Any]) -> None:

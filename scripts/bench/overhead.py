@@ -21,6 +21,7 @@ from switch_lm import run_folder
 from switch_lm.callbacks import Clock
 from switch_lm.generate import generate
 from switch_lm.settings import Config
+from switch_lm.signals import StopSignals
 from switch_lm.training import Training
 
 CASE, APART = "overhead of a step", "apart from steps"
@@ -67,7 +68,8 @@ def of_a_step(options: Options) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         plan = Plan.of(options, folder)
         quiet = replace(plan.config, logger=replace(plan.config.logger, progress="none"))  # prints no plan
-        training = Training.prepare(quiet, run_folder.choose(quiet))
+        run = run_folder.choose(quiet)
+        training = Training.prepare(quiet, run, signals=StopSignals(run.path))
         console = Console(file=nowhere, force_terminal=True)
         training = replace(training, config=plan.config, console=console)
         clock = Clock(plan.config.data.batch_size * plan.config.model.context_length, plan.config.logger.log_every)

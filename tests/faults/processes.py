@@ -37,11 +37,22 @@ SMALL = [
     "logger.progress=lines",
 ]
 TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on. " * 60
+# Run before the command, this makes a moment long enough to be met.
+SLOW_VALIDATION = """
+import time
+from switch_lm.module import SwitchModule
+step = SwitchModule.validation_step
+def slow(self, batch, number):
+    print("validating", flush=True)
+    time.sleep(0.2)
+    step(self, batch, number)
+SwitchModule.validation_step = slow
+"""
 PATIENCE = 120.0  # seconds; a machine that is busy is no fault
 
 
 def command(folder: Path, *arguments: str, before: str = "") -> list[str]:
-    """`before`: Python that the process runs first, to make a moment long enough to be met."""
+    """`before`: Python that the process runs first."""
     if not (folder / "text.txt").exists():
         (folder / "text.txt").write_text(TEXT)
     start = ["-c", f"{before}\nfrom switch_lm.train import main\nmain()"] if before else ["-m", "switch_lm.train"]
@@ -82,6 +93,11 @@ class Started:
     def wait_for_file(self, folder: Path, pattern: str) -> None:
         self.wait_until(lambda: any(folder.glob(pattern)), f"wrote {folder}/{pattern}")
 
+    def wait_for_newer(self, path: Path) -> None:
+        """Than it is now."""
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        self.wait_until(lambda: path.exists() and path.stat().st_mtime_ns > before, f"wrote {path} anew")
+
     def wait_until(self, happened: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + PATIENCE
         while not happened():
@@ -92,7 +108,7 @@ class Started:
         """Sends the signals, a moment apart, and returns the exit code."""
         for number in signals:
             self.process.send_signal(number)
-            time.sleep(0.001)
+            time.sleep(0.1)  # two at once would be one: signals of a kind do not queue
         code = self.process.wait(PATIENCE)
         self._reader.join()
         return code

@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from compare import same
 from conftest import MakeRun, folder_of
 from processes import state
 
-from switch_lm import checkpoint, evaluate, generate
+from switch_lm import checkpoint, evaluate, generate, run_folder
+from switch_lm.callbacks import Best
 from switch_lm.checkpoint import CheckpointError
 from switch_lm.config import ConfigError
 from switch_lm.module import SwitchModule
@@ -127,6 +129,28 @@ def test_a_damaged_file_of_a_run_is_named(name: str, stopped: Path, config: Conf
     (stopped.parent / name).write_bytes(b"{\x00 not: [what")
     with pytest.raises(ConfigError, match=rf"{name} is damaged"):
         train(replace(config, resume="run"))
+
+
+@pytest.mark.row(21)
+def test_a_folder_that_was_moved_keeps_what_is_known_of_its_best(tmp_path: Path) -> None:
+    before, after = Best(tmp_path / "before", "best", 1), Best(tmp_path / "after", "best", 1)
+    path = str(tmp_path / "before" / "best.ckpt")
+    before.best_model_path, before.best_model_score = path, torch.tensor(1.5)
+    before.best_k_models, before.kth_best_model_path = {path: torch.tensor(1.5)}, path
+    after.load_state_dict(before.state_dict())
+    moved = str(tmp_path / "after" / "best.ckpt")
+    assert after.best_model_path == moved and after.best_model_score == torch.tensor(1.5)
+    assert after.best_k_models == {moved: torch.tensor(1.5)}
+
+
+@pytest.mark.row(21)
+def test_a_folder_that_another_process_used_meanwhile_is_not_used(config: Config) -> None:
+    chosen = run_folder.choose(config)
+    train(config)
+    before = (folder_of(config) / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match="another process has trained here meanwhile; start the command again"):
+        chosen.create(config, {})
+    assert (folder_of(config) / "config.yaml").read_bytes() == before
 
 
 @pytest.mark.row(18)

@@ -67,7 +67,7 @@ BAD = [
     ("modle=switch", "modle"),
     ("alpha", "alpha: can not be read as key=value"),
     ("alpha=[1", "alpha=[1: can not be read as key=value"),
-    ("=1", "=1: nothing is not a key that takes a value"),
+    ("=1", "=1: there is no key; write key=value"),
     ("alpha=${nowhere}", "alpha"),
     ("alpha=${oc.env:NO_SUCH_VARIABLE}", "alpha"),
     ("model=null", "model"),
@@ -119,11 +119,13 @@ def test_values_out_of_range_are_told_together_and_unknown_keys_one_at_a_time(re
 
 
 @pytest.mark.row(16)
-@pytest.mark.parametrize("sweep", ["seed=range(0,1000000000)", "seed=range(0,10,0)", "seed=range(0,1000)"])
+@pytest.mark.parametrize(
+    "sweep", ["seed=range(0,1000000000)", "seed=range(0,10,0)", "seed=range(0,inf)", "seed=range(0,1000)"]
+)
 def test_a_sweep_without_end_is_refused_at_once(sweep: str, refuse: Refuse) -> None:
     others = ["alpha=range(0,1,0.01)"] if sweep.endswith("(0,1000)") else []
     said = refuse("-m", sweep, *others)
-    assert sweep in said and ("narrow the range" in said or "give another step" in said)
+    assert sweep in said and ("narrow the range" in said or "give finite bounds" in said)
 
 
 @pytest.mark.row(25)

@@ -80,6 +80,14 @@ def test_a_read_only_folder_is_told_before_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.row(15)
+def test_a_sweep_into_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = finished(tmp_path, "-m", "seed=1,2", "outputs=file", "name=never")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "outputs=file: file/sweeps/never can not be written (Not a directory); make the folder" in done.stderr
+
+
+@pytest.mark.row(15)
 @pytest.mark.parametrize("blocked", ["outputs", "data.dir"])
 def test_a_file_where_a_folder_should_be_is_told_before_training(blocked: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()

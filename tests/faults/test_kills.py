@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import Started, finished, scalars, sha256
+from processes import SLOW_VALIDATION, Started, finished, scalars, sha256
 
 from switch_lm import checkpoint
 
@@ -32,16 +32,6 @@ import os, time
 sync = os.fsync
 written = "outputs/runs/killed/checkpoints/last.ckpt"
 os.fsync = lambda file: (time.sleep(0.5 * os.path.exists(written)), sync(file))
-"""
-SLOW_VALIDATION = """
-import time
-from switch_lm.module import SwitchModule
-step = SwitchModule.validation_step
-def slow(self, batch, number):
-    print("validating", flush=True)
-    time.sleep(0.2)
-    step(self, batch, number)
-SwitchModule.validation_step = slow
 """
 SLOW_END = """
 import time
@@ -83,9 +73,8 @@ def test_killed_ten_times_at_random_a_run_ends_with_the_bits_of_one_that_was_nev
     assert finished(tmp_path / "whole", *steps, "name=killed").returncode == 0
     moments, last = random.Random(0), run_of(tmp_path) / "checkpoints" / "last.ckpt"
     for _ in range(10):
-        before = last.stat().st_mtime_ns if last.exists() else 0
         started = Started(tmp_path, *steps, "name=killed", "resume=auto")
-        started.wait_until(lambda old=before: last.exists() and last.stat().st_mtime_ns > old, "saved")
+        started.wait_for_newer(last)
         time.sleep(moments.uniform(0.0, 0.3))
         started.kill()
     assert not (run_of(tmp_path) / "result.json").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 import pytest
@@ -66,7 +67,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_with_rate_and_last_good_che
 @pytest.mark.parametrize("rate", [1e10, 1e37])
 def test_rates_that_are_far_too_high_end_the_run_and_save_nothing_bad(config: Config, rate: float) -> None:
     config.optim.name, config.optim.lr, config.trainer.checkpoint_every = "adamw", rate, 1
-    assert "at step" in message_of(config) or "after step" in message_of(config)
+    assert re.search(r" at step \d+ \(learning rates .*\), first in ", message_of(config))
     require_good_checkpoints(config, 12)
 
 
@@ -101,8 +102,29 @@ def test_weights_that_are_not_finite_are_not_saved(config: Config, monkeypatch: 
                 self.model.head.weight[0, 0] = math.nan
 
     monkeypatch.setattr(SwitchModule, "optimizer_step", spoiling)
-    assert "after step 8 the weight head.weight (nan) is not finite: nothing was saved" in message_of(config)
+    message = message_of(config)
+    assert "nothing was saved: weights are not finite at step 8 (learning rates" in message
+    assert "first in head.weight (nan); lower" in message
     require_good_checkpoints(config, 8)
+
+
+@pytest.mark.row(8)
+def test_a_validation_that_is_not_finite_names_step_rate_and_place_too(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = SwitchModule.on_validation_epoch_start
+
+    def spoiling(self: SwitchModule) -> None:
+        start(self)
+        if self.global_step == 10:
+            with torch.no_grad():
+                self.model.get_parameter("blocks.1.attention.out.weight")[0, 0] = math.nan
+
+    monkeypatch.setattr(SwitchModule, "on_validation_epoch_start", spoiling)
+    message = message_of(config)
+    assert "the validation loss became nan at step 10 (learning rates 0." in message
+    assert "first in the weight blocks.1.attention.out.weight (nan)" in message
+    require_good_checkpoints(config, 10)
 
 
 @pytest.mark.row(9)

@@ -127,6 +127,19 @@ def test_a_url_as_checkpoint_is_refused_and_nothing_is_fetched(
         ["--experimental-rerun=run.pickle"],
         ["--exp=run.pickle"],
         ["data.path=${python:os.system}"],
+        ["experiment=../../tmp/evil"],
+        ["experiment=/tmp/evil"],
+        ["+experiment='../evil'"],
+        ["model=[switch,../evil]"],
+        ["experiment=${oc.env:HOME}"],
+        ["-m", "experiment=smoke,../evil"],
+        ["-m", "experiment=choice(smoke,'../evil')"],
+        ["-m", "experiment=glob(*)"],
+        ["../evil=x"],
+        ["experiment/../x=y"],
+        ["hydra/launcher=../evil"],
+        ["hydra.launcher.partition='x\ntouch harm'"],
+        ["++hydra.sweep.dir=x"],
     ],
     ids=" ".join,
 )
@@ -145,7 +158,7 @@ def test_no_option_can_name_code_to_run(
 class SentOn:
     """An answer that came from another address than the one that was asked."""
 
-    url, status_code = "http://elsewhere.invalid/text", 200
+    url, status_code, history = "http://elsewhere.invalid/text", 200, ()
 
     def __enter__(self) -> SentOn:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shlex
 import signal
 import subprocess
@@ -9,9 +10,19 @@ from pathlib import Path
 
 import pytest
 from compare import same
-from processes import PATIENCE, Started, finished, scalars, state
+from processes import PATIENCE, SLOW_VALIDATION, Started, finished, scalars, state
+
+from switch_lm.run_folder import Stopped
 
 STEPS = "trainer.max_steps=300"
+SLOW_START = """
+import time
+from switch_lm.callbacks import Dashboard
+def slow(self, *args):
+    print("starting", flush=True)
+    time.sleep(0.5)
+Dashboard.on_train_start = slow
+"""
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +65,35 @@ def test_a_signal_ends_the_run_at_a_step_and_the_printed_line_goes_on_to_the_sam
     assert same(state(run), state(whole))
     assert [at for at, _ in scalars(run, "train/loss")] == list(range(5, 301, 5))
     assert [at for at, _ in scalars(run, "val/loss")] == list(range(50, 301, 50))
+
+
+@pytest.mark.row(4, 5)
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long), (signal.SIGINT, 130)]
+)
+def test_a_signal_before_the_first_step_ends_the_run_after_it(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    started = Started(tmp_path, STEPS, "name=stopped", "trainer.accumulate=3", before=SLOW_START)
+    started.wait_for("starting")
+    assert started.end(number) == code, started.said
+    assert "everything up to step 1 of 300 is saved" in started.said and "Traceback" not in started.said
+    assert state(tmp_path / "outputs/runs/stopped")[-1] == 1
+
+
+@pytest.mark.row(6)
+@pytest.mark.long
+def test_a_signal_in_the_last_validation_of_a_job_ends_the_sweep_after_it(tmp_path: Path) -> None:
+    sweep = ("-m", "trainer.max_steps=10", "trainer.val_every=10", "seed=0,1,2", "name=three")
+    started = Started(tmp_path, *sweep, before=SLOW_VALIDATION)
+    started.wait_for("validating")
+    assert started.end(signal.SIGTERM) == 143 and "Traceback" not in started.said, started.said
+    assert "jobs done: 1; not done: 2, 3\nthe same command goes on: " in started.said
+
+
+def test_a_worker_can_send_a_stop_to_the_process_that_started_it() -> None:
+    stop = pickle.loads(pickle.dumps(Stopped("why", run="x", code=143)))
+    assert (str(stop), stop.run, stop.code) == ("why", "x", 143)
 
 
 @pytest.mark.row(5)
