@@ -39,7 +39,7 @@ test: $(VENV)/.test ## Run the tests, e.g. ARGS="-k routing"
 	$(RUN) pytest -m "not long" --numprocesses 2 --dist loadfile $(ARGS)
 
 test-faults: $(VENV)/.test ## Kill, starve and misconfigure runs: all tests of tests/faults
-	$(RUN) pytest tests/faults --numprocesses 2 $(ARGS)
+	$(RUN) pytest tests/faults --numprocesses 2 --dist worksteal $(ARGS)
 
 soak: setup ## Run a sweep of 200 jobs in one process and see whether it grows, some minutes
 	$(VENV)/bin/python scripts/soak.py $(ARGS)

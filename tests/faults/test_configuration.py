@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import string
@@ -192,6 +193,7 @@ class Fuzz:
         monkeypatch.setattr(command, "train", described)
         monkeypatch.setattr("switch_lm.report.write_report", list)  # there is nothing to report
         self.folder, self.monkeypatch, self.capsys = folder, monkeypatch, capsys
+        self.log_handlers = list(logging.root.handlers)
 
     def run(self, examples: int, number: int) -> None:
         @seed(number)
@@ -209,6 +211,8 @@ class Fuzz:
             code: object = 0
         except SystemExit as stop:
             code = stop.code or 0
+        finally:
+            logging.root.handlers[:] = self.log_handlers  # Hydra's would write to what the next test has closed
         said = self.capsys.readouterr()
         assert "Traceback" not in said.err + said.out
         left = [path.name for path in self.folder.iterdir()]
