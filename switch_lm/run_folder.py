@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
@@ -73,28 +74,26 @@ class RunFolder:
 
         ConfigError with the fix if it can't be written, or if another process trains there.
         """
-        lock = None
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            lock = Lock(self.path, "two processes in one folder would overwrite each other's checkpoints")
-            if _written_at(self.path) != self.seen:
-                raise ConfigError(f"{self.path}: another process has trained here meanwhile; start the command again")
-            for folder in (self.path, self.checkpoints):
-                remove_parts(folder)
-            replace_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
-            self.store_hardware(hardware)
-        except ConfigError:
-            if lock is not None:
-                lock.close()
-            raise
-        except OSError as error:
-            if lock is not None:
-                lock.close()
-            raise ConfigError(
-                f"outputs={config.outputs}: {self.path} can not be written ({error.strerror}); "
-                "make the folder writable, or choose another one with outputs=FOLDER"
-            ) from error
-        return lock
+        with ExitStack() as undo:
+            try:
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+                lock = undo.enter_context(
+                    Lock(self.path, "two processes in one folder would overwrite each other's files")
+                )
+                if _written_at(self.path) != self.seen:
+                    again = "start the command again"
+                    raise ConfigError(f"{self.path}: another process has trained here meanwhile; {again}")
+                for folder in (self.path, self.checkpoints):
+                    remove_parts(folder)
+                replace_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
+                self.store_hardware(hardware)
+            except OSError as error:
+                raise ConfigError(
+                    f"outputs={config.outputs}: {self.path} can not be written ({error.strerror}); "
+                    "make the folder writable, or choose another one with outputs=FOLDER"
+                ) from error
+            undo.pop_all()  # it stays locked
+            return lock
 
     def store_hardware(self, hardware: dict[str, Any]) -> None:
         """Stores how the run computes, for a resume and for the later jobs of its sweep."""
