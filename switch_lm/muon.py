@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -73,8 +74,9 @@ class _Muon(Optimizer):
             self._step(group)
         return loss
 
+    @abstractmethod
     def _step(self, group: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """Moves the parameters of a group."""
 
     def _take_in(self, parameter: Tensor, momentum: float) -> None:
         """Lets the mean gradient know this one."""

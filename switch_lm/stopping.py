@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Checkpoint
 
-from switch_lm.callbacks import step_ends
+from switch_lm.saving import step_ends
 from switch_lm.settings import TrainerConfig
 from switch_lm.signals import StopSignals
 

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.logging import RichHandler
 
-from switch_lm import callbacks, hparams, summary
+from switch_lm import callbacks, hparams, saving, summary
 from switch_lm.checkpoint import KEY, CheckpointError, read, read_model
 from switch_lm.config import ConfigError
 from switch_lm.corpus import Corpus, load_corpus
@@ -145,14 +145,14 @@ class Training:
             num_sanity_val_steps=0,
             logger=logger,
             log_every_n_steps=config.logger.log_every,
-            plugins=[callbacks.AtomicCheckpointIO()],
+            plugins=[saving.AtomicCheckpointIO()],
             callbacks=[
                 clock,
                 callbacks.ConsoleProgress(config, self.console, heading=self.heading),
                 callbacks.Dashboard(config),
                 callbacks.Samples(config.logger.sample_prompt, config.logger.sample_length, config.seed),
                 *compiled,  # after the samples
-                *callbacks.checkpoints(self.run.checkpoints, config.trainer),
+                *saving.checkpoints(self.run.checkpoints, config.trainer),
                 SoftStop(self.run.checkpoints / LAST, config.trainer, self.signals),
             ],
             enable_progress_bar=False,

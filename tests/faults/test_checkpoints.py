@@ -15,10 +15,10 @@ from conftest import MakeRun, folder_of
 from processes import state
 
 from switch_lm import checkpoint, evaluate, generate, run_folder
-from switch_lm.callbacks import Best
 from switch_lm.checkpoint import CheckpointError
 from switch_lm.config import ConfigError
 from switch_lm.module import SwitchModule
+from switch_lm.saving import Best
 from switch_lm.settings import Config
 from switch_lm.train import train
 

@@ -195,14 +195,20 @@ class Fuzz:
         self.folder, self.monkeypatch, self.capsys = folder, monkeypatch, capsys
         self.log_handlers = list(logging.root.handlers)
 
-    def run(self, examples: int, number: int) -> None:
+    def run(self, examples: int, number: int) -> int:
+        """How many lists held."""
+        held = 0
+
         @seed(number)
         @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(arguments=lists)
         def hold(arguments: list[str]) -> None:
+            nonlocal held
             self.require_a_run_or_a_message(arguments)
+            held += 1
 
         hold()
+        return held
 
     def require_a_run_or_a_message(self, arguments: list[str]) -> None:
         self.monkeypatch.setattr(sys, "argv", ["train", *arguments])
@@ -231,11 +237,11 @@ def fuzz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 @pytest.mark.row(16)
 def test_thirty_lists_of_overrides_give_a_run_or_a_message(fuzz: Fuzz) -> None:
-    fuzz.run(30, 0)
+    assert fuzz.run(30, 0) >= 30
 
 
 @pytest.mark.row(16)
 @pytest.mark.long
 @pytest.mark.parametrize("number", range(1, 6))
 def test_two_thousand_lists_of_overrides_give_a_run_or_a_message(number: int, fuzz: Fuzz) -> None:
-    fuzz.run(400, number)
+    assert fuzz.run(400, number) >= 400
