@@ -1,4 +1,6 @@
-"""What may stand on the trainer's command line: nothing of Hydra that can name code to run, and no endless sweep."""
+"""The trainer's command line: what may stand on it (nothing that can name code to run, no endless sweep), and what it
+means.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,15 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
 
-from switch_lm.config import ConfigError
+from switch_lm.config import ConfigError, resolve, unknown_key
 from switch_lm.paths import config_dir
+from switch_lm.settings import Config
 
 # Hydra's other flags read configurations from elsewhere, or a pickle, both of which can name code.
 FLAGS = (
@@ -110,3 +115,30 @@ def _num_values(override: Override) -> float:
             )
         return max(1.0, math.ceil(((value.stop or 0) - (value.start or 0)) / value.step))
     return 1
+
+
+def explain(error: Exception) -> str:
+    """What Hydra found wrong with the overrides, in one line with the fix."""
+    text = str(error)
+    if isinstance(error, ConfigError):
+        return text
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return unknown_key(match[1])
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    if match := re.search(r"Could not find '([^']+)/([^']*)'", text):
+        choices = [line for line in lines[1:] if "vailable options" not in line and ":" not in line]
+        return f"{match[1]}={match[2]}: no such choice; choose one of {', '.join(choices)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: can not be read as key=value ({lines[0]}); quote special characters: 'key=\"a b\"'"
+    return " ".join(lines[:4])
+
+
+def composed(overrides: Sequence[str]) -> Config:
+    """The configuration of `python -m switch_lm.train OVERRIDES`; ConfigError for what can not be used."""
+    check(overrides)
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            cfg = compose("train", list(overrides))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(explain(error)) from error
+    return resolve(cfg)

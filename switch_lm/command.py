@@ -1,19 +1,23 @@
-"""What the commands on a trained model share: how they find it, read numbers and end."""
+"""What the commands on a trained model share: how they find it and its text, read numbers, write results and end."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from switch_lm.corpus import CorpusError
+from switch_lm.files import replace_text
 from switch_lm.runs import OUTPUTS, RunError, find_run
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
+    from torch import Tensor
+
     from switch_lm.checkpoint import Header
     from switch_lm.model import SwitchLM
 
@@ -40,6 +44,35 @@ def open_model(name: str | None, outputs: Path) -> tuple[Path, SwitchLM, Header]
     path = find_checkpoint(find_run(name, outputs))
     print(f"model: {path}", file=sys.stderr)
     return path, *read_model(path)
+
+
+def validation_ids(header: Header, file: Path | None) -> Tensor:
+    """The validation split of the text that the model was trained on: `file`, or where the run found it."""
+    from switch_lm.corpus import load_corpus
+    from switch_lm.vocab import Vocabulary
+    from switch_lm.windows import split
+
+    data = header.config["data"]
+    given = file or (Path(data["path"]) if data["path"] else None)
+    try:
+        corpus = load_corpus(data_dir=Path(data["dir"]), path=given)
+    except CorpusError as error:
+        raise CommandError(f"{error} (for this command: --data FILE)") from error
+    if corpus.sha256 != header.corpus_sha256:
+        rule = f"the model was trained on the text with sha256 {header.corpus_sha256}"
+        fix = "give that text with --data FILE"
+        raise CommandError(f"{corpus.source} has sha256 {corpus.sha256}; {rule}, and losses of two texts differ; {fix}")
+    return split(Vocabulary(header.vocabulary).encode(corpus.text))[1]
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    """Writes a command's results, and tells where on stderr; CommandError if they can't be written."""
+    try:
+        replace_text(path, json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        rule = "the results must go to a file in a folder that can be written"
+        raise CommandError(f"{path}: {error.strerror}; {rule}; give another with --json FILE") from error
+    print(f"written: {path}", file=sys.stderr)
 
 
 def finish(command: Callable[[], int]) -> int:

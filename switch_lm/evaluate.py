@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -12,15 +11,23 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from switch_lm.command import MAX_SEED, CommandError, finish, model_parser, number, open_model, whole_number
-from switch_lm.files import replace_text
-from switch_lm.runs import CHECKPOINTS
+from switch_lm.command import (
+    MAX_SEED,
+    CommandError,
+    finish,
+    model_parser,
+    number,
+    open_model,
+    validation_ids,
+    whole_number,
+    write_json,
+)
+from switch_lm.runs import run_of
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
     import torch
     from torch import Tensor
 
-    from switch_lm.checkpoint import Header
     from switch_lm.model import SwitchLM, SwitchOutput
 
 NANOGPT_BATCHES = 20  # eval_iters of nanoGPT's Shakespeare example on a CPU
@@ -170,7 +177,7 @@ def _measure(options: argparse.Namespace) -> int:
     import torch
 
     path, model, header = open_model(options.run, options.outputs)
-    ids = _validation_ids(header, options.data)
+    ids = validation_ids(header, options.data)
     if options.nanogpt_protocol and len(ids) <= model.config.context_length:
         need = f"--nanogpt-protocol draws windows of {model.config.context_length + 1}; leave it out"
         raise CommandError(f"the validation split has {len(ids)} characters; {need}")
@@ -194,27 +201,8 @@ def _measure(options: argparse.Namespace) -> int:
         "context_length": model.config.context_length,
     }
     facts |= {"batch_size": batch_size, "precision": precision, "device": model.embedding.weight.device.type}
-    run = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
-    _write_json(facts | {"results": results}, options.json or run / "evaluate.json")
+    write_json(facts | {"results": results}, options.json or run_of(path) / "evaluate.json")
     return 0
-
-
-def _validation_ids(header: Header, file: Path | None) -> Tensor:
-    from switch_lm.corpus import CorpusError, load_corpus
-    from switch_lm.vocab import Vocabulary
-    from switch_lm.windows import split
-
-    data = header.config["data"]
-    given = file or (Path(data["path"]) if data["path"] else None)
-    try:
-        corpus = load_corpus(data_dir=Path(data["dir"]), path=given)
-    except CorpusError as error:
-        raise CommandError(f"{error} (for this command: --data FILE)") from error
-    if corpus.sha256 != header.corpus_sha256:
-        rule = f"the model was trained on the text with sha256 {header.corpus_sha256}"
-        fix = "give that text with --data FILE"
-        raise CommandError(f"{corpus.source} has sha256 {corpus.sha256}; {rule}, and losses of two texts differ; {fix}")
-    return split(Vocabulary(header.vocabulary).encode(corpus.text))[1]
 
 
 def _heading(model: SwitchLM, ids: Tensor, batch_size: int, precision: str, num_draws: int | None) -> str:
@@ -247,15 +235,6 @@ def _row(entry: dict[str, Any]) -> str:
         )
         row += f"   {nanogpt['mean']:.4f}{spread}"
     return row
-
-
-def _write_json(content: dict[str, Any], path: Path) -> None:
-    try:
-        replace_text(path, json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        rule = "the results must go to a file in a folder that can be written"
-        raise CommandError(f"{path}: {error.strerror}; {rule}; give another with --json FILE") from error
-    print(f"written: {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

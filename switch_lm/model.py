@@ -98,6 +98,11 @@ class SwitchLM(nn.Module):
             self.head.weight = self.embedding.weight
         initialize(self, config.init_scale)
 
+    @property
+    def switch_layers(self) -> list[SwitchFeedForward]:
+        """In order of depth; none in a dense model."""
+        return [layer for layer in self.modules() if isinstance(layer, SwitchFeedForward)]
+
     def new_cache(self) -> list[LayerCache]:
         """An empty key-value cache, to be handed to each `forward` of one text."""
         return [LayerCache(self.config.context_length) for _ in self.blocks]

@@ -23,7 +23,6 @@ from switch_lm.nonfinite import NonFiniteError, first_of, locate
 from switch_lm.optim import build_optimizer
 from switch_lm.routing import Routing
 from switch_lm.settings import Config
-from switch_lm.switch import SwitchFeedForward
 from switch_lm.tallies import DropTally, ValidationTally
 from switch_lm.vocab import Vocabulary
 
@@ -106,8 +105,7 @@ class SwitchModule(lightning.LightningModule):
 
     def _move_selection_biases(self, load_LE: Tensor) -> None:
         """b_i += rate x sign(mean load - load_i), after each step (DeepSeek-V3, section 2.1.2)."""
-        layers = [layer for layer in self.model.modules() if isinstance(layer, SwitchFeedForward)]
-        for layer, load_E in zip(layers, load_LE, strict=True):
+        for layer, load_E in zip(self.model.switch_layers, load_LE, strict=True):
             assert layer.selection_bias_E is not None
             layer.selection_bias_E += self.config.model.selection_bias_rate * (load_E.mean() - load_E).sign()
 

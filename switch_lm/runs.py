@@ -47,6 +47,11 @@ def checkpoints(run: Path) -> list[Path]:
     return [path for name in (BEST, LAST) if (path := run / CHECKPOINTS / name).is_file()]
 
 
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint belongs to; of one that lies elsewhere the folder it lies in."""
+    return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint.parent
+
+
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's file, by the checksums that it carries; None: it is whole."""
     try:

@@ -74,15 +74,24 @@ class LoggerConfig:
 
 
 @dataclass
+class HealthConfig:
+    every: int = 50
+    max_share: float = 0.75
+    checks: int = 3
+
+
+@dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     alpha: float = 0.01
     z_loss: float = 0.0
     importance: float = 0.0
+    router_alarm: str = "warn"
     seed: int = 0
     name: str | None = None
     resume: str | None = None

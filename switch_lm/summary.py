@@ -64,6 +64,8 @@ def print_result(console: Console, result: Mapping[str, Any], *, run: Path) -> N
     if result["dropped"] is not None:
         rows["dropped"] = f"{result['dropped']:.2%} of choices in the last stretch of training between two validations"
         rows["balance"] = f"busiest expert {result['load_max_over_mean']:.2f} x the mean load (validation, worst layer)"
+    if result["router_alarms"]:
+        rows["warning"] = "\n".join(result["router_alarms"])
     rows["files"] = f"{run}/ (result.json, {CHECKPOINTS}/{BEST}, {CHECKPOINTS}/{LAST}, TensorBoard events)"
     name = shlex.quote(result["name"] if run.parent == OUTPUTS / "runs" else str(run))
     rows["try next"] = "\n".join(

@@ -62,7 +62,7 @@ class ValidationTally:
 
     def __init__(self) -> None:
         self._nll, self._count = 0.0, 0
-        self._load_LE: Tensor | None = None
+        self.load_LE: Tensor | None = None  # choices that selected each expert; None for a dense model
         self._entropy_L: Tensor | None = None  # summed over characters
 
     def add(self, loss: Tensor, count: int, routings: Sequence[Routing]) -> None:
@@ -72,17 +72,17 @@ class ValidationTally:
         if routings:
             load_LE = torch.stack([routing.load_E for routing in routings])
             entropy_L = torch.stack([router_entropy(routing) for routing in routings]).double() * count
-            self._load_LE = load_LE if self._load_LE is None else self._load_LE + load_LE
+            self.load_LE = load_LE if self.load_LE is None else self.load_LE + load_LE
             self._entropy_L = entropy_L if self._entropy_L is None else self._entropy_L + entropy_L
 
     def state_dict(self) -> dict[str, Any]:
         """For a run that is stopped after its last validation, and only has to write down what that found."""
-        parts = {"load_LE": self._load_LE, "entropy_L": self._entropy_L}
+        parts = {"load_LE": self.load_LE, "entropy_L": self._entropy_L}
         return {"nll": self._nll, "count": self._count} | {k: x if x is None else x.tolist() for k, x in parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._nll, self._count = state["nll"], state["count"]
-        self._load_LE = None if state["load_LE"] is None else torch.tensor(state["load_LE"])
+        self.load_LE = None if state["load_LE"] is None else torch.tensor(state["load_LE"])
         self._entropy_L = None if state["entropy_L"] is None else torch.tensor(state["entropy_L"], dtype=torch.float64)
 
     @property
@@ -93,9 +93,9 @@ class ValidationTally:
     @property
     def load_max_over_mean(self) -> float | None:
         """The busiest expert's load over the mean one, in the worst layer; None for a dense model."""
-        if self._load_LE is None:
+        if self.load_LE is None:
             return None
-        load_LE = self._load_LE.float()
+        load_LE = self.load_LE.float()
         return float((load_LE.amax(1) / load_LE.mean(1)).max())
 
     @property

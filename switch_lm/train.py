@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from switch_lm import cli, run_folder, sweep
-from switch_lm.config import ConfigError, resolve, unknown_key
+from switch_lm.config import ConfigError, resolve
 from switch_lm.corpus import CorpusError
 from switch_lm.paths import config_dir, interpreter
 from switch_lm.run_folder import Stopped, TrainingError
@@ -78,7 +77,7 @@ def main() -> None:
             raise failures[0]
     except Exception as error:
         if isinstance(error, (HydraException, OmegaConfBaseException)) or (reading and not isinstance(error, OSError)):
-            error = ConfigError(_explain(error))
+            error = ConfigError(cli.explain(error))
         sys.exit(_report(error))
     except Stopped as stop:  # in a sweep, which has said how to go on
         sys.exit(stop.code)
@@ -96,22 +95,6 @@ def _report(error: Exception) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     raise error
-
-
-def _explain(error: Exception) -> str:
-    """What Hydra found wrong with the overrides, in one line with the fix."""
-    text = str(error)
-    if isinstance(error, ConfigError):
-        return text
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return unknown_key(match[1])
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
-    if match := re.search(r"Could not find '([^']+)/([^']*)'", text):
-        choices = [line for line in lines[1:] if "vailable options" not in line and ":" not in line]
-        return f"{match[1]}={match[2]}: no such choice; choose one of {', '.join(choices)}"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: can not be read as key=value ({lines[0]}); quote special characters: 'key=\"a b\"'"
-    return " ".join(lines[:4])
 
 
 def _say(message: str, code: int) -> int:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from switch_lm import callbacks, hparams, saving, summary
+from switch_lm.alarm import RouterAlarmError
 from switch_lm.checkpoint import KEY, CheckpointError, read, read_model
 from switch_lm.config import ConfigError
 from switch_lm.corpus import Corpus, load_corpus
@@ -34,6 +35,7 @@ from switch_lm.signals import StopSignals
 from switch_lm.stopping import SoftStop
 from switch_lm.upcycle import upcycle
 from switch_lm.vocab import Vocabulary
+from switch_lm.watch import RouterWatch, WindowLosses
 from switch_lm.windows import split
 
 
@@ -90,7 +92,7 @@ class Training:
                 result = self._train()
             except BrokenPipeError:  # of the console, as with `| head`
                 raise
-            except (NonFiniteError, CheckpointError, OSError) as error:
+            except (NonFiniteError, RouterAlarmError, CheckpointError, OSError) as error:
                 raise TrainingError(self._failed(error)) from error
         summary.print_result(self.console, result, run=self.run.path)
         return result
@@ -151,7 +153,9 @@ class Training:
                 callbacks.ConsoleProgress(config, self.console, heading=self.heading),
                 callbacks.Dashboard(config),
                 callbacks.Samples(config.logger.sample_prompt, config.logger.sample_length, config.seed),
-                *compiled,  # after the samples
+                WindowLosses(self.data.validation_ids, config),
+                RouterWatch(self.data.training_ids, config),
+                *compiled,  # after what runs as it is
                 *saving.checkpoints(self.run.checkpoints, config.trainer),
                 SoftStop(self.run.checkpoints / LAST, config.trainer, self.signals),
             ],
@@ -180,6 +184,7 @@ class Training:
             "parameters": config.model.num_params(vocab),
             "active_parameters": config.model.num_active_params(vocab),
             **routing_figures(module),
+            **_watched(trainer),
             "computation": computation(config, vocab, module.drops.whole_run_L),
             "corpus_sha256": self.corpus.sha256,
             "seed": config.seed,
@@ -187,6 +192,17 @@ class Training:
             "versions": versions(),
             "commit": commit(),
         }
+
+
+def _watched(trainer: lightning.Trainer) -> dict[str, Any]:
+    """The alarms there were, and the seconds that looking at routers and windows took."""
+    found: dict[str, Any] = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RouterWatch):
+            found |= {"router_alarms": list(callback.alarm.told.values()), "router_health_seconds": callback.seconds}
+        elif isinstance(callback, WindowLosses):
+            found |= {"window_loss_seconds": callback.seconds}
+    return found
 
 
 def _show_log(console: Console) -> None:

@@ -28,3 +28,14 @@ def evaluation_batches(ids: Tensor, *, context_length: int, batch_size: int) -> 
         yield inputs_NS[start : start + batch_size], targets_NS[start : start + batch_size]
     if rest:
         yield ids[None, whole:-1], ids[None, whole + 1 :]
+
+
+def fixed_windows(ids: Tensor, *, context_length: int, num_windows: int) -> tuple[Tensor, Tensor]:
+    """Up to `num_windows` inputs and the characters that follow them, both (B, S), spread evenly over a split.
+
+    None overlap. A split shorter than a window and its last prediction gives one shorter window.
+    """
+    length = min(context_length, len(ids) - 1)
+    rows = min(num_windows, (len(ids) - 1) // length)
+    window_BS = ids.unfold(0, length + 1, 1)[:: (len(ids) - 1) // rows][:rows]
+    return window_BS[:, :-1].contiguous(), window_BS[:, 1:].contiguous()

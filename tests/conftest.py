@@ -99,6 +99,7 @@ def checkpoint_of(model: SwitchLM, text: str, precision: str) -> dict[str, Any]:
         config={
             "data": {"path": "text.txt", "dir": "data", "batch_size": BATCH_SIZE},
             "model": asdict(model.config),
+            "alpha": 0.01,
         },
     )
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}

@@ -36,7 +36,15 @@ def test_the_default_has_a_name_among_the_presets_for_a_time() -> None:
 
 
 def test_every_key_is_explained_in_its_yaml() -> None:
-    files = ("train", "model/switch", "data/tiny_shakespeare", "optim/muon", "trainer/default", "logger/tensorboard")
+    files = (
+        "train",
+        "model/switch",
+        "data/tiny_shakespeare",
+        "optim/muon",
+        "trainer/default",
+        "logger/tensorboard",
+        "health/default",
+    )
     for path in (CONFIGS / f"{name}.yaml" for name in files):
         lines = path.read_text().split("hydra:")[0].splitlines()
         for before, line in pairwise(lines):

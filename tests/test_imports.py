@@ -29,6 +29,8 @@ CORE = {
     "losses",
     "noise",
     "metrics",
+    "router_health",
+    "scoring",
     "tallies",
     "upcycle",
     "vocab",
@@ -38,7 +40,7 @@ ALLOWED = {name: (PLAIN, set[str]()) for name in PLAIN} | {name: (PLAIN | CORE, 
 # Only these may import the package on the left; a folder counts as its name.
 ONLY_IN = {
     "hydra": {"train", "sweep", "cli"},
-    "lightning": {"train", "training", "module", "data", "callbacks", "saving", "stopping"},
+    "lightning": {"train", "training", "module", "data", "callbacks", "saving", "stopping", "watch"},
     "requests": {"corpus", "mirrors"},
 }
 

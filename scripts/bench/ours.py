@@ -7,16 +7,14 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch.optim import Optimizer
 
-from switch_lm.config import resolve
+from switch_lm import cli
 from switch_lm.corpus import load_corpus
 from switch_lm.data import Batch, TrainingBatches
 from switch_lm.hardware import Hardware, compile_blocks, detect
 from switch_lm.ledger import run_ledger
 from switch_lm.module import SwitchModule
-from switch_lm.paths import config_dir
 from switch_lm.settings import Config
 from switch_lm.vocab import Vocabulary
 from switch_lm.windows import split
@@ -24,8 +22,7 @@ from switch_lm.windows import split
 
 def composed(*overrides: str) -> Config:
     """The configuration of `python -m switch_lm.train OVERRIDES`."""
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return resolve(compose("train", list(overrides)))
+    return cli.composed(overrides)
 
 
 @cache

@@ -1,0 +1,38 @@
+"""What a check found: its verdict, what was measured, and what that means."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Verdict(StrEnum):
+    """PASS: as promised. LEAKS: it does what is known of this rule. FAIL: it contradicts its rule."""
+
+    PASS = "PASS"
+    LEAKS = "LEAKS"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the certificate."""
+
+    check: str
+    verdict: Verdict
+    measured: str
+    meaning: str
+    figures: dict[str, Any] = field(default_factory=dict)  # what `measured` shows, as plain numbers
+
+    def as_plain(self) -> dict[str, Any]:
+        return asdict(self) | {"verdict": str(self.verdict)}
+
+
+def held(holds: bool) -> Verdict:
+    return Verdict.PASS if holds else Verdict.FAIL
+
+
+def leak(seen: bool, *, known: bool) -> Verdict:
+    """`known`: whether this rule is said to do what was looked for."""
+    return (Verdict.LEAKS if known else Verdict.FAIL) if seen else Verdict.PASS

@@ -1,0 +1,109 @@
+"""What is measured beside training, apart from its steps: what capacity costs, and whether the routers are alive."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from switch_lm.alarm import RouterAlarm, RouterAlarmError
+from switch_lm.model import evaluating
+from switch_lm.router_health import router_health
+from switch_lm.saving import step_ends
+from switch_lm.scoring import character_by_character, whole
+from switch_lm.settings import Config
+from switch_lm.windows import fixed_windows
+
+PROBE_CHARACTERS = 512
+
+
+class WindowLosses(Callback):
+    """After each validation three losses of one fixed set of windows, as many as in a training batch, in float32.
+
+    `val/window_loss` with nothing dropped, `val/window_loss_train_capacity` with the capacity of training, and
+    `val/window_loss_generation` read character by character: their gaps are what capacity costs.
+    """
+
+    def __init__(self, validation_ids: Tensor, config: Config) -> None:
+        self.capacity_factor, self.seconds = config.model.capacity_factor, 0.0
+        self.ids_BS, self.target_BS = fixed_windows(
+            validation_ids, context_length=config.model.context_length, num_windows=config.data.batch_size
+        )
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if pl_module.writer is None:
+            return
+        started, model = time.perf_counter(), pl_module.model
+        text = self.ids_BS.to(pl_module.device), self.target_BS.to(pl_module.device)
+        with evaluating(model):
+            nll_BS = {
+                "val/window_loss": whole(model, *text, capacity_factor=None),
+                "val/window_loss_train_capacity": whole(model, *text, capacity_factor=self.capacity_factor),
+                "val/window_loss_generation": character_by_character(model, *text),
+            }
+        pl_module.write({tag: nll.double().mean().item() for tag, nll in nll_BS.items()}, trainer.global_step)
+        self.seconds += time.perf_counter() - started
+        pl_module.write({"perf/window_loss_seconds": self.seconds}, trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+
+
+class RouterWatch(Callback):
+    """Looks at every router each so many steps, on a fixed piece of the training text, and says once if one is dead.
+
+    In training mode and float32, outside the compiled graph, with the random state put back: training is not touched.
+    """
+
+    def __init__(self, training_ids: Tensor, config: Config) -> None:
+        self.config, self.seconds = config, 0.0
+        self.alarm = RouterAlarm(config.health, alpha=config.alpha)
+        self.ids_BS, self.target_BS = fixed_windows(
+            training_ids,
+            context_length=config.model.context_length,
+            num_windows=max(1, PROBE_CHARACTERS // config.model.context_length),
+        )
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, health = trainer.global_step, self.config.health
+        due = health.every > 0 and step % health.every == 0 and step_ends(trainer, batch_idx)
+        if due and self.config.model.num_switch_layers:
+            self._look(pl_module, step)
+
+    def _look(self, pl_module: Any, step: int) -> None:
+        started, device = time.perf_counter(), pl_module.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.compiler.set_stance("force_eager"):
+            torch.manual_seed(self.config.seed)
+            text = self.ids_BS.to(device), self.target_BS.to(device)
+            found = router_health(pl_module.model, *text, alpha=self.config.alpha)
+        for layer, health in enumerate(found):
+            scalars = health.scalars()
+            pl_module.write({f"health/layer_{layer:02d}/{name}": scalars[name] for name in scalars}, step)
+        self.seconds += time.perf_counter() - started
+        pl_module.write({"perf/router_health_seconds": self.seconds}, step)
+        for message in self.alarm.look(found, step=step):
+            self._tell(pl_module, message, step)
+
+    def _tell(self, pl_module: Any, message: str, step: int) -> None:
+        if pl_module.writer is not None:
+            pl_module.writer.add_text("router alarm", message, step)
+        if self.config.router_alarm == "error":
+            raise RouterAlarmError(message)
+        print(f"warning: {message}", file=sys.stderr)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "alarm": self.alarm.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+        self.alarm.load_state_dict(state_dict["alarm"])

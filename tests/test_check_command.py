@@ -1,0 +1,113 @@
+"""`python -m switch_lm.check`: what it is given, what it prints and writes, how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import MakeRun, tiny_model
+
+from switch_lm.check.__main__ import main
+
+SMALL = ["data.path=text.txt", "model.num_layers=2", "model.d_model=16", "model.num_heads=2", "model.d_ff=16"]
+SMALL += ["model.context_length=8", "model.num_experts=4", "data.batch_size=4", "trainer.device=cpu"]
+
+
+def test_the_certificate_of_a_run_is_told_and_lies_in_its_folder(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run("tiny")
+    assert main(["--run", "tiny"]) == 0
+    out = capsys.readouterr().out
+    written = json.loads((folder / "check.json").read_text())
+    assert written["checkpoint"] == "outputs/runs/tiny/checkpoints/best.ckpt" and "policies" not in written
+    assert len(written["findings"]) == 17
+    for finding in written["findings"]:
+        assert finding["check"] in out and finding["verdict"] in ("PASS", "LEAKS")
+        assert finding["measured"] and finding["meaning"] and finding["figures"]
+    counts = [sum(f["verdict"] == verdict for f in written["findings"]) for verdict in ("PASS", "LEAKS")]
+    assert f"{counts[0]} PASS, {counts[1]} LEAKS" in out
+
+
+def test_a_fault_ends_with_exit_code_1_and_stands_in_the_file(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_model()
+    for layer in model.switch_layers:
+        layer.experts.w_in_EDF.data[1:] = layer.experts.w_in_EDF.data[0]
+        layer.experts.w_out_EFD.data[1:] = layer.experts.w_out_EFD.data[0]
+    make_run("copies", model=model)
+    assert main(["--run", "copies", "--json", "there.json"]) == 1
+    failed = [f["check"] for f in json.loads(Path("there.json").read_text())["findings"] if f["verdict"] == "FAIL"]
+    assert "experts differ" in failed
+    assert f"{len(failed)} FAIL" in capsys.readouterr().out
+
+
+def test_all_policies_have_a_line_each_with_what_was_measured(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run("tiny", model=tiny_model(capacity_factor=0.75))
+    assert main(["--run", "tiny", "--all-policies"]) == 0
+    out, policies = capsys.readouterr().out, json.loads((folder / "check.json").read_text())["policies"]
+    assert policies["capacity_factor"] == 0.75 and "capacity factor 0.75" in out
+    assert len(policies["measured"]) == 23
+    for one in policies["measured"]:
+        line = next(line for line in out.splitlines() if line.startswith(f" {one['policy']} "))
+        assert f"{one['loss']:.4f}" in line and f"{one['not_placed']:.1%}" in line
+
+
+def test_a_configuration_is_trained_for_some_steps_or_checked_as_it_is_drawn(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("tiny")  # the text lies beside it
+    assert main(["--steps", "0", *SMALL, "model.drop_order=probability"]) in (0, 1)
+    drawn = json.loads(Path("outputs/check.json").read_text())
+    assert main(["--steps", "30", *SMALL, "model.drop_order=probability"]) in (0, 1)
+    trained = json.loads(Path("outputs/check.json").read_text())
+    assert trained["overrides"][-1] == "model.drop_order=probability" and trained["steps"] == 30
+    losses = [f["figures"]["val_loss"] for w in (drawn, trained) for f in w["findings"] if "val_loss" in f["figures"]]
+    assert losses[1] < losses[0] - 0.1
+    assert [f["verdict"] for f in trained["findings"] if f["check"] == "own future, training"] == ["LEAKS"]
+    assert sorted(path.name for path in Path("outputs").iterdir()) == ["check.json", "runs"]
+    assert [path.name for path in Path("outputs/runs").iterdir()] == ["tiny"]
+    assert "training 30 steps" in capsys.readouterr().err
+
+
+def test_a_dense_model_is_checked_for_what_concerns_it(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run("dense", model=tiny_model(switch_every=0))
+    assert main(["--run", "dense"]) == 0
+    assert {f["verdict"] for f in json.loads((folder / "check.json").read_text())["findings"]} == {"PASS"}
+    assert main(["--run", "dense", "--all-policies"]) == 1
+    assert "a dense model routes nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run", "tiny", "alpha=0.1"], "give a run or a configuration, not both"),
+        (["--steps", "5"], "give it with a configuration"),
+        (["model.num_expert=4"], "did you mean model.num_experts"),
+        (["model.num_experts=0"], "model.num_experts=0: must be at least 1"),
+        (["model.num_experts=2,4"], "num_experts"),
+        (["experiment=../../x"], "experiment"),
+        (["alpha"], "alpha"),
+    ],
+)
+def test_what_can_not_be_checked_is_refused_with_exit_code_2(
+    arguments: list[str], message: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("tiny")
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) <= 3
+    assert not list(Path("outputs").glob("**/check.json"))
+
+
+def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "switch_lm.check", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and "LEAKS" in done.stdout
+    assert "torch" not in {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}

@@ -1,0 +1,228 @@
+"""What is measured beside training: the three losses of the windows, and whether routers are alive."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from compare import same
+from conftest import TEXT, folder_of, tiny_model
+from small_models import NOISE
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+import switch_lm
+from switch_lm import checkpoint, routing
+from switch_lm.alarm import RouterAlarm
+from switch_lm.losses import language_loss, load_balancing_loss, summed
+from switch_lm.module import SwitchModule
+from switch_lm.router_health import RouterHealth, router_health
+from switch_lm.run_folder import TrainingError
+from switch_lm.scoring import character_by_character, whole
+from switch_lm.settings import Config, HealthConfig
+from switch_lm.train import train
+from switch_lm.vocab import Vocabulary
+from switch_lm.windows import fixed_windows, split
+
+V = len(Vocabulary.of(TEXT))
+
+
+def events(config: Config) -> EventAccumulator:
+    return EventAccumulator(str(folder_of(config)), size_guidance={"scalars": 0}).Reload()
+
+
+# --- Windows
+
+
+def test_the_fixed_windows_are_spread_over_the_split_and_do_not_overlap() -> None:
+    ids_BS, target_BS = fixed_windows(torch.arange(100), context_length=7, num_windows=4)
+    assert ids_BS.shape == target_BS.shape == (4, 7) and torch.equal(target_BS, ids_BS + 1)
+    assert ids_BS[:, 0].tolist() == [0, 24, 48, 72]
+    crowded, _ = fixed_windows(torch.arange(30), context_length=7, num_windows=99)
+    assert crowded[:, 0].tolist() == [0, 7, 14, 21]
+    short, after = fixed_windows(torch.arange(5), context_length=7, num_windows=3)
+    assert (short.tolist(), after.tolist()) == ([[0, 1, 2, 3]], [[1, 2, 3, 4]])
+
+
+@pytest.mark.parametrize("changes", [{}, {"top_k": 2}, {"eval_capacity_factor": 0.5}, {"position": "learned"}], ids=str)
+def test_character_by_character_scores_as_one_dropless_pass(changes: dict[str, Any]) -> None:
+    model, ids = tiny_model(**changes), torch.randint(V, (5, 17), generator=torch.Generator().manual_seed(0))
+    text = ids[:, :-1], ids[:, 1:]
+    assert torch.allclose(character_by_character(model, *text), whole(model, *text, capacity_factor=None), atol=1e-4)
+
+
+def test_the_windows_have_three_losses_after_each_validation(config: Config) -> None:
+    config.model.capacity_factor = 0.5
+    result = train(config)
+    found = events(config)
+    model, vocabulary = switch_lm.load(folder_of(config) / "checkpoints" / "last.ckpt")
+    ids = split(vocabulary.encode(Path(str(config.data.path)).read_text()))[1]
+    text = fixed_windows(ids, context_length=16, num_windows=8)
+    want = {
+        "val/window_loss": whole(model, *text, capacity_factor=None),
+        "val/window_loss_train_capacity": whole(model, *text, capacity_factor=0.5),
+        "val/window_loss_generation": character_by_character(model, *text),
+    }
+    last = {}
+    for tag, nll in want.items():
+        assert [event.step for event in found.Scalars(tag)] == [5, 10, 12]
+        last[tag] = found.Scalars(tag)[-1].value
+        assert last[tag] == pytest.approx(nll.mean().item(), abs=1e-5)
+    assert abs(last["val/window_loss_generation"] - last["val/window_loss"]) < 1e-4
+    assert abs(last["val/window_loss_train_capacity"] - last["val/window_loss"]) > 1e-3  # half of the choices dropped
+    assert 0 < result["window_loss_seconds"] < result["seconds"]
+
+
+def test_a_dense_model_has_the_losses_and_no_routers_to_look_at(config: Config) -> None:
+    config.model.switch_every = 0
+    result = train(config)
+    tags = events(config).Tags()["scalars"]
+    assert "val/window_loss_generation" in tags and not [tag for tag in tags if tag.startswith("health/")]
+    assert (result["router_alarms"], result["router_health_seconds"]) == ([], 0.0)
+
+
+# --- Router health
+
+
+def test_the_gradients_are_those_of_a_backward_pass_through_each_loss() -> None:
+    model, ids = (
+        tiny_model(router_jitter=0.0).train(),
+        torch.randint(V, (4, 17), generator=torch.Generator().manual_seed(0)),
+    )
+    text = ids[:, :-1], ids[:, 1:]
+    found = router_health(model, *text, alpha=0.5)
+    assert all(p.grad is None for p in model.parameters())
+    grads = []
+    for balance in (False, True):
+        model.zero_grad()
+        output = model(text[0])
+        loss = 0.5 * summed(load_balancing_loss, output.routings) if balance else language_loss(output.logits, text[1])
+        loss.backward()
+        grads.append([torch.as_tensor(layer.w_router_DE.grad).clone() for layer in model.switch_layers])
+    for layer, (language, balance_DE) in enumerate(zip(*grads, strict=True)):
+        assert found[layer].language_gradient == pytest.approx(language.norm().item(), rel=1e-5)
+        assert found[layer].balance_gradient == pytest.approx(balance_DE.norm().item(), rel=1e-5)
+        cosine = torch.nn.functional.cosine_similarity(language.flatten(), balance_DE.flatten(), dim=0)
+        assert found[layer].cosine == pytest.approx(cosine.item(), abs=1e-5)
+
+
+def test_entropy_gate_and_shares_are_those_of_the_routing() -> None:
+    model, ids = tiny_model(), torch.randint(V, (4, 17), generator=torch.Generator().manual_seed(0))
+    routing_ = model(ids[:, :-1]).routings[1]
+    found = router_health(model, ids[:, :-1], ids[:, 1:], alpha=0.0)[1]
+    assert found.gate_mean == pytest.approx(routing_.gate_TK.mean().item())
+    assert found.gate_spread == pytest.approx(routing_.gate_TK.std(correction=0).item())
+    assert found.max_share == pytest.approx(routing_.load_E.max().item() / 64)
+    assert found.busiest == int(routing_.load_E.argmax()) and found.even_share == 0.25
+    assert found.idle_share == pytest.approx((routing_.load_E == 0).float().mean().item())
+    assert (found.balance_gradient, found.cosine) == (0.0, None)  # alpha is 0
+    assert "gradient_cosine" not in found.scalars() and found.scalars()["entropy"] == found.entropy
+
+
+def test_looking_at_the_routers_changes_nothing_in_training(config: Config) -> None:
+    config = replace(config, model=replace(config.model, **NOISE))
+    watched = replace(config, name="watched", health=HealthConfig(every=1))
+    unwatched = replace(config, name="unwatched", health=HealthConfig(every=0))
+    train(watched)
+    train(unwatched)
+    states = [checkpoint.read(folder_of(c) / "checkpoints" / "last.ckpt") for c in (watched, unwatched)]
+    for key in ("state_dict", "optimizer_states"):
+        assert same(states[0][key], states[1][key]), key
+    tags = events(watched).Tags()["scalars"]
+    assert {f"health/layer_{i:02d}/{name}" for i in (0, 1) for name in ("language_gradient", "idle_share")} <= set(tags)
+    assert [e.step for e in events(watched).Scalars("health/layer_01/entropy")] == list(range(1, 13))
+    assert not [tag for tag in events(unwatched).Tags()["scalars"] if tag.startswith("health/")]
+
+
+# --- Alarms
+
+
+def dead(prob_TK: Tensor, rule: Any) -> Tensor:
+    """Softmax after top-k: of one choice always 1."""
+    return prob_TK.log().softmax(dim=-1)
+
+
+def all_to_one(self: SwitchModule) -> None:
+    for layer in self.model.switch_layers:
+        torch.as_tensor(layer.selection_bias_E)[1] = 10.0
+
+
+def watched_closely(config: Config, **changes: Any) -> Config:
+    return replace(config, health=HealthConfig(every=2), **changes)
+
+
+def test_a_healthy_run_raises_no_alarm(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    result = train(watched_closely(config))
+    assert result["router_alarms"] == [] and "warning" not in capsys.readouterr().err
+    assert "router alarm/text_summary" not in events(config).Tags()["tensors"]
+
+
+def test_a_dead_router_is_told_once_with_what_to_change(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(routing, "gates", dead)
+    result = train(watched_closely(config))
+    (message,) = result["router_alarms"]
+    assert "step 6: the router of layers 00, 01 is dead" in message and "model.gate_scale=probability" in message
+    assert capsys.readouterr().err == f"warning: {message}\n"
+    (told,) = events(config).Tensors("router alarm/text_summary")
+    assert told.step == 6 and told.tensor_proto.string_val[0].decode() == message
+    assert result["steps"] == 12 and json.loads((folder_of(config) / "result.json").read_text()) == result
+
+
+def test_a_collapsed_router_is_told_once_with_what_to_change(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.model.selection_bias_rate = 1e-6
+    monkeypatch.setattr(SwitchModule, "on_train_start", all_to_one)
+    (message,) = train(watched_closely(config))["router_alarms"]
+    assert "collapsed: expert 1 gets 100% of the characters" in message and "Raise alpha (now 0.01)" in message
+    assert capsys.readouterr().err == f"warning: {message}\n"
+
+
+def test_as_an_error_an_alarm_ends_training_and_its_run_can_go_on_with_a_warning(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing, "gates", dead)
+    with pytest.raises(TrainingError, match=r"step 6: the router .* is dead(.|\n)*resume=run"):
+        train(watched_closely(config, router_alarm="error"))
+    assert checkpoint.read(folder_of(config) / "checkpoints" / "last.ckpt")["global_step"] == 5
+    assert train(watched_closely(config, resume="run"))["steps"] == 12
+
+
+HEALTHY = RouterHealth(
+    num_experts=4, even_share=0.25, language_gradient=0.1, balance_gradient=0.01, cosine=0.0, entropy=1.0,
+    gate_mean=0.5, gate_spread=0.1, max_share=0.4, busiest=2, idle_share=0.0,
+)  # fmt: skip
+DEAD, COLLAPSED = replace(HEALTHY, language_gradient=0.0), replace(HEALTHY, max_share=0.9)
+
+
+def test_it_takes_so_many_looks_in_a_row_and_is_told_once_also_after_a_restart() -> None:
+    alarm = RouterAlarm(HealthConfig(checks=3), alpha=0.01)
+    looks = [DEAD, DEAD, HEALTHY, DEAD, DEAD, DEAD, DEAD]
+    assert [len(alarm.look([HEALTHY, found], step=i)) for i, found in enumerate(looks)] == [0, 0, 0, 0, 0, 1, 0]
+    half = RouterAlarm(HealthConfig(checks=3), alpha=0.01)
+    assert half.look([COLLAPSED], step=1) == half.look([COLLAPSED], step=2) == []
+    restarted = RouterAlarm(HealthConfig(checks=3), alpha=0.01)
+    restarted.load_state_dict(json.loads(json.dumps(half.state_dict())))
+    (message,) = restarted.look([COLLAPSED], step=3)
+    assert "layer 00 has collapsed: expert 2 gets 90%" in message
+    again = RouterAlarm(HealthConfig(checks=3), alpha=0.01)
+    again.load_state_dict(restarted.state_dict())
+    assert again.look([COLLAPSED], step=4) == []
+
+
+def test_one_expert_and_a_share_that_is_even_are_no_collapse() -> None:
+    alarm = RouterAlarm(HealthConfig(checks=1), alpha=0.01)
+    alone = replace(DEAD, num_experts=1, even_share=1.0, max_share=1.0)
+    both = replace(HEALTHY, num_experts=2, even_share=1.0, max_share=1.0)  # top_k=2
+    assert alarm.look([alone, both], step=1) == []
+
+
+def test_a_gate_of_rounding_noise_alone_does_not_pass_for_learning() -> None:
+    noisy = replace(HEALTHY, language_gradient=3e-9)
+    assert not noisy.learns and HEALTHY.learns
