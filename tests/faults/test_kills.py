@@ -54,8 +54,9 @@ def require_the_same(folder: Path, whole: Path, *, log_every: int = 5) -> None:
     run = run_of(folder)
     assert sha256(run) == sha256(whole)
     results = [json.loads((folder / "result.json").read_text()) for folder in (run, whole)]
-    for timed in ("seconds", "training_seconds", "tokens_per_second", "inference_tokens_per_second"):
-        assert all(result.pop(timed) > 0 for result in results)
+    timed = ("seconds", "training_seconds", "tokens_per_second", "inference_tokens_per_second")
+    for key in (*timed, "window_loss_seconds", "router_health_seconds"):
+        assert all(result.pop(key) > 0 for result in results)
     assert results[0] == results[1]
     steps = [step for step, _ in scalars(whole, "train/loss")]
     assert [step for step, _ in scalars(run, "train/loss")] == steps == list(range(5, steps[-1] + 1, log_every))
