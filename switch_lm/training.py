@@ -153,7 +153,7 @@ class Training:
                 callbacks.ConsoleProgress(config, self.console, heading=self.heading),
                 callbacks.Dashboard(config),
                 callbacks.Samples(config.logger.sample_prompt, config.logger.sample_length, config.seed),
-                WindowLosses(self.data.validation_ids, config),
+                WindowLosses(self.data.validation_ids, config, clock),
                 RouterWatch(self.data.training_ids, config),
                 *compiled,  # after what runs as it is
                 *saving.checkpoints(self.run.checkpoints, config.trainer),

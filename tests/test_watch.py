@@ -18,6 +18,7 @@ from torch import Tensor
 import switch_lm
 from switch_lm import checkpoint, routing
 from switch_lm.alarm import RouterAlarm
+from switch_lm.callbacks import Clock
 from switch_lm.losses import language_loss, load_balancing_loss, summed
 from switch_lm.module import SwitchModule
 from switch_lm.router_health import RouterHealth, router_health
@@ -26,6 +27,7 @@ from switch_lm.scoring import character_by_character, whole
 from switch_lm.settings import Config, HealthConfig
 from switch_lm.train import train
 from switch_lm.vocab import Vocabulary
+from switch_lm.watch import WindowLosses
 from switch_lm.windows import fixed_windows, split
 
 V = len(Vocabulary.of(TEXT))
@@ -55,7 +57,7 @@ def test_character_by_character_scores_as_one_dropless_pass(changes: dict[str, A
     assert torch.allclose(character_by_character(model, *text), whole(model, *text, capacity_factor=None), atol=1e-4)
 
 
-def test_the_windows_have_three_losses_after_each_validation(config: Config) -> None:
+def test_the_windows_have_three_losses_after_the_last_validation(config: Config) -> None:
     config.model.capacity_factor = 0.5
     result = train(config)
     found = events(config)
@@ -69,12 +71,39 @@ def test_the_windows_have_three_losses_after_each_validation(config: Config) -> 
     }
     last = {}
     for tag, nll in want.items():
-        assert [event.step for event in found.Scalars(tag)] == [5, 10, 12]
+        assert [event.step for event in found.Scalars(tag)] == [12]
         last[tag] = found.Scalars(tag)[-1].value
         assert last[tag] == pytest.approx(nll.mean().item(), abs=1e-5)
     assert abs(last["val/window_loss_generation"] - last["val/window_loss"]) < 1e-4
     assert abs(last["val/window_loss_train_capacity"] - last["val/window_loss"]) > 1e-3  # half of the choices dropped
     assert 0 < result["window_loss_seconds"] < result["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("val_every", "max_steps", "slow", "due"),
+    [
+        (300, 1800, 0.0, [300, 600, 900, 1200, 1500, 1800]),
+        (100, 400, 0.0, [400]),
+        (50, 1000, 0.0, [300, 600, 1000]),
+        (500, 1100, 0.0, [500, 1100]),
+        (300, 1800, 1.5, [300, 1800]),  # of 50 s once more is too much beside the last
+    ],
+)
+def test_the_windows_are_scored_seldom_enough_and_always_at_the_last_step(
+    val_every: int, max_steps: int, slow: float, due: list[int], config: Config
+) -> None:
+    config.trainer = replace(config.trainer, val_every=val_every, max_steps=max_steps)
+    clock = Clock(128, 1)
+    windows = WindowLosses(torch.arange(99), config, clock)
+    clock.load_state_dict({"total_seconds": 0.0, "step_seconds": 0.0, "batches": 0})
+    found = []
+    for step in [0, *range(val_every, max_steps, val_every), max_steps]:
+        clock.total_seconds = 50.0 * step / max_steps
+        if windows._is_due(step):
+            found.append(step)
+            windows.last_seconds = slow
+            windows.seconds += slow
+    assert found == due
 
 
 def test_a_dense_model_has_the_losses_and_no_routers_to_look_at(config: Config) -> None:
