@@ -16,12 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from switch_lm import hparams
 from switch_lm.computation import as_table
-from switch_lm.generate import generate
 from switch_lm.hardware import compile_blocks
 from switch_lm.ledger import run_ledger
 from switch_lm.metrics import chart_layout
 from switch_lm.saving import step_ends
 from switch_lm.settings import Config
+from switch_lm.writing import generate
 
 
 class Clock(Callback):
@@ -81,8 +81,7 @@ class Dashboard(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if (writer := pl_module.writer) is None or trainer.global_step > 0:
             return
-        if layout := chart_layout(self.config.model.num_switch_layers):
-            writer.add_custom_scalars(layout)
+        writer.add_custom_scalars(chart_layout(self.config.model.num_switch_layers))
         text = OmegaConf.to_yaml(OmegaConf.structured(self.config))
         writer.add_text("configuration", "\n".join("    " + line for line in text.splitlines()))
         writer.add_text("computation", as_table(self.config, len(pl_module.vocabulary)))

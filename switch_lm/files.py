@@ -25,6 +25,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     An error in the block, or an OSError of the disk, leaves `path` as it was and nothing beside it.
     """
+    if not path.name:  # as of "."
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
     try:
         with beside.open("xb") as file:

@@ -9,6 +9,23 @@ from torch import Tensor
 
 from switch_lm.routing import Routing
 
+# The overview's charts: their titles, and the tags they draw.
+OF_EVERY_RUN = {
+    "validation loss: whole split and window losses": [
+        "^val/loss$",
+        "^val/window_loss$",
+        "^val/window_loss_train_capacity$",
+        "^val/window_loss_generation$",
+    ],
+}
+OF_ROUTED_RUNS = {
+    "dropped share, by layer": [r"^moe/layer_\d+/dropped_share$"],
+    "balance loss, all layers (1 a layer: even)": ["^train/balance_loss$"],
+    "router entropy, by layer": [r"^moe/layer_\d+/router_entropy$"],
+    "mean gate, by layer": [r"^moe/layer_\d+/mean_gate$"],
+    "router's gradient from the language loss, by layer": [r"^health/layer_\d+/language_gradient$"],
+}
+
 
 def dropped_choices(routing: Routing) -> Tensor:
     """How many choices found no place (a 0-d tensor)."""
@@ -61,12 +78,19 @@ def routing_scalars(routings: Sequence[Routing]) -> dict[str, float]:
 
 
 def chart_layout(num_layers: int) -> dict[str, dict[str, list[object]]]:
-    """TensorBoard's custom charts: one a layer and quantity, with all experts as its lines."""
+    """TensorBoard's custom charts: first an overview, then one a Switch layer and quantity with a line an expert.
+
+    TensorBoard merges the layouts of all runs by their titles: no title depends on anything but the layer's number.
+    """
+    overview = OF_EVERY_RUN | (OF_ROUTED_RUNS if num_layers else {})
     titles = {"load": "tokens selected", "kept": "tokens kept", "mean_prob": "mean probability P"}
-    return {
-        f"layer {layer:02d}": {
-            f"layer {layer:02d}: {title}, by expert": ["Multiline", [rf"^moe/layer_{layer:02d}/{quantity}/expert_\d+$"]]
+    layout: dict[str, dict[str, list[object]]] = {
+        "overview": {title: ["Multiline", tags] for title, tags in overview.items()}
+    }
+    for layer in range(num_layers):
+        name = f"layer {layer:02d}"
+        layout[name] = {
+            f"{name}: {title}, by expert": ["Multiline", [rf"^moe/layer_{layer:02d}/{quantity}/expert_\d+$"]]
             for quantity, title in titles.items()
         }
-        for layer in range(num_layers)
-    }
+    return layout

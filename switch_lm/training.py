@@ -28,6 +28,7 @@ from switch_lm.ledger import run_ledger
 from switch_lm.module import SwitchModule
 from switch_lm.nonfinite import NonFiniteError
 from switch_lm.result import at_training_capacity, commit, computation, routing_figures, versions
+from switch_lm.routing_pictures import RoutingPictures
 from switch_lm.run_folder import RESULT, Lock, RunFolder, TrainingError
 from switch_lm.runs import LAST, RunError, find_run, newest_whole
 from switch_lm.settings import Config
@@ -154,6 +155,7 @@ class Training:
                 callbacks.Dashboard(config),
                 callbacks.Samples(config.logger.sample_prompt, config.logger.sample_length, config.seed),
                 WindowLosses(self.data.validation_ids, config, clock),
+                RoutingPictures(self.data.validation_ids, config),
                 RouterWatch(self.data.training_ids, config),
                 *compiled,  # after what runs as it is
                 *saving.checkpoints(self.run.checkpoints, config.trainer),
@@ -195,13 +197,15 @@ class Training:
 
 
 def _watched(trainer: lightning.Trainer) -> dict[str, Any]:
-    """The alarms there were, and the seconds that looking at routers and windows took."""
+    """The alarms there were, and the seconds that looking at routers and windows, and drawing, took."""
     found: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RouterWatch):
             found |= {"router_alarms": list(callback.alarm.told.values()), "router_health_seconds": callback.seconds}
         elif isinstance(callback, WindowLosses):
             found |= {"window_loss_seconds": callback.seconds}
+        elif isinstance(callback, RoutingPictures):
+            found |= {"routing_pictures_seconds": callback.seconds}
     return found
 
 

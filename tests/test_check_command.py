@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MakeRun, tiny_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from switch_lm.check.__main__ import main
 
@@ -30,6 +31,8 @@ def test_the_certificate_of_a_run_is_told_and_lies_in_its_folder(
         assert finding["measured"] and finding["meaning"] and finding["figures"]
     counts = [sum(f["verdict"] == verdict for f in written["findings"]) for verdict in ("PASS", "LEAKS")]
     assert f"{counts[0]} PASS, {counts[1]} LEAKS" in out
+    (told,) = EventAccumulator(str(folder)).Reload().Tensors("certificate/text_summary")
+    assert b"own future, training" in told.tensor_proto.string_val[0]
 
 
 def test_a_fault_ends_with_exit_code_1_and_stands_in_the_file(

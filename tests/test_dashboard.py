@@ -2,96 +2,153 @@
 
 from __future__ import annotations
 
-import json
-import os
+import html
+import io
 import re
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from dashboard_server import DENSE, FINDINGS, RUN, Server, server  # noqa: F401  server is a fixture
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from switch_lm import hparams
 from switch_lm.architecture import ModelConfig
-from switch_lm.settings import Config, DataConfig, LoggerConfig, TrainerConfig
-from switch_lm.train import train
+from switch_lm.dashboard_text import certificate_markdown, write_text
+from switch_lm.metrics import chart_layout
+from switch_lm.settings import Config
 
-MAKEFILE = Path(__file__).parent.parent / "Makefile"
-STARTS_WITHIN_S = 60
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A dashboard over one short run, with the options that `make tensorboard` gives."""
-    place = tmp_path_factory.mktemp("dashboard")
-    (place / "text.txt").write_text("to be, or not to be. " * 100)
-    train(
-        Config(
-            model=ModelConfig(num_layers=2, d_model=16, num_heads=2, d_ff=16, context_length=8, num_experts=3),
-            data=DataConfig(path=str(place / "text.txt"), batch_size=4),
-            trainer=TrainerConfig(max_steps=6, val_every=3, compile="false"),
-            logger=LoggerConfig(log_every=1, sample_length=10, progress="none"),
-            name="run",
-            outputs=str(place / "outputs"),
-        )
-    )
-    recipe = re.search(r"tensorboard\.main --logdir outputs (.*) \$\(ARGS\)", MAKEFILE.read_text())
-    assert recipe is not None
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(place / "outputs"), *recipe[1].split()]
-    process = subprocess.Popen(
-        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        url = f"http://127.0.0.1:{port}/data"
-        deadline = time.monotonic() + STARTS_WITHIN_S
-        while not _answers(url):
-            assert time.monotonic() < deadline, "the dashboard did not show the run in time"
-            time.sleep(0.5)
-        yield url
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # its data server too
-        process.wait()
+ALL_STEPS, VALIDATIONS = [1, 2, 3, 4, 5, 6], [3, 6]
+LAYERS = ("moe/layer_00", "moe/layer_01")
+OF_A_LAYER = (
+    "dropped", "dropped_share", "padded_share", "load_max_over_mean", "load_cv", "router_entropy", "mean_gate",
+    *(f"{quantity}/expert_{e:02d}" for quantity in ("load", "kept", "mean_prob") for e in range(3)),
+)  # fmt: skip
+OF_EVERY_RUN = {
+    "train/loss", "train/balance_loss", "train/total_loss", "train/perplexity", "train/bits_per_character",
+    "optim/gradient_norm", "optim/lr_0", "optim/lr_1", "optim/lr_2", "val/loss", "val/perplexity",
+    "val/bits_per_character", "val/window_loss", "val/window_loss_train_capacity", "val/window_loss_generation",
+    "perf/tokens_per_second", "perf/training_seconds", "perf/training_tflop", "perf/window_loss_seconds",
+    "hp/val_loss", "hp/best_val_loss", "hp/dropped", "hp/tokens_per_second",
+}  # fmt: skip
+HEALTH = (
+    "language_gradient", "balance_gradient", "gradient_cosine", "entropy", "gate_mean", "gate_spread", "max_share",
+    "idle_share",
+)  # fmt: skip
+OF_A_SWITCH_RUN = {
+    "val/load_max_over_mean", "val/router_entropy", "moe/dropped_share", "perf/router_health_seconds", "optim/lr_3",
+    "perf/routing_pictures_seconds",
+    *(f"{layer}/{name}" for layer in LAYERS for name in OF_A_LAYER),
+    *(f"{layer.replace('moe', 'health')}/{name}" for layer in LAYERS for name in HEALTH),
+}  # fmt: skip
 
 
-def get(url: str, **query: str) -> Any:
-    with urllib.request.urlopen(f"{url}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
-        return json.load(answer)
+def charts(server: Server) -> dict[str, list[str]]:  # noqa: F811
+    """The tags' expressions by the title of the chart, in the order in which they stand."""
+    layout = server.get("plugin/custom_scalars/layout")
+    return {chart["title"]: chart["multiline"]["tag"] for group in layout["category"] for chart in group["chart"]}
 
 
-def _answers(url: str) -> bool:
-    try:
-        return "hp/val_loss" in get(f"{url}/plugin/scalars/tags").get("runs/run", {})
-    except OSError:
-        return False
+def test_every_scalar_has_its_place_and_nothing_else_is_there(server: Server) -> None:  # noqa: F811
+    tags = server.get("plugin/scalars/tags")
+    assert tags.keys() == {RUN, DENSE}
+    assert set(tags[DENSE]) == OF_EVERY_RUN
+    assert set(tags[RUN]) == OF_EVERY_RUN | OF_A_SWITCH_RUN
 
 
-def test_one_chart_a_layer_and_quantity_draws_every_expert_at_every_step(server: str) -> None:
-    layout = get(f"{server}/plugin/custom_scalars/layout")
-    charts = [chart for category in layout["category"] for chart in category["chart"]]
-    assert len(charts) == 2 * 3  # layers x (selected, kept, mean probability)
-    for chart in charts:
-        (regex,) = chart["multiline"]["tag"]
-        drawn = get(f"{server}/plugin/custom_scalars/scalars", run="runs/run", tag=regex)["tag_to_events"]
-        assert sorted(tag[-9:] for tag in drawn) == ["expert_00", "expert_01", "expert_02"]
-        assert all([step for _, step, _ in points] == [1, 2, 3, 4, 5, 6] for points in drawn.values())
+def test_the_overview_comes_first_and_the_layouts_of_both_runs_are_one(server: Server) -> None:  # noqa: F811
+    layout = server.get("plugin/custom_scalars/layout")
+    assert [group["title"] for group in layout["category"]] == ["overview", "layer 00", "layer 01"]
+    titles = [[chart["title"] for chart in group["chart"]] for group in layout["category"]]
+    assert titles == [list(group) for group in chart_layout(2).values()]
 
 
-def test_texts_and_one_row_of_hyperparameters_are_there(server: str) -> None:
-    assert set(get(f"{server}/plugin/text/tags")["runs/run"]) == {
-        f"{name}/text_summary" for name in ("computation", "configuration", "sample")
-    }
-    points = get(f"{server}/plugin/scalars/scalars", run="runs/run", tag="hp/val_loss")
+def test_each_chart_draws_its_tags_at_every_step_and_no_others(server: Server) -> None:  # noqa: F811
+    layers = ("layer_00", "layer_01")
+    expected = [
+        {f"val/{name}" for name in ("loss", "window_loss", "window_loss_train_capacity", "window_loss_generation")}
+    ]
+    expected += [{f"moe/{layer}/dropped_share" for layer in layers}, {"train/balance_loss"}]
+    expected += [{f"moe/{layer}/{name}" for layer in layers} for name in ("router_entropy", "mean_gate")]
+    expected += [{f"health/{layer}/language_gradient" for layer in layers}]
+    for layer in layers:
+        expected += [{f"moe/{layer}/{q}/expert_{e:02d}" for e in range(3)} for q in ("load", "kept", "mean_prob")]
+    for (title, patterns), tags in zip(charts(server).items(), expected, strict=True):
+        drawn: dict[str, list[list[float]]] = {}
+        for pattern in patterns:
+            drawn |= server.get("plugin/custom_scalars/scalars", run=RUN, tag=pattern)["tag_to_events"]
+        assert drawn.keys() == tags, title
+        for tag, points in drawn.items():
+            steps = {"val/loss": VALIDATIONS, "health": [2, 4, 6], "moe": ALL_STEPS, "train": ALL_STEPS}
+            known = steps.get(tag, steps.get(tag.split("/")[0], [6]))
+            assert [step for _, step, _ in points] == known, tag
+
+
+def test_a_dense_run_draws_its_validation_losses(server: Server) -> None:  # noqa: F811
+    assert chart_layout(0).keys() == {"overview"}
+    ((title, (_, patterns)),) = chart_layout(0)["overview"].items()
+    assert charts(server)[title] == patterns
+    found = server.get("plugin/custom_scalars/scalars", run=DENSE, tag=r"^val/loss$")["tag_to_events"]
+    assert [step for _, step, _ in found["val/loss"]] == VALIDATIONS
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 12])
+def test_expressions_are_anchored_and_titles_are_the_same_in_every_run(num_layers: int) -> None:
+    layout, larger = chart_layout(num_layers), chart_layout(13)
+    for category, group in layout.items():
+        for title, chart in group.items():
+            assert larger[category][title] == chart
+            assert isinstance(chart[1], list)
+            assert all(re.fullmatch(r"\^.*\$", pattern) for pattern in chart[1])
+
+
+def test_pictures_are_there_after_each_validation_and_can_be_read(server: Server) -> None:  # noqa: F811
+    tags = {"routing/expert_load_over_time", "routing/layer_00_atlas", "routing/layer_01_atlas"}
+    assert server.get("plugin/images/tags").get(DENSE, {}) == {}
+    assert set(server.get("plugin/images/tags")[RUN]) == tags
+    for tag in tags:
+        found = server.get("plugin/images/images", run=RUN, tag=tag, sample="0")
+        assert [entry["step"] for entry in found] == VALIDATIONS
+        shown = [server.read("plugin/images/individualImage", entry["query"]) for entry in found]
+        for content in shown:
+            with Image.open(io.BytesIO(content)) as image:
+                assert image.width > 500 and len(image.convert("RGB").getcolors(1 << 20) or ()) > 3
+        assert shown[0] != shown[1]
+
+
+def test_texts_and_one_row_of_hyperparameters_are_there(server: Server) -> None:  # noqa: F811
+    names = {"computation", "configuration", "sample"}
+    texts = server.get("plugin/text/tags")
+    assert set(texts[DENSE]) == {f"{name}/text_summary" for name in names}
+    assert set(texts[RUN]) == {f"{name}/text_summary" for name in names | {"certificate"}}
+    points = server.get("plugin/scalars/scalars", run=RUN, tag="hp/val_loss")
     assert points[-1][1] == 6
+
+
+def test_the_certificate_is_a_table_that_says_what_was_found_and_nothing_of_it_is_markup(
+    server: Server,  # noqa: F811
+) -> None:
+    (entry,) = server.get("plugin/text/text", run=RUN, tag="certificate/text_summary")
+    text = entry["text"][entry["text"].index("<p>") :]  # TensorBoard sets each text in a table
+    assert entry["step"] == 6 and text.startswith("<p>1 PASS, 1 LEAKS</p>")
+    cells = [
+        html.unescape(re.sub("<[^>]+>", "", cell.replace("<br>", " "))) for cell in re.findall("<td>(.*?)</td>", text)
+    ]
+    assert cells == [value for f in FINDINGS for value in (f.check, str(f.verdict), f.measured, f.meaning)]
+    assert "<em>" not in text and "<other>" not in text
+
+
+def test_a_text_written_again_replaces_the_one_before_and_leaves_other_texts(tmp_path: Path) -> None:
+    for tag, text in (("certificate", "first"), ("notes", "other"), ("certificate", "second")):
+        write_text(tmp_path, tag, text, 7)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    found = {tag: [(e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors(tag)]
+             for tag in events.Tags()["tensors"]}  # fmt: skip
+    assert found == {"certificate/text_summary": [(7, "second")], "notes/text_summary": [(7, "other")]}
+    assert certificate_markdown([]).splitlines()[2:] == [
+        "| check | verdict | measured | what it means |",
+        "| --- | --- | --- | --- |",
+    ]
 
 
 def test_dense_and_dropless_runs_have_a_place_of_their_own_among_the_hyperparameters() -> None:

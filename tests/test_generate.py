@@ -14,12 +14,13 @@ import torch
 from conftest import TEXT, MakeRun, tiny_model
 from torch import Tensor
 
-from switch_lm import checkpoint
+from switch_lm import checkpoint, writing
 from switch_lm import generate as command
 from switch_lm.attention import LayerCache
-from switch_lm.generate import generate, main, next_logits, sample
+from switch_lm.generate import main
 from switch_lm.model import SwitchLM
 from switch_lm.vocab import Vocabulary
+from switch_lm.writing import Reading, generate, next_logits, read, sample
 
 VOCABULARY = Vocabulary.of(TEXT)
 CONTEXT = 16
@@ -59,18 +60,18 @@ def test_cached_text_is_that_of_a_model_that_rereads_and_halves_a_full_window(po
 
 
 def test_a_full_context_is_reread_from_its_last_half_in_one_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[tuple[list[int], Tensor]] = []
+    passes: list[tuple[list[int], Reading]] = []
 
-    def spy(model: SwitchLM, ids: list[int], cache: list[LayerCache]) -> Tensor:
-        read.append((ids, next_logits(model, ids, cache)))
-        return read[-1][1]
+    def spy(model: SwitchLM, ids: list[int], cache: list[LayerCache]) -> Reading:
+        passes.append((ids, read(model, ids, cache)))
+        return passes[-1][1]
 
-    monkeypatch.setattr(command, "next_logits", spy)
+    monkeypatch.setattr(writing, "read", spy)
     model = tiny_model()
     text = "To be" + written(model, length=2 * CONTEXT)
-    lengths = [len(ids) for ids, _ in read]
+    lengths = [len(ids) for ids, _ in passes]
     assert lengths == [5] + [1] * 11 + [8] + [1] * 8 + [8] + [1] * 8 + [8] + [1]
-    ids, logits_V = read[12]
+    ids, logits_V = passes[12][0], passes[12][1].logits_V
     assert VOCABULARY.decode(torch.tensor(ids)) == text[CONTEXT + 1 - 8 : CONTEXT + 1]
     torch.testing.assert_close(logits_V, reread(model, ids), atol=1e-4, rtol=0)
 
@@ -189,7 +190,7 @@ def test_the_command_says_how_much_of_a_long_prompt_is_read(
     "option",
     [
         "--length -1", "--length 1.5", "--temperature -0.1", "--temperature nan", "--temperature inf",
-        "--temperature warm", "--top-k 0", "--top-k -3", "--seed -1", f"--seed {2**64}",
+        "--temperature warm", "--top-k 0", "--top-k -3", "--seed -1", f"--seed {2**64}", "--html .",
     ],
 )  # fmt: skip
 def test_a_bad_value_is_refused_before_any_model_is_looked_for(

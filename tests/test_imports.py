@@ -40,7 +40,17 @@ ALLOWED = {name: (PLAIN, set[str]()) for name in PLAIN} | {name: (PLAIN | CORE, 
 # Only these may import the package on the left; a folder counts as its name.
 ONLY_IN = {
     "hydra": {"train", "sweep", "cli"},
-    "lightning": {"train", "training", "module", "data", "callbacks", "saving", "stopping", "watch"},
+    "lightning": {
+        "train",
+        "training",
+        "module",
+        "data",
+        "callbacks",
+        "routing_pictures",
+        "saving",
+        "stopping",
+        "watch",
+    },
     "requests": {"corpus", "mirrors"},
 }
 

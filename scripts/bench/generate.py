@@ -16,8 +16,8 @@ from bench.options import Options, say
 from bench.rows import Row, at_least
 from switch_lm import checkpoint
 from switch_lm.attention import LayerCache
-from switch_lm.generate import next_logits, sample
 from switch_lm.model import SwitchLM
+from switch_lm.writing import next_logits, sample
 
 CONTEXT, CHARACTERS, QUICK_CHARACTERS = 256, 32, 8
 CACHE_TARGET, FIRST_TARGET = 8.0, 3.0

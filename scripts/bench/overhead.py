@@ -19,10 +19,10 @@ from bench.probe import Probe
 from bench.rows import Row, at_most
 from switch_lm import run_folder
 from switch_lm.callbacks import Clock
-from switch_lm.generate import generate
 from switch_lm.settings import Config
 from switch_lm.signals import StopSignals
 from switch_lm.training import Training
+from switch_lm.writing import generate
 
 CASE, APART = "overhead of a step", "apart from steps"
 BLOCK, QUICK_BLOCK, PAIRS = 20, 10, 50

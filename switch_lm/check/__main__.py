@@ -20,10 +20,11 @@ from switch_lm.command import (
     write_json,
 )
 from switch_lm.config import ConfigError
-from switch_lm.run_folder import Stopped, TrainingError
+from switch_lm.run_folder import CONFIG, Stopped, TrainingError
 from switch_lm.runs import run_of
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
+    from switch_lm.check.finding import Finding
     from switch_lm.check.subject import Subject
     from switch_lm.checkpoint import Header
     from switch_lm.model import SwitchLM
@@ -82,6 +83,8 @@ def _check(options: argparse.Namespace) -> int:
     with show.progress() as say:
         found = certificate.certify(subject, say=say)
     show.findings(found)
+    if (checkpoint := facts.get("checkpoint")) is not None:
+        _to_tensorboard(found, Path(checkpoint))
     facts["findings"] = [finding.as_plain() for finding in found]
     verdicts = [finding.verdict for finding in found]
     if options.all_policies:
@@ -96,6 +99,19 @@ def _check(options: argparse.Namespace) -> int:
     folder = run_of(Path(facts["checkpoint"])) if "checkpoint" in facts else options.outputs
     write_json(facts, options.json or folder / "check.json")
     return 1 if Verdict.FAIL in verdicts else 0
+
+
+def _to_tensorboard(found: Sequence[Finding], checkpoint: Path) -> None:
+    """Beside the run's samples, if it is a run's checkpoint and its folder can be written."""
+    from switch_lm.checkpoint import read
+    from switch_lm.dashboard_text import certificate_markdown, write_text
+
+    if (run_of(checkpoint) / CONFIG).is_file():
+        try:
+            step = int(read(checkpoint).get("global_step", 0))
+            write_text(run_of(checkpoint), "certificate", certificate_markdown(found), step)
+        except OSError as error:
+            print(f"not shown in TensorBoard: {error.strerror or error}", file=sys.stderr)
 
 
 def _of_run(options: argparse.Namespace) -> tuple[Subject, dict[str, Any]]:

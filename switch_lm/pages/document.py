@@ -80,7 +80,29 @@ class Picture:
     x_names: tuple[str, ...] = ()  # of x = 0, 1, 2, ...; each point is then a bar from zero, the series side by side
 
 
-Part = Text | Bullets | Code | Table | Picture
+@dataclass(frozen=True)
+class HeatMap:
+    """Rows by columns of numbers, as colours on a fixed scale that its legend shows; NaN is left blank.
+
+    `centre`: the value of the middle colour, where the scale has two sides; None: from low to high.
+    """
+
+    name: str
+    title: str
+    alt: str
+    x_label: str
+    y_label: str
+    value_label: str
+    x_names: tuple[str, ...]  # of columns
+    y_names: tuple[str, ...]  # of rows, from the top
+    values: tuple[tuple[float, ...], ...]
+    low: float
+    high: float
+    centre: float | None = None
+    note: str = ""
+
+
+Part = Text | Bullets | Code | Table | Picture | HeatMap
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,18 @@ from __future__ import annotations
 import re
 from urllib.parse import quote
 
-from switch_lm.pages.document import Bullets, Code, Document, Part, Picture, Table, Text, numeric_columns, pieces
+from switch_lm.pages.document import (
+    Bullets,
+    Code,
+    Document,
+    HeatMap,
+    Part,
+    Picture,
+    Table,
+    Text,
+    numeric_columns,
+    pieces,
+)
 
 
 def to_markdown(document: Document, *, pictures: str) -> str:
@@ -26,7 +37,7 @@ def _part(part: Part, pictures: str) -> str:
             return _fenced(text)
         case Table():
             return _table(part)
-        case Picture():
+        case Picture() | HeatMap():
             return _picture(part, pictures)
 
 
@@ -62,7 +73,7 @@ def _table(table: Table) -> str:
     )
 
 
-def _picture(picture: Picture, folder: str) -> str:
+def _picture(picture: Picture | HeatMap, folder: str) -> str:
     place = quote(f"{folder}/{picture.name}.png")
     alt = re.sub(r"([\\\[\]`*<>])", r"\\\1", " ".join(picture.alt.split()))
     return "\n\n".join(block for block in (f"![{alt}]({place})", _note(picture.note)) if block)

@@ -14,6 +14,7 @@ from switch_lm.pages.document import (
     Cell,
     Code,
     Document,
+    HeatMap,
     Part,
     Picture,
     Section,
@@ -26,6 +27,7 @@ from switch_lm.pages.document import (
 from switch_lm.pages.pictures import as_inline_svg
 
 HERE = Path(__file__).resolve().parent
+SCRIPTS = ("page.js", "coloured_text.js")
 CONTENTS_FROM = 3  # sections
 
 
@@ -35,7 +37,7 @@ def render(title: str, body: str) -> str:
     The page's policy lets the browser load nothing, and run no script but the template's own.
     """
     template = Template((HERE / "page.html").read_text(encoding="utf-8"))
-    script = (HERE / "page.js").read_text(encoding="utf-8")
+    script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = "; ".join(
         [
@@ -83,7 +85,7 @@ def _part(part: Part, name: str) -> str:
             return f'<pre tabindex="0">{escape(text.strip(chr(10)))}</pre>'
         case Table():
             return _table(part, name)
-        case Picture():
+        case Picture() | HeatMap():
             return _picture(part)
 
 
@@ -100,7 +102,7 @@ def _note(text: str) -> str:
     return f'\n<p class="note">{_line(text)}</p>' if text.strip() else ""
 
 
-def _picture(picture: Picture) -> str:
+def _picture(picture: Picture | HeatMap) -> str:
     caption = f"<figcaption>{_line(picture.title)}</figcaption>"
     return f"<figure>\n{caption}\n{as_inline_svg(picture)}{_note(picture.note)}\n</figure>"
 

@@ -55,7 +55,7 @@ def require_the_same(folder: Path, whole: Path, *, log_every: int = 5) -> None:
     assert sha256(run) == sha256(whole)
     results = [json.loads((folder / "result.json").read_text()) for folder in (run, whole)]
     timed = ("seconds", "training_seconds", "tokens_per_second", "inference_tokens_per_second")
-    for key in (*timed, "window_loss_seconds", "router_health_seconds"):
+    for key in (*timed, "window_loss_seconds", "router_health_seconds", "routing_pictures_seconds"):
         assert all(result.pop(key) > 0 for result in results)
     assert results[0] == results[1]
     steps = [step for step, _ in scalars(whole, "train/loss")]

@@ -1,0 +1,206 @@
+// Coloured text: each character by the expert that processed it, a page at a time.
+
+const NOBODY = 255; // in a byte of an expert
+const NUM_COLOURS = 8; // of experts; the numbers tell those of one colour apart
+const INVISIBLE = { "\n": "line break", " ": "space", "\t": "tab" };
+
+const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+const percent = (part) => (part > 0 && part < 0.001 ? "below 0.1 %" : `${Number((100 * part).toPrecision(part < 0.1 ? 2 : 3))} %`);
+const nameOf = (letter) => INVISIBLE[letter] ?? `“${letter}”`;
+
+function make(tag, properties, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
+class ColouredText {
+  constructor(root) {
+    const part = (name) => root.querySelector(`.${name}`);
+    const data = JSON.parse(root.querySelector("script").textContent);
+    this.letters = Array.from(data.text);
+    Object.assign(this, { page: data.page, views: data.views, odds: data.odds, part, start: 0, caret: 0, cells: [] });
+    this.box = part("letters");
+    this.box.tabIndex = 0;
+    const states = { role: "textbox", "aria-readonly": "true", "aria-multiline": "true" }; // so that arrows come through
+    for (const [name, value] of Object.entries(states)) this.box.setAttribute(name, value);
+    this.listen(root);
+    part("controls").hidden = false;
+    this.choose(Number(root.querySelector(".views :checked").value));
+  }
+
+  listen(root) {
+    const { part, box } = this;
+    part("views").addEventListener("change", (event) => this.choose(Number(event.target.value)));
+    const numbers = root.querySelector(".numbers input");
+    numbers.checked = true; // browsers remember
+    numbers.addEventListener("change", () => box.classList.toggle("plain", !numbers.checked));
+    part("previous").addEventListener("click", () => this.move(this.start - this.page));
+    part("next").addEventListener("click", () => this.move(this.start + this.page));
+    part("go").addEventListener("change", (event) => event.target.value && this.move(event.target.value - 1));
+    part("find").addEventListener("keydown", (event) => event.key === "Enter" && this.find(event.target.value));
+    const at = (event) => this.start + this.cells.indexOf(event.target);
+    box.addEventListener("mouseover", (event) => at(event) >= this.start && this.tell(at(event)));
+    box.addEventListener("mouseleave", () => this.tell(this.caret));
+    box.addEventListener("click", (event) => at(event) >= this.start && this.move(at(event)));
+    box.addEventListener("focus", () => this.tell(this.caret));
+    box.addEventListener("keydown", (event) => this.press(event));
+  }
+
+  // Another layer, or the odds.
+  choose(number) {
+    const view = this.views[number];
+    if (typeof view.codes === "string") {
+      for (const key of ["codes", "gate", "second", "second_probability"]) if (view[key]) view[key] = bytes(view[key]);
+    }
+    this.view = view;
+    this.only = new Set();
+    this.showKey();
+    this.draw(this.start);
+  }
+
+  colourOf(code) {
+    return `${this.view.palette}-${code % NUM_COLOURS}`;
+  }
+
+  showKey() {
+    const { names, marks, codes, key } = this.view;
+    const counts = new Array(names.length).fill(0);
+    let counted = 0;
+    for (const code of codes) if (code !== NOBODY) counts[code]++, counted++;
+    this.part("key-name").textContent = key;
+    const buttons = names.map((name, code) => {
+      const share = make("span", { className: "share" }, `${Math.round((100 * counts[code]) / Math.max(1, counted))} %`);
+      const mark = make("span", { className: `mark ${this.colourOf(code)}` }, marks[code]);
+      const button = make("button", { type: "button" }, mark, ` ${this.view.palette === "odds" ? name : ""} `, share);
+      button.setAttribute("aria-label", `Show only ${name}, ${share.textContent}`);
+      button.setAttribute("aria-pressed", "false");
+      button.addEventListener("click", () => {
+        this.only.delete(code) || this.only.add(code);
+        button.setAttribute("aria-pressed", this.only.has(code));
+        this.colour();
+      });
+      return button;
+    });
+    this.part("key").replaceChildren(...buttons);
+    this.box.classList.toggle("wide", marks.some((mark) => mark.length > 1));
+  }
+
+  // The page that begins at `start`: a cell for each character, in which a line break shows as a sign.
+  draw(start) {
+    this.start = start;
+    const shown = this.letters.slice(start, start + this.page);
+    this.cells = shown.map((letter) => make("span", {}, letter === "\n" ? "" : letter));
+    this.box.replaceChildren(...shown.flatMap((letter, i) => (letter === "\n" ? [this.cells[i], "\n"] : [this.cells[i]])));
+    const number = (n) => n.toLocaleString("en");
+    const end = start + shown.length;
+    this.part("where").textContent = `${number(start + 1)} to ${number(end)} of ${number(this.letters.length)}`;
+    this.part("previous").disabled = start === 0;
+    this.part("next").disabled = end >= this.letters.length;
+    this.colour();
+    this.point();
+  }
+
+  // A mark stands where a run of one expert begins.
+  colour() {
+    let before = null;
+    this.cells.forEach((cell, i) => {
+      const code = this.view.codes[this.start + i];
+      const shown = code !== NOBODY && (this.only.size === 0 || this.only.has(code));
+      const names = [shown ? this.colourOf(code) : "none"];
+      if (this.letters[this.start + i] === "\n") names.push("break");
+      if (this.odds && !this.odds[this.start + i]) names.push("given");
+      cell.className = names.join(" ");
+      if (shown && code !== before) cell.dataset.mark = this.view.marks[code];
+      else delete cell.dataset.mark;
+      before = shown ? code : null;
+    });
+  }
+
+  // --- the caret ---
+
+  move(to) {
+    this.caret = Math.max(0, Math.min(this.letters.length - 1, Math.floor(to) || 0));
+    const start = this.caret - (this.caret % this.page);
+    if (start !== this.start) this.draw(start);
+    this.point();
+    this.cells[this.caret - this.start]?.scrollIntoView({ block: "nearest" });
+  }
+
+  point() {
+    this.box.querySelector("[data-caret]")?.removeAttribute("data-caret");
+    const cell = this.cells[this.caret - this.start];
+    if (cell) cell.dataset.caret = "";
+    this.tell(this.caret);
+  }
+
+  press(event) {
+    const within = this.caret - this.start;
+    const steps = {
+      ArrowLeft: () => this.caret - 1,
+      ArrowRight: () => this.caret + 1,
+      ArrowUp: () => this.beside(within, -1),
+      ArrowDown: () => this.beside(within, 1),
+      PageUp: () => this.start - this.page,
+      PageDown: () => (this.start + this.page < this.letters.length ? this.start + this.page : this.caret),
+      Home: () => 0,
+      End: () => this.letters.length - 1,
+    };
+    if (!Object.hasOwn(steps, event.key) || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    this.move(steps[event.key]());
+  }
+
+  // The character above (-1) or below (1) one of the page, as the lines are broken.
+  beside(from, direction) {
+    const { offsetTop: top, offsetLeft: left } = this.cells[from];
+    let to = from + direction;
+    while (this.cells[to]?.offsetTop === top) to += direction;
+    const line = this.cells[to]?.offsetTop;
+    const away = (i) => Math.abs(this.cells[i].offsetLeft - left);
+    for (let i = to; this.cells[i]?.offsetTop === line && line !== undefined; i += direction) if (away(i) < away(to)) to = i;
+    return this.start + to;
+  }
+
+  // The next place after the caret, from the beginning again after the last one; capitals do not matter.
+  find(words) {
+    const lower = (letter) => letter.toLowerCase();
+    const sought = Array.from(words, lower);
+    const { length } = this.letters;
+    for (let step = 1; sought.length && step <= length; step++) {
+      const at = (this.caret + step) % length;
+      if (sought.every((letter, i) => at + i < length && lower(this.letters[at + i]) === letter)) return this.move(at);
+    }
+    if (sought.length) this.part("about").textContent = `“${words}” is not in the text.`;
+  }
+
+  // --- what is known of one character ---
+
+  tell(i) {
+    const letter = this.letters[i];
+    if (letter === undefined) return;
+    const place = make("span", { className: "place" }, `character ${(i + 1).toLocaleString("en")}`);
+    const facts = [this.decided(i), ...this.chance(i)].filter(Boolean).map((fact) => make("span", {}, fact));
+    this.part("about").replaceChildren(make("b", {}, nameOf(letter)), " ", ...facts.flatMap((fact) => [fact, " "]), place);
+  }
+
+  decided(i) {
+    const { palette, codes, label, names, gate, second, second_probability: chance } = this.view;
+    if (palette !== "expert") return "";
+    if (codes[i] === NOBODY) return "not read by the model";
+    const other = second[i] === NOBODY ? "" : `, second choice ${second[i]} (${(chance[i] / 255).toFixed(2)})`;
+    return `${label}: ${names[codes[i]]}, gate ${(gate[i] / 255).toFixed(2)}${other}`;
+  }
+
+  chance(i) {
+    if (!this.odds) return [];
+    if (!this.odds[i]) return ["prompt"];
+    const [own, ...others] = this.odds[i];
+    const pairs = others.flatMap((other, k) => (k % 2 ? [] : [`${nameOf(other)} ${percent(others[k + 1])}`]));
+    return [`probability ${percent(own)}`, pairs.length ? `instead: ${pairs.join(", ")}` : ""];
+  }
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  document.querySelectorAll(".coloured").forEach((root) => new ColouredText(root));
+});

@@ -1,0 +1,114 @@
+"""A real TensorBoard over one short run, for the tests of the dashboard: `server` is the fixture."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from switch_lm.architecture import ModelConfig
+from switch_lm.check.finding import Finding, Verdict
+from switch_lm.dashboard_text import certificate_markdown, write_text
+from switch_lm.settings import Config, DataConfig, HealthConfig, LoggerConfig, TrainerConfig
+from switch_lm.train import train
+
+MAKEFILE = Path(__file__).parent.parent / "Makefile"
+STARTS_WITHIN_S = 60
+RUN, DENSE = "runs/switch", "runs/dense"
+FINDINGS = [
+    Finding("future_1, own | row", Verdict.PASS, "at most 1e-07 < 1e-5", "no token sees its future"),
+    Finding("drops", Verdict.LEAKS, "12 *of* 96", "what is dropped depends on <other> rows"),
+]
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where it answers."""
+
+    url: str
+
+    def get(self, path: str, **query: str) -> Any:
+        """The answer of its API, as data."""
+        return json.loads(self.read(path, urllib.parse.urlencode(query)))
+
+    def read(self, path: str, query: str) -> bytes:
+        """The same as bytes."""
+        with urllib.request.urlopen(f"{self.url}/data/{path}?{query}", timeout=10) as answer:
+            return bytes(answer.read())
+
+    def is_ready(self) -> bool:
+        """Whether it has read all runs to their ends."""
+        try:
+            tags = self.get("plugin/scalars/tags")
+            texts = self.get("plugin/text/tags")
+        except OSError:
+            return False
+        return all("hp/val_loss" in tags.get(run, {}) for run in (RUN, DENSE)) and any(
+            tag.startswith("certificate") for tag in texts.get(RUN, ())
+        )
+
+
+def train_briefly(place: Path) -> Path:
+    """A Switch run with its certificate and a dense one, of six steps each; where they lie."""
+    text = place / "text.txt"
+    text.write_text("to be, or not to be:\n3 of 12. " * 60)
+    config = Config(
+        model=ModelConfig(num_layers=2, d_model=16, num_heads=2, d_ff=16, context_length=8, num_experts=3),
+        data=DataConfig(path=str(text), batch_size=4),
+        trainer=TrainerConfig(max_steps=6, val_every=3, compile="false"),
+        logger=LoggerConfig(log_every=1, sample_length=10, progress="none"),
+        health=HealthConfig(every=2),
+        name="switch",
+        outputs=str(place / "outputs"),
+    )
+    train(config)
+    config.model.switch_every, config.name = 0, "dense"
+    train(config)
+    outputs = place / "outputs"
+    write_text(outputs / RUN, "certificate", certificate_markdown(FINDINGS), 6)
+    return outputs
+
+
+@contextmanager
+def serving(outputs: Path) -> Iterator[Server]:
+    """A server with the options that `make tensorboard` gives."""
+    recipe = re.search(r"tensorboard\.main --logdir outputs (.*) \$\(ARGS\)", MAKEFILE.read_text())
+    assert recipe is not None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(outputs), *recipe[1].split()]
+    process = subprocess.Popen(
+        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        found = Server(f"http://127.0.0.1:{port}")
+        deadline = time.monotonic() + STARTS_WITHIN_S
+        while not found.is_ready():
+            assert time.monotonic() < deadline, "the dashboard did not show the runs in time"
+            time.sleep(0.5)
+        yield found
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # its data server too
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for the module's tests."""
+    with serving(train_briefly(tmp_path_factory.mktemp("dashboard"))) as found:
+        yield found

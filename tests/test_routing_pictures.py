@@ -1,0 +1,183 @@
+"""Pictures of the routing: they show what happened, go on after a restart, and leave training as it is."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from compare import same
+from conftest import TEXT, folder_of, tiny_model
+from small_models import NOISE
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from switch_lm import checkpoint
+from switch_lm.routing_pictures import (
+    ATLAS_TAG,
+    LOAD_TAG,
+    LoadHistory,
+    RoutingPictures,
+    atlas,
+    order,
+    shares_by_character,
+    visible,
+)
+from switch_lm.settings import Config
+from switch_lm.train import train
+from switch_lm.vocab import Vocabulary
+
+VOCABULARY = Vocabulary.of(TEXT)
+TAGS = [LOAD_TAG, ATLAS_TAG.format(0), ATLAS_TAG.format(1)]
+
+
+def pictures(run: Path) -> dict[str, list[tuple[int, bytes]]]:
+    """Steps and PNG files by tag."""
+    events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
+    return {tag: [(e.step, e.encoded_image_string) for e in events.Images(tag)] for tag in events.Tags()["images"]}
+
+
+def history(**changes: int) -> LoadHistory:
+    return LoadHistory(**{"num_layers": 2, "num_experts": 2, "max_steps": 30, "log_every": 10} | changes)
+
+
+# --- Load over time
+
+
+def test_a_column_is_a_logged_step_and_what_is_to_come_is_blank() -> None:
+    loads = history()
+    loads.add(torch.tensor([[6, 2], [0, 8]]), step=10)
+    loads.add(torch.tensor([[4, 4], [8, 0]]), step=20)
+    found = loads.heat_map()
+    assert found.x_names == ("0", "10", "20")
+    assert found.y_names == ("layer 00 · 00", "01", "", "layer 01 · 00", "01")
+    rows = [row[:2] for row in found.values]
+    assert rows[:2] + rows[3:] == [(1.5, 1.0), (0.5, 1.0), (0.0, 2.0), (2.0, 0.0)]
+    assert all(math.isnan(value) for value in (*rows[2], *(row[2] for row in found.values)))
+    assert (found.low, found.centre, found.high) == (0.0, 1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "log_every", "columns", "steps"),
+    [(6, 1, 6, 1), (300, 10, 30, 10), (2000, 10, 200, 10), (2010, 10, 101, 20), (15600, 10, 195, 80), (5, 10, 1, 10)],
+)
+def test_a_long_training_has_at_most_200_columns_which_reach_its_last_step(
+    max_steps: int, log_every: int, columns: int, steps: int
+) -> None:
+    loads = history(max_steps=max_steps, log_every=log_every)
+    assert (len(loads.load_CLE), loads.steps) == (columns, steps)
+    for step in range(log_every, max_steps + 1, log_every):
+        loads.add(torch.ones(2, 2, dtype=torch.long), step=step)
+    if max_steps >= log_every:
+        assert loads.heat_map().values[0] == (1.0,) * columns
+
+
+def test_several_logged_steps_of_a_column_are_averaged() -> None:
+    loads = history(max_steps=4000)
+    loads.add(torch.tensor([[8, 0], [4, 4]]), step=10)
+    loads.add(torch.tensor([[4, 4], [2, 6]]), step=20)
+    loads.add(torch.tensor([[0, 8], [8, 0]]), step=30)
+    assert [row[:2] for row in loads.heat_map().values[:2]] == [(1.5, 0.0), (0.5, 2.0)]
+
+
+# --- Atlas
+
+
+def test_characters_stand_as_a_reader_looks_for_them_and_each_leaves_a_mark() -> None:
+    characters = "".join(sorted("\n\t !z3aZéA.\x07"))
+    assert "".join(characters[i] for i in order(characters)) == "\n\t \x07!.3AZazé"
+    assert [visible(c) for c in "\n\t \x07a\\"] == ["\\n", "\\t", "␣", "\\x07", "a", "\\"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"top_k": 2}, {"eval_capacity_factor": 0.5}], ids=str)
+def test_shares_are_those_of_a_slow_count(changes: dict[str, Any]) -> None:
+    model, ids = tiny_model(**changes), VOCABULARY.encode(TEXT[:48]).view(3, 16)
+    share_LEV = shares_by_character(model, ids)
+    with torch.no_grad():
+        routings = model(ids, capacity_factor=None).routings
+    seen, got = Counter(ids.flatten().tolist()), Counter[tuple[int, int, int]]()
+    for layer, routing in enumerate(routings):
+        for character, experts in zip(ids.flatten().tolist(), routing.expert_TK.tolist(), strict=True):
+            got.update((layer, expert, character) for expert in experts)
+    assert share_LEV.shape == (2, 4, len(VOCABULARY))
+    for layer, share_EV in enumerate(share_LEV.tolist()):
+        for expert, share_V in enumerate(share_EV):
+            expected = [got[layer, expert, c] / seen[c] if seen[c] else math.nan for c in range(len(VOCABULARY))]
+            assert share_V == pytest.approx(expected, nan_ok=True)
+
+
+def test_an_atlas_has_a_row_an_expert_and_the_shown_characters_in_their_order() -> None:
+    share_EV = torch.tensor([[0.25, math.nan, 1.0], [0.75, math.nan, 0.0]])
+    found = atlas(share_EV, "\n.a", [2, 0])
+    assert (found.x_names, found.y_names) == (("a", "\\n"), ("00", "01"))
+    assert found.values == ((1.0, 0.25), (0.0, 0.75)) and (found.low, found.high, found.centre) == (0.0, 1.0, None)
+
+
+def test_looking_puts_the_model_back_in_its_mode_and_draws_no_random_number() -> None:
+    model = tiny_model(**NOISE).train()
+    before, weights = torch.get_rng_state(), {name: w.clone() for name, w in model.state_dict().items()}
+    first = shares_by_character(model, VOCABULARY.encode(TEXT[:48]).view(3, 16))
+    assert all(module.training for module in model.modules()) and torch.equal(torch.get_rng_state(), before)
+    assert same(dict(model.state_dict()), weights)
+    assert same(first, shares_by_character(model.eval(), VOCABULARY.encode(TEXT[:48]).view(3, 16)))
+
+
+# --- In training
+
+
+def test_the_load_over_time_is_that_of_the_scalars_and_is_written_after_each_validation(config: Config) -> None:
+    config.trainer.accumulate = 2
+    train(config)
+    found = pictures(folder_of(config))
+    assert sorted(found) == TAGS
+    assert all([step for step, _ in shown] == [5, 10, 12] for shown in found.values())
+    assert len({picture for _, picture in found[LOAD_TAG]}) == 3  # it grows
+    state = checkpoint.read(folder_of(config) / "checkpoints" / "last.ckpt")["callbacks"]["RoutingPictures"]
+    events = EventAccumulator(str(folder_of(config)), size_guidance={"scalars": 0}).Reload()
+    for layer in range(2):
+        for e in range(4):
+            points = events.Scalars(f"moe/layer_{layer:02d}/load/expert_{e:02d}")
+            assert state["load_CLE"][:, layer, e].tolist() == [point.value for point in points]
+    assert state["seconds"] == pytest.approx(events.Scalars("perf/routing_pictures_seconds")[-1].value, rel=1e-6)
+
+
+def test_a_resumed_run_shows_the_pictures_of_one_that_was_never_stopped(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(replace(config, name="whole"))
+    listen = RoutingPictures.on_train_batch_start
+
+    def stop(self: RoutingPictures, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 7:
+            raise KeyboardInterrupt
+        listen(self, trainer, pl_module, batch, batch_idx)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RoutingPictures, "on_train_batch_start", stop)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train(replace(config, name="halves"))
+    train(replace(config, name="halves", resume="halves"))
+    whole, halves = (pictures(folder_of(replace(config, name=name))) for name in ("whole", "halves"))
+    assert whole == halves
+
+
+def test_pictures_change_nothing_in_training(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(config, model=replace(config.model, **NOISE))
+    train(replace(config, name="drawn"))
+    for hook in ("on_train_batch_start", "on_train_batch_end", "on_validation_end"):
+        monkeypatch.setattr(RoutingPictures, hook, lambda *args, **kwargs: None)
+    train(replace(config, name="undrawn"))
+    runs = [folder_of(replace(config, name=name)) for name in ("drawn", "undrawn")]
+    states = [checkpoint.read(run / "checkpoints" / "last.ckpt") for run in runs]
+    for key in ("state_dict", "optimizer_states", "drops", "validation"):
+        assert same(states[0][key], states[1][key]), key
+    assert pictures(runs[0]) and not pictures(runs[1])
+
+
+def test_a_dense_run_has_no_pictures(config: Config) -> None:
+    config.model.switch_every = 0
+    train(config)
+    assert pictures(folder_of(config)) == {}

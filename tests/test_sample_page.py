@@ -1,0 +1,148 @@
+"""The sampling page says how the sample was made, and what of it is a fact of which pass."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shlex
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TEXT, MakeRun, tiny_model
+
+from switch_lm.generate import main, parser
+from switch_lm.pages.coloured_text import NOBODY
+from switch_lm.sample_page import Sampling, layer_texts, sample_page
+from switch_lm.trace import Choice, Traced, trace
+from switch_lm.vocab import Vocabulary
+from switch_lm.writing import generate
+
+
+def sampling(**changes: Any) -> Sampling:
+    given: dict[str, Any] = {
+        "checkpoint": Path("outputs/runs/mine/checkpoints/best.ckpt"),
+        "prompt": "To be",
+        "length": 20,
+        "temperature": 0.8,
+        "top_k": 5,
+        "seed": 3,
+        "num_experts": 4,
+    }
+    return Sampling(**given | changes)
+
+
+def page(**changes: Any) -> str:
+    asked = sampling(**{key: value for key, value in changes.items() if key != "switch_every"})
+    model = tiny_model(**{key: value for key, value in changes.items() if key == "switch_every"})
+    how: dict[str, Any] = {"temperature": asked.temperature, "top_k": asked.top_k, "seed": asked.seed}
+    return sample_page(list(trace(model, Vocabulary.of(TEXT), asked.prompt, length=asked.length, **how)), asked)
+
+
+def said(html: str) -> str:
+    """The words after the text."""
+    return unescape(re.sub(r"<[^>]+>", " ", html[html.index('<h2 id="how">') :]))
+
+
+def data_of(html: str) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(html.split('<script type="application/json">')[1].split("</script>")[0])
+    return data
+
+
+def test_by_layer_each_character_has_its_choices_and_an_unread_one_nobody() -> None:
+    choices = (Choice(3, 0.5, 1, 0.25), Choice(2, 0.75, 0, 0.125))
+    first, second = layer_texts([Traced("a", None, None), Traced("b", choices, None)], num_experts=4)
+    assert (first.label, second.label) == ("layer 00", "layer 01")
+    assert (first.expert, first.gate, first.second, first.second_probability) == (
+        [NOBODY, 3], [0.0, 0.5], [NOBODY, 1], [0.0, 0.25],
+    )  # fmt: skip
+    assert (second.expert, second.gate) == ([NOBODY, 2], [0.0, 0.75])
+
+
+def test_the_page_has_the_text_every_layer_and_the_odds() -> None:
+    html = page()
+    data = data_of(html)
+    assert [view["label"] for view in data["views"]] == ["layer 00", "layer 01", "probability"]
+    assert re.findall(r'value="(\d)" checked', html) == ["1"]
+    assert data["text"].startswith("To be") and len(data["text"]) == 25
+    assert [one is None for one in data["odds"]] == [True] * 5 + [False] * 20
+    for view in data["views"][:2]:
+        assert set(base64.b64decode(view["codes"])) <= set(range(4))
+
+
+def test_the_settings_are_told_and_which_pass_each_fact_is_of() -> None:
+    words = said(page())
+    for setting in ("best.ckpt", "'To be'", "20 characters", "0.8", "5 likeliest"):
+        assert setting in words
+    assert "the one that processed it when the model first read it" in words
+    assert "the one with which it was drawn" in words
+
+
+def test_the_command_that_is_shown_asks_for_the_same_sample() -> None:
+    asked = sampling(prompt='-it\'s\n"<To>"', temperature=0.0)
+    html = page(prompt="To be")
+    python, m, module, *options = shlex.split(asked.command)
+    assert (python, m, module) == ("python", "-m", "switch_lm.generate")
+    found = parser().parse_args(options)
+    assert Path(found.run) == asked.checkpoint
+    for name in ("prompt", "length", "temperature", "top_k", "seed"):
+        assert getattr(found, name) == getattr(asked, name)
+    assert sampling().command in said(html)
+
+
+def test_all_characters_and_no_prompt_are_named_as_such() -> None:
+    words = said(page(prompt="", top_k=None))
+    assert "none: the text begins as after a line break" in words
+    assert re.search(r"drawn from\s+all", words)
+
+
+def test_greedy_text_is_said_to_show_the_models_own_probability() -> None:
+    assert "the model’s own, as at temperature 1" in said(page(temperature=0.0))
+
+
+def test_a_dense_model_is_coloured_by_probability_alone_and_said_to_have_no_experts() -> None:
+    html = page(switch_every=0)
+    assert [view["label"] for view in data_of(html)["views"]] == ["probability"]
+    assert "it has no experts" in said(html)
+    assert "processed" not in said(html)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "name"),
+    [("outputs/runs/mine/checkpoints/best.ckpt", "mine"), ("elsewhere/some.ckpt", "some.ckpt")],
+)
+def test_the_title_names_the_run_or_else_the_file(checkpoint: str, name: str) -> None:
+    assert f"<title>A sample from {name}</title>" in page(checkpoint=Path(checkpoint))
+
+
+@pytest.mark.parametrize("prompt", ["be: ", "", TEXT[:50]], ids=["short", "none", "longer than the context"])
+def test_with_a_page_the_command_writes_the_same_text_and_says_where_the_page_is(
+    prompt: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run()
+    options = ["--prompt", prompt, "--length", "40", "--seed", "7"]
+    assert main(options) == 0
+    plain = capsys.readouterr()
+    assert main([*options, "--html", "sample.html"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == plain.out
+    assert captured.err == plain.err + "written: sample.html\n"
+    page = Path("sample.html").read_text(encoding="utf-8")
+    assert json.dumps(captured.out.removesuffix("\n")) in page
+
+
+def test_a_page_that_can_not_be_written_ends_with_1_and_one_line_after_the_text(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run()
+    assert main(["--length", "3", "--html", "nowhere/sample.html"]) == 1
+    assert main(["--length", "3", "--html", "outputs"]) == 1
+    captured = capsys.readouterr()
+    missing, folder = captured.err.replace("model: outputs/runs/tiny/checkpoints/best.ckpt\n", "").splitlines()
+    rule = "the page must go to a file in a folder that can be written; give another with --html FILE"
+    assert missing == f"nowhere/sample.html: No such file or directory; {rule}"
+    assert folder == f"outputs: Is a directory; {rule}"
+    text = "".join(generate(tiny_model(), Vocabulary.of(TEXT), "", length=3))
+    assert captured.out == f"{text}\n" * 2
