@@ -14,8 +14,9 @@ from switch_lm.metrics import router_entropy
 from switch_lm.model import SwitchLM
 from switch_lm.routing import Routing
 
-# Norm of the language loss's gradient. Trained routers have 1e-2 and more; a gate that is constant up to rounding 1e-9.
-NO_GRADIENT = 1e-7
+# Of the language loss's gradient on the experts' second matrices. Trained routers have 0.1 and more; a gate that is
+# constant up to rounding has 1e-8.
+NO_GRADIENT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class RouterHealth:
     num_experts: int
     even_share: float  # of the tokens, to each expert: top_k / num_experts
     language_gradient: float  # norm of d cross entropy / d W_r
+    expert_gradient: float  # norm of d cross entropy / d w_out of all experts: the scale of the one above
     balance_gradient: float  # norm of alpha x d balance loss / d W_r
     cosine: float | None  # between the two; below 0 they pull apart. None where one of them is 0
     entropy: float  # of the router's probabilities, nats, mean over tokens
@@ -37,7 +39,7 @@ class RouterHealth:
     @property
     def learns(self) -> bool:
         """Whether the language loss reaches the router; one with a single expert has nothing to learn."""
-        return self.num_experts == 1 or self.language_gradient > NO_GRADIENT
+        return self.num_experts == 1 or not self.language_gradient <= NO_GRADIENT * self.expert_gradient
 
     def scalars(self) -> dict[str, float]:
         """By name, without what is not defined here."""
@@ -59,14 +61,16 @@ def router_health(model: SwitchLM, ids_BS: Tensor, target_BS: Tensor, *, alpha: 
 
     Only P carries the balance loss's gradient, and only the gate the language loss's (Switch Transformers, eq. 2, 4).
     """
-    weights = [layer.w_router_DE for layer in model.switch_layers]
-    if not weights:
+    layers = model.switch_layers
+    if not layers:
         return []
+    routers, experts = [layer.w_router_DE for layer in layers], [layer.experts.w_out_EFD for layer in layers]
     with torch.enable_grad():
         output = model(ids_BS)
-        language_LDE = _gradients(language_loss(output.logits, target_BS), weights)
-        balance_LDE = _gradients(alpha * summed(load_balancing_loss, output.routings), weights)
-    return [_health(*found) for found in zip(output.routings, language_LDE, balance_LDE, strict=True)]
+        language = _gradients(language_loss(output.logits, target_BS), routers + experts)
+        balance = _gradients(alpha * summed(load_balancing_loss, output.routings), routers)
+    halves = language[: len(layers)], language[len(layers) :]
+    return [_health(*found) for found in zip(output.routings, *halves, balance, strict=True)]
 
 
 def _gradients(loss: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -77,14 +81,16 @@ def _gradients(loss: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 @torch.no_grad()
-def _health(routing: Routing, language_DE: Tensor, balance_DE: Tensor) -> RouterHealth:
+def _health(routing: Routing, language_DE: Tensor, expert_EFD: Tensor, balance_DE: Tensor) -> RouterHealth:
     norms = language_DE.norm().item(), balance_DE.norm().item()
     load_E, gate_TK = routing.load_E, routing.gate_TK
     num_tokens, num_experts = routing.probs_TE.shape
     return RouterHealth(
-        num_experts,
-        routing.expert_TK.shape[1] / num_experts,
-        *norms,
+        num_experts=num_experts,
+        even_share=routing.expert_TK.shape[1] / num_experts,
+        language_gradient=norms[0],
+        expert_gradient=expert_EFD.norm().item(),
+        balance_gradient=norms[1],
         cosine=(language_DE * balance_DE).sum().item() / math.prod(norms) if all(norms) else None,
         entropy=router_entropy(routing).item(),
         gate_mean=gate_TK.mean().item(),

@@ -28,7 +28,7 @@ JOB, SWEEP = "job.json", "sweep.json"  # what came of a sweep's job, and what a 
 # Where a run lies and how it is shown changes nothing in what it computes.
 NOT_COMPARED = (
     "name", "resume", "outputs", "data.dir", "data.num_workers", "trainer.threads", "trainer.max_time",
-    "logger.progress", "router_alarm",
+    "logger.progress", "router_alarm", "health.every", "health.max_share", "health.checks",
 )  # fmt: skip
 
 

@@ -201,7 +201,7 @@ def _watched(trainer: lightning.Trainer) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RouterWatch):
-            found |= {"router_alarms": list(callback.alarm.told.values()), "router_health_seconds": callback.seconds}
+            found |= {"router_alarms": list(callback.alarm.messages), "router_health_seconds": callback.seconds}
         elif isinstance(callback, WindowLosses):
             found |= {"window_loss_seconds": callback.seconds}
         elif isinstance(callback, RoutingPictures):

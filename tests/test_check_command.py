@@ -25,7 +25,7 @@ def test_the_certificate_of_a_run_is_told_and_lies_in_its_folder(
     out = capsys.readouterr().out
     written = json.loads((folder / "check.json").read_text())
     assert written["checkpoint"] == "outputs/runs/tiny/checkpoints/best.ckpt" and "policies" not in written
-    assert len(written["findings"]) == 17
+    assert len(written["findings"]) == 21
     for finding in written["findings"]:
         assert finding["check"] in out and finding["verdict"] in ("PASS", "LEAKS")
         assert finding["measured"] and finding["meaning"] and finding["figures"]
@@ -83,8 +83,26 @@ def test_a_dense_model_is_checked_for_what_concerns_it(make_run: MakeRun, capsys
     folder = make_run("dense", model=tiny_model(switch_every=0))
     assert main(["--run", "dense"]) == 0
     assert {f["verdict"] for f in json.loads((folder / "check.json").read_text())["findings"]} == {"PASS"}
-    assert main(["--run", "dense", "--all-policies"]) == 1
+    (folder / "check.json").unlink()
+    assert main(["--run", "dense", "--all-policies"]) == 2
     assert "a dense model routes nothing" in capsys.readouterr().err
+    assert not (folder / "check.json").exists()
+
+
+def test_a_file_that_can_not_be_written_is_refused_before_anything_is_measured(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("tiny")
+    assert main(["--run", "tiny", "--json", "text.txt/there.json"]) == 2
+    told = capsys.readouterr()
+    assert "text.txt/there.json: the results must go to a file in a folder" in told.err and told.out == ""
+
+
+def test_of_a_single_expert_no_second_choice_is_tried(make_run: MakeRun) -> None:
+    folder = make_run("one", model=tiny_model(num_experts=1, capacity_factor=0.75))
+    assert main(["--run", "one", "--all-policies"]) == 0
+    measured = json.loads((folder / "check.json").read_text())["policies"]["measured"]
+    assert len(measured) == 21 and not [one for one in measured if one["policy"].startswith("top 2")]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +114,9 @@ def test_a_dense_model_is_checked_for_what_concerns_it(make_run: MakeRun, capsys
         (["model.num_experts=0"], "model.num_experts=0: must be at least 1"),
         (["model.num_experts=2,4"], "num_experts"),
         (["experiment=../../x"], "experiment"),
+        (["resume=tiny"], "check a run with --run NAME"),
+        (["--steps", "0", "init_from=nowhere", "data.path=text.txt"], "init_from=nowhere"),
+        (["--steps", "0", "model.context_length=5000", "data.path=text.txt"], "model.context_length=5000"),
         (["alpha"], "alpha"),
     ],
 )

@@ -220,13 +220,25 @@ def test_as_an_error_an_alarm_ends_training_and_its_run_can_go_on_with_a_warning
     with pytest.raises(TrainingError, match=r"step 6: the router .* is dead(.|\n)*resume=run"):
         train(watched_closely(config, router_alarm="error"))
     assert checkpoint.read(folder_of(config) / "checkpoints" / "last.ckpt")["global_step"] == 5
+    with pytest.raises(TrainingError, match="is dead"):
+        train(watched_closely(config, resume="run", router_alarm="error"))
     assert train(watched_closely(config, resume="run"))["steps"] == 12
 
 
 HEALTHY = RouterHealth(
-    num_experts=4, even_share=0.25, language_gradient=0.1, balance_gradient=0.01, cosine=0.0, entropy=1.0,
-    gate_mean=0.5, gate_spread=0.1, max_share=0.4, busiest=2, idle_share=0.0,
-)  # fmt: skip
+    num_experts=4,
+    even_share=0.25,
+    language_gradient=0.1,
+    expert_gradient=0.1,
+    balance_gradient=0.01,
+    cosine=0.0,
+    entropy=1.0,
+    gate_mean=0.5,
+    gate_spread=0.1,
+    max_share=0.4,
+    busiest=2,
+    idle_share=0.0,
+)
 DEAD, COLLAPSED = replace(HEALTHY, language_gradient=0.0), replace(HEALTHY, max_share=0.9)
 
 
@@ -253,5 +265,30 @@ def test_one_expert_and_a_share_that_is_even_are_no_collapse() -> None:
 
 
 def test_a_gate_of_rounding_noise_alone_does_not_pass_for_learning() -> None:
-    noisy = replace(HEALTHY, language_gradient=3e-9)
-    assert not noisy.learns and HEALTHY.learns
+    noisy, small = (
+        replace(HEALTHY, language_gradient=3e-9),
+        replace(HEALTHY, language_gradient=3e-9, expert_gradient=1e-8),
+    )
+    assert not noisy.learns and HEALTHY.learns and small.learns
+
+
+def test_another_layer_is_told_later_and_as_an_error_what_stands_counts() -> None:
+    alarm = RouterAlarm(HealthConfig(checks=1), alpha=0.01)
+    (first,) = alarm.look([COLLAPSED, HEALTHY], step=1)
+    assert "layer 00 has" in first and alarm.standing
+    assert [alarm.look([HEALTHY, HEALTHY], step=2), alarm.standing] == [[], False]
+    (second,) = alarm.look([HEALTHY, COLLAPSED], step=3)
+    assert "layer 01 has" in second and alarm.messages == [first, second]
+    assert alarm.look([COLLAPSED, COLLAPSED], step=4) == [] and alarm.standing
+
+
+def test_most_experts_idle_or_three_of_four_choices_to_the_same_are_a_collapse_too() -> None:
+    for found in (
+        replace(HEALTHY, num_experts=64, even_share=1 / 64, max_share=0.5, idle_share=62 / 64),
+        replace(HEALTHY, even_share=0.75, max_share=1.0, idle_share=0.0),  # top_k=3
+    ):
+        assert len(RouterAlarm(HealthConfig(checks=1), alpha=0.01).look([found], step=1)) == 1
+    assert (
+        RouterAlarm(HealthConfig(checks=1), alpha=0.01).look([replace(HEALTHY, language_gradient=float("nan"))], step=1)
+        == []
+    )

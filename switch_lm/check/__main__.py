@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from switch_lm.run_folder import CONFIG, Stopped, TrainingError
 from switch_lm.runs import run_of
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
-    from switch_lm.check.finding import Finding
+    from switch_lm.check.finding import Finding, Verdict
     from switch_lm.check.subject import Subject
     from switch_lm.checkpoint import Header
     from switch_lm.model import SwitchLM
@@ -53,52 +54,70 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 1 if a check fails, 2 if it could not be made."""
     options = parser().parse_args(argv)
     if options.overrides and options.run is not None:
-        print(
-            f"--run {options.run} and {options.overrides[0]}: give a run or a configuration, not both", file=sys.stderr
-        )
-        return 2
+        return _refused(f"--run {options.run} and {options.overrides[0]}: give a run or a configuration, not both")
     if options.steps is not None and not options.overrides:
-        print(f"--steps {options.steps}: a run is trained already; give it with a configuration", file=sys.stderr)
-        return 2
+        return _refused(f"--steps {options.steps}: a run is trained already; give it with a configuration")
+    verdicts: list[Verdict] = []
     try:
-        return finish(lambda: _check(options))
+        code = finish(lambda: _check(options, verdicts))
     except ConfigError as error:
-        print(f"The configuration can not be used:\n{error}", file=sys.stderr)
-        return 2
+        return _refused(f"The configuration can not be used:\n{error}")
     except TrainingError as error:
-        print(error, file=sys.stderr)
-        return 1
+        return _refused(str(error))
     except Stopped as stop:
         print("stopped: nothing was kept", file=sys.stderr)
         return stop.code
+    if code == 1:
+        return 2
+    return code or int("FAIL" in verdicts)
 
 
-def _check(options: argparse.Namespace) -> int:
+def _refused(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 2
+
+
+def _check(options: argparse.Namespace, verdicts: list[Verdict]) -> int:
+    """Fills `verdicts` with those of all checks."""
     from switch_lm.check import certificate, policies, show
-    from switch_lm.check.finding import Verdict
 
-    subject, facts = _of_configuration(options) if options.overrides else _of_run(options)
+    subject, facts, folder = _of_configuration(options) if options.overrides else _of_run(options)
+    file = options.json or folder / "check.json"
+    _require_writable(file)
+    if options.all_policies and not subject.model.config.num_switch_layers:
+        raise CommandError("--all-policies: a dense model routes nothing; leave it out, or give a Switch model")
     with show.progress() as say:
         found = certificate.certify(subject, say=say)
     show.findings(found)
-    if (checkpoint := facts.get("checkpoint")) is not None:
-        _to_tensorboard(found, Path(checkpoint))
     facts["findings"] = [finding.as_plain() for finding in found]
-    verdicts = [finding.verdict for finding in found]
+    verdicts += [finding.verdict for finding in found]
     if options.all_policies:
-        if not subject.model.config.num_switch_layers:
-            raise CommandError("--all-policies: a dense model routes nothing; leave it out, or give a Switch model")
         factor = policies.factor_of(subject)
-        with show.progress(len(policies.policies())) as say:
+        with show.progress(len(policies.policies(subject))) as say:
             measured = policies.measure(subject, factor=factor, say=say)
         show.policies(measured, factor=factor)
         facts["policies"] = {"capacity_factor": factor, "measured": [one.as_plain() for one in measured]}
         verdicts += [verdict for one in measured for verdict in (one.sees_future, one.depends_on_rows)]
-    folder = run_of(Path(facts["checkpoint"])) if "checkpoint" in facts else options.outputs
-    write_json(facts, options.json or folder / "check.json")
-    return 1 if Verdict.FAIL in verdicts else 0
+    write_json(facts, file)
+    if (checkpoint := facts.get("checkpoint")) is not None:
+        _to_tensorboard(found, Path(checkpoint))
+    return 0
+
+
+def _require_writable(file: Path) -> None:
+    """Before anything is measured."""
+    there = next(folder for folder in (file.parent, *file.parent.parents) if folder.exists())
+    if (
+        file.is_dir()
+        or not there.is_dir()
+        or not os.access(there, os.W_OK)
+        or (there != file.parent and file.name == "")
+    ):
+        raise CommandError(f"{file}: the results must go to a file in a folder that can be written; see --json FILE")
+    file.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _to_tensorboard(found: Sequence[Finding], checkpoint: Path) -> None:
@@ -114,50 +133,47 @@ def _to_tensorboard(found: Sequence[Finding], checkpoint: Path) -> None:
             print(f"not shown in TensorBoard: {error.strerror or error}", file=sys.stderr)
 
 
-def _of_run(options: argparse.Namespace) -> tuple[Subject, dict[str, Any]]:
-    """What to check, and what is said of it."""
+def _of_run(options: argparse.Namespace) -> tuple[Subject, dict[str, Any], Path]:
+    """What to check, what is said of it, and the folder of its file."""
     path, model, header = open_model(options.run, options.outputs)
-    return _subject(model, header, options.data), {"checkpoint": str(path)}
+    return _subject(model, header, options.data), {"checkpoint": str(path)}, run_of(path)
 
 
-def _of_configuration(options: argparse.Namespace) -> tuple[Subject, dict[str, Any]]:
+def _of_configuration(options: argparse.Namespace) -> tuple[Subject, dict[str, Any], Path]:
     """The same of a model that is trained for a few steps, in a folder that is thrown away."""
     from switch_lm import cli
 
     config = cli.composed(options.overrides)
+    if config.resume is not None:
+        raise ConfigError(f"resume={config.resume}: nothing is gone on with here; check a run with --run NAME")
     if options.data is not None:
         config = replace(config, data=replace(config.data, path=str(options.data)))
     steps = STEPS if options.steps is None else options.steps
-    model, header = _trained(config, steps) if steps else _drawn(config)
-    return _subject(model, header, options.data), {"overrides": options.overrides, "steps": steps}
+    model, header = _trained(config, steps)
+    facts = {"overrides": options.overrides, "steps": steps}
+    return _subject(model, header, options.data), facts, Path(config.outputs)
 
 
 def _trained(config: Config, steps: int) -> tuple[SwitchLM, Header]:
-    from switch_lm.checkpoint import read_model
+    """After so many steps; after none as it is drawn, or as `init_from` gives it."""
+    from switch_lm import run_folder
+    from switch_lm.checkpoint import Header, read_model
+    from switch_lm.signals import StopSignals
     from switch_lm.train import train
+    from switch_lm.training import Training
 
-    trainer = replace(config.trainer, max_steps=steps, val_every=steps, keep_best=1, max_time=None)
+    trainer = replace(config.trainer, max_steps=max(1, steps), val_every=max(1, steps), keep_best=1, max_time=None)
     config = replace(config, trainer=trainer, logger=replace(config.logger, sample_length=0))
-    print(f"training {steps} steps ...", file=sys.stderr)
+    heading = f"training {steps} steps"
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch) / "run"
-        train(config, folder=run, heading=f"training {steps} steps")
-        return read_model(run)
-
-
-def _drawn(config: Config) -> tuple[SwitchLM, Header]:
-    import torch
-
-    from switch_lm.checkpoint import Header
-    from switch_lm.corpus import load_corpus
-    from switch_lm.model import SwitchLM
-    from switch_lm.vocab import Vocabulary
-
-    corpus = load_corpus(data_dir=Path(config.data.dir), path=Path(config.data.path) if config.data.path else None)
-    vocabulary = Vocabulary.of(corpus.text)
-    torch.manual_seed(config.seed)
-    model = SwitchLM(config.model, len(vocabulary)).eval()
-    return model, Header(asdict(config.model), vocabulary.characters, corpus.sha256, "fp32", asdict(config))
+        if steps:
+            print(f"{heading} ...", file=sys.stderr)
+            train(config, folder=run, heading=heading)
+            return read_model(run)
+        training = Training.prepare(config, run_folder.of_job(run, config), signals=StopSignals(run), heading=heading)
+        with training.lock:
+            return training.module.model.eval(), Header(**training.module.header)
 
 
 def _subject(model: SwitchLM, header: Header, data: Path | None) -> Subject:
@@ -167,7 +183,7 @@ def _subject(model: SwitchLM, header: Header, data: Path | None) -> Subject:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     ids, config = validation_ids(header, data), header.config
-    return Subject(model.to(device), ids.to(device), config["data"]["batch_size"], config["alpha"])
+    return Subject(model.to(device), ids.to(device), config["data"]["batch_size"], config.get("alpha", 0.0))
 
 
 if __name__ == "__main__":

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from switch_lm.check import choices, leaks, routers, scores
+from switch_lm.check import choices, leaks, outputs, queues, routers, scores
 from switch_lm.check.finding import Finding
+from switch_lm.check.layers import layer_runs
 from switch_lm.check.subject import Subject
 
 Say = Callable[[str], None]  # what is measured at the moment
 
 
+def _layers(subject: Subject) -> list[Finding]:
+    runs = list(layer_runs(subject))
+    return [
+        queues.selected(runs),
+        queues.places(runs),
+        choices.conserved(runs),
+        choices.capacity(runs),
+        outputs.output(runs),
+        outputs.gradients(subject),
+        outputs.gates(runs),
+        outputs.float32_router(subject),
+    ]
+
+
 PARTS: dict[str, Callable[[Subject], list[Finding]]] = {
     "causality, by intervention": leaks.check,
     "scores: batches, cache, character by character": scores.check,
-    "choices and capacity": choices.check,
+    "layers, each alone": _layers,
     "routers, over the validation split": routers.check,
 }
-OF_SWITCH_LAYERS = (choices.check, routers.check)
+OF_SWITCH_LAYERS = (_layers, routers.check)
 
 
 def certify(subject: Subject, *, say: Say = lambda _: None) -> list[Finding]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import EllipsisType
 
 import torch
+from torch import Tensor
 
 from switch_lm.check.expected import depends_on_rows, sees_future
-from switch_lm.check.finding import Finding, leak
-from switch_lm.check.subject import Subject, Windows, precise, seeded
+from switch_lm.check.finding import Finding, Verdict, leak
+from switch_lm.check.subject import Subject, Windows, largest, precise, seeded
 from switch_lm.model import SwitchLM, SwitchOutput
 
 MOVED = 1e-5  # a logit; by rounding it moves less
@@ -33,7 +34,7 @@ def intervene(model: SwitchLM, text: Windows, *, capacity_factor: float | Ellips
     model, ids_BS = precise(model), text[0]
     other_BS = ids_BS.roll(1, dims=0).roll(1, dims=1)
     draw = torch.Generator().manual_seed(0)
-    by_future = by_rows = not_placed = 0.0
+    by_future, by_rows, not_placed = list[Tensor](), list[Tensor](), 0.0
     for case in range(CASES):
         row = (len(ids_BS) - 1 - case // 2) % len(ids_BS)  # in order of position the last rows are dropped
         t = int(torch.randint(max(1, ids_BS.shape[1] - 1), (), generator=draw))
@@ -43,10 +44,10 @@ def intervene(model: SwitchLM, text: Windows, *, capacity_factor: float | Ellips
         before, future, rows = (
             seeded(model, ids, seed=case, capacity_factor=capacity_factor) for ids in (ids_BS, future_BS, rows_BS)
         )
-        by_future = max(by_future, (future.logits - before.logits)[row, : t + 1].abs().max().item())
-        by_rows = max(by_rows, (rows.logits - before.logits)[row].abs().max().item())
+        by_future.append((future.logits - before.logits)[row, : t + 1])
+        by_rows.append((rows.logits - before.logits)[row])
         not_placed += _not_placed(before) / CASES
-    return Moves(by_future, by_rows, not_placed)
+    return Moves(largest(by_future), largest(by_rows), not_placed)
 
 
 def _not_placed(output: SwitchOutput) -> float:
@@ -55,47 +56,65 @@ def _not_placed(output: SwitchOutput) -> float:
 
 
 def check(subject: Subject) -> list[Finding]:
-    """Training's rule at its capacity and at a tight one, then the rule of validation."""
-    config = subject.model.config
-    training, rule = subject.in_training(), config.rule
-    in_training = {factor: intervene(training, subject.few, capacity_factor=factor) for factor in subject.factors}
-    factor = config.eval_capacity_factor
-    in_evaluation = {factor: intervene(subject.model, subject.few, capacity_factor=...)}  # as the layers have it
-    limited, limited_in_evaluation = subject.limited(config.capacity_factor), subject.limited(factor)
-    return [
-        _future("own future, training", in_training, known=sees_future(rule, limited=limited, training=True)),
-        _future(
-            "own future, evaluation",
-            in_evaluation,
-            known=sees_future(rule, limited=limited_in_evaluation, training=False),
-        ),
-        _rows("other rows, training", in_training, known=depends_on_rows(rule, limited=limited)),
-        _rows("other rows, evaluation", in_evaluation, known=depends_on_rows(rule, limited=limited_in_evaluation)),
-    ]
+    """Training's rule at its capacity, at tighter ones and at none, where nothing may leak; then validation's."""
+    config, training = subject.model.config, subject.in_training()
+    factors = [*subject.factors, None] if subject.limited(config.capacity_factor) else [None]
+    unlimited = subject.in_training()
+    for layer in unlimited.switch_layers:  # its noise follows the place of a token among all, which others move
+        layer.experts.dropout.rate = 0.0
+    in_training = {
+        factor: intervene(unlimited if factor is None else training, subject.few, capacity_factor=factor)
+        for factor in factors
+    }
+    in_evaluation = {
+        config.eval_capacity_factor: intervene(subject.model, subject.few, capacity_factor=...)  # as the layers have it
+    }
+    found = []
+    for where, moves in (("training", in_training), ("evaluation", in_evaluation)):
+        known = {
+            factor: (
+                sees_future(config.rule, limited=subject.limited(factor), training=where == "training"),
+                depends_on_rows(config.rule, limited=subject.limited(factor)),
+            )
+            for factor in moves
+        }
+        future = {factor: moved.by_future for factor, moved in moves.items()}
+        rows = {factor: moved.by_rows for factor, moved in moves.items()}
+        of_future, of_rows = ({factor: pair[i] for factor, pair in known.items()} for i in range(2))
+        found.append(_finding(f"own future, {where}", FUTURE, future, of_future, moves))
+        found.append(_finding(f"other rows, {where}", ROWS, rows, of_rows, moves))
+    if len(subject.few[0]) == 1:
+        alone = "the text has a single window: there are no other rows"
+        found = [replace(one, meaning=alone) if one.check.startswith("other") else one for one in found]
+    return sorted(found, key=lambda one: one.check.startswith("other"))
 
 
-def _future(name: str, found: dict[float | None, Moves], *, known: bool) -> Finding:
-    moves = {factor: moved.by_future for factor, moved in found.items()}
-    seen = max(moves.values()) > MOVED
-    meaning = {
-        (False, False): "what comes later in a text moves nothing before it",
-        (False, True): "this rule can leak later characters, but nothing was seen here",
-        (True, True): "who is dropped hangs on later characters: a loss under this rule is not one of prediction",
-        (True, False): "later characters move earlier logits, which this rule must not let them",
-    }[seen, known]
-    return Finding(name, leak(seen, known=known), _measured(moves, found), meaning, _figures(moves, found))
+# What it means, by verdict; of a PASS also where the rule is known to leak, and nothing was seen.
+FUTURE = {
+    (Verdict.PASS, False): "what comes later in a text moves nothing before it",
+    (Verdict.PASS, True): "this rule can leak later characters, but nothing was seen here",
+    (Verdict.LEAKS, True): "who is dropped hangs on later characters: a loss under this rule is not one of prediction",
+    (Verdict.FAIL, False): "later characters move earlier logits, which this rule must not let them",
+}
+ROWS = {
+    (Verdict.PASS, False): "a text gives the same beside any others",
+    (Verdict.PASS, True): "rows share their experts' places, but nothing was seen here",
+    (Verdict.LEAKS, True): "rows share their experts' places: what a text gives hangs on those beside it",
+    (Verdict.FAIL, False): "other rows move a row's logits, which this rule must not let them",
+}
 
 
-def _rows(name: str, found: dict[float | None, Moves], *, known: bool) -> Finding:
-    moves = {factor: moved.by_rows for factor, moved in found.items()}
-    seen = max(moves.values()) > MOVED
-    meaning = {
-        (False, False): "a text gives the same beside any others",
-        (False, True): "rows share their experts' places, but nothing was seen here",
-        (True, True): "rows share their experts' places: what a text gives hangs on those beside it",
-        (True, False): "other rows move a row's logits, which this rule must not let them",
-    }[seen, known]
-    return Finding(name, leak(seen, known=known), _measured(moves, found), meaning, _figures(moves, found))
+def _finding(
+    name: str,
+    meanings: dict[tuple[Verdict, bool], str],
+    moves: dict[float | None, float],
+    known: dict[float | None, bool],
+    found: dict[float | None, Moves],
+) -> Finding:
+    verdicts = [leak(not move <= MOVED, known=known[factor]) for factor, move in moves.items()]  # a NaN has moved
+    worst = max(verdicts, key=list(Verdict).index)
+    expected = any(known.values()) if worst != Verdict.FAIL else False
+    return Finding(name, worst, _measured(moves, found), meanings[worst, expected], _figures(moves, found))
 
 
 def named(factor: float | None) -> str:

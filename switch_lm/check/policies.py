@@ -7,12 +7,13 @@ from itertools import product
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from switch_lm.check.certificate import Say
 from switch_lm.check.expected import depends_on_rows, sees_future
 from switch_lm.check.finding import Verdict, leak
 from switch_lm.check.leaks import MOVED, intervene
-from switch_lm.check.scores import WINDOWS, future_gap, in_batches
+from switch_lm.check.scores import future_gap, in_batches
 from switch_lm.check.subject import Gap, Subject, tried
 from switch_lm.queueing import DROP_ORDERS
 from switch_lm.scoring import character_by_character
@@ -52,7 +53,7 @@ class Measured:
         }
 
 
-def policies() -> list[Policy]:
+def policies(subject: Subject) -> list[Policy]:
     """By drop order and overflow, with places shared by the batch and by row; then the rules beside them."""
     switch: dict[str, Any] = {"top_k": 1, "renormalize_gates": False, "selection": "argmax", "queue_order": "token"}
     second = switch | {"drop_order": "position", "overflow": "drop", "top_k": 2, "queue_order": "choice"}
@@ -64,10 +65,13 @@ def policies() -> list[Policy]:
         for group, order, overflow in product(({}, BY_ROW), DROP_ORDERS, OVERFLOWS)
     ]
     plain = switch | {"drop_order": "position", "overflow": "drop", "capacity_group": "batch"}
-    return [
-        *orders,
+    two = [
         Policy("top 2, choice order", second | {"capacity_group": "batch"}),
         Policy("top 2, choice order, by row", second | BY_ROW),
+    ]
+    return [
+        *orders,
+        *(two if subject.model.config.num_experts >= 2 else []),
         Policy("sampled, by position", plain | {"selection": "sample"}),
         Policy("selection bias, by position", plain),
         Policy("no limit", plain, limited=False),
@@ -81,10 +85,9 @@ def factor_of(subject: Subject) -> float:
 
 def measure(subject: Subject, *, factor: float, say: Say = lambda _: None) -> list[Measured]:
     """Each in training without dropout and jitter."""
-    text = subject.windows(WINDOWS)
-    one_by_one_BS = character_by_character(subject.model, *text)
-    found = []
-    for policy in policies():
+    text, found = subject.scored, []
+    one_by_one: dict[tuple[int, bool], Tensor] = {}  # the same for all rules that select the same experts
+    for policy in policies(subject):
         say(policy.name)
         model = subject.without_noise(**policy.changes)
         if "bias" in policy.name:
@@ -94,6 +97,10 @@ def measure(subject: Subject, *, factor: float, say: Say = lambda _: None) -> li
         moves = {tight: intervene(model, subject.few, capacity_factor=tight) for tight in tried(limit)}
         by_future, by_rows = (max(getattr(m, name) for m in moves.values()) for name in ("by_future", "by_rows"))
         together_BS = in_batches(model, text, batch_size=subject.batch_size, capacity_factor=limit)
+        selects = (rule.top_k, "bias" in policy.name)
+        if selects not in one_by_one:
+            one_by_one[selects] = character_by_character(model.eval(), *text)
+            model.train()
         known = sees_future(rule, limited=policy.limited, training=True)
         found.append(
             Measured(
@@ -104,7 +111,7 @@ def measure(subject: Subject, *, factor: float, say: Say = lambda _: None) -> li
                 by_rows,
                 moves[limit].not_placed,
                 together_BS.double().mean().item(),
-                Gap.of(together_BS, one_by_one_BS),
+                Gap.of(together_BS, one_by_one[selects]),
                 future_gap(model, text, batch_size=subject.batch_size, capacity_factor=limit) if known else None,
             )
         )

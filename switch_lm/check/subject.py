@@ -20,6 +20,7 @@ from switch_lm.switch import SwitchFeedForward
 from switch_lm.windows import fixed_windows
 
 ROWS = 4  # windows in a batch that is only compared with another: few, so that each weighs in their common places
+SCORED = 64  # windows, at least, for a difference of losses
 # Capacity factors below that of training: one at which some experts overflow while others have places left (which it
 # takes for rerouting to show), and one that drops much whatever the router does.
 TIGHT = (1.0, 0.5)
@@ -53,6 +54,11 @@ class Subject:
     def factors(self) -> list[float | None]:
         """The capacity factor of training, and tighter ones, at which a rule shows what it does."""
         return tried(self.model.config.capacity_factor)
+
+    @cached_property
+    def scored(self) -> Windows:
+        """Windows for a difference of losses, in whole batches of training where the text is long enough."""
+        return self.windows(-(-SCORED // self.batch_size) * self.batch_size)
 
     def limited(self, capacity_factor: float | None) -> bool:
         """Whether places are, at such a factor; a dense model has none."""
