@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import EllipsisType
 
 import torch
@@ -27,9 +29,20 @@ def whole(
         return negative_log_likelihood(model(ids_BS, capacity_factor=capacity_factor).logits, target_BS)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For passes over a character or a few: too little to share, and on a busy machine threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def character_by_character(model: SwitchLM, ids_BS: Tensor, target_BS: Tensor) -> Tensor:
     """The same read as in generation: one character of each window a pass, through the cache, nothing dropped."""
     cache = model.new_cache()
-    with torch.inference_mode():
+    with torch.inference_mode(), one_thread():
         logits = [model(id_B1, cache=cache, capacity_factor=None).logits for id_B1 in ids_BS.split(1, dim=1)]
         return negative_log_likelihood(torch.cat(logits, dim=1), target_BS)
