@@ -1,0 +1,1 @@
+"""What a trained model's routers and experts do: `python -m switch_lm.inspect`."""

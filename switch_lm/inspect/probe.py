@@ -1,0 +1,110 @@
+"""The text that every statistic looks at, and what a model does with each of its characters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from switch_lm.attention import LayerCache
+from switch_lm.model import SwitchLM, evaluating
+from switch_lm.routing import Routing
+from switch_lm.scoring import negative_log_likelihood
+from switch_lm.switch import SwitchFeedForward
+from switch_lm.windows import fixed_windows
+
+WINDOWS = 128
+ROWS = 32  # windows in a pass; nothing that is read without a capacity hangs on it
+Say = Callable[[str], None]  # what is measured at the moment
+
+
+def silent(_: str) -> None:
+    """Says nothing."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Windows spread evenly over the validation split: the same ones for every model that reads as many characters."""
+
+    ids_BS: Tensor
+    target_BS: Tensor
+    split_ids: Tensor  # (N,): what stands before a window says where in a line it begins
+
+    @classmethod
+    def of(cls, validation_ids: Tensor, *, context_length: int, num_windows: int = WINDOWS) -> Self:
+        """`context_length`: the model's, or of two models that are compared the shorter one."""
+        windows = fixed_windows(validation_ids, context_length=context_length, num_windows=num_windows)
+        return cls(*windows, validation_ids)
+
+    def cut(self, value_N: Tensor) -> Tensor:
+        """Of one value for each character of the split, those of the windows' characters (B, S)."""
+        B, S = self.ids_BS.shape
+        return fixed_windows(value_N, context_length=S, num_windows=B)[0]
+
+    def smaller(self, num_windows: int) -> Self:
+        """At most so many windows of the same split, for what is dear."""
+        B, S = self.ids_BS.shape
+        return self.of(self.split_ids, context_length=S, num_windows=min(B, num_windows))
+
+    def batches(self, rows: int = ROWS) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets, `rows` windows at a time."""
+        yield from zip(self.ids_BS.split(rows), self.target_BS.split(rows), strict=True)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What each Switch layer did with each character (L, B, S), nothing dropped, and what the model came to.
+
+    Of a router with several choices the first one, which it gave the most, counts as its expert.
+    """
+
+    expert_LBS: Tensor
+    probability_LBS: Tensor  # of that expert
+    gate_LBS: Tensor  # what its output was multiplied by
+    second_LBS: Tensor  # the most probable other expert; of a single expert itself
+    second_probability_LBS: Tensor
+    nll_BS: Tensor  # nats, of the character that followed
+    num_experts: int
+
+
+def switch_layers(model: SwitchLM) -> list[SwitchFeedForward]:
+    """In order of depth; a ValueError for a dense model."""
+    if not (layers := model.switch_layers):
+        raise ValueError("a dense model routes nothing: there is no router or expert to inspect; give a Switch model")
+    return layers
+
+
+def read(model: SwitchLM, probe: Probe) -> Reading:
+    """Reads the probe without a capacity, so that no window hangs on another."""
+    layers, facts, nll = switch_layers(model), [], []
+    with torch.inference_mode(), evaluating(model):
+        for ids_BS, target_BS in probe.batches():
+            output = model(ids_BS, capacity_factor=None)
+            nll.append(negative_log_likelihood(output.logits, target_BS))
+            facts.append([[fact_T.view_as(ids_BS) for fact_T in _choices(r)] for r in output.routings])
+    expert, probability, gate, second, second_probability = (
+        torch.stack([torch.cat([batch[layer][fact] for batch in facts]) for layer in range(len(layers))])
+        for fact in range(5)
+    )
+    return Reading(
+        expert, probability, gate, second, second_probability, torch.cat(nll), num_experts=layers[0].num_experts
+    )
+
+
+def _choices(routing: Routing) -> list[Tensor]:
+    """The first five facts of a `Reading`, for T tokens."""
+    first_T1 = routing.expert_TK[:, :1]
+    others_TE = routing.probs_TE.scatter(1, first_T1, -1.0)
+    second_T1 = others_TE.argmax(dim=1, keepdim=True)
+    probability_T1, second_probability_T1 = (routing.probs_TE.gather(1, chosen) for chosen in (first_T1, second_T1))
+    facts_T1 = (first_T1, probability_T1, routing.gate_TK[:, :1], second_T1, second_probability_T1)
+    return [fact_T1.squeeze(1) for fact_T1 in facts_T1]
+
+
+def rewind(cache: list[LayerCache], length: int) -> None:
+    """Takes back what was read after the first `length` positions; the next character is written over it."""
+    for layer in cache:
+        layer.length = length

@@ -1,0 +1,195 @@
+"""Who is dropped, and what it costs: closed forms under position order, planted differences, and drops at random."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import TEXT, tiny_model
+from torch import Tensor
+
+from switch_lm.inspect.dropping import drops
+from switch_lm.inspect.drops import Drops, independent, summary
+from switch_lm.inspect.estimates import difference, mean, mean_where
+from switch_lm.inspect.probe import Probe, read
+from switch_lm.model import SwitchLM
+from switch_lm.report.statistics import t_quantile
+from switch_lm.scoring import whole
+from switch_lm.vocab import Vocabulary
+
+VOCABULARY = Vocabulary.of(TEXT)
+PROBE = Probe.of(VOCABULARY.encode(TEXT), context_length=16, num_windows=16)
+BATCH_SIZE = 4
+
+
+def found(model: SwitchLM, **options: Any) -> Drops:
+    return drops(model, PROBE, read(model, PROBE), batch_size=BATCH_SIZE, **options)
+
+
+def all_to_one(model: SwitchLM) -> SwitchLM:
+    """Every token of every layer goes to expert 0: of equals the first is taken."""
+    for layer in model.switch_layers:
+        layer.w_router_DE.data.zero_()
+    return model
+
+
+def summarized(dropped_BS: Tensor, nll_BS: Tensor | None = None, cost_BS: Tensor | None = None) -> Drops:
+    """One layer's drops, by hand."""
+    nothing_BS = torch.zeros(dropped_BS.shape)
+    return summary(
+        dropped_BS[None],
+        nothing_BS if cost_BS is None else cost_BS,
+        ids_BS=PROBE.ids_BS,
+        nll_BS=nothing_BS if nll_BS is None else nll_BS,
+        num_characters=len(VOCABULARY),
+        capacity_factor=1.0,
+        batch_size=BATCH_SIZE,
+    )
+
+
+def at_random(share: float, seed: int = 0) -> Tensor:
+    return torch.rand(PROBE.ids_BS.shape, generator=torch.Generator().manual_seed(seed)) < share
+
+
+# --- In a model
+
+
+def test_under_position_order_all_but_the_first_of_a_full_expert_are_dropped() -> None:
+    """Four rows of 16 tokens, four experts, factor 0.5: expert 0 takes 8 of the 64."""
+    model = all_to_one(tiny_model(len(VOCABULARY), capacity_factor=0.5))
+    told = found(model)
+    assert told.by_row_LR.tolist() == [[0.5, 1.0, 1.0, 1.0]] * 2
+    assert told.by_position_LS.tolist() == [[0.75] * 8 + [1.0] * 8] * 2
+    assert told.share_L == [0.875, 0.875]
+    assert told.late_rows is not None and told.late_rows.mean == pytest.approx(0.25) and told.late_rows.resolved
+    assert told.late_positions is not None and told.late_positions.mean == pytest.approx(0.25)
+    assert told.at_once == pytest.approx((0.125, 0.0, 0.875))  # both layers drop the same tokens
+    assert told.at_once_by_chance == pytest.approx((0.125**2, 2 * 0.125 * 0.875, 0.875**2))
+    assert any("later half of a batch's rows is dropped more often" in text for text in told.findings())
+
+
+def test_with_a_single_layer_the_cost_is_the_difference_of_two_passes() -> None:
+    """There a drop moves nobody else's logits."""
+    model = tiny_model(len(VOCABULARY), num_layers=1, capacity_factor=0.5)
+    told = found(model)
+    rows = zip(PROBE.ids_BS.split(BATCH_SIZE), PROBE.target_BS.split(BATCH_SIZE), strict=True)
+    with_drops_BS = torch.cat([whole(model, *batch, capacity_factor=0.5) for batch in rows])
+    without_BS = whole(model, PROBE.ids_BS, PROBE.target_BS, capacity_factor=None)
+    assert told.cost is not None and 0.1 < told.share_L[0] < 0.9
+    assert torch.allclose(told.cost_BS, with_drops_BS - without_BS, atol=1e-4)
+    expected = (with_drops_BS - without_BS)[told.dropped_LBS[0]].mean().item()
+    assert told.cost.mean == pytest.approx(expected, abs=1e-4) and abs(expected) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"top_k": 2}, {"overflow": "passthrough"}, {"overflow": "reroute"}, {"drop_order": "random"},
+     {"capacity_group": "sequence"}, {"position": "learned"}, {"shared_expert": True},
+     {"dropout": 0.5, "router_jitter": 0.5, "expert_dropout": 0.5, "random_drop_rate": 0.5, "selection": "sample"}],
+    ids=str,
+)  # fmt: skip
+def test_what_earlier_tokens_lose_is_not_put_down_to_a_token_that_keeps_its_place(changes: dict[str, Any]) -> None:
+    told = found(tiny_model(len(VOCABULARY), num_layers=3, capacity_factor=0.6, **changes))
+    placed_BS = ~told.dropped_LBS.any(dim=0)
+    assert placed_BS.any() and not placed_BS.all()
+    assert told.cost_BS[placed_BS].abs().max() < 1e-4
+    assert told.cost_BS[~placed_BS].abs().max() > 1e-2
+
+
+def test_experts_that_give_nothing_are_no_loss() -> None:
+    model = tiny_model(len(VOCABULARY), capacity_factor=0.5)
+    for layer in model.switch_layers:
+        layer.experts.w_out_EFD.data.zero_()
+    told = found(model)
+    assert told.cost is not None and told.cost.mean == pytest.approx(0.0, abs=1e-5)
+    assert told.at_once[0] < 0.9
+
+
+def test_a_model_that_drops_nothing_is_told_so() -> None:
+    told = found(tiny_model(len(VOCABULARY), capacity_factor=4.0))
+    assert told.share_L == [0.0, 0.0] and told.cost is None
+    assert told.findings()[-1] == "No token of the probe was dropped."
+
+
+def test_a_model_without_a_capacity_needs_one_to_try() -> None:
+    model = tiny_model(len(VOCABULARY), capacity_factor=None)
+    with pytest.raises(ValueError, match="give a capacity_factor"):
+        found(model)
+    assert found(model, capacity_factor=0.5).capacity_factor == 0.5
+
+
+def test_random_drops_follow_from_the_seed_and_leave_model_and_random_state_alone() -> None:
+    model = tiny_model(len(VOCABULARY), capacity_factor=0.5, drop_order="random")
+    state, weights = torch.get_rng_state(), {name: x.clone() for name, x in model.state_dict().items()}
+    first, again, other = found(model), found(model), found(model, seed=1)
+    assert torch.equal(first.dropped_LBS, again.dropped_LBS)
+    assert not torch.equal(first.dropped_LBS, other.dropped_LBS)
+    assert torch.equal(torch.get_rng_state(), state) and not model.training
+    assert all(torch.equal(x, weights[name]) for name, x in model.state_dict().items())
+
+
+# --- Planted differences, and none
+
+
+def test_the_fifth_that_is_hardest_is_found() -> None:
+    nll_BS = torch.rand(PROBE.ids_BS.shape, generator=torch.Generator().manual_seed(0))
+    threshold = nll_BS.flatten().sort().values[int(0.8 * nll_BS.numel())]
+    told = summarized(nll_BS >= threshold, nll_BS)
+    assert told.by_difficulty_LQ[0].tolist() == pytest.approx([0, 0, 0, 0, 1], abs=0.02)
+    assert any("hardest to predict is dropped more often" in text for text in told.findings())
+
+
+def test_a_character_that_is_dropped_is_found() -> None:
+    told = summarized(PROBE.ids_BS == 5)
+    assert told.by_character_LV[0, 5] == 1.0 and told.by_character_LV[0].nansum() == 1.0
+    assert told.character[0].share == pytest.approx(1.0)
+    assert any("character explains who is dropped: layer 0 100.0%" in text for text in told.findings())
+
+
+def test_drops_at_random_have_no_favourites() -> None:
+    nll_BS = torch.rand(PROBE.ids_BS.shape, generator=torch.Generator().manual_seed(1))
+    told = [summarized(at_random(0.2, seed), nll_BS) for seed in range(30)]
+    for compared in ([t.late_positions for t in told], [t.late_rows for t in told], [t.hardest for t in told]):
+        assert sum(one is not None and one.resolved for one in compared) <= 5
+    assert sum(t.character[0].beyond_chance for t in told) <= 5
+    quiet = next(t for t in told if not (t.character[0].beyond_chance or (t.hardest and t.hardest.resolved)))
+    assert any("explains no more of who is dropped than by chance" in text for text in quiet.findings())
+    assert any("is dropped about as often as the easiest" in text for text in quiet.findings())
+
+
+def test_a_cost_is_told_apart_from_none() -> None:
+    dropped_BS = at_random(0.3)
+    noise_BS = torch.randn(PROBE.ids_BS.shape, generator=torch.Generator().manual_seed(2))
+    dear, free = (summarized(dropped_BS, cost_BS=noise_BS + shift) for shift in (1.0, -noise_BS[dropped_BS].mean()))
+    assert dear.cost is not None and dear.cost.low is not None and 0.5 < dear.cost.low < 1.0
+    assert free.cost is not None and free.cost.mean == pytest.approx(0.0, abs=1e-6)
+    assert any("no difference that this probe can tell from 0" in text for text in free.findings())
+    assert not any("no difference that this probe" in text for text in dear.findings())
+
+
+def test_independent_layers_drop_together_as_often_as_the_product_of_their_shares() -> None:
+    assert independent([0.5, 0.5]) == (0.25, 0.5, 0.25)
+    assert independent([0.0, 1.0, 0.1]) == pytest.approx((0.0, 0.9, 0.1, 0.0))
+
+
+# --- Estimates over windows
+
+
+def test_windows_are_the_draws_not_characters() -> None:
+    found = mean(torch.tensor([[1.0, 1.0, 1.0], [3.0, 3.0, 3.0]]))
+    error = 1.0  # their deviation, sqrt(2), over sqrt(2)
+    assert found.mean == 2.0 and found.count == 2
+    assert found.high == pytest.approx(2.0 + t_quantile(1) * error)
+
+
+def test_marked_values_and_their_differences_have_means_of_their_own() -> None:
+    value_BN = torch.tensor([[1.0, 2.0, 9.0], [3.0, 4.0, 9.0]])
+    first_BN = torch.tensor([[True, False, False], [True, False, False]])
+    second_BN = torch.tensor([[False, True, False], [False, True, False]])
+    marked, less = mean_where(value_BN, first_BN), difference(value_BN, first_BN, second_BN)
+    assert marked is not None and marked.mean == 2.0
+    assert less is not None and (less.mean, less.low, less.high) == (-1.0, -1.0, -1.0)  # the same in both windows
+    assert mean_where(value_BN, first_BN & second_BN) is None
+    assert difference(value_BN, first_BN, first_BN & second_BN) is None
+    assert mean(value_BN[:1]).low is None

@@ -1,0 +1,253 @@
+"""The atlas: labels of a text, what they explain of a choice, planted specialists, and routers that go by nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import TEXT, tiny_model
+from torch import Tensor
+
+from switch_lm.inspect.atlas import Atlas, atlas
+from switch_lm.inspect.information import Explained, entropy, explained, shifted_within
+from switch_lm.inspect.labels import CHARACTER, CLASS, NEXT, WINDOW, character_class, in_speaker_name, labels
+from switch_lm.inspect.labels import position_in_line as line_positions
+from switch_lm.inspect.probe import Probe, Reading, read
+from switch_lm.model import SwitchLM
+from switch_lm.vocab import Vocabulary
+
+VOCABULARY = Vocabulary.of(TEXT)
+PROBE = Probe.of(torch.randint(len(VOCABULARY), (3000,), generator=torch.Generator().manual_seed(5)), context_length=16)
+STRIDE = 2999 // len(PROBE.ids_BS)  # characters from one window's begin to the next
+VOWELS = [i for i, character in enumerate(VOCABULARY.characters) if character in "aeiou"]
+
+
+def drawn(seed: int, high: int, tokens: int = 2000) -> Tensor:
+    return torch.randint(high, (tokens,), generator=torch.Generator().manual_seed(seed))
+
+
+def reading_of(expert_BS: Tensor) -> Reading:
+    """Of one layer of four experts, as far as the atlas looks at it."""
+    none_LBS = torch.zeros(1, *expert_BS.shape)
+    return Reading(expert_BS[None], none_LBS, none_LBS, expert_BS[None], none_LBS, none_LBS[0], num_experts=4)
+
+
+def told(found: Atlas, layer: int = 0) -> dict[str, Explained]:
+    return {one.label: one for one in found.explained[layer]}
+
+
+# --- Labels
+
+
+@pytest.mark.parametrize(
+    ("character", "kind"),
+    [("e", "vowel"), ("y", "consonant"), ("E", "upper case"), ("3", "digit"), ("!", "punctuation"), (" ", "space"),
+     ("\n", "newline"), ("é", "consonant")],
+)  # fmt: skip
+def test_every_character_has_a_class(character: str, kind: str) -> None:
+    assert character_class(character) == kind
+
+
+def test_a_newline_is_the_last_character_of_its_line() -> None:
+    assert line_positions("ab\n\nc").tolist() == [0, 1, 2, 0, 0]
+
+
+def test_a_speaker_is_named_after_an_empty_line_up_to_the_colon() -> None:
+    text = "no name:\n\nKING:\nHe said:\n\nnot one\nALL:\n\nAll:"
+    marked = "".join(c if inside else "." for c, inside in zip(text, in_speaker_name(text).tolist(), strict=True))
+    assert marked.replace(".", "") == "KING:All:"
+    assert marked.index("KING:") == text.index("KING:") and marked.index("All:") == text.rindex("All:")
+
+
+def test_labels_of_a_window_know_the_line_that_began_before_it() -> None:
+    found = {label.name: label for label in labels(PROBE, VOCABULARY)}
+    line = found["position in the line"]
+    text = VOCABULARY.decode(PROBE.split_ids)
+    for row in range(1, 20):
+        before = text[: row * STRIDE].rpartition("\n")[2]
+        assert line.id_BS[row, 0] == len(before).bit_length()  # 0, 1, 2 to 3, ...
+    after = [line.id_BS[row, s + 1].item() for row, s in (PROBE.ids_BS[:, :-1] == 0).nonzero().tolist()]
+    assert VOCABULARY.characters[0] == "\n" and set(after) == {0}
+
+
+def test_positions_are_told_apart_in_doubling_steps() -> None:
+    window = next(label for label in labels(PROBE, VOCABULARY) if label.name == WINDOW)
+    assert window.id_BS[0].tolist() == [0, 1, 2, 2, 3, 3, 3, 3] + [4] * 8
+    assert window.values == ("0", "1", "2 to 3", "4 to 7", "8 and more")
+
+
+def test_the_next_character_is_what_the_model_predicts() -> None:
+    found = {label.name: label.id_BS for label in labels(PROBE, VOCABULARY)}
+    assert torch.equal(found[NEXT][:, :-1], found[CHARACTER][:, 1:])
+
+
+# --- Information
+
+
+def test_entropy_of_an_even_joint_distribution_is_the_log_of_its_cells() -> None:
+    a_T, b_T = torch.arange(12) % 3, torch.arange(12) % 4
+    assert entropy(a_T) == pytest.approx(math.log(3))
+    assert entropy(a_T, b_T) == pytest.approx(math.log(12))
+
+
+def test_a_label_that_determines_the_choice_explains_all_and_an_even_one_nothing() -> None:
+    choice_T = drawn(0, 4)
+    assert explained(choice_T, 3 - choice_T, label="it").share == pytest.approx(1.0)
+    even_T = torch.arange(2000)
+    assert explained(even_T % 4, even_T // 4 % 5, label="it").share == pytest.approx(0.0, abs=1e-12)
+
+
+def test_half_of_a_choice_of_four_is_explained_by_one_of_its_two_bits() -> None:
+    choice_T = torch.arange(4).repeat(500)[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
+    assert explained(choice_T, choice_T // 2, label="it").share == pytest.approx(0.5)
+    beyond = explained(choice_T, choice_T, label="it", given_T=choice_T // 2, given="bit")
+    assert beyond.share == pytest.approx(1.0) and beyond.beyond_chance
+
+
+def test_nothing_is_left_to_explain_of_a_single_expert() -> None:
+    found = explained(torch.zeros(50, dtype=torch.long), drawn(1, 5, 50), label="it")
+    assert (found.share, found.chance, found.beyond_chance) == (0.0, 0.0, False)
+
+
+def test_labels_are_shifted_in_a_circle_within_their_group_and_never_stay() -> None:
+    group_T = drawn(2, 3, 60)
+    for source_T in shifted_within(group_T, 20, torch.Generator().manual_seed(0)):
+        assert torch.equal(source_T.sort().values, torch.arange(60))
+        assert torch.equal(group_T[source_T], group_T)
+        for group in range(3):
+            places_n, sources_n = torch.where(group_T == group)[0], source_T[group_T == group]
+            offset = int((places_n == sources_n[0]).nonzero())
+            assert offset > 0 and torch.equal(sources_n, places_n.roll(-offset))
+
+
+def stands_out(seed: int, choice_T: Tensor, label_T: Tensor, **options: Any) -> bool:
+    return explained(choice_T, label_T, label="it", seed=seed, **options).beyond_chance
+
+
+def test_a_random_choice_stands_out_about_as_often_as_one_time_in_twenty() -> None:
+    runs_T = drawn(3, 6, 200).repeat_interleave(10)  # labels that change slowly
+    found = [stands_out(seed, drawn(100 + seed, 4), runs_T) for seed in range(100)]
+    assert 0 < sum(found) <= 12
+
+
+def in_runs(seed: int) -> Tensor:
+    """Values that stay for 1 to 99 tokens."""
+    return drawn(seed, 4, 200).repeat_interleave(drawn(seed + 1000, 99, 200) + 1)[:2000]
+
+
+def test_runs_of_a_choice_beside_runs_of_a_label_are_not_called_a_discovery() -> None:
+    """Labels drawn one by one would find something in every one of these."""
+    runs = [(in_runs(s), in_runs(500 + s)) for s in range(40)]
+    shuffled = [(choice_T, label_T[torch.randperm(2000)]) for choice_T, label_T in runs]
+    assert sum(stands_out(0, *pair) for pair in runs) <= 6
+    drawn_high = max(explained(*pair, label="it").share for pair in shuffled)
+    assert sum(explained(*pair, label="it").share > drawn_high for pair in runs) == 40
+
+
+def test_what_the_character_explains_is_not_put_down_to_what_goes_with_it() -> None:
+    character_T = drawn(4, 8)
+    label_T = (character_T + drawn(5, 3)) % 8  # goes with the character
+    choice_T = torch.where(drawn(6, 10) < 7, character_T % 4, drawn(7, 4))  # goes by the character alone
+    alone = explained(choice_T, label_T, label="it")
+    assert alone.share > 5 * alone.chance_high
+    beyond = [
+        stands_out(s, torch.where(drawn(900 + s, 10) < 7, character_T % 4, drawn(300 + s, 4)), label_T,
+                   given_T=character_T, given=CHARACTER)
+        for s in range(40)
+    ]  # fmt: skip
+    assert sum(beyond) <= 6
+
+
+# --- The atlas of a model
+
+
+def goes_by_vowels() -> SwitchLM:
+    """The first layer's expert 0 gets the vowels, and the other three what the rest of the character says."""
+    model = tiny_model(len(VOCABULARY), num_layers=1, d_model=16)
+    block: Any = model.blocks[0]
+    block.attention.out.weight.data.zero_()
+    model.embedding.weight.data[:, 0] = -3.0
+    model.embedding.weight.data[VOWELS, 0] = 3.0
+    w_router_DE = model.switch_layers[0].w_router_DE.data
+    w_router_DE[0] = torch.tensor([100.0, 0.0, 0.0, 0.0])
+    return model
+
+
+def test_an_expert_that_only_sees_vowels_is_found() -> None:
+    found = atlas(read(goes_by_vowels(), PROBE), labels(PROBE, VOCABULARY))
+    count_VE = found.count_LVE[0]
+    others = [i for i in range(len(VOCABULARY)) if i not in VOWELS]
+    assert count_VE[VOWELS, 0].sum() == count_VE[VOWELS].sum() > 0 and count_VE[others, 0].sum() == 0
+    by_class = told(found)[CLASS]
+    assert by_class.share > 0.3 and by_class.share > 5 * by_class.chance_high
+    assert told(found)[CHARACTER].share == pytest.approx(1.0)
+    assert all(told(found)[name].share == 0.0 for name in (NEXT, WINDOW))  # the character says it all
+    assert f"explained by {by_class.label}" in found.findings()[0] or f", {by_class.label} " in found.findings()[0]
+
+
+def test_a_router_that_goes_by_nothing_explains_no_more_than_chance() -> None:
+    outcomes = []
+    for seed in range(5):
+        expert_BS = drawn(20 + seed, 4, PROBE.ids_BS.numel()).view_as(PROBE.ids_BS)
+        found = atlas(reading_of(expert_BS), labels(PROBE, VOCABULARY), seed=seed)
+        outcomes += [one.beyond_chance for one in found.explained[0]]
+    assert sum(outcomes) <= 4 and len(outcomes) == 30
+    assert "no more than by chance by" in found.findings()[0]
+    assert found.findings()[-1] == "Of these 6 comparisons about 0 would stand out by chance alone."
+
+
+def test_a_router_that_goes_by_the_position_in_the_window_is_found() -> None:
+    """Shifted along the text such labels would stay in step with the windows; within a character they do not."""
+    position_BS = torch.arange(16).expand_as(PROBE.ids_BS)
+    found = told(atlas(reading_of(position_BS // 4), labels(PROBE, VOCABULARY)))
+    assert found[WINDOW].share > 0.5 and found[WINDOW].share > 2 * found[WINDOW].chance_high
+
+
+def test_the_same_seed_gives_the_same_atlas() -> None:
+    reading = read(tiny_model(len(VOCABULARY)), PROBE)
+    first, again = (atlas(reading, labels(PROBE, VOCABULARY), seed=3) for _ in range(2))
+    assert first.explained == again.explained
+    assert atlas(reading, labels(PROBE, VOCABULARY), seed=4).explained != first.explained
+
+
+# --- The probe and its reading
+
+
+def test_windows_do_not_hang_on_the_model_and_a_smaller_probe_is_of_the_same_split() -> None:
+    ids = drawn(9, 5, 1000)
+    probe = Probe.of(ids, context_length=10, num_windows=20)
+    assert torch.equal(probe.ids_BS[:, 1:], probe.target_BS[:, :-1]) and probe.ids_BS.shape == (20, 10)
+    assert torch.equal(probe.cut(ids), probe.ids_BS)
+    assert torch.equal(probe.smaller(4).ids_BS, Probe.of(ids, context_length=10, num_windows=4).ids_BS)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"top_k": 2, "renormalize_gates": True}, {"switch_every": 2}, {"overflow": "passthrough",
+    "eval_capacity_factor": 0.5}, {"selection_bias_rate": 0.1}], ids=str
+)  # fmt: skip
+def test_a_reading_says_what_the_dropless_model_does(changes: dict[str, Any]) -> None:
+    model = tiny_model(len(VOCABULARY), **changes)
+    reading, output = read(model, PROBE), model(PROBE.ids_BS, capacity_factor=None)
+    for layer, routing in enumerate(output.routings):
+        expert_T, second_T = (x[layer].flatten() for x in (reading.expert_LBS, reading.second_LBS))
+        assert torch.equal(expert_T, routing.expert_TK[:, 0])
+        assert torch.equal(second_T, routing.probs_TE.argsort(dim=1, descending=True)[:, 1])
+        assert torch.allclose(reading.gate_LBS[layer].flatten(), routing.gate_TK[:, 0], atol=1e-6)
+    assert len(reading.expert_LBS) == model.config.num_switch_layers
+    expected = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), PROBE.target_BS.flatten())
+    assert reading.nll_BS.mean().item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_dense_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="a dense model routes nothing"):
+        read(tiny_model(len(VOCABULARY), switch_every=0), PROBE)
+
+
+def test_labels_need_no_model_and_an_atlas_only_its_choices() -> None:
+    reading = read(tiny_model(len(VOCABULARY)), PROBE)
+    other = replace(reading, nll_BS=reading.nll_BS + 1.0, gate_LBS=-reading.gate_LBS)
+    first, second = (atlas(one, labels(PROBE, VOCABULARY)).explained for one in (reading, other))
+    assert first == second
