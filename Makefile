@@ -10,7 +10,7 @@ VERSIONS = pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train sweep report generate evaluate certificate tensorboard test test-faults soak peers launchers benchmark benchmark-quick benchmark-loss check format clean
+.PHONY: help setup train sweep report generate evaluate certificate inspect tensorboard test test-faults soak peers launchers benchmark benchmark-quick benchmark-loss check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ evaluate: setup ## Measure a trained model, see ARGS=--help
 
 certificate: setup ## Show what a run's routing leaks, drops and learns, e.g. ARGS=--all-policies
 	$(RUN) switch_lm.check $(ARGS)
+
+inspect: setup ## See what a run's experts do: a page, pictures and tables, see ARGS=--help
+	$(RUN) switch_lm.inspect $(ARGS)
 
 tensorboard: setup ## Show all runs under outputs/ on this machine only
 	$(RUN) tensorboard.main --logdir outputs --host 127.0.0.1 --samples_per_plugin scalars=100000,images=100 $(ARGS)

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from switch_lm.atlas_map import atlas, order
 from switch_lm.model import SwitchLM, SwitchOutput, evaluating
 from switch_lm.pages.document import HeatMap
 from switch_lm.saving import step_ends
@@ -20,7 +21,6 @@ from switch_lm.windows import fixed_windows
 MOST_COLUMNS = 200  # of the load over time
 ATLAS_CHARACTERS, MOST_NAMED = 4096, 100  # read after each validation; the most frequent of them that are shown
 LOAD_TAG, ATLAS_TAG = "routing/expert_load_over_time", "routing/layer_{:02d}_atlas"
-INVISIBLE = {"\n": "\\n", "\t": "\\t", " ": "␣"}
 
 
 class LoadHistory:
@@ -71,39 +71,6 @@ def shares_by_character(model: SwitchLM, ids_BS: Tensor) -> Tensor:
     size = num_experts * model.vocab_size
     counts = [torch.bincount(place_TK.flatten(), minlength=size) for place_TK in place_LTK]
     return torch.stack(counts).view(len(counts), num_experts, -1).double() / occurrences_V
-
-
-def order(characters: str) -> list[int]:
-    """The places of the characters as a reader looks for them: line ends, spaces, marks, digits, A to Z, a to z."""
-
-    def kind(c: str) -> int:
-        kinds = (c == "\n", c.isspace(), not c.isalnum(), not c.isalpha(), c.isupper(), True)
-        return kinds.index(True)
-
-    return sorted(range(len(characters)), key=lambda i: (kind(characters[i]), characters[i]))
-
-
-def visible(character: str) -> str:
-    """The character, or what stands for one that leaves no mark."""
-    plain = character if character.isprintable() else ascii(character)[1:-1]
-    return INVISIBLE.get(character, plain)
-
-
-def atlas(share_EV: Tensor, characters: str, shown: list[int]) -> HeatMap:
-    """One layer's; `shown`: the characters, by their places."""
-    return HeatMap(
-        name="routing_atlas",
-        title="Which expert gets which character",
-        alt="A row for each expert, a column for each character, as colour the share of it that the expert gets.",
-        x_label="character read (\\n ends a line, ␣ is a space)",
-        y_label="expert",
-        value_label="share of a character's occurrences that an expert gets",
-        x_names=tuple(visible(characters[i]) for i in shown),
-        y_names=tuple(f"{e:02d}" for e in range(len(share_EV))),
-        values=tuple(map(tuple, share_EV[:, shown].tolist())),
-        low=0.0,
-        high=1.0,
-    )
 
 
 class RoutingPictures(Callback):

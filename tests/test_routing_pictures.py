@@ -16,15 +16,13 @@ from small_models import NOISE
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from switch_lm import checkpoint
+from switch_lm.atlas_map import atlas, order, visible
 from switch_lm.routing_pictures import (
     ATLAS_TAG,
     LOAD_TAG,
     LoadHistory,
     RoutingPictures,
-    atlas,
-    order,
     shares_by_character,
-    visible,
 )
 from switch_lm.settings import Config
 from switch_lm.train import train

@@ -39,6 +39,16 @@ class Odds:
     alternatives: tuple[tuple[str, float], ...] = ()
 
 
+@dataclass(frozen=True)
+class ColouredText:
+    """A text as a part of a document: `name` as in `coloured_text`, `caption` what is to be seen."""
+
+    name: str
+    caption: str
+    text: str
+    layers: tuple[LayerText, ...]
+
+
 def coloured_text(
     name: str, text: str, layers: Sequence[LayerText], *, odds: Sequence[Odds | None] | None = None, first: int = 0
 ) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from switch_lm.pages.coloured_text import ColouredText
+
 BLANK = ("", "-", "–", "—")  # cells that say there is nothing to say; sorted last, upwards and downwards
 
 
@@ -102,7 +104,7 @@ class HeatMap:
     note: str = ""
 
 
-Part = Text | Bullets | Code | Table | Picture | HeatMap
+Part = Text | Bullets | Code | Table | Picture | HeatMap | ColouredText
 
 
 @dataclass(frozen=True)

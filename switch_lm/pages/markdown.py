@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import quote
 
+from switch_lm.pages.coloured_text import ColouredText
 from switch_lm.pages.document import (
     Bullets,
     Code,
@@ -39,6 +40,8 @@ def _part(part: Part, pictures: str) -> str:
             return _table(part)
         case Picture() | HeatMap():
             return _picture(part, pictures)
+        case ColouredText():  # for a page alone
+            return _paragraph(part.caption)
 
 
 def _line(text: str) -> str:

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from switch_lm.pages.coloured_text import ColouredText, coloured_text
 from switch_lm.pages.document import (
     Bullets,
     Cell,
@@ -87,6 +88,8 @@ def _part(part: Part, name: str) -> str:
             return _table(part, name)
         case Picture() | HeatMap():
             return _picture(part)
+        case ColouredText():
+            return f"<p>{_line(part.caption)}</p>\n{coloured_text(part.name, part.text, part.layers)}"
 
 
 def _line(text: str, *, breakable: bool = False) -> str:

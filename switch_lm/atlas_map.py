@@ -1,0 +1,49 @@
+"""Which expert gets which character, as a picture."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from switch_lm.pages.document import HeatMap
+
+INVISIBLE = {"\n": "\\n", "\t": "\\t", " ": "␣"}
+
+
+def order(characters: str) -> list[int]:
+    """The places of the characters as a reader looks for them: line ends, spaces, marks, digits, A to Z, a to z."""
+
+    def kind(c: str) -> int:
+        kinds = (c == "\n", c.isspace(), not c.isalnum(), not c.isalpha(), c.isupper(), True)
+        return kinds.index(True)
+
+    return sorted(range(len(characters)), key=lambda i: (kind(characters[i]), characters[i]))
+
+
+def visible(character: str) -> str:
+    """The character, or what stands for one that leaves no mark."""
+    plain = character if character.isprintable() else ascii(character)[1:-1]
+    return INVISIBLE.get(character, plain)
+
+
+def atlas(
+    share_EV: Tensor,
+    characters: str,
+    shown: list[int],
+    *,
+    name: str = "routing_atlas",
+    title: str = "Which expert gets which character",
+) -> HeatMap:
+    """One layer's; `shown`: the characters, by their places."""
+    return HeatMap(
+        name=name,
+        title=title,
+        alt="A row for each expert, a column for each character, as colour the share of it that the expert gets.",
+        x_label="character read (\\n ends a line, ␣ is a space)",
+        y_label="expert",
+        value_label="share of a character's occurrences that an expert gets",
+        x_names=tuple(visible(characters[i]) for i in shown),
+        y_names=tuple(f"{e:02d}" for e in range(len(share_EV))),
+        values=tuple(map(tuple, share_EV[:, shown].tolist())),
+        low=0.0,
+        high=1.0,
+    )

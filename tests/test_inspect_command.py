@@ -1,0 +1,135 @@
+"""`python -m switch_lm.inspect`: what it prints and writes, for one run and for two, and how it is refused."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from browser import browser, complaints, prefer, resize  # noqa: F401  browser is a fixture
+from conftest import TEXT, MakeRun, checkpoint_of, tiny_model
+
+from switch_lm import checkpoint
+from switch_lm.inspect.__main__ import main
+from switch_lm.vocab import Vocabulary
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
+LONG = TEXT * 3
+QUESTIONS = (
+    "What explains the choice of expert?",
+    "Who is dropped?",
+    "Was the router right?",
+    "Are the experts different?",
+    "When did they specialise?",
+)
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def run_with_history(make_run: MakeRun, name: str = "tiny", **changes: Any) -> Path:
+    """A run of two checkpoints, at steps 5 and 9; the routers of the second are those of another seed."""
+    model = tiny_model(len(Vocabulary.of(LONG)), **changes)
+    folder = make_run(name, model=model, text=LONG)
+    early = checkpoint_of(model, LONG, "fp32") | {"global_step": 5}
+    for layer in model.switch_layers:
+        layer.w_router_DE.data = layer.w_router_DE.data.flip(1)
+    late = checkpoint_of(model, LONG, "fp32") | {"global_step": 9}
+    checkpoint.write(early, folder / "checkpoints" / "step_000005.ckpt")
+    checkpoint.write(late, folder / "checkpoints" / "best.ckpt")
+    return folder
+
+
+def test_a_run_gives_a_page_pictures_tables_and_findings(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_with_history(make_run, capacity_factor=0.5)
+    assert main(["--run", "tiny"]) == 0
+    told, page = capsys.readouterr(), (folder / "inspect" / "inspect.html").read_text()
+    for question in QUESTIONS:
+        assert question in told.out and question in page
+    assert "outputs/runs/tiny/inspect/inspect.html" in told.err
+    pictures = {path.name for path in (folder / "inspect" / "pictures").iterdir()}
+    assert {"atlas_0_00.png", "atlas_0_01.png", "router_0.png", "similarity_0.png", "changes_0.png"} <= pictures
+    assert {"dropped_by_position_0.png", "dropped_by_character_0.png"} <= pictures
+    tables = {path.stem: rows(path) for path in (folder / "inspect" / "tables").iterdir()}
+    assert set(tables) == {"atlas", "explained", "drops", "router", "experts", "history"}
+    assert {row["run"] for row in tables["atlas"]} == {"tiny"}
+    read = [int(row["count"]) for row in tables["atlas"] if row["layer"] == "0"]
+    assert sum(read) == 16 * 16  # a tenth of 2,640 characters
+    assert [row["step"] for row in tables["history"]] == ["5", "5", "9", "9"]
+    assert all(float(row["differs_from_last"]) == 0 for row in tables["history"] if row["step"] == "9")
+    assert all(float(row["changed_since_before"]) > 0.5 for row in tables["history"] if row["step"] == "9")
+
+
+def test_two_runs_stand_side_by_side_on_the_same_windows(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run_with_history(make_run, "first")
+    run_with_history(make_run, "second", capacity_factor=None, context_length=8, num_layers=3)
+    assert main(["--run", "first", "--compare", "second", "--out", "both"]) == 0
+    atlas = rows(Path("both/tables/atlas.csv"))
+    read = {
+        name: sum(int(r["count"]) for r in atlas if (r["run"], r["layer"]) == (name, "0"))
+        for name in ("first", "second")
+    }
+    assert read["first"] == read["second"] > 0
+    assert {row["run"] for row in rows(Path("both/tables/drops.csv"))} == {"first"}
+    assert "It was trained without a capacity: nothing is dropped." in capsys.readouterr().out
+    page = Path("both/inspect.html").read_text()
+    assert page.count('class="coloured"') == 2 and "first: layer 01" in page and "second: layer 02" in page
+
+
+@pytest.mark.parametrize(
+    "changes", [{"top_k": 2}, {"num_experts": 1}, {"switch_every": 2}, {"overflow": "reroute"}], ids=str
+)
+def test_other_kinds_of_layers_can_be_inspected(changes: dict[str, Any], make_run: MakeRun) -> None:
+    run_with_history(make_run, **changes)
+    assert main(["--run", "tiny", "--out", "there"]) == 0
+    assert Path("there/inspect.html").stat().st_size > 10_000
+
+
+def test_what_can_not_be_inspected_is_refused_in_one_line(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("dense", model=tiny_model(switch_every=0))
+    make_run("tiny")
+    for arguments, message in (
+        (["--run", "dense"], "is a dense model: there is no router or expert to inspect"),
+        (["--run", "tiny", "--compare", "dense"], "is a dense model"),
+        (["--run", "nobody"], "'nobody' is not a run"),
+        (["--run", "tiny", "--out", "text.txt"], "give another with --out FOLDER"),
+    ):
+        assert main(arguments) == 1
+        err = capsys.readouterr().err.splitlines()
+        assert message in err[-1] and len([line for line in err if not line.startswith("model: ")]) == 1
+    assert not list(Path("outputs").glob("**/inspect.html"))
+
+
+def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "switch_lm.inspect", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and "--compare" in done.stdout
+    assert "torch" not in {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+
+@pytest.mark.browser
+def test_the_page_works_in_a_browser_wide_and_narrow_light_and_dark(make_run: MakeRun, browser: Chrome) -> None:  # noqa: F811
+    folder = run_with_history(make_run, capacity_factor=0.5)
+    assert main(["--run", "tiny"]) == 0
+    complaints(browser)
+    browser.get((folder / "inspect" / "inspect.html").resolve().as_uri())
+    for scheme, width in (("light", 1280), ("dark", 360)):
+        prefer(browser, scheme)
+        resize(browser, width, 900)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        drawings = browser.find_elements("css selector", "figure svg")
+        assert len(drawings) == 2 + 3 + 1 + 2 + 2
+        assert all(drawing.is_displayed() and drawing.size["height"] > 60 for drawing in drawings)
+    assert [heading.text for heading in browser.find_elements("css selector", "section h2")][:5] == list(QUESTIONS)
+    letters = browser.find_element("css selector", ".coloured .letters")
+    assert "To be, or not to be" in letters.text.replace("\n", "")[:200] or "question" in letters.text
+    assert complaints(browser) == []
