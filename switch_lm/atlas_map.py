@@ -6,6 +6,7 @@ from torch import Tensor
 
 from switch_lm.pages.document import HeatMap
 
+MOST_NAMED = 100
 INVISIBLE = {"\n": "\\n", "\t": "\\t", " ": "␣"}
 
 
@@ -19,6 +20,12 @@ def order(characters: str) -> list[int]:
     return sorted(range(len(characters)), key=lambda i: (kind(characters[i]), characters[i]))
 
 
+def shown(count_V: Tensor, characters: str) -> list[int]:
+    """The most frequent characters that occur, up to 100, in a reader's order."""
+    frequent = set(count_V.argsort(descending=True, stable=True)[:MOST_NAMED].tolist())
+    return [i for i in order(characters) if count_V[i] and i in frequent]
+
+
 def visible(character: str) -> str:
     """The character, or what stands for one that leaves no mark."""
     plain = character if character.isprintable() else ascii(character)[1:-1]
@@ -28,12 +35,12 @@ def visible(character: str) -> str:
 def atlas(
     share_EV: Tensor,
     characters: str,
-    shown: list[int],
+    places: list[int],
     *,
     name: str = "routing_atlas",
     title: str = "Which expert gets which character",
 ) -> HeatMap:
-    """One layer's; `shown`: the characters, by their places."""
+    """One layer's; `places`: the characters to show."""
     return HeatMap(
         name=name,
         title=title,
@@ -41,9 +48,9 @@ def atlas(
         x_label="character read (\\n ends a line, ␣ is a space)",
         y_label="expert",
         value_label="share of a character's occurrences that an expert gets",
-        x_names=tuple(visible(characters[i]) for i in shown),
+        x_names=tuple(visible(characters[i]) for i in places),
         y_names=tuple(f"{e:02d}" for e in range(len(share_EV))),
-        values=tuple(map(tuple, share_EV[:, shown].tolist())),
+        values=tuple(map(tuple, share_EV[:, places].tolist())),
         low=0.0,
         high=1.0,
     )

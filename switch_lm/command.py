@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -73,6 +74,17 @@ def write_json(content: dict[str, Any], path: Path) -> None:
         rule = "the results must go to a file in a folder that can be written"
         raise CommandError(f"{path}: {error.strerror}; {rule}; give another with --json FILE") from error
     print(f"written: {path}", file=sys.stderr)
+
+
+def require_writable(file: Path, *, option: str) -> None:
+    """Before anything is measured: makes the file's folder; CommandError, naming the option, if it can't be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.name or file.is_dir() or not os.access(file.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        rule = "the results must go to a file in a folder that can be written"
+        raise CommandError(f"{file}: {error.strerror}; {rule}; give another with {option}") from error
 
 
 def finish(command: Callable[[], int]) -> int:

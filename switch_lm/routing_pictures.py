@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from switch_lm.atlas_map import atlas, order
+from switch_lm.atlas_map import atlas, shown
 from switch_lm.model import SwitchLM, SwitchOutput, evaluating
 from switch_lm.pages.document import HeatMap
 from switch_lm.saving import step_ends
@@ -19,7 +19,7 @@ from switch_lm.settings import Config
 from switch_lm.windows import fixed_windows
 
 MOST_COLUMNS = 200  # of the load over time
-ATLAS_CHARACTERS, MOST_NAMED = 4096, 100  # read after each validation; the most frequent of them that are shown
+ATLAS_CHARACTERS = 4096  # read after each validation
 LOAD_TAG, ATLAS_TAG = "routing/expert_load_over_time", "routing/layer_{:02d}_atlas"
 
 
@@ -122,9 +122,10 @@ class RoutingPictures(Callback):
         share_LEV = shares_by_character(pl_module.model, self.ids_BS.to(pl_module.device)).cpu()
         characters = pl_module.vocabulary.characters
         count_V = torch.bincount(self.ids_BS.flatten(), minlength=len(characters))
-        frequent = set(count_V.argsort(descending=True, stable=True)[:MOST_NAMED].tolist())
-        shown = [i for i in order(characters) if count_V[i] and i in frequent]
-        maps = {ATLAS_TAG.format(layer): atlas(share_EV, characters, shown) for layer, share_EV in enumerate(share_LEV)}
+        places = shown(count_V, characters)
+        maps = {
+            ATLAS_TAG.format(layer): atlas(share_EV, characters, places) for layer, share_EV in enumerate(share_LEV)
+        }
         return {LOAD_TAG: self.history.heat_map(), **maps}
 
     def state_dict(self) -> dict[str, Any]:

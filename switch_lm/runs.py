@@ -52,6 +52,11 @@ def run_of(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint.parent
 
 
+def run_name(checkpoint: Path) -> str:
+    """What people call the model: its run, or the file where it is no run's."""
+    return run_of(checkpoint).resolve().name if checkpoint.parent.name == CHECKPOINTS else checkpoint.name
+
+
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's file, by the checksums that it carries; None: it is whole."""
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from switch_lm.pages.coloured_text import NOBODY, LayerText, coloured_text
 from switch_lm.pages.page import render
+from switch_lm.runs import run_name
 from switch_lm.trace import Choice, Traced
 
 
@@ -26,12 +27,6 @@ class Sampling:
     num_experts: int
 
     @property
-    def run(self) -> str:
-        """The run's name, for people."""
-        folder = self.checkpoint.parent
-        return folder.parent.name if folder.name == "checkpoints" else self.checkpoint.name
-
-    @property
     def command(self) -> str:
         """What makes the same sample."""
         given = [f"--prompt={self.prompt}"] if self.prompt else []
@@ -46,7 +41,7 @@ def sample_page(traced: Sequence[Traced], sampling: Sampling) -> str:
     layers = layer_texts(traced, num_experts=sampling.num_experts)
     deepest = max(0, len(layers) - 1)  # says most about what comes next
     part = coloured_text("sample", text, layers, odds=[one.odds for one in traced], first=deepest)
-    title = f"A sample from {sampling.run}"
+    title = f"A sample from {run_name(sampling.checkpoint)}"
     body = f"""<header>
 <h1>{escape(title)}</h1>
 <p class="lead">{_lead(sampling, switch=bool(layers))}</p>

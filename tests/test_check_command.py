@@ -95,7 +95,7 @@ def test_a_file_that_can_not_be_written_is_refused_before_anything_is_measured(
     make_run("tiny")
     assert main(["--run", "tiny", "--json", "text.txt/there.json"]) == 2
     told = capsys.readouterr()
-    assert "text.txt/there.json: the results must go to a file in a folder" in told.err and told.out == ""
+    assert "text.txt/there.json: " in told.err and "give another with --json FILE" in told.err and told.out == ""
 
 
 def test_of_a_single_expert_no_second_choice_is_tried(make_run: MakeRun) -> None:

@@ -131,7 +131,7 @@ def test_a_router_that_chooses_at_random_is_no_better_than_a_random_one() -> Non
     assert sum(one.chosen_gains_on_random.resolved for one in found) <= 6
     assert sum(one.best.low <= 0.25 <= one.best.high for one in found) >= 34  # type: ignore[operator]
     quiet = next(one for one in found if not one.chosen_gains_on_random.resolved)
-    assert "no better than a random one" in quiet.findings()[0]
+    assert "not better or worse than a random one so that it shows" in quiet.findings()[0]
 
 
 def test_losses_are_judged_by_hand() -> None:
@@ -247,8 +247,20 @@ def test_copies_can_be_swapped_and_averaged_for_nothing() -> None:
         assert layer.similarity.between == pytest.approx(1.0, abs=1e-5)
         assert layer.similarity.chance < 0.95
         assert "nothing that shows for 6 of 6 pairs" in layer.findings()[-3]
-        assert "worth no more than their mean" in layer.findings()[-2]
+        assert "no loss that shows" in layer.findings()[-2]
     assert max(cost.mean for cost in layers[0].off) > 1e-4  # though each has its tokens
+
+
+def test_copies_that_keep_their_hidden_units_in_another_order_are_still_copies() -> None:
+    model, draw = copies(), torch.Generator().manual_seed(0)
+    for layer in model.switch_layers:
+        for w_in_DF, w_out_FD in zip(layer.experts.w_in_EDF.data, layer.experts.w_out_EFD.data, strict=True):
+            order_F = torch.randperm(len(w_out_FD), generator=draw)
+            w_in_DF[:], w_out_FD[:] = w_in_DF[:, order_F], w_out_FD[order_F]
+    for found in ablation(model, PROBE).layers:
+        assert found.averaged.mean == pytest.approx(0.0, abs=1e-6)
+        assert max(abs(cost.mean) for cost in found.swapped.values()) < 1e-6
+        assert found.all_off.mean != pytest.approx(0.0, abs=1e-4)
 
 
 def test_averaging_opposites_leaves_nothing() -> None:

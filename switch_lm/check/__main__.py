@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from switch_lm.command import (
     finish,
     model_parser,
     open_model,
+    require_writable,
     validation_ids,
     whole_number,
     write_json,
@@ -86,7 +86,7 @@ def _check(options: argparse.Namespace, verdicts: list[Verdict]) -> int:
 
     subject, facts, folder = _of_configuration(options) if options.overrides else _of_run(options)
     file = options.json or folder / "check.json"
-    _require_writable(file)
+    require_writable(file, option="--json FILE")
     if options.all_policies and not subject.model.config.num_switch_layers:
         raise CommandError("--all-policies: a dense model routes nothing; leave it out, or give a Switch model")
     with show.progress() as say:
@@ -105,19 +105,6 @@ def _check(options: argparse.Namespace, verdicts: list[Verdict]) -> int:
     if (checkpoint := facts.get("checkpoint")) is not None:
         _to_tensorboard(found, Path(checkpoint))
     return 0
-
-
-def _require_writable(file: Path) -> None:
-    """Before anything is measured."""
-    there = next(folder for folder in (file.parent, *file.parent.parents) if folder.exists())
-    if (
-        file.is_dir()
-        or not there.is_dir()
-        or not os.access(there, os.W_OK)
-        or (there != file.parent and file.name == "")
-    ):
-        raise CommandError(f"{file}: the results must go to a file in a folder that can be written; see --json FILE")
-    file.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _to_tensorboard(found: Sequence[Finding], checkpoint: Path) -> None:

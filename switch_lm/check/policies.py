@@ -95,7 +95,9 @@ def measure(subject: Subject, *, factor: float, say: Say = lambda _: None) -> li
         limit = factor if policy.limited else None
         rule = model.switch_layers[0].rule
         moves = {tight: intervene(model, subject.few, capacity_factor=tight) for tight in tried(limit)}
-        by_future, by_rows = (max(getattr(m, name) for m in moves.values()) for name in ("by_future", "by_rows"))
+        by_future, by_rows = (
+            torch.tensor([getattr(m, name) for m in moves.values()]).max().item() for name in ("by_future", "by_rows")
+        )  # a NaN stays one
         together_BS = in_batches(model, text, batch_size=subject.batch_size, capacity_factor=limit)
         selects = (rule.top_k, "bias" in policy.name)
         if selects not in one_by_one:
@@ -105,8 +107,8 @@ def measure(subject: Subject, *, factor: float, say: Say = lambda _: None) -> li
         found.append(
             Measured(
                 policy.name,
-                leak(by_future > MOVED, known=known),
-                leak(by_rows > MOVED, known=depends_on_rows(rule, limited=policy.limited)),
+                leak(not by_future <= MOVED, known=known),
+                leak(not by_rows <= MOVED, known=depends_on_rows(rule, limited=policy.limited)),
                 by_future,
                 by_rows,
                 moves[limit].not_placed,

@@ -21,8 +21,8 @@ NOTES = (
     "Own future, other rows: whether they move a token, and by how much a logit at most, at tighter factors "
     f"({' and '.join(f'{factor:g}' for factor in TIGHT)}) too. Not placed: choices that the selected expert did not "
     "compute. Loss: nats a character, as training scores, without dropout and jitter. Gap: that, less the loss read "
-    "character by character, ± its standard error. Of the future: the same, less the loss with another text put behind "
-    "a character; its seam may cost something too."
+    "character by character, ± its standard error. Of the future: the loss where the true next character follows, less "
+    "that where another does; both before the same other text."
 )
 LINE_WIDTH = 120  # where the console is no terminal
 POLICIES_WIDTH = 124  # no column is cut, whatever the terminal

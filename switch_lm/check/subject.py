@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -128,11 +129,11 @@ class Gap:
     def of(cls, first_BN: Tensor, second_BN: Tensor) -> Self:
         """Paired, with windows as the independent draws: characters of one window are alike."""
         per_window_B = (first_BN.double() - second_BN.double()).mean(dim=1)
-        error = per_window_B.std().item() / len(per_window_B) ** 0.5 if len(per_window_B) > 1 else 0.0
+        error = per_window_B.std().item() / len(per_window_B) ** 0.5 if len(per_window_B) > 1 else math.nan
         return cls(per_window_B.mean().item(), error)
 
     def __str__(self) -> str:
-        form = "+.0e" if abs(self.mean) < 5e-5 and self.standard_error < 5e-5 else "+.4f"
+        form = "+.0e" if abs(self.mean) < 5e-5 and not self.standard_error >= 5e-5 else "+.4f"
         return f"{self.mean:{form}} ± {self.standard_error:{form[1:]}}"
 
 

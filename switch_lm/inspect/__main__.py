@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from switch_lm.command import CommandError, finish, model_parser, open_model, validation_ids
-from switch_lm.runs import CHECKPOINTS, run_of
+from switch_lm.command import CommandError, finish, model_parser, open_model, require_writable, validation_ids
+from switch_lm.runs import run_name, run_of
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
     from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they ne
     from switch_lm.inspect.study import Inspection
     from switch_lm.model import SwitchLM
 
-FOLDER = "inspect"
+FOLDER, PAGE = "inspect", "inspect.html"
 
 
 class Opened(NamedTuple):
@@ -29,11 +29,6 @@ class Opened(NamedTuple):
     checkpoint: Path
     model: SwitchLM
     header: Header
-
-    @property
-    def name(self) -> str:
-        within = self.checkpoint.parent.name == CHECKPOINTS
-        return run_of(self.checkpoint).resolve().name if within else self.checkpoint.name
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,7 +60,7 @@ def _inspect(options: argparse.Namespace, command: str) -> int:
         if not one.model.config.num_switch_layers:
             raise CommandError(f"{one.checkpoint} is a dense model: there is no router or expert to inspect")
     folder = options.out or run_of(opened[0].checkpoint) / FOLDER
-    _make(folder)
+    require_writable(folder / PAGE, option="--out FOLDER")
     found = _found(opened, options.data)
     from switch_lm.inspect.write import write  # with the pictures comes matplotlib
 
@@ -79,14 +74,6 @@ def _inspect(options: argparse.Namespace, command: str) -> int:
     return 0
 
 
-def _make(folder: Path) -> None:
-    """Before anything is measured."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(_unwritable(folder, error)) from error
-
-
 def _unwritable(folder: Path, error: OSError) -> str:
     return f"{folder}: {error.strerror}; it must be a folder that can be written; give another with --out FOLDER"
 
@@ -98,13 +85,16 @@ def _found(opened: Sequence[Opened], data: Path | None) -> list[Inspection]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shortest = min(one.model.config.context_length for one in opened)
+    names = [run_name(one.checkpoint) for one in opened]
+    if len(set(names)) < len(names):  # two checkpoints of one run
+        names = [f"{name}/{one.checkpoint.stem}" for name, one in zip(names, opened, strict=True)]
     found = []
     with _progress(STAGES * len(opened)) as (say, stage):
-        for one in opened:
+        for name, one in zip(names, opened, strict=True):
             ids = validation_ids(one.header, data).to(device)
             found.append(
                 inspect(
-                    one.name, one.checkpoint, one.model.to(device), one.header, ids, context_length=shortest, say=say,
+                    name, one.checkpoint, one.model.to(device), one.header, ids, context_length=shortest, say=say,
                     stage=stage,
                 )
             )  # fmt: skip

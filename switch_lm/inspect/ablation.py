@@ -31,7 +31,8 @@ class LayerAblation:
 
     off: tuple[Estimate, ...]  # the expert gives 0
     swapped: dict[Pair, Estimate]  # the two change places
-    averaged: Estimate  # all have the mean of their weights: one dense feed-forward, times the gate
+    averaged: Estimate  # all give the mean of their outputs, times the gate: one dense feed-forward
+    all_off: Estimate  # the whole layer gives 0: what there is to lose
     similarity: Similarity
 
     def findings(self) -> list[str]:
@@ -62,9 +63,10 @@ class LayerAblation:
         if (between := self.similarity.between) is None:  # of a single one
             return []
         chance = self.similarity.chance
-        settled = "" if _costs(self.averaged) else ", so that they are worth no more than their mean"
+        settled = "" if _costs(self.averaged) else ": no loss that shows"
         return [
-            f"averaging all into one changes the loss by {nats(self.averaged)}{settled}",
+            f"averaging all into one changes the loss by {nats(self.averaged)}{settled}; without the whole layer it "
+            f"changes by {nats(self.all_off)}",
             f"two outputs for one token have a cosine of {between:.2f}, for unrelated tokens {chance:.2f}",
         ]
 
@@ -106,6 +108,7 @@ def ablation(
                 tuple(cost(_without(experts, e)) for e in range(len(similarity.share_E))),
                 {pair: cost(_swapped(experts, *pair)) for pair in drawn},
                 cost(_averaged(experts)),
+                cost(_without(experts, *range(len(similarity.share_E)))),
                 similarity,
             )
         )
@@ -121,10 +124,10 @@ class Change:
     w_out_EFD: Tensor
 
 
-def _without(experts: Experts, expert: int) -> Change:
+def _without(experts: Experts, *those: int) -> Change:
     w_out_EFD = experts.w_out_EFD.detach().clone()
-    w_out_EFD[expert] = 0.0
-    return Change(f"without expert {expert}", experts.w_in_EDF.detach(), w_out_EFD)
+    w_out_EFD[list(those)] = 0.0
+    return Change(f"without expert {_list(list(those))}", experts.w_in_EDF.detach(), w_out_EFD)
 
 
 def _swapped(experts: Experts, i: int, j: int) -> Change:
@@ -133,10 +136,14 @@ def _swapped(experts: Experts, i: int, j: int) -> Change:
 
 
 def _averaged(experts: Experts) -> Change:
-    w_in_EDF, w_out_EFD = (
-        w.detach().mean(dim=0, keepdim=True).expand_as(w).contiguous() for w in (experts.w_in_EDF, experts.w_out_EFD)
-    )
-    return Change("all averaged", w_in_EDF, w_out_EFD)
+    """Every expert becomes the one whose output is the mean of all: it has the hidden units of all of them.
+
+    The mean of their weights would hang on the order in which each happens to keep its hidden units.
+    """
+    num_experts = len(experts.w_in_EDF)
+    w_in_DG = torch.cat(list(experts.w_in_EDF.detach()), dim=1)  # G = E x F
+    w_out_GD = torch.cat(list(experts.w_out_EFD.detach())) / num_experts
+    return Change("all averaged", w_in_DG.expand(num_experts, -1, -1), w_out_GD.expand(num_experts, -1, -1))
 
 
 @contextmanager

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from switch_lm.inspect import pictures
+from switch_lm.inspect.ablation import WINDOWS
 from switch_lm.inspect.study import Inspection
 from switch_lm.inspect.tables import expert_table, explained_table, router_table
 from switch_lm.pages.document import Bullets, Code, Document, Part, Section, Text
 
+MOST_EXPERTS = 64  # that a coloured text tells apart
 ATLAS, DROPS, ROUTER, EXPERTS, TIME = (
     "What explains the choice of expert?",
     "Who is dropped?",
@@ -33,9 +35,13 @@ def build(found: Sequence[Inspection], *, command: str) -> Document:
             if len(found) > 1:
                 parts[heading].append(Text(f"`{one.name}`:"))
             parts[heading].append(Bullets(tuple(sentences)))
-        parts[ATLAS] += [pictures.coloured(one, key), *pictures.atlases(one, key)]
+        if one.text.num_experts <= MOST_EXPERTS:
+            parts[ATLAS].append(pictures.coloured(one, key))
+        parts[ATLAS] += pictures.atlases(one, key)
         if one.drops is not None and one.drops.cost is not None:
-            parts[DROPS] += pictures.dropped_pictures(one.name, key, one.drops, one.vocabulary.characters)
+            parts[DROPS] += pictures.dropped_pictures(
+                one.name, key, one.drops, one.atlas.count_LVE[0].sum(dim=1), one.vocabulary.characters
+            )
         parts[ROUTER].append(pictures.router_picture(one, key))
         parts[EXPERTS] += pictures.expert_maps(one, key)
         if one.history is not None and len(one.history.steps) > 1:
@@ -54,19 +60,15 @@ def _summary(found: Inspection) -> str:
     character = [layer[0].share for layer in found.atlas.explained]
     chance = max(layer[0].chance for layer in found.atlas.explained)
     gains = [one.chosen_gains_on_random for one in found.counterfactual.held]
-    resolved = sum(gain.resolved and gain.mean > 0 for gain in gains)
+    better = [gain.mean for gain in gains if gain.resolved and gain.mean > 0]
+    by = f", by {min(better):.2f} to {max(better):.2f} nats" if better else ""
     costs = [layer.averaged for layer in found.ablation.layers]
     worth = sum(cost.resolved and cost.mean > 0 for cost in costs)
     return (
         f"In `{found.name}` the character itself explains {_span(character)} of the choice of expert (chance at most "
-        f"{chance:.1%}); the router beats a random one in {resolved} of {len(gains)} layers, by "
-        f"{_figure(min(g.mean for g in gains))} to {_figure(max(g.mean for g in gains))} nats; and its "
-        f"experts are worth more than their mean in {worth} of {len(costs)}."
+        f"{chance:.1%}); the router beats a random one in {len(better)} of {len(gains)} layers{by}; and its experts "
+        f"are worth more than their mean in {worth} of {len(costs)}."
     )
-
-
-def _figure(nats: float) -> str:
-    return f"{round(nats, 2) + 0.0:.2f}"  # no -0.00
 
 
 def _span(shares: Sequence[float]) -> str:
@@ -75,6 +77,7 @@ def _span(shares: Sequence[float]) -> str:
 
 def how(found: Sequence[Inspection], command: str) -> Section:
     B, S = found[0].probe.ids_BS.shape
+    judged = found[0].counterfactual.num_tokens
     checkpoints = tuple(f"`{one.name}`: {one.checkpoint}" for one in found)
     return Section(
         "How it was measured",
@@ -82,7 +85,8 @@ def how(found: Sequence[Inspection], command: str) -> Section:
             Text(
                 f"On {B} windows of {S} characters, {B * S:,} in all, spread evenly over the validation split: the "
                 "same for every model with this text. Nothing is dropped, but where it is said. Of several choices the "
-                "first counts as a token's expert. Intervals are of 95 %, with windows as the independent draws."
+                "first counts as a token's expert. Intervals are of 95 %, with windows as the independent draws. "
+                f"The router is judged on {judged:,} of these characters a layer, the experts on {WINDOWS} windows."
             ),
             Bullets(checkpoints),
             Code(command),

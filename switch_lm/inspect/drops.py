@@ -142,7 +142,10 @@ def _by_label(dropped_LBS: Tensor) -> Callable[[Tensor, int], Tensor]:
 def _compared(one: str, other: str, found: Estimate | None) -> str:
     if found is None:
         return f"{one.capitalize()} could not be compared with {other}: the probe is too small."
+    if found.low is None or found.high is None:
+        return f"Whether {one} is dropped more often than {other} can not be told from one batch."
     if not found.resolved:
-        return f"{one.capitalize()} is dropped about as often as {other} ({found.mean:+.2%} of tokens)."
+        interval = f"{found.mean:+.2%} of tokens, 95 % interval {found.low:+.2%} to {found.high:+.2%}"
+        return f"Between {one} and {other} no difference shows ({interval})."
     often = "more" if found.mean > 0 else "less"
     return f"{one.capitalize()} is dropped {often} often than {other}: {found.mean:+.2%} of tokens."

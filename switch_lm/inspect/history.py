@@ -62,9 +62,15 @@ class History:
         last, at = self.character[-1][layer], self.specialised_at(layer)
         if at is None:
             parts = [f"at the end the {last} explains no more of the choice than by chance"]
+        elif len(self.steps) == 1:
+            parts = [f"at step {self.steps[0]:,} the choice is explained by {last}"]
         else:
-            since = f"since step {at:,}" if at > self.steps[0] else f"at the first checkpoint (step {at:,}) or before"
-            parts = [f"specialised {since}, in the end {last}"]
+            moved = self.to_last[self.steps.index(at)][layer].share
+            first = " (the first checkpoint)" if at == self.steps[0] else ""
+            parts = [
+                f"in the end the choice is explained by {last}, and nearly as much since step {at:,}{first}, though "
+                f"{moved:.0%} of tokens have changed their expert since"
+            ]
         if self.since_before:
             change = self.since_before[-1][layer]
             parts.append(

@@ -74,7 +74,7 @@ def in_speaker_name(text: str) -> Tensor:
 
 def _doubling(name: str, position_BS: Tensor) -> Label:
     edges = [2**power for power in range(LAST_EDGE.bit_length()) if 2**power <= int(position_BS.max())]
-    ends = [*edges[1:], None]
+    ends = [*edges[1:], None] if edges else []
     values = ["0"] + [
         f"{low} and more" if end is None else str(low) if end == low + 1 else f"{low} to {end - 1}"
         for low, end in zip(edges, ends, strict=True)

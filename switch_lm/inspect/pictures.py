@@ -8,14 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from switch_lm.atlas_map import atlas, order, visible
+from switch_lm.atlas_map import atlas, shown, visible
+from switch_lm.inspect.ablation import WINDOWS
 from switch_lm.inspect.drops import Drops
 from switch_lm.inspect.history import History
 from switch_lm.inspect.study import Inspection
 from switch_lm.pages.coloured_text import ColouredText, LayerText
 from switch_lm.pages.document import HeatMap, Picture, Series
-
-MOST_NAMED = 100  # characters, the most frequent ones
 
 
 def layer_name(number: int) -> str:
@@ -47,13 +46,13 @@ def stacked(values_LEN: Sequence[Sequence[Sequence[float]]], ) -> tuple[
 
 
 def coloured(found: Inspection, key: str) -> ColouredText:
-    reading, characters = found.whole_reading, found.vocabulary.characters
+    reading, characters = found.text, found.vocabulary.characters
     facts = (reading.expert_LBS, reading.gate_LBS, reading.second_LBS, reading.second_probability_LBS)
     layers = [
         LayerText(layer_name(number), reading.num_experts, *(fact_BS.flatten().tolist() for fact_BS in of_layer))
         for number, of_layer in enumerate(zip(*facts, strict=True))
     ]
-    text = "".join(characters[i] for i in found.whole.ids_BS.flatten().tolist())
+    text = "".join(characters[i] for i in found.probe.split_ids[:-1].tolist())
     caption = (
         f"The validation text as `{found.name}` routes it with nothing dropped. Choose a layer; point at a character, "
         "or move with the arrow keys, for its expert, gate and second choice."
@@ -65,14 +64,13 @@ def atlases(found: Inspection, key: str) -> list[HeatMap]:
     """Of each layer the share of a character's occurrences that each expert gets."""
     characters, count_LVE = found.vocabulary.characters, found.atlas.count_LVE.double()
     count_V = count_LVE[0].sum(dim=1)
-    frequent = set(count_V.argsort(descending=True, stable=True)[:MOST_NAMED].tolist())
-    shown = [i for i in order(characters) if count_V[i] and i in frequent]
+    places = shown(count_V, characters)
     share_LVE = count_LVE / count_V[:, None].clamp(min=1)
     return [
         atlas(
             share_VE.T,
             characters,
-            shown,
+            places,
             name=f"atlas_{key}_{number:02d}",
             title=f"{found.name}, {layer_name(number)}: which expert gets which character",
         )
@@ -80,12 +78,12 @@ def atlases(found: Inspection, key: str) -> list[HeatMap]:
     ]
 
 
-def dropped_pictures(name: str, key: str, drops: Drops, characters: str) -> list[Picture | HeatMap]:
+def dropped_pictures(name: str, key: str, drops: Drops, count_V: Tensor, characters: str) -> list[Picture | HeatMap]:
     """By position and difficulty as lines, by character as a map."""
     return [
         _by(name, key, "position", drops.by_position_LS, "position in the window"),
         _by(name, key, "difficulty", drops.by_difficulty_LQ, "fifths of the tokens by loss, the easiest first"),
-        _by_character(name, key, drops.by_character_LV, characters),
+        _by_character(name, key, drops.by_character_LV, shown(count_V, characters), characters),
     ]
 
 
@@ -101,8 +99,7 @@ def _by(name: str, key: str, what: str, share_LN: Tensor, label: str) -> Picture
     )
 
 
-def _by_character(name: str, key: str, share_LV: Tensor, characters: str) -> HeatMap:
-    shown = [i for i in order(characters) if not share_LV[:, i].isnan().all()][:MOST_NAMED]
+def _by_character(name: str, key: str, share_LV: Tensor, places: list[int], characters: str) -> HeatMap:
     high = share_LV.nan_to_num(0.0).max().item()
     return HeatMap(
         name=f"dropped_by_character_{key}",
@@ -111,9 +108,9 @@ def _by_character(name: str, key: str, share_LV: Tensor, characters: str) -> Hea
         x_label="character (\\n ends a line, ␣ is a space)",
         y_label="layer",
         value_label="share of a character's occurrences that is dropped",
-        x_names=tuple(visible(characters[i]) for i in shown),
+        x_names=tuple(visible(characters[i]) for i in places),
         y_names=tuple(layer_name(n) for n in range(len(share_LV))),
-        values=tuple(map(tuple, share_LV[:, shown].tolist())),
+        values=tuple(map(tuple, share_LV[:, places].tolist())),
         low=0.0,
         high=rounded_up(max(high, 0.01)),
     )
@@ -157,7 +154,7 @@ def expert_maps(found: Inspection, key: str) -> list[HeatMap]:
             alt="A row for each layer, a column for each expert, as colour what the loss rises by without it.",
             x_label="expert",
             y_label="layer",
-            value_label="nats a character, over the whole probe",
+            value_label=f"nats a character, on {WINDOWS} windows",
             x_names=experts(count),
             y_names=tuple(layer_name(n) for n in range(len(layers))),
             values=off,

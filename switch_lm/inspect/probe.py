@@ -11,10 +11,11 @@ from torch import Tensor
 
 from switch_lm.attention import LayerCache
 from switch_lm.model import SwitchLM, evaluating
+from switch_lm.pages.coloured_text import NOBODY
 from switch_lm.routing import Routing
 from switch_lm.scoring import negative_log_likelihood
 from switch_lm.switch import SwitchFeedForward
-from switch_lm.windows import fixed_windows
+from switch_lm.windows import evaluation_batches, fixed_windows
 
 WINDOWS = 128
 ROWS = 32  # windows in a pass; nothing that is read without a capacity hangs on it
@@ -64,7 +65,7 @@ class Reading:
     expert_LBS: Tensor
     probability_LBS: Tensor  # of that expert
     gate_LBS: Tensor  # what its output was multiplied by
-    second_LBS: Tensor  # the most probable other expert; of a single expert itself
+    second_LBS: Tensor  # the most probable other expert; NOBODY of a single one
     second_probability_LBS: Tensor
     nll_BS: Tensor  # nats, of the character that followed
     num_experts: int
@@ -79,18 +80,28 @@ def switch_layers(model: SwitchLM) -> list[SwitchFeedForward]:
 
 def read(model: SwitchLM, probe: Probe) -> Reading:
     """Reads the probe without a capacity, so that no window hangs on another."""
+    return _read(model, probe.batches(), shape=tuple(probe.ids_BS.shape))
+
+
+def read_text(model: SwitchLM, ids: Tensor, *, context_length: int) -> Reading:
+    """The same of a whole split but for its last character, window by window, as one row (L, 1, N)."""
+    batches = evaluation_batches(ids, context_length=context_length, batch_size=ROWS)
+    return _read(model, batches, shape=(1, len(ids) - 1))
+
+
+def _read(model: SwitchLM, batches: Iterator[tuple[Tensor, Tensor]], *, shape: tuple[int, ...]) -> Reading:
     layers, facts, nll = switch_layers(model), [], []
     with torch.inference_mode(), evaluating(model):
-        for ids_BS, target_BS in probe.batches():
+        for ids_BS, target_BS in batches:
             output = model(ids_BS, capacity_factor=None)
-            nll.append(negative_log_likelihood(output.logits, target_BS))
-            facts.append([[fact_T.view_as(ids_BS) for fact_T in _choices(r)] for r in output.routings])
+            nll.append(negative_log_likelihood(output.logits, target_BS).flatten())
+            facts.append([_choices(routing) for routing in output.routings])
     expert, probability, gate, second, second_probability = (
-        torch.stack([torch.cat([batch[layer][fact] for batch in facts]) for layer in range(len(layers))])
+        torch.stack([torch.cat([batch[layer][fact] for batch in facts]).view(shape) for layer in range(len(layers))])
         for fact in range(5)
     )
     return Reading(
-        expert, probability, gate, second, second_probability, torch.cat(nll), num_experts=layers[0].num_experts
+        expert, probability, gate, second, second_probability, torch.cat(nll).view(shape), layers[0].num_experts
     )
 
 
@@ -98,8 +109,10 @@ def _choices(routing: Routing) -> list[Tensor]:
     """The first five facts of a `Reading`, for T tokens."""
     first_T1 = routing.expert_TK[:, :1]
     others_TE = routing.probs_TE.scatter(1, first_T1, -1.0)
-    second_T1 = others_TE.argmax(dim=1, keepdim=True)
-    probability_T1, second_probability_T1 = (routing.probs_TE.gather(1, chosen) for chosen in (first_T1, second_T1))
+    probability_T1 = routing.probs_TE.gather(1, first_T1)
+    second_probability_T1, second_T1 = others_TE.max(dim=1, keepdim=True)
+    if others_TE.shape[1] == 1:  # there is no other
+        second_T1, second_probability_T1 = torch.full_like(second_T1, NOBODY), torch.zeros_like(probability_T1)
     facts_T1 = (first_T1, probability_T1, routing.gate_TK[:, :1], second_T1, second_probability_T1)
     return [fact_T1.squeeze(1) for fact_T1 in facts_T1]
 

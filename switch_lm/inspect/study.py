@@ -16,12 +16,11 @@ from switch_lm.inspect.dropping import drops
 from switch_lm.inspect.drops import Drops
 from switch_lm.inspect.history import History, history
 from switch_lm.inspect.labels import Label, labels
-from switch_lm.inspect.probe import Probe, Reading, Say, read, silent
+from switch_lm.inspect.probe import Probe, Reading, Say, read, read_text, silent
 from switch_lm.model import SwitchLM
 from switch_lm.runs import CHECKPOINTS
 from switch_lm.vocab import Vocabulary
 
-WHOLE = 10**9  # windows: all that there are
 STAGES = 6
 
 
@@ -33,8 +32,7 @@ class Inspection:
     checkpoint: Path
     vocabulary: Vocabulary
     probe: Probe
-    whole: Probe  # the whole split, for the coloured text
-    whole_reading: Reading
+    text: Reading  # of the whole split, for the coloured text
     labels: tuple[Label, ...]
     atlas: Atlas
     drops: Drops | None  # None: trained without a capacity
@@ -75,10 +73,10 @@ def inspect(
 
     vocabulary = Vocabulary(header.vocabulary)
     probe = Probe.of(validation_ids, context_length=context_length)
-    whole = Probe.of(validation_ids, context_length=context_length, num_windows=WHOLE)
     run = checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else None
     say("reading the validation split")
-    reading, whole_reading, named = read(model, probe), read(model, whole), labels(probe, vocabulary)
+    reading, named = read(model, probe), labels(probe, vocabulary)
+    text = read_text(model, validation_ids, context_length=context_length)
     stage()
     explained = atlas(reading, named, say=say)
     stage()
@@ -92,6 +90,4 @@ def inspect(
     stage()
     over_time = None if run is None else history(run, probe, say=say)
     stage()
-    return Inspection(
-        name, checkpoint, vocabulary, probe, whole, whole_reading, named, explained, dropped, judged, changed, over_time
-    )
+    return Inspection(name, checkpoint, vocabulary, probe, text, named, explained, dropped, judged, changed, over_time)

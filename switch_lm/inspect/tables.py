@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from switch_lm.atlas_map import visible
+from switch_lm.inspect.ablation import WINDOWS
 from switch_lm.inspect.pictures import layer_name
 from switch_lm.inspect.study import Inspection
 from switch_lm.pages.document import Cell, Table
@@ -81,14 +82,16 @@ def expert_table(found: Sequence[Inspection]) -> Table:
                     Cell(f"expert {dearest}: {layer.off[dearest].mean:+.4f}", layer.off[dearest].mean),
                     Cell(f"{sum(swapped) / len(swapped):+.4f}") if swapped else Cell("-"),
                     _nats(layer.averaged),
+                    Cell(f"{layer.all_off.mean:+.4f}", layer.all_off.mean),
                     Cell("-" if similar is None else f"{similar:.2f} ({layer.similarity.chance:.2f})", similar),
                 )
             )
     return Table(
         "What changing the experts does to the loss",
-        ("layer", "the dearest one off", "two swapped (mean)", "all averaged into one", "cosine of two outputs"),
+        ("layer", "the dearest one off", "two swapped (mean)", "all averaged into one", "the layer off", "cosine"),
         tuple(rows),
-        "Nats a character on 32 windows, the router as it is. In brackets: for two unrelated tokens.",
+        f"Nats a character on {WINDOWS} windows, the router as it is. Averaged: all give the mean of their outputs. "
+        "Cosine of two experts' outputs for one token, in brackets for two unrelated ones.",
     )
 
 
@@ -160,7 +163,7 @@ def _experts(found: Inspection) -> Iterator[Row]:
     for layer, one in enumerate(found.ablation.layers):
         changes = {f"without {e}": cost for e, cost in enumerate(one.off)}
         changes |= {f"{i} and {j} swapped": cost for (i, j), cost in one.swapped.items()}
-        for change, cost in (changes | {"all averaged": one.averaged}).items():
+        for change, cost in (changes | {"all averaged": one.averaged, "layer off": one.all_off}).items():
             yield {"layer": layer, "change": change, "nats": cost.mean, "low": cost.low, "high": cost.high}
         for i, cosines in enumerate(one.similarity.same_EE.tolist()):
             for j in range(i):

@@ -31,10 +31,15 @@ def write(found: Sequence[Inspection], folder: Path, *, command: str) -> Path:
         for part in (part for section in document.sections for part in section.parts):
             if isinstance(part, Picture | HeatMap):
                 save(part, Path(temporary))
-        for file in Path(temporary).glob("*.png"):
-            os.replace(file, folder / PICTURES / file.name)
+        pictures = {file.name for file in Path(temporary).glob("*.png")}
+        for name in pictures:
+            os.replace(Path(temporary) / name, folder / PICTURES / name)
     for name, text in tables.items():
         replace_text(folder / TABLES / f"{name}.csv", text)
+    for place, names in ((PICTURES, pictures), (TABLES, {f"{name}.csv" for name in tables})):
+        for file in (folder / place).iterdir():
+            if file.suffix in (".png", ".csv") and file.name not in names:  # of an inspection before this one
+                file.unlink()
     replace_text(folder / PAGE, page)
     return folder / PAGE
 

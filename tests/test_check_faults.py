@@ -1,0 +1,231 @@
+"""Planted faults of mixture-of-experts code, each with the checks of the certificate that must fail for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_model
+from test_check import subject_of, verdicts
+from torch import Tensor
+
+from switch_lm import attention, experts, noise, queueing, routing, switch
+from switch_lm.check.finding import Verdict
+from switch_lm.model import SwitchLM
+
+Break = Callable[[pytest.MonkeyPatch, SwitchLM], None]
+
+
+def softmax_after_top_k(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    patch.setattr(routing, "gates", lambda prob_TK, rule: prob_TK.log().softmax(dim=-1))
+
+
+def capacity_rounded_down(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    patch.setattr(
+        switch, "expert_capacity", lambda T, E, factor: None if factor is None else max(1, int(factor * T / E))
+    )
+
+
+def counted_inclusively(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    real = queueing.queue_slots
+
+    def one_later(expert_GN: Tensor, num_experts: int) -> Any:
+        queue = real(expert_GN, num_experts)
+        return queueing.Queue(queue.slot_GN + 1, queue.load_GE)
+
+    patch.setattr(queueing, "queue_slots", one_later)
+
+
+def load_after_dropping(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    real = routing.route
+
+    def route(*args: Any, **options: Any) -> Any:
+        made = real(*args, **options)
+        return replace(made, load_E=made.kept_E)
+
+    patch.setattr("switch_lm.switch.route", route)
+
+
+def last_come_first_served(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    patch.setitem(
+        queueing.DROP_ORDERS,
+        "position",
+        lambda p_GtE, training: torch.ones_like(p_GtE[..., 0]).cumsum(1).argsort(1).flip(1),
+    )
+
+
+def attention_without_a_mask(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    def sees_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(dim=-1) @ v
+
+    patch.setattr(attention, "causal_attention", sees_all)
+
+
+def dropout_always(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    patch.setattr(noise.Dropout, "forward", lambda self, x: torch.nn.functional.dropout(x, 0.1, training=True))
+
+
+def _under_autocast(self: switch.SwitchFeedForward, x_TD: Tensor) -> Tensor:
+    return (x_TD.to(self.w_router_DE.dtype) @ self.w_router_DE).float()
+
+
+def router_in_bf16(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    patch.setattr(switch.SwitchFeedForward, "router_logits", _under_autocast)
+
+
+def jitter_in_place(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    patch.setattr("switch_lm.switch.jitter", lambda x_TD, epsilon: x_TD.mul_(1 + epsilon * torch.rand_like(x_TD)))
+
+
+def copies(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    for layer in model.switch_layers:
+        layer.experts.w_in_EDF.data[3] = layer.experts.w_in_EDF.data[1]
+        layer.experts.w_out_EFD.data[3] = layer.experts.w_out_EFD.data[1]
+
+
+def an_idle_expert(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    w_router_DE = model.switch_layers[1].w_router_DE.data
+    w_router_DE[:, 3] = w_router_DE[:, 1]  # of equals the first is taken
+
+
+def drops_in_evaluation(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    for layer in model.switch_layers:
+        layer.eval_capacity_factor = 0.5
+
+
+def select_the_worst(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    patch.setattr(routing, "select", lambda logits_TE, probs_TE, **_: probs_TE.argmin(dim=-1, keepdim=True))
+
+
+def a_rule_not_carried_out(order: str, instead: str) -> Break:
+    def fault(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+        patch.setitem(queueing.DROP_ORDERS, order, queueing.DROP_ORDERS[instead])
+
+    fault.__name__ = f"{order}_is_{instead}"
+    return fault
+
+
+def rerouting_that_does_not(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    def stay(expert_GN: Tensor, probs_GNE: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+        return expert_GN, queueing.queue_slots(expert_GN, probs_GNE.shape[-1]).slot_GN
+
+    patch.setattr(queueing, "_reroute", stay)
+
+
+def a_router_that_is_not_taught(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    patch.setattr(switch._NarrowProduct, "backward", lambda ctx, g: (g @ ctx.saved_tensors[1].T, torch.randn(16, 4)))
+
+
+def experts_that_are_not_taught(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    real = experts.Experts.padded
+    patch.setattr(experts.Experts, "padded", lambda self, x_ECD: real(self, x_ECD).detach() + 0 * x_ECD)
+
+
+def bf16_with_a_gradient(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    real = switch._NarrowProduct.forward
+
+    def rounded(ctx: Any, x_TD: Tensor, w_DE: Tensor) -> Tensor:
+        return real(ctx, x_TD, w_DE).bfloat16().float()
+
+    patch.setattr(switch._NarrowProduct, "forward", rounded)
+
+
+def a_dead_balance_loss(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    patch.setattr(routing.Routing, "mean_prob_E", property(lambda self: self.probs_TE.detach().mean(dim=0)))
+
+
+def balance_of_what_is_kept(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    patch.setattr(routing.Routing, "mean_prob_E", property(lambda self: self.probs_TE[self.kept_TK[:, 0]].mean(dim=0)))
+
+
+def always_the_first_expert_when_writing(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    real = experts.Experts.one_token
+    patch.setattr(experts.Experts, "one_token", lambda self, x_1D, expert_11: real(self, x_1D, 0 * expert_11))
+
+
+def gates_of_one_in_evaluation(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    real = routing.gates
+    patch.setattr(routing, "gates", lambda p_TK, rule: real(p_TK, rule) if torch.is_grad_enabled() else 0 * p_TK + 1)
+
+
+def sees_all_in_training(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    real = attention.Attention.forward
+
+    def forward(self: attention.Attention, x_BSD: Tensor, **options: Any) -> Tensor:
+        seen_BSD = x_BSD + 0.1 * x_BSD.flip(1) if self.training else x_BSD
+        return real(self, seen_BSD, **options)
+
+    patch.setattr(attention.Attention, "forward", forward)
+
+
+def another_capacity_than_configured(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    for layer in model.switch_layers:
+        layer.capacity_factor = None
+
+
+def places_of_a_row_are_the_batchs(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    for layer in model.switch_layers:
+        layer.rule = replace(layer.rule, capacity_group="batch")
+
+
+def a_nan(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    model.switch_layers[0].experts.w_in_EDF.data[0, 0, 0] = torch.nan
+
+
+def training_scores_better(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    real = SwitchLM.forward
+
+    def forward(self: SwitchLM, ids_BS: Tensor, **options: Any) -> Any:
+        output = real(self, ids_BS, **options)
+        return replace(output, logits=output.logits * (1.1 if self.training else 1.0))
+
+    patch.setattr(SwitchLM, "forward", forward)
+
+
+EVERY_FUTURE = {"own future, training", "own future, evaluation"}
+FAULTS: dict[Break, tuple[set[str], dict[str, Any]]] = {  # what must fail, and the options of the model
+    softmax_after_top_k: ({"router learns", "gates", "layer's output"}, {}),
+    capacity_rounded_down: ({"capacity"}, {}),
+    counted_inclusively: ({"choices conserved", "places"}, {}),
+    load_after_dropping: ({"choices conserved"}, {}),
+    last_come_first_served: ({"own future, training", "places"}, {}),
+    attention_without_a_mask: (EVERY_FUTURE | {"cache", "loss gap, evaluation"}, {}),
+    dropout_always: ({"no randomness, evaluation"}, {}),
+    router_in_bf16: ({"float32 router"}, {}),
+    bf16_with_a_gradient: ({"float32 router", "layer's gradients"}, {}),
+    jitter_in_place: ({"layer's output"}, {"router_jitter": 0.1}),
+    copies: ({"experts differ"}, {}),
+    an_idle_expert: ({"every expert used"}, {}),
+    drops_in_evaluation: ({"other rows, evaluation", "batch size, evaluation", "loss gap, evaluation", "capacity"}, {}),
+    select_the_worst: ({"selection"}, {}),
+    a_rule_not_carried_out("random", "position"): ({"places"}, {"drop_order": "random"}),
+    a_rule_not_carried_out("probability", "position"): ({"places"}, {"drop_order": "probability"}),
+    rerouting_that_does_not: ({"places"}, {"overflow": "reroute"}),
+    a_router_that_is_not_taught: ({"layer's gradients"}, {}),
+    experts_that_are_not_taught: ({"layer's gradients"}, {}),
+    a_dead_balance_loss: ({"router learns"}, {}),
+    balance_of_what_is_kept: ({"balance loss"}, {}),
+    always_the_first_expert_when_writing: ({"layer's output", "cache"}, {}),
+    gates_of_one_in_evaluation: ({"gates"}, {}),
+    sees_all_in_training: ({"own future, training"}, {"drop_order": "random"}),
+    another_capacity_than_configured: ({"capacity"}, {}),
+    places_of_a_row_are_the_batchs: ({"other rows, training"}, {"capacity_group": "sequence"}),
+    a_nan: (EVERY_FUTURE | {"batch size, evaluation", "cache", "loss gap, training"}, {}),
+    training_scores_better: ({"loss gap, training"}, {}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_planted_fault_fails(fault: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, options = FAULTS[fault]
+    model = tiny_model(**options)
+    fault(monkeypatch, model)
+    told = verdicts(subject_of(model))
+    assert {check for check in wanted if told[check] != Verdict.FAIL} == set()
+
+
+def test_every_check_has_a_fault_that_fails_it() -> None:
+    assert {check for wanted, _ in FAULTS.values() for check in wanted} == set(verdicts(subject_of()))
