@@ -133,6 +133,8 @@ class Gap:
         return cls(per_window_B.mean().item(), error)
 
     def __str__(self) -> str:
+        if self.mean == self.standard_error == 0.0:
+            return "0"
         form = "+.0e" if abs(self.mean) < 5e-5 and not self.standard_error >= 5e-5 else "+.4f"
         return f"{self.mean:{form}} ± {self.standard_error:{form[1:]}}"
 
