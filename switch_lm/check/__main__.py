@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     every = "also every drop order and overflow rule on the same weights"
     options.add_argument("--all-policies", action="store_true", help=every)
     options.add_argument("--data", type=Path, metavar="FILE", help="the text, if it is not where the run found it")
-    where = "(default: check.json in the run's folder, or under --outputs for a configuration)"
+    where = "(default: check.json in the run's folder, or of a configuration in its outputs)"
     options.add_argument("--json", type=Path, metavar="FILE", help=where)
     return options
 
