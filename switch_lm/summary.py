@@ -68,10 +68,15 @@ def print_result(console: Console, result: Mapping[str, Any], *, run: Path) -> N
         rows["warning"] = "\n".join(result["router_alarms"])
     rows["files"] = f"{run}/ (result.json, {CHECKPOINTS}/{BEST}, {CHECKPOINTS}/{LAST}, TensorBoard events)"
     name = shlex.quote(result["name"] if run.parent == OUTPUTS / "runs" else str(run))
+    look = [
+        f"python -m switch_lm.check --run {name}    # what its routing leaks, drops and learns",
+        f"python -m switch_lm.inspect --run {name}  # what its experts do",
+    ]
     rows["try next"] = "\n".join(
         [
             f'python -m switch_lm.generate --run {name} --prompt "ROMEO:"',
             f"python -m switch_lm.evaluate --run {name} --capacity-factor 0.5 1 2 none",
+            *(look if result["dropped"] is not None else []),
             "python -m switch_lm.train model=dense        # the dense control of equal computation",
             "make tensorboard                             # every expert of every layer",
         ]
