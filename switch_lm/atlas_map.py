@@ -1,6 +1,9 @@
-"""Which expert gets which character, as a picture."""
+"""Which expert gets which character, as a picture, and how the rows of maps of experts are named."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -54,3 +57,25 @@ def atlas(
         low=0.0,
         high=1.0,
     )
+
+
+def layer_name(number: int) -> str:
+    return f"layer {number:02d}"
+
+
+def experts(count: int) -> tuple[str, ...]:
+    return tuple(f"{expert:02d}" for expert in range(count))
+
+
+def stacked(values_LEN: Sequence[Sequence[Sequence[float]]], ) -> tuple[
+    tuple[str, ...], tuple[tuple[float, ...], ...]
+]:  # fmt: skip
+    """Names and rows of one map of all layers, with a blank row between two of them."""
+    names, rows = list[str](), list[tuple[float, ...]]()
+    for number, values_EN in enumerate(values_LEN):
+        if number:
+            names.append("")
+            rows.append((math.nan,) * len(values_EN[0]))
+        names += [f"{layer_name(number)} · 00", *experts(len(values_EN))[1:]]
+        rows += [tuple(row) for row in values_EN]
+    return tuple(names), tuple(rows)

@@ -80,7 +80,9 @@ def require_writable(file: Path, *, option: str) -> None:
     """Before anything is measured: makes the file's folder; CommandError, naming the option, if it can't be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if not file.name or file.is_dir() or not os.access(file.parent, os.W_OK):
+        if not file.name or file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(file.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         rule = "the results must go to a file in a folder that can be written"

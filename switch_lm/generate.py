@@ -9,7 +9,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from switch_lm.command import MAX_SEED, CommandError, finish, model_parser, number, open_model, whole_number
+from switch_lm.command import (
+    MAX_SEED,
+    CommandError,
+    finish,
+    model_parser,
+    number,
+    open_model,
+    require_writable,
+    whole_number,
+)
 from switch_lm.files import replace_text
 from switch_lm.writing import generate
 
@@ -65,6 +74,8 @@ def _write(options: argparse.Namespace) -> int:
 
     torch.set_num_threads(1)  # one character is too little to share: on a busy machine threads only wait for each other
     path, model, header = open_model(options.run, options.outputs)
+    if options.html is not None:
+        require_writable(options.html, option="--html FILE")
     if len(options.prompt) > (read := model.config.context_length):
         print(f"the prompt has {len(options.prompt)} characters; the model reads the last {read}", file=sys.stderr)
     asked = (model, Vocabulary(header.vocabulary), options.prompt)

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from switch_lm.atlas_map import atlas, shown
+from switch_lm.atlas_map import atlas, shown, stacked
 from switch_lm.model import SwitchLM, SwitchOutput, evaluating
 from switch_lm.pages.document import HeatMap
 from switch_lm.saving import step_ends
@@ -38,10 +38,7 @@ class LoadHistory:
         """Blank where nothing was logged, as in all that is to come; a blank row parts the layers."""
         load_CLE = self.load_CLE.double()
         share_LEC = (load_CLE / load_CLE.mean(dim=2, keepdim=True)).permute(1, 2, 0)
-        names, rows = list[str](), list[tuple[float, ...]]()
-        for layer, share_EC in enumerate(share_LEC.tolist()):
-            names += [""] * (layer > 0) + [f"layer {layer:02d} · 00", *(f"{e:02d}" for e in range(1, len(share_EC)))]
-            rows += [(math.nan,) * len(load_CLE)] * (layer > 0) + [tuple(share_C) for share_C in share_EC]
+        names, rows = stacked(share_LEC.tolist())
         return HeatMap(
             name="load_over_time",
             title="Each expert's load over the training",
@@ -50,8 +47,8 @@ class LoadHistory:
             y_label="layer · expert",
             value_label="load / mean load of the layer: 0 idle, 1 even, 2 twice as much or more; blank: still to come",
             x_names=tuple(str(i * self.steps) for i in range(len(load_CLE))),
-            y_names=tuple(names),
-            values=tuple(rows),
+            y_names=names,
+            values=rows,
             low=0.0,
             high=2.0,
             centre=1.0,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from switch_lm.pages.coloured_text import NOBODY, Odds
+from switch_lm.pages.coloured_text import Odds
 from switch_lm.writing import START, Draw, draws, probabilities
 
 if TYPE_CHECKING:  # as in writing
@@ -78,13 +78,11 @@ def choices_of(routings: tuple[Routing, ...], *, last: int) -> list[tuple[Choice
 
 
 def choices_in(routing: Routing, *, last: int) -> list[Choice]:
-    expert_T, gate_T, probs_TE = routing.expert_TK[-last:, 0], routing.gate_TK[-last:, 0], routing.probs_TE[-last:]
-    if probs_TE.shape[1] == 1:  # there is no other
-        return [Choice(0, gate, NOBODY, 0.0) for gate in gate_T.tolist()]
-    others_TE = probs_TE.scatter(1, expert_T[:, None], -1.0)
-    second_prob_T, second_T = others_TE.max(dim=1)
-    columns = (expert_T, gate_T, second_T, second_prob_T)
-    return [Choice(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    from switch_lm.first_choice import first_choice
+
+    found = first_choice(routing)
+    columns = (found.expert_T, found.gate_T, found.second_T, found.second_probability_T)
+    return [Choice(*row) for row in zip(*(column[-last:].tolist() for column in columns), strict=True)]
 
 
 def odds_of(draw: Draw, vocabulary: Vocabulary, *, temperature: float, top_k: int | None) -> Odds:

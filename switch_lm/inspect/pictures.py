@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from switch_lm.atlas_map import atlas, shown, visible
+from switch_lm.atlas_map import atlas, experts, layer_name, shown, stacked, visible
 from switch_lm.inspect.ablation import WINDOWS
 from switch_lm.inspect.drops import Drops
 from switch_lm.inspect.history import History
@@ -17,32 +17,10 @@ from switch_lm.pages.coloured_text import ColouredText, LayerText
 from switch_lm.pages.document import HeatMap, Picture, Series
 
 
-def layer_name(number: int) -> str:
-    return f"layer {number:02d}"
-
-
-def experts(count: int) -> tuple[str, ...]:
-    return tuple(f"{expert:02d}" for expert in range(count))
-
-
 def rounded_up(value: float) -> float:
     """To two figures, for the end of a scale."""
     size = 10.0 ** (math.floor(math.log10(value)) - 1)
     return float(f"{math.ceil(value / size) * size:.2g}")
-
-
-def stacked(values_LEN: Sequence[Sequence[Sequence[float]]], ) -> tuple[
-    tuple[str, ...], tuple[tuple[float, ...], ...]
-]:  # fmt: skip
-    """Names and rows of one map of all layers, with a blank row between two of them."""
-    names, rows = list[str](), list[tuple[float, ...]]()
-    for number, values_EN in enumerate(values_LEN):
-        if number:
-            names.append("")
-            rows.append((math.nan,) * len(values_EN[0]))
-        names += [f"{layer_name(number)} · 00", *experts(len(values_EN))[1:]]
-        rows += [tuple(row) for row in values_EN]
-    return tuple(names), tuple(rows)
 
 
 def coloured(found: Inspection, key: str) -> ColouredText:

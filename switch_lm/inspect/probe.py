@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from switch_lm.attention import LayerCache
+from switch_lm.first_choice import first_choice
 from switch_lm.model import SwitchLM, evaluating
-from switch_lm.pages.coloured_text import NOBODY
-from switch_lm.routing import Routing
 from switch_lm.scoring import negative_log_likelihood
 from switch_lm.switch import SwitchFeedForward
 from switch_lm.windows import evaluation_batches, fixed_windows
@@ -95,7 +94,7 @@ def _read(model: SwitchLM, batches: Iterator[tuple[Tensor, Tensor]], *, shape: t
         for ids_BS, target_BS in batches:
             output = model(ids_BS, capacity_factor=None)
             nll.append(negative_log_likelihood(output.logits, target_BS).flatten())
-            facts.append([_choices(routing) for routing in output.routings])
+            facts.append([first_choice(routing) for routing in output.routings])
     expert, probability, gate, second, second_probability = (
         torch.stack([torch.cat([batch[layer][fact] for batch in facts]).view(shape) for layer in range(len(layers))])
         for fact in range(5)
@@ -103,18 +102,6 @@ def _read(model: SwitchLM, batches: Iterator[tuple[Tensor, Tensor]], *, shape: t
     return Reading(
         expert, probability, gate, second, second_probability, torch.cat(nll).view(shape), layers[0].num_experts
     )
-
-
-def _choices(routing: Routing) -> list[Tensor]:
-    """The first five facts of a `Reading`, for T tokens."""
-    first_T1 = routing.expert_TK[:, :1]
-    others_TE = routing.probs_TE.scatter(1, first_T1, -1.0)
-    probability_T1 = routing.probs_TE.gather(1, first_T1)
-    second_probability_T1, second_T1 = others_TE.max(dim=1, keepdim=True)
-    if others_TE.shape[1] == 1:  # there is no other
-        second_T1, second_probability_T1 = torch.full_like(second_T1, NOBODY), torch.zeros_like(probability_T1)
-    facts_T1 = (first_T1, probability_T1, routing.gate_TK[:, :1], second_T1, second_probability_T1)
-    return [fact_T1.squeeze(1) for fact_T1 in facts_T1]
 
 
 def rewind(cache: list[LayerCache], length: int) -> None:

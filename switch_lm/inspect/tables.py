@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from switch_lm.atlas_map import visible
+from switch_lm.atlas_map import layer_name, visible
 from switch_lm.inspect.ablation import WINDOWS
-from switch_lm.inspect.pictures import layer_name
 from switch_lm.inspect.study import Inspection
 from switch_lm.pages.document import Cell, Table
 from switch_lm.report.statistics import Estimate
