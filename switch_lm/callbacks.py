@@ -187,7 +187,7 @@ class ConsoleProgress(Callback):
             return
         step = trainer.global_step
         if step % self.every == 0:
-            self.loss = pl_module.language_loss.item()
+            self.loss = pl_module.language_loss
         if self.bar is not None:
             self.bar.update(self.task, completed=step, loss=self.loss)
         elif not self.silent and self._line_is_due(step):

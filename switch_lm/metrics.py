@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import add
 
 import torch
 from torch import Tensor
@@ -32,30 +34,49 @@ def dropped_choices(routing: Routing) -> Tensor:
     return (~routing.kept_TK).sum()
 
 
-def padded_share(routing: Routing) -> Tensor:
-    """Share of the computed places that held no token (a 0-d tensor)."""
-    num_choices, num_experts = routing.expert_TK.numel(), routing.load_E.numel()
-    places = num_choices if routing.capacity is None else num_experts * routing.num_groups * routing.capacity
-    return 1.0 - routing.kept_E.sum() / places
-
-
 def router_entropy(routing: Routing) -> Tensor:
     """Mean entropy of p over tokens, in nats: log E for a router that knows nothing, 0 for one that is sure."""
     return -(routing.probs_TE * routing.probs_TE.clamp(min=1e-20).log()).sum(dim=-1).mean()
 
 
-def layer_scalars(routing: Routing) -> dict[str, Tensor]:
-    """One layer's figures by tag, as 0-d tensors; those of single experts carry the expert's number."""
-    load_E, kept_E, mean_prob_E = routing.load_E.float(), routing.kept_E.float(), routing.mean_prob_E
-    dropped = dropped_choices(routing).float()
+@dataclass(frozen=True)
+class RoutingSums:
+    """What the router calls of one layer add up to. All calls have the same number of tokens."""
+
+    load_E: Tensor  # choices that selected each expert
+    kept_E: Tensor  # choices that each expert computed
+    dropped: Tensor  # choices without a place
+    mean_prob_E: Tensor  # this and the next two: the sum of each call's mean
+    entropy: Tensor
+    mean_gate: Tensor
+    choices: int
+    places: int  # what the experts compute, filled or not
+    calls: int = 1
+
+    @classmethod
+    def of(cls, routing: Routing) -> RoutingSums:
+        """One router call."""
+        choices, num_experts = routing.expert_TK.numel(), routing.load_E.numel()
+        places = choices if routing.capacity is None else num_experts * routing.num_groups * routing.capacity
+        means = routing.mean_prob_E, router_entropy(routing), routing.gate_TK.mean()
+        return cls(routing.load_E, routing.kept_E, dropped_choices(routing), *means, choices, places)
+
+    def __add__(self, other: RoutingSums) -> RoutingSums:
+        return RoutingSums(*map(add, vars(self).values(), vars(other).values()))
+
+
+def layer_scalars(sums: RoutingSums) -> dict[str, Tensor]:
+    """One layer's figures by tag, as 0-d tensors; the tag of a single expert's figure has the expert's number."""
+    load_E, kept_E, mean_prob_E = sums.load_E.float(), sums.kept_E.float(), sums.mean_prob_E / sums.calls
+    dropped = sums.dropped.float()
     scalars = {
         "dropped": dropped,
-        "dropped_share": dropped / routing.expert_TK.numel(),
-        "padded_share": padded_share(routing),
+        "dropped_share": dropped / sums.choices,
+        "padded_share": 1.0 - sums.kept_E.sum() / sums.places,
         "load_max_over_mean": load_E.max() / load_E.mean(),
         "load_cv": load_E.std(correction=0) / load_E.mean(),
-        "router_entropy": router_entropy(routing),
-        "mean_gate": routing.gate_TK.mean(),
+        "router_entropy": sums.entropy / sums.calls,
+        "mean_gate": sums.mean_gate / sums.calls,
     }
     for e in range(load_E.numel()):
         scalars[f"load/expert_{e:02d}"] = load_E[e]
@@ -64,13 +85,12 @@ def layer_scalars(routing: Routing) -> dict[str, Tensor]:
     return scalars
 
 
-@torch.no_grad()
-def routing_scalars(routings: Sequence[Routing]) -> dict[str, float]:
-    """All layers' figures by tag `moe/layer_NN/...`, brought to the host in one copy."""
+def routing_scalars(layers: Sequence[RoutingSums]) -> dict[str, float]:
+    """All layers' figures by tag `moe/layer_NN/...`, copied to the host at once."""
     scalars = {
         f"moe/layer_{layer:02d}/{name}": value
-        for layer, routing in enumerate(routings)
-        for name, value in layer_scalars(routing).items()
+        for layer, sums in enumerate(layers)
+        for name, value in layer_scalars(sums).items()
     }
     if not scalars:
         return {}

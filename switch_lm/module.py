@@ -17,18 +17,19 @@ from switch_lm import schedule
 from switch_lm.checkpoint import KEY, Header
 from switch_lm.data import Batch, derive_seed
 from switch_lm.losses import importance_loss, language_loss, load_balancing_loss, router_z_loss, summed
-from switch_lm.metrics import routing_scalars
+from switch_lm.metrics import RoutingSums, routing_scalars
 from switch_lm.model import SwitchLM
 from switch_lm.nonfinite import NonFiniteError, first_of, locate
 from switch_lm.optim import build_optimizer
 from switch_lm.routing import Routing
+from switch_lm.saving import step_ends
 from switch_lm.settings import Config
-from switch_lm.tallies import DropTally, ValidationTally
+from switch_lm.tallies import DropTally, StepTally, ValidationTally
 from switch_lm.vocab import Vocabulary
 
 
 class Losses(NamedTuple):
-    """What one micro-batch gives: the loss to minimise, its parts, and what the Switch layers decided."""
+    """The losses of one micro-batch: the one to minimise and its parts; and what the Switch layers decided."""
 
     total: Tensor
     language: Tensor
@@ -50,8 +51,10 @@ class SwitchModule(lightning.LightningModule):
         self.model = SwitchLM(config.model, len(vocabulary))
         self.drops = DropTally(config.model.num_switch_layers)
         self.validation = ValidationTally()  # the last one
-        self.language_loss = torch.full((), math.nan)  # of the last micro-batch, for the progress bar
+        self.language_loss = math.nan  # of the last logged step, for the progress bar
+        self.logged_step = StepTally()  # the last one
         self._step_loads: list[Tensor] = []  # (L, E) of each micro-batch of this step
+        self._rates: list[float] = []  # of this step: the schedule has moved on before a validation or a checkpoint
 
     def warm_up(self) -> None:
         """A forward and backward pass over made-up characters; no gradient is left."""
@@ -76,6 +79,7 @@ class SwitchModule(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._seed_noise(batch_idx)
+        self._rates = [group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
 
     def _seed_noise(self, batch_idx: int) -> None:
         """All noise of a micro-batch is a function of its number: no restart and nothing that ran before changes it."""
@@ -84,17 +88,20 @@ class SwitchModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.losses(batch.ids, batch.targets)
-        loss, routings = losses.total, losses.routings
+        loss, routings, step = losses.total, losses.routings, self.global_step + 1
         if not torch.isfinite(loss):
             self._seed_noise(batch_idx)
-            raise self._not_finite(f"the loss became {loss.item()}", batch.ids, step=self.global_step + 1)
-        self.language_loss = losses.language.detach()
-        with torch.no_grad():
-            self.drops.add(routings)
-            if self.config.model.selection_bias_rate > 0.0:
-                self._step_loads.append(torch.stack([routing.load_E for routing in routings]))
-            if self._logs_this_step(batch_idx):
-                self._log_training(losses)
+            place = locate(self.model, lambda: self.losses(batch.ids, batch.targets).total)
+            raise self._not_finite(f"the loss became {loss.item()}", place, step=step)
+        self.drops.add(routings)
+        if self.config.model.selection_bias_rate > 0.0:
+            self._step_loads.append(torch.stack([routing.load_E for routing in routings]))
+        if step % self.config.logger.log_every == 0:
+            if batch_idx % self.trainer.accumulate_grad_batches == 0:
+                self.logged_step = StepTally()
+            self.logged_step.add(self._by_tag(losses), routings)
+            if step_ends(self.trainer, batch_idx):
+                self._log_training(step)
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -109,27 +116,26 @@ class SwitchModule(lightning.LightningModule):
             assert layer.selection_bias_E is not None
             layer.selection_bias_E += self.config.model.selection_bias_rate * (load_E.mean() - load_E).sign()
 
-    def _logs_this_step(self, batch_idx: int) -> bool:
-        step_ends = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        return step_ends and (self.global_step + 1) % self.config.logger.log_every == 0
-
-    def _log_training(self, losses: Losses) -> None:
-        scalars = {
-            "train/loss": losses.language.item(),
-            "train/balance_loss": losses.balance.item(),
-            "train/total_loss": losses.total.item(),
-            **_as_perplexity("train", losses.language.item()),
-            **routing_scalars(losses.routings),
+    def _by_tag(self, losses: Losses) -> dict[str, Tensor]:
+        by_tag = {
+            "train/loss": losses.language,
+            "train/balance_loss": losses.balance,
+            "train/total_loss": losses.total,
         }
         if self.config.z_loss > 0.0:
-            scalars["train/z_loss"] = losses.router_z.item()
+            by_tag["train/z_loss"] = losses.router_z
         if self.config.importance > 0.0:
-            scalars["train/importance_loss"] = losses.importance.item()
-        step = self.global_step + 1
-        self.write(scalars, step)
+            by_tag["train/importance_loss"] = losses.importance
+        return by_tag
+
+    def _log_training(self, step: int) -> None:
+        """Writes what the micro-batches of this step give together."""
+        losses, layers = self.logged_step.losses, self.logged_step.layers
+        self.language_loss = losses["train/loss"]
+        self.write(losses | _as_perplexity("train", self.language_loss) | routing_scalars(layers), step)
         if (writer := self.writer) is not None:
-            for layer, routing in enumerate(losses.routings):
-                _write_load_histogram(writer, f"moe/layer_{layer:02d}/expert_of_token", routing, step)
+            for layer, sums in enumerate(layers):
+                _write_load_histogram(writer, f"moe/layer_{layer:02d}/expert_of_token", sums, step)
 
     def configure_gradient_clipping(
         self,
@@ -137,14 +143,16 @@ class SwitchModule(lightning.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.optim.grad_clip)
-        if not torch.isfinite(norm):
-            grads = ((name, parameter.grad) for name, parameter in self.model.named_parameters())
-            where = f"the gradient of {first_of(grads) or 'all weights together'}"
-            raise self._not_finite("a gradient is not finite", where, step=self.global_step + 1)
-        if (self.global_step + 1) % self.config.logger.log_every == 0:
-            rates = {f"optim/lr_{i}": group["lr"] for i, group in enumerate(optimizer.param_groups)}
-            self.write({"optim/gradient_norm": norm.item(), **rates}, self.global_step + 1)
+        grads = {name: weight.grad for name, weight in self.model.named_parameters() if weight.grad is not None}
+        norm, step = torch.nn.utils.get_total_norm(grads.values()), self.global_step + 1
+        if not torch.isfinite(norm):  # looked for before clipping, which multiplies every gradient by it
+            bad = first_of(reversed(grads.items()))  # the backward pass runs from the last weight to the first
+            where = f"the gradient of {bad}" if bad else "the norm itself: every gradient is finite"
+            raise self._not_finite(f"the gradient norm became {norm.item()}", where, step=step)
+        torch.nn.utils.clip_grads_with_norm_(self.parameters(), self.config.optim.grad_clip, norm)
+        if step % self.config.logger.log_every == 0:
+            rates = {f"optim/lr_{i}": rate for i, rate in enumerate(self._rates)}
+            self.write({"optim/gradient_norm": norm.item(), **rates}, step)
 
     def on_validation_epoch_start(self) -> None:
         self.validation = ValidationTally()
@@ -153,7 +161,8 @@ class SwitchModule(lightning.LightningModule):
         output = self.model(batch.ids)
         loss = language_loss(output.logits, batch.targets)
         if not torch.isfinite(loss):
-            raise self._not_finite(f"the validation loss became {loss.item()}", batch.ids, step=self.global_step)
+            place = locate(self.model, lambda: language_loss(self.model(batch.ids).logits, batch.targets))
+            raise self._not_finite(f"the validation loss became {loss.item()}", place, step=self.global_step)
         self.validation.add(loss, batch.targets.numel(), output.routings)
 
     def on_validation_epoch_end(self) -> None:
@@ -180,11 +189,8 @@ class SwitchModule(lightning.LightningModule):
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
 
-    def _not_finite(self, what: str, where: str | Tensor, *, step: int) -> NonFiniteError:
-        """`where`, or the characters with which it shows."""
-        place = where if isinstance(where, str) else locate(self.model, where)
-        groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
-        rates = " and ".join(sorted({f"{group['lr']:.3g}" for group in groups}))
+    def _not_finite(self, what: str, place: str, *, step: int) -> NonFiniteError:
+        rates = " and ".join(sorted({f"{rate:.3g}" for rate in self._rates}))
         return NonFiniteError(
             f"{what} at step {step} (learning rates {rates}), first in {place}; lower optim.lr and optim.matrix_lr, or "
             "lengthen optim.warmup_steps"
@@ -217,9 +223,9 @@ def _as_perplexity(group: str, loss: float) -> dict[str, float]:
     return {f"{group}/perplexity": perplexity, f"{group}/bits_per_character": loss / math.log(2)}
 
 
-def _write_load_histogram(writer: SummaryWriter, tag: str, routing: Routing, step: int) -> None:
+def _write_load_histogram(writer: SummaryWriter, tag: str, sums: RoutingSums, step: int) -> None:
     """How many choices selected each expert, as one histogram with a bucket for each."""
-    loads = routing.load_E.tolist()
+    loads = sums.load_E.tolist()
     writer.add_histogram_raw(
         tag,
         min=0,

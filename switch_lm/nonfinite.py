@@ -1,8 +1,8 @@
-"""Where a NaN or an infinity arose: the first weight, output or gradient that holds one, by its name."""
+"""Where a NaN or an infinity arose: the first weight, output or gradient that has one, by its name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
@@ -23,29 +23,31 @@ def first_of(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
     return None
 
 
-def locate(model: nn.Module, ids_BS: Tensor) -> str:
-    """Where a forward pass over `ids_BS` first meets one: a weight, or the output of the first module to give one.
+def locate(model: nn.Module, loss: Callable[[], Tensor]) -> str:
+    """Where the computation of a loss first meets one: a weight, or the output of the first module to give one.
 
-    The pass is made again, uncompiled and with the caller's random state, which a caller sets as it was.
+    `loss` computes it again with `model`, here uncompiled. The caller resets the random state first.
     """
     if (weight := first_of(model.named_parameters())) is not None:
         return f"the weight {weight}"
-    found: list[str] = []
+    places: list[str] = []
     hooks = [
-        module.register_forward_hook(partial(_look, name, found)) for name, module in model.named_modules() if name
+        module.register_forward_hook(partial(_look, name, places)) for name, module in model.named_modules() if name
     ]
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            model(ids_BS)
+            again = loss()
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0] if found else "the loss itself: every layer's output is finite"
+    if not places and torch.isfinite(again):
+        return "compiled code or its noise: the same step without the compiler is finite"
+    return places[0] if places else "the loss itself: every layer's output is finite"
 
 
-def _look(name: str, found: list[str], module: nn.Module, inputs: Any, output: Any) -> None:
+def _look(name: str, places: list[str], module: nn.Module, inputs: Any, output: Any) -> None:
     if (bad := first_of(_tensors(name, output))) is not None:
-        found.append(f"the output of {bad}")
+        places.append(f"the output of {bad}")
 
 
 def _tensors(name: str, output: Any) -> Iterator[tuple[str, Tensor]]:

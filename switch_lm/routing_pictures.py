@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from switch_lm.atlas_map import atlas, shown, stacked
-from switch_lm.model import SwitchLM, SwitchOutput, evaluating
+from switch_lm.model import SwitchLM, evaluating
 from switch_lm.pages.document import HeatMap
 from switch_lm.saving import step_ends
 from switch_lm.settings import Config
@@ -78,31 +78,22 @@ class RoutingPictures(Callback):
     """
 
     def __init__(self, validation_ids: Tensor, config: Config) -> None:
-        model, self.log_every, self.seconds = config.model, config.logger.log_every, 0.0
+        model, self.logger, self.seconds = config.model, config.logger, 0.0
         self.num_layers = model.num_switch_layers
         self.history = LoadHistory(
             num_layers=self.num_layers, num_experts=model.num_experts, max_steps=config.trainer.max_steps,
-            log_every=self.log_every,
+            log_every=config.logger.log_every,
         )  # fmt: skip
         rows = max(1, ATLAS_CHARACTERS // model.context_length)
         self.ids_BS, _ = fixed_windows(validation_ids, context_length=model.context_length, num_windows=rows)
-        self._listening: Any = None
-
-    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        due = (trainer.global_step + 1) % self.log_every == 0 and step_ends(trainer, batch_idx)
-        if due and self.num_layers:
-            self._listening = pl_module.model.register_forward_hook(self._listen)  # outside the compiled blocks
-
-    def _listen(self, model: SwitchLM, given: Any, output: SwitchOutput) -> None:
-        self._load_LE = torch.stack([routing.load_E for routing in output.routings])
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._listening is not None:
-            self._listening.remove()
-            self._listening = None
-            self.history.add(self._load_LE, step=trainer.global_step)
+        logged = trainer.global_step % self.logger.log_every == 0 and step_ends(trainer, batch_idx)
+        if logged and self.num_layers:
+            load_LE = torch.stack([sums.load_E for sums in pl_module.logged_step.layers])
+            self.history.add(load_LE, step=trainer.global_step)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if pl_module.writer is None or not self.num_layers:

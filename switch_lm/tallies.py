@@ -1,4 +1,4 @@
-"""What is added up over many batches: drops in training, loss and load in a validation."""
+"""What is added up over many batches: a training step, drops in training, loss and load in a validation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from switch_lm.metrics import dropped_choices, router_entropy
+from switch_lm.metrics import RoutingSums, dropped_choices, router_entropy
 from switch_lm.routing import Routing
+
+
+class StepTally:
+    """The micro-batches of one optimizer step. Nothing is copied to the host before it is asked for."""
+
+    def __init__(self) -> None:
+        self._losses: list[dict[str, Tensor]] = []
+        self.layers: list[RoutingSums] = []  # of each Switch layer
+
+    @torch.no_grad()
+    def add(self, losses: dict[str, Tensor], routings: Sequence[Routing]) -> None:
+        """One micro-batch; `losses` by tag."""
+        self._losses.append({tag: loss.detach() for tag, loss in losses.items()})
+        sums = [RoutingSums.of(routing) for routing in routings]
+        self.layers = [a + b for a, b in zip(self.layers, sums, strict=True)] if self.layers else sums
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """By tag, the mean over micro-batches: what the step minimises, since their gradients are averaged."""
+        return {tag: torch.stack([losses[tag] for losses in self._losses]).mean().item() for tag in self._losses[0]}
 
 
 class DropTally:

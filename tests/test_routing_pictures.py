@@ -146,12 +146,12 @@ def test_a_resumed_run_shows_the_pictures_of_one_that_was_never_stopped(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(replace(config, name="whole"))
-    listen = RoutingPictures.on_train_batch_start
+    start = RoutingPictures.on_train_batch_start
 
     def stop(self: RoutingPictures, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == 7:
             raise KeyboardInterrupt
-        listen(self, trainer, pl_module, batch, batch_idx)
+        start(self, trainer, pl_module, batch, batch_idx)
 
     with monkeypatch.context() as patched:
         patched.setattr(RoutingPictures, "on_train_batch_start", stop)
@@ -165,7 +165,7 @@ def test_a_resumed_run_shows_the_pictures_of_one_that_was_never_stopped(
 def test_pictures_change_nothing_in_training(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(config, model=replace(config.model, **NOISE))
     train(replace(config, name="drawn"))
-    for hook in ("on_train_batch_start", "on_train_batch_end", "on_validation_end"):
+    for hook in ("on_train_batch_end", "on_validation_end"):
         monkeypatch.setattr(RoutingPictures, hook, lambda *args, **kwargs: None)
     train(replace(config, name="undrawn"))
     runs = [folder_of(replace(config, name=name)) for name in ("drawn", "undrawn")]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import TEXT, folder_of, tiny_model
+from torch import Tensor
 
 from switch_lm import checkpoint
 from switch_lm.losses import language_loss, load_balancing_loss, summed
 from switch_lm.module import SwitchModule
+from switch_lm.nonfinite import locate
 from switch_lm.run_folder import TrainingError
-from switch_lm.settings import Config
+from switch_lm.settings import Config, OptimConfig
 from switch_lm.train import train
 from switch_lm.vocab import Vocabulary
 
@@ -38,6 +41,11 @@ def message_of(config: Config) -> str:
     with pytest.raises(TrainingError) as failure:
         train(config)
     return str(failure.value)
+
+
+def falling_rate(config: Config) -> Config:
+    """Step n of 12 has the rate 0.001 (12 - n)."""
+    return replace(config, optim=OptimConfig(name="adamw", lr=0.011, schedule="linear", warmup_steps=0))
 
 
 def require_good_checkpoints(config: Config, step: int) -> None:
@@ -71,24 +79,71 @@ def test_rates_that_are_far_too_high_end_the_run_and_save_nothing_bad(config: Co
     require_good_checkpoints(config, 12)
 
 
-@pytest.mark.row(8)
-def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_moved(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def gradients_spoiled_at(step: int, spoil: Spoil, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something goes wrong in the gradients of step number `step` (from 1), before they are clipped."""
     clip = SwitchModule.configure_gradient_clipping
 
     def spoiling(self: SwitchModule, *args: object, **kwargs: object) -> None:
-        if self.global_step + 1 == 6:
-            gradient = self.model.get_parameter("blocks.1.ffn.experts.w_in_EDF").grad
-            assert gradient is not None
-            gradient[2, 0, 0] = math.inf
+        if self.global_step + 1 == step:
+            spoil(self)
         clip(self, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(SwitchModule, "configure_gradient_clipping", spoiling)
+
+
+@pytest.mark.row(8)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["embedding.weight", "blocks.1.ffn.experts.w_in_EDF", "head.weight"])
+def test_a_gradient_that_is_not_finite_is_named_and_stops_before_the_weights_are_moved(
+    config: Config, name: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_number(module: SwitchModule) -> None:
+        gradient = module.model.get_parameter(name).grad
+        assert gradient is not None
+        gradient.view(-1)[7] = value
+
+    gradients_spoiled_at(6, one_number, monkeypatch)
     message = message_of(config)
-    assert "a gradient is not finite at step 6" in message
-    assert "first in the gradient of blocks.1.ffn.experts.w_in_EDF (" in message
+    assert f"the gradient norm became {value} at step 6" in message
+    assert f"first in the gradient of {name} ({value})" in message
     require_good_checkpoints(config, 6)
+
+
+@pytest.mark.row(8)
+def test_a_nan_of_the_backward_pass_is_named_where_it_arose_and_not_where_it_ended(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(module: object, inputs: object, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda gradient: gradient * math.nan)
+
+    def attention(module: SwitchModule) -> None:
+        module.model.get_submodule("blocks.1.attention").register_forward_hook(breaks)
+
+    spoiled_at(6, attention, monkeypatch)
+    message = message_of(config)
+    assert "the gradient norm became nan at step 6" in message  # the embedding's is not, either
+    assert "first in the gradient of blocks.1.attention.out.weight (nan)" in message
+
+
+@pytest.mark.row(8)
+def test_finite_gradients_whose_norm_overflows_are_not_blamed_one_by_one(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def large(module: SwitchModule) -> None:
+        gradient = module.model.head.weight.grad
+        assert gradient is not None
+        gradient[:] = 1e30  # its square is more than float32 holds
+
+    gradients_spoiled_at(6, large, monkeypatch)
+    assert "first in the norm itself: every gradient is finite;" in message_of(config)
+
+
+@pytest.mark.row(8)
+@pytest.mark.parametrize(("loss", "place"), [(math.inf, "the loss itself"), (1.0, "compiled code or its noise")])
+def test_a_loss_whose_outputs_are_all_finite_is_not_blamed_on_a_layer(loss: float, place: str) -> None:
+    model = tiny_model()
+    assert locate(model, lambda: model(torch.zeros(1, 2, dtype=torch.long)).logits.sum() * 0 + loss).startswith(place)
 
 
 @pytest.mark.row(8)
@@ -102,8 +157,8 @@ def test_weights_that_are_not_finite_are_not_saved(config: Config, monkeypatch: 
                 self.model.head.weight[0, 0] = math.nan
 
     monkeypatch.setattr(SwitchModule, "optimizer_step", spoiling)
-    message = message_of(config)
-    assert "nothing was saved: weights are not finite at step 8 (learning rates" in message
+    message = message_of(falling_rate(config))
+    assert "nothing was saved: weights are not finite at step 8 (learning rates 0.004)" in message
     assert "first in head.weight (nan); lower" in message
     require_good_checkpoints(config, 8)
 
@@ -121,8 +176,8 @@ def test_a_validation_that_is_not_finite_names_step_rate_and_place_too(
                 self.model.get_parameter("blocks.1.attention.out.weight")[0, 0] = math.nan
 
     monkeypatch.setattr(SwitchModule, "on_validation_epoch_start", spoiling)
-    message = message_of(config)
-    assert "the validation loss became nan at step 10 (learning rates 0." in message
+    message = message_of(falling_rate(config))
+    assert "the validation loss became nan at step 10 (learning rates 0.002)" in message
     assert "first in the weight blocks.1.attention.out.weight (nan)" in message
     require_good_checkpoints(config, 10)
 

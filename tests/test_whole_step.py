@@ -1,0 +1,93 @@
+"""What is logged of a step covers all its micro-batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import folder_of
+from small_models import short_run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from switch_lm import checkpoint
+from switch_lm.metrics import RoutingSums, layer_scalars
+from switch_lm.module import Losses, SwitchModule
+from switch_lm.routing import Routing, route
+from switch_lm.train import train
+
+
+def test_shares_are_taken_of_the_sums_and_means_over_all_tokens() -> None:
+    """Two router calls of four tokens: three go to one expert, then three to the other, and each has two places."""
+
+    def routing(*experts: int) -> Routing:
+        logits_TE = math.log(3.0) * torch.nn.functional.one_hot(torch.tensor(experts), 2).float()
+        return route(logits_TE, capacity=2)  # p is 3/4 and 1/4
+
+    sums = RoutingSums.of(routing(0, 0, 0, 1)) + RoutingSums.of(routing(1, 1, 1, 0))
+    expected = {"dropped": 2, "dropped_share": 2 / 8, "padded_share": 2 / 8, "load_max_over_mean": 1, "load_cv": 0}
+    expected |= {"router_entropy": 2 * math.log(2) - 0.75 * math.log(3), "mean_gate": 3 / 4}
+    for e in range(2):
+        expected |= {f"load/expert_{e:02d}": 4, f"kept/expert_{e:02d}": 3, f"mean_prob/expert_{e:02d}": 1 / 2}
+    assert {tag: value.item() for tag, value in layer_scalars(sums).items()} == pytest.approx(expected)
+
+
+def figures_of(calls: list[Routing]) -> dict[str, float]:
+    """By tag, counted from all choices of these router calls."""
+    expert_N = torch.cat([call.expert_TK.flatten() for call in calls])
+    kept_N = torch.cat([call.kept_TK.flatten() for call in calls])
+    probs_TE, gate_TK = (torch.cat([getattr(call, name) for call in calls]) for name in ("probs_TE", "gate_TK"))
+    load_E = expert_N.bincount(minlength=4).float()
+    figures = {
+        "dropped": (~kept_N).sum(),
+        "dropped_share": 1 - kept_N.float().mean(),
+        "padded_share": 1 - kept_N.sum() / sum(4 * (call.capacity or 0) for call in calls),
+        "load_max_over_mean": load_E.max() / load_E.mean(),
+        "load_cv": load_E.std(correction=0) / load_E.mean(),
+        "router_entropy": torch.distributions.Categorical(probs_TE).entropy().mean(),
+        "mean_gate": gate_TK.mean(),
+    }
+    for e in range(4):
+        figures[f"load/expert_{e:02d}"] = load_E[e]
+        figures[f"kept/expert_{e:02d}"] = kept_N[expert_N == e].sum()
+        figures[f"mean_prob/expert_{e:02d}"] = probs_TE[:, e].mean()
+    return {tag: value.item() for tag, value in figures.items()}
+
+
+def test_a_step_of_three_micro_batches_is_logged_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    computed: list[Losses] = []
+    real = SwitchModule.losses
+
+    def noted(self: SwitchModule, *batch: Any) -> Losses:
+        computed.append(real(self, *batch))
+        return computed[-1]
+
+    monkeypatch.setattr(SwitchModule, "losses", noted)
+    config = replace(short_run(tmp_path), z_loss=0.001, importance=0.01)
+    config.trainer.accumulate, config.trainer.max_steps = 3, 4
+    config.logger.log_every, config.logger.progress = 2, "lines"
+    train(config)
+    shown = capsys.readouterr().out
+    events = EventAccumulator(str(folder_of(config)), size_guidance={"histograms": 0}).Reload()
+    callbacks = checkpoint.read(folder_of(config) / "checkpoints" / "last.ckpt")["callbacks"]
+    for i, step in enumerate((2, 4)):
+        points = {tag: events.Scalars(tag)[i] for tag in events.Tags()["scalars"] if tag.startswith(("train", "moe/l"))}
+        assert {point.step for point in points.values()} == {step}
+        micro_batches = computed[3 * (step - 1) : 3 * step]
+        losses = torch.tensor([[loss.item() for loss in losses[:5]] for losses in micro_batches]).mean(0).tolist()
+        for tag, loss in zip(("total_loss", "loss", "balance_loss", "z_loss", "importance_loss"), losses, strict=True):
+            assert points[f"train/{tag}"].value == pytest.approx(loss)
+        assert points["train/perplexity"].value == pytest.approx(math.exp(losses[1]))
+        assert f"step {step}/4  loss {losses[1]:.3f}" in shown
+        for layer in range(2):
+            prefix, figures = f"moe/layer_{layer:02d}/", figures_of([part.routings[layer] for part in micro_batches])
+            logged = {tag.removeprefix(prefix): p.value for tag, p in points.items() if tag.startswith(prefix)}
+            assert logged == pytest.approx(figures, abs=1e-6)
+            loads = [figures[f"load/expert_{e:02d}"] for e in range(4)]
+            assert events.Histograms(f"{prefix}expert_of_token")[i].histogram_value.bucket == loads
+            assert callbacks["RoutingPictures"]["load_CLE"][i, layer].tolist() == loads
