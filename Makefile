@@ -58,12 +58,11 @@ benchmark: setup ## Measure speed beside other implementations (after `make peer
 	$(BENCHMARK) layer $(ARGS)
 	$(BENCHMARK) step $(ARGS)
 	$(BENCHMARK) generate $(ARGS)
-	$(BENCHMARK) overhead $(ARGS)
 
 benchmark-quick: ARGS += --quick
 benchmark-quick: benchmark ## The same in under two minutes: a few cases, nothing compiled
 
-benchmark-loss: setup ## Measure how long each preset takes to which loss, about two hours
+benchmark-loss: setup ## Measure how long each preset takes to reach which loss, about two hours
 	$(BENCHMARK) loss one_minute five_minutes --seeds 3
 	$(BENCHMARK) loss twenty_minutes one_hour
 	$(BENCHMARK) loss small --control small_dense --seeds 3

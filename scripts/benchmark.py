@@ -1,4 +1,4 @@
-"""Measures how fast this is, beside a dense model and other implementations: `python scripts/benchmark.py --help`."""
+"""Measures speed beside a dense model and other implementations: `python scripts/benchmark.py --help`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import sys
 import time
 from importlib import import_module
-from types import ModuleType
 
 from bench.machine import machine
 from bench.options import QUICK_REPETITIONS, REPETITIONS, Options, say
@@ -16,61 +15,50 @@ from switch_lm.hardware import keep_freed_memory
 
 ABOUT = {
     "layer": "a Switch layer beside a dense feed-forward and other implementations",
-    "step": "a training step beside the annotated implementation and nanoGPT's way; growth with experts and tokens",
-    "loss": "seconds from a command's start to a validation loss, for given recipes",
-    "generate": "characters a second with and without the cache; time to the first character",
-    "overhead": "what logging and the framework add to a step; how long commands take to start",
+    "step": "a training step beside the annotated implementation and nanoGPT's way",
+    "loss": "seconds from the start of a command to a validation loss, for given recipes",
+    "generate": "characters per second with and without the cache; time to the first character",
 }
 
 
 def parser() -> argparse.ArgumentParser:
+    """The destinations are the fields of Options."""
     options = argparse.ArgumentParser(prog="scripts/benchmark.py", description=__doc__)
     commands = options.add_subparsers(dest="command", required=True)
     for name, about in ABOUT.items():
-        command = commands.add_parser(name, help=about, description=about)
+        add = commands.add_parser(name, help=about, description=about).add_argument
         if name == "loss":
-            add_loss(command)
+            recipes = "values of experiment=, and `default`; without any, lists what there is"
+            add("experiments", nargs="*", metavar="EXPERIMENT", help=recipes)
+            seeds = "seeds 0 .. N-1 (default: 1)"
+            add("--seeds", dest="repetitions", type=count, default=1, metavar="N", help=seeds)
+            add("--control", metavar="EXPERIMENT", help="a dense recipe to compare with: every seed runs it too")
+            overrides = "overrides for every run"
+            add("--override", dest="overrides", nargs="+", default=[], metavar="KEY=VALUE", help=overrides)
             continue
-        command.add_argument("--quick", action="store_true", help="few cases and short ones: a check for regressions")
-        repetitions = f"of each figure (default: {REPETITIONS}, quick: {QUICK_REPETITIONS})"
-        command.add_argument("--repetitions", type=int, metavar="N", help=repetitions)
-        only = "only cases whose name contains one of these"
-        command.add_argument("--only", nargs="+", default=[], metavar="TEXT", help=only)
+        add("--quick", action="store_true", help="fewer and shorter cases: a check for regressions")
+        repetitions = f"repetitions of every measurement (default: {REPETITIONS}, quick: {QUICK_REPETITIONS})"
+        add("--repetitions", type=count, metavar="N", help=repetitions)
+        add("--only", nargs="+", default=[], metavar="TEXT", help="only cases whose name contains one of these")
     return options
 
 
-def add_loss(command: argparse.ArgumentParser) -> None:
-    recipes = "values of experiment=, and `default`; without any, lists what there is"
-    command.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=recipes)
-    command.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 .. N-1 (default: 1)")
-    control = "a dense recipe: each seed runs it too, and is set beside it"
-    command.add_argument("--control", metavar="EXPERIMENT", help=control)
-    command.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for every run")
-    command.set_defaults(quick=False, only=[])
+def count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is too few; give 1 or more")
+    return number
 
 
 def main() -> int:
-    given = parser().parse_args()
-    seeds = getattr(given, "seeds", 1)
-    repetitions = seeds if given.command == "loss" else given.repetitions
-    options = Options(
-        repetitions=repetitions or (QUICK_REPETITIONS if given.quick else REPETITIONS),
-        quick=given.quick,
-        only=tuple(given.only),
-        experiments=tuple(getattr(given, "experiments", ())),
-        overrides=tuple(getattr(given, "override", ())),
-        seeds=seeds,
-        control=getattr(given, "control", None),
-    )
-    return run(given.command, import_module(f"bench.{given.command}"), options)
-
-
-def run(name: str, benchmark: ModuleType, options: Options) -> int:
-    """Prints and writes what was measured, all of it or what there was until Ctrl-C."""
-    started = time.perf_counter()
-    keep_freed_memory()  # as training does; the other implementations are faster for it, too
-    called = f"{name}-quick" if options.quick else name
-    report = Report(called, machine(), options.repetitions, benchmark.NOTES)
+    """Prints and writes the results: all of them, or those that there were before Ctrl-C."""
+    given = vars(parser().parse_args())
+    command = given.pop("command")
+    if given["repetitions"] is None:
+        given["repetitions"] = QUICK_REPETITIONS if given["quick"] else REPETITIONS
+    options, benchmark, started = Options(**given), import_module(f"bench.{command}"), time.perf_counter()
+    keep_freed_memory()  # as training does; the other implementations are faster with it, too
+    name = f"{command}-quick" if options.quick else command
+    report = Report(name, machine(), options.repetitions, benchmark.NOTES)
     try:
         for row in benchmark.measure(options):
             report.rows.append(row)
@@ -79,7 +67,7 @@ def run(name: str, benchmark: ModuleType, options: Options) -> int:
     if report.rows:
         paths = report.write(options.outputs, time.strftime("%Y%m%d-%H%M%S"))
         print(report.markdown(), flush=True)
-        say(f"{called}: {time.perf_counter() - started:.0f} s; written to {', '.join(map(str, paths))}")
+        say(f"{name}: {time.perf_counter() - started:.0f} s; written to {', '.join(map(str, paths))}")
     return 130 if report.interrupted else 0
 
 

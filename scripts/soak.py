@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from switch_lm import train as command
 
-OBJECTS = 50.0  # Python objects a job may leave; its model, trainer and configuration are ten thousand
-MEMORY_KIB = 256.0  # memory a job may leave, from LONG jobs on; in a shorter sweep caches and heaps still fill:
+OBJECTS = 50.0  # Python objects a job may leave; its model, trainer and configuration have ten thousand
+MEMORY_KIB = 256.0  # memory a job may leave in a sweep of LONG jobs or more; in a shorter one caches still fill:
 LONG, SHORT_MEMORY_KIB = 150, 1024.0
 SMALL = (
     "model.num_layers=1", "model.d_model=16", "model.num_heads=2", "model.d_ff=32", "model.num_experts=4",
@@ -43,13 +43,13 @@ def held() -> Held:
 
 
 def sweep(runs: int) -> list[Held]:
-    """What is held after each job of a sweep over seeds, run as a user runs it, in an empty folder."""
-    found: list[Held] = []
+    """What is held after each job of a sweep over seeds, started as a user starts it, in an empty folder."""
+    after_jobs: list[Held] = []
     train = command.train
 
     def measured(*args: Any, **kwargs: Any) -> dict[str, Any]:
         result = train(*args, **kwargs)
-        found.append(held())
+        after_jobs.append(held())
         return result
 
     command.train = measured
@@ -59,39 +59,31 @@ def sweep(runs: int) -> list[Held]:
         sys.argv = ["train", "-m", *SMALL, f"seed=range(0,{runs})"]
         command.main()
         os.chdir("/")
-    return found
+    return after_jobs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = argparse.ArgumentParser(prog="scripts/soak.py", description=__doc__)
-    options.add_argument(
-        "--runs", type=int, default=200, metavar="N", help="jobs of the sweep, 10 or more (default: 200)"
-    )
-    runs = options.parse_args(argv).runs
-    started = time.perf_counter()
-    found = sweep(runs)
+    jobs = "jobs of the sweep, 10 or more (default: 200)"
+    options.add_argument("--runs", type=int, default=200, metavar="N", help=jobs)
+    runs, started = options.parse_args(argv).runs, time.perf_counter()
+    after_jobs = sweep(runs)
     print(
-        f"{runs} jobs in {time.perf_counter() - started:.0f} s; after the first, in the middle, after the last, a job:"
+        f"{runs} jobs in {time.perf_counter() - started:.0f} s; after the first, middle and last job; growth per job:"
     )
-    bounds = {
-        "memory_kib": MEMORY_KIB if runs >= LONG else SHORT_MEMORY_KIB,
-        "objects": OBJECTS,
-        "handles": 0,
-        "threads": 0,
-    }
+    memory = MEMORY_KIB if runs >= LONG else SHORT_MEMORY_KIB
     good = True
-    for name, bound in bounds.items():
-        values = [getattr(held, name) for held in found]
-        growth, verdict = growth_of(values), "held"
-        if growth > bound:
-            good, verdict = False, "NOT HELD"
+    for name, bound in {"memory_kib": memory, "objects": OBJECTS, "handles": 0, "threads": 0}.items():
+        values = [getattr(held, name) for held in after_jobs]
+        growth = growth_of(values)
+        good = good and growth <= bound
         shown = "".join(f"{values[i]:12,.0f}" for i in (0, runs // 2, -1))
-        print(f"  {name:12}{shown}{growth:+10.2f}, bound {bound:g}: {verdict}")
+        print(f"  {name:12}{shown}{growth:+10.2f}, bound {bound:g}: {'held' if growth <= bound else 'NOT HELD'}")
     return 0 if good else 1
 
 
 def growth_of(values: Sequence[float]) -> float:
-    """Between two jobs, from the second fifth of them to the last: medians, which a single job does not move."""
+    """Growth per job from the second fifth of the jobs to the last: of medians, which a single job hardly changes."""
     fifth = len(values) // 5
     return (median(values[-fifth:]) - median(values[fifth : 2 * fifth])) / (len(values) - 2 * fifth)
 

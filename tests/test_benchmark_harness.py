@@ -1,4 +1,4 @@
-"""The pure parts of scripts/bench: the order of blocks, paired ratios, and what a report says."""
+"""The pure parts of scripts/bench: the order of blocks, paired ratios, and the content of a report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-# As `python scripts/benchmark.py` finds it: nothing of the package or of the tests lies there.
+# Import as `python scripts/benchmark.py` does.
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
     harness: Any = import_module("bench.harness")
@@ -20,7 +20,7 @@ with pytest.MonkeyPatch.context() as patch:
 
 
 class Clock:
-    """Time passes only when a block says so."""
+    """A clock that advances only when a block runs."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -39,7 +39,7 @@ class Clock:
         return harness.Contestant(name, run)
 
     def timed(self) -> list[tuple[str, Any]]:
-        """The calls but those of the warm-up, whose draws are negative."""
+        """The calls, without those of the warm-up, whose draws are negative."""
         return [call for call in self.calls if call[1] >= 0]
 
 
@@ -62,7 +62,7 @@ def test_contestants_take_turns_and_share_the_draw_of_a_repetition() -> None:
 
 
 def test_a_short_block_is_repeated_on_fresh_draws_until_it_can_be_measured() -> None:
-    """The faster takes 0.5 s a call, so that 2 s are 4 calls of each."""
+    """The faster one takes 0.5 s per call, so 2 s are 4 calls of each."""
     clock = Clock()
     done = run_race(clock, clock.block("a", lambda n: 0.5), clock.block("b", lambda n: 3.0), repetitions=2, at_least=2)
     assert done.loops == 4
@@ -88,16 +88,9 @@ def test_median_and_quartiles(values: list[float], median: float, low: float, hi
     assert harness.Spread.of(values) == harness.Spread(median, low, high)
 
 
-@pytest.mark.parametrize(("n", "first"), [(2, 1), (5, 1), (6, 1), (9, 2), (50, 18), (100, 40)])
-def test_the_interval_of_a_median_lies_between_the_tabled_order_statistics(n: int, first: int) -> None:
-    """Binomial(n, 1/2): the largest r with P(X < r) <= 2.5 %, as tables of the sign test have it."""
-    found = harness.median_interval([float(value) for value in range(n, 0, -1)])
-    assert (found.median, found.low, found.high) == ((n + 1) / 2, first, n + 1 - first)
-
-
 @pytest.mark.parametrize("at", [-3, 1])
 def test_a_contestant_that_raises_has_its_error_and_the_others_go_on(at: int) -> None:
-    """In the warm-up, or in the second repetition: then what it took before does not count."""
+    """In the warm-up, or in the second repetition: then its earlier times do not count."""
     clock = Clock()
     error = failing(ValueError("two\nlines"), at=at)
     done = run_race(clock, clock.block("a", lambda n: 1.0), error, clock.block("b", lambda n: 2.0), repetitions=3)
@@ -106,15 +99,17 @@ def test_a_contestant_that_raises_has_its_error_and_the_others_go_on(at: int) ->
     assert done.ratio("fails", "a") is None and done.ratio("a", "fails") is None
 
 
-def test_one_that_could_not_be_made_is_not_called() -> None:
+def test_a_contestant_that_cannot_be_made_has_its_error_and_the_others_run() -> None:
+    def make(name: str) -> Any:
+        raise ImportError(f"no {name}")
+
     clock = Clock()
-    done = run_race(
-        clock, harness.Contestant("absent", error="not installed"), clock.block("a", lambda n: 1.0), repetitions=1
-    )
-    assert done.errors == {"absent": "not installed"} and list(done.seconds) == ["a"]
+    absent = harness.Contestant.made_by(make, "absent", "peer")
+    done = run_race(clock, absent, clock.block("a", lambda n: 1.0), repetitions=1)
+    assert done.errors == {"absent": "ImportError: no peer"} and list(done.seconds) == ["a"]
 
 
-def test_no_garbage_is_collected_while_a_block_runs_and_ctrl_c_ends_that_too() -> None:
+def test_no_garbage_is_collected_while_a_block_runs_and_ctrl_c_restores_collection() -> None:
     enabled = []
 
     def interrupt(draw: int) -> None:
@@ -134,17 +129,34 @@ def test_a_target_is_met_at_its_limit_and_judged_by_the_median(median: float, lo
     assert rows.at_most(None, 1.5) is None and rows.at_least(None, 1.5) is None
 
 
+def test_a_timed_row_is_a_time_or_a_speed_over_that_of_another() -> None:
+    """Ours takes 2 s, theirs 6 s: a third of the time, three times the speed."""
+    race = harness.Race({"ours": [2.0] * 3, "theirs": [6.0] * 3}, {"absent": "not installed"})
+    time, speed, absent = (
+        rows.timed("case", name, race, target=target, facts=lambda seconds: {"s": f"{seconds:g}"}, **over)
+        for name, target, over in [
+            ("ours", 0.3, {"time_over": "theirs"}),
+            ("ours", 3.0, {"speed_over": "theirs"}),
+            ("absent", 1.0, {"time_over": "theirs"}),
+        ]
+    )
+    assert time.figure.median == pytest.approx(1 / 3) and time.verdict == rows.Verdict("<= 0.3 x", False)
+    assert speed.figure.median == 3.0 and speed.verdict == rows.Verdict(">= 3 x", True)
+    assert time.facts == speed.facts == {"s": "2"}
+    assert absent == rows.Row("case", "absent", error="not installed")
+
+
 def report(**changes: Any) -> Any:
     figure = harness.Spread(1.25, 1.125, 1.375)
-    found = [
+    results = [
         rows.Row("small", "ours", figure, " x", rows.at_most(figure, 1.5, " x"), {"ms": "2.0", "dropped": "0%"}),
         rows.Row("small", "theirs", error="TypeError: a|b"),
         rows.Row("large", "ours", figure, " x", rows.at_most(figure, 1.2, " x")),
     ]
-    return rows.Report("layer", {"cores": "2"}, 9, ("A note.",), found, **changes)
+    return rows.Report("layer", {"cores": "2"}, 9, ("A note.",), results, **changes)
 
 
-def test_the_markdown_has_a_table_for_each_case_and_every_word_of_a_row() -> None:
+def test_the_markdown_has_a_table_per_case_with_every_field_of_a_row() -> None:
     lines = report().markdown().splitlines()
     assert [line for line in lines if line.startswith("#")] == [
         "# Benchmark: layer",
@@ -161,7 +173,7 @@ def test_the_markdown_has_a_table_for_each_case_and_every_word_of_a_row() -> Non
 
 def test_an_interrupted_report_says_so_and_holds_what_was_measured() -> None:
     text = report(interrupted=True).markdown()
-    assert "**Interrupted: what was measured until then.**" in text and "| theirs |" in text
+    assert "**Interrupted: these are the results up to then.**" in text and "| theirs |" in text
 
 
 def test_both_files_are_written_and_the_json_holds_the_same(tmp_path: Path) -> None:
@@ -188,7 +200,7 @@ def ended(*, last: float, steps: int, seconds: float) -> Any:
 
 
 @pytest.mark.parametrize(("higher", "met"), [(-0.01, True), (0.01, False)])
-def test_switch_is_set_beside_its_control_seed_by_seed(higher: float, met: bool) -> None:
+def test_switch_is_compared_with_its_control_seed_by_seed(higher: float, met: bool) -> None:
     theirs = [ended(last=1.5 + seed / 10, steps=100, seconds=50.0 * (seed + 1)) for seed in range(3)]
     ours = [ended(last=1.5 + seed / 10 + higher, steps=60, seconds=40.0 * (seed + 1)) for seed in range(3)]
     steps, seconds, difference = loss.against("ours", ours, "theirs", theirs)
@@ -199,6 +211,6 @@ def test_switch_is_set_beside_its_control_seed_by_seed(higher: float, met: bool)
 
 def test_a_loss_is_reached_when_the_checkpoint_that_holds_it_is_saved() -> None:
     validations = [loss.Validation(10.0, 50, 1.9), loss.Validation(20.0, 100, 1.55), loss.Validation(30.0, 150, 1.58)]
-    found = loss.outcome(validations, saved=[11.0, 22.0], started=5.0, seconds=40.0)
-    assert found.reached == {1.88: 17.0, 1.60: 17.0}
-    assert (found.best, found.last, found.steps) == (1.55, 1.58, 150)
+    outcome = loss.outcome(validations, saved=[11.0, 22.0], started=5.0, seconds=40.0)
+    assert outcome.reached == {1.88: 17.0, 1.60: 17.0}
+    assert (outcome.best, outcome.last, outcome.steps) == (1.55, 1.58, 150)

@@ -1,4 +1,4 @@
-"""What a token gets may hang on later tokens of its row, or on other rows: for each rule, found out by intervention.
+"""Which rules let a token depend on later tokens of its row, or on other rows: tested by intervention.
 
 Whether a token is dropped is part of the output. Two texts that differ only after t, or only in another row, go through
 the same model in training, with the same shape (and so the same capacity) and the same noise.
@@ -6,8 +6,6 @@ the same model in training, with the same shape (and so the same capacity) and t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,8 +17,8 @@ from switch_lm.model import SwitchLM, SwitchOutput
 from switch_lm.switch import SwitchFeedForward
 
 VOCAB, B, S = 11, 3, 12
-LEAKS = 1e-5  # float32: by so much a logit may move through rounding
-CASES = 25  # random interventions on each rule; one that leaks does so in several of them
+LEAKS = 1e-5  # float32: a logit may change this much through rounding
+CASES = 25  # random interventions per rule; a rule that leaks does so in several of them
 
 
 class Verdict(NamedTuple):
@@ -59,7 +57,7 @@ TABLE: dict[str, tuple[dict[str, Any], Verdict]] = {
 
 
 def model_of(options: dict[str, Any]) -> SwitchLM:
-    """Two Switch layers in training, without noise that is not the rule's own; a selection bias is set at random."""
+    """Two Switch layers in training, without noise other than the rule's own; a selection bias gets random values."""
     torch.manual_seed(0)
     sizes = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 24, "context_length": S, "num_experts": 4}
     model = SwitchLM(ModelConfig(**sizes | {"router_jitter": 0.0, "init_scale": 2.0} | options), VOCAB)
@@ -69,20 +67,17 @@ def model_of(options: dict[str, Any]) -> SwitchLM:
     return model.train()
 
 
-@dataclass(frozen=True)
-class Found:
-    """What all interventions on a rule came to."""
+class Effects(NamedTuple):
+    """The effects of all interventions on a rule."""
 
-    by_future: float = 0.0  # the largest move of a logit at or before t, by later tokens of its row
-    by_rows: float = 0.0  # the largest move of a row's logits, by the other rows
-    not_placed: float = 0.0  # the mean share of choices that the expert selected did not compute
+    of_future: float = 0.0  # the largest change of a logit at or before t, by later tokens of its row
+    of_rows: float = 0.0  # the largest change of a row's logits, by the other rows
+    not_placed: float = 0.0  # the mean share of choices that the selected expert did not compute
 
 
-@cache
 @torch.no_grad()
-def interventions(rule: str) -> Found:
-    model = model_of(TABLE[rule][0])
-    found = Found()
+def interventions(model: SwitchLM) -> Effects:
+    effects = Effects()
     for case in range(CASES):
         draw = torch.Generator().manual_seed(case)
         ids_BS, new_BS = torch.randint(VOCAB, (2, B, S), generator=draw).unbind()
@@ -91,12 +86,12 @@ def interventions(rule: str) -> Found:
         future_BS[row, t + 1 :] = new_BS[row, t + 1 :]
         rows_BS[row] = ids_BS[row]
         before, future, rows = (with_noise(model, ids, seed=case) for ids in (ids_BS, future_BS, rows_BS))
-        found = Found(
-            max(found.by_future, (future.logits - before.logits)[row, : t + 1].abs().max().item()),
-            max(found.by_rows, (rows.logits - before.logits)[row].abs().max().item()),
-            found.not_placed + not_placed(before) / CASES,
+        effects = Effects(
+            max(effects.of_future, (future.logits - before.logits)[row, : t + 1].abs().max().item()),
+            max(effects.of_rows, (rows.logits - before.logits)[row].abs().max().item()),
+            effects.not_placed + not_placed(before) / CASES,
         )
-    return found
+    return effects
 
 
 def with_noise(model: SwitchLM, ids_BS: Tensor, *, seed: int) -> SwitchOutput:
@@ -110,24 +105,16 @@ def not_placed(output: SwitchOutput) -> float:
 
 
 @pytest.mark.parametrize("rule", TABLE)
-def test_a_token_sees_its_own_future_under_the_rules_said_to_leak_it_and_no_other(rule: str) -> None:
-    assert (interventions(rule).by_future > LEAKS) == TABLE[rule][1].sees_its_future
-
-
-@pytest.mark.parametrize("rule", TABLE)
-def test_a_row_depends_on_the_other_rows_under_the_rules_said_to_pool_them_and_no_other(rule: str) -> None:
-    assert (interventions(rule).by_rows > LEAKS) == TABLE[rule][1].depends_on_other_rows
-
-
-@pytest.mark.parametrize("rule", TABLE)
-def test_the_interventions_were_made_where_choices_are_dropped(rule: str) -> None:
-    options = TABLE[rule][0]
+def test_a_token_depends_on_its_future_and_on_other_rows_exactly_where_the_table_says_so(rule: str) -> None:
+    options, verdict = TABLE[rule]
+    effects = interventions(model_of(options))
+    assert Verdict(effects.of_future > LEAKS, effects.of_rows > LEAKS) == verdict
     drops = options["capacity_factor"] is not None or "random_drop_rate" in options
-    assert (interventions(rule).not_placed > 0.2) if drops else (interventions(rule).not_placed == 0.0)
+    assert (effects.not_placed > 0.2) if drops else (effects.not_placed == 0.0)  # the rule was under pressure
 
 
-def test_a_capacity_that_follows_the_length_moves_even_the_rule_by_row() -> None:
-    """Why texts keep their length here: a prefix of another length has another capacity, and drops others."""
+def test_a_capacity_that_follows_the_length_changes_even_the_rule_by_row() -> None:
+    """Why texts keep their length here: a shorter prefix has another capacity and drops other tokens."""
     model = model_of(TIGHT | BY_ROW)
     ids_BS = torch.randint(VOCAB, (B, S))
     with torch.no_grad():
@@ -136,7 +123,7 @@ def test_a_capacity_that_follows_the_length_moves_even_the_rule_by_row() -> None
     assert (whole.logits[:, :6] - prefix.logits).abs().max() > LEAKS
 
 
-# --- What the dropless default of evaluation promises: prefix, batch and cache do not matter
+# --- The promise of the dropless default of evaluation: prefix, batch and cache do not matter
 
 DROPLESS: dict[str, dict[str, Any]] = {
     "one choice": {},
@@ -146,8 +133,8 @@ DROPLESS: dict[str, dict[str, Any]] = {
     "selection bias": {"selection_bias_rate": 0.1},
     "shared expert": {"shared_expert": True},
     "by row": BY_ROW,
-    "random, which is of training": {"drop_order": "random"},
-    "sampled, which is of training": {"selection": "sample"},
+    "random, which is for training": {"drop_order": "random"},
+    "sampled, which is for training": {"selection": "sample"},
 }
 
 

@@ -32,7 +32,7 @@ OPTIONS = {
 
 
 def allowed(rule: RoutingRule) -> bool:
-    """Whether the configuration lets these options meet."""
+    """Whether the configuration allows this combination of options."""
     chosen = {field.name: getattr(rule, field.name) for field in fields(RoutingRule)}
     config = Config(model=ModelConfig(**chosen))
     return all(holds(config) for _, holds, _, _ in COMBINATIONS)
@@ -52,7 +52,7 @@ class Case:
     experts: int
     capacity_factor: float | None
     sharpness: float = 1.0  # of the router; 0: every expert ties for every token
-    crowding: float = 0.0  # how much more the first experts are liked than the last, which stay empty
+    crowding: float = 0.0  # how strongly tokens prefer the first experts to the last, which stay empty
     training: bool = True
     twins: bool = False  # every token comes twice: equal priorities
     seed: int = 0
@@ -108,11 +108,11 @@ def weights_like(y_BSD: Tensor) -> Tensor:
 
 
 def gradients(y_BSD: Tensor, module: SwitchFeedForward, x_BSD: Tensor) -> dict[str, Tensor]:
-    """Of a weighted mean of the outputs, with respect to the input and everything the layer learns."""
+    """Gradients of a weighted mean of the outputs, with respect to the input and all parameters."""
     over = {"x": x_BSD, **dict(module.named_parameters())}
     loss = (y_BSD.float() * weights_like(y_BSD)).sum() / y_BSD.shape[1]
-    found = torch.autograd.grad(loss, list(over.values()), materialize_grads=True)
-    return dict(zip(over, found, strict=True))
+    values = torch.autograd.grad(loss, list(over.values()), materialize_grads=True)
+    return dict(zip(over, values, strict=True))
 
 
 def assert_equal_to(case: Case, want_y: Tensor, got_y: Tensor, module: SwitchFeedForward, x_BSD: Tensor) -> None:
@@ -123,30 +123,32 @@ def assert_equal_to(case: Case, want_y: Tensor, got_y: Tensor, module: SwitchFee
         torch.testing.assert_close({name: got[name]}, {name: value}, rtol=1e-5, atol=1e-5)
 
 
-def test_the_rules_tried_here_are_all_that_the_configuration_allows() -> None:
+def assert_equal_to_the_loop(case: Case) -> Slow:
+    module, x_BSD = case.build()
+    (y_BSD, routing), want = fast(case, module, x_BSD), slow(case, module, x_BSD)
+    assert torch.equal(routing.kept_TK, want.kept_TK), case
+    assert_equal_to(case, want.y_BSD, y_BSD, module, x_BSD)
+    return want
+
+
+def test_the_rules_tested_here_are_all_that_the_configuration_allows() -> None:
     varied = {name for name in asdict(RoutingRule()) if len({getattr(rule, name) for rule in RULES}) > 1}
     assert varied == asdict(RoutingRule()).keys() - {"selection", "random_drop_rate"}  # they have tests of their own
     assert len(RULES) == 36 + 3 * 72  # one choice: 2 gates, 3 orders, 3 overflows, 2 groups; more: 3, 3, 2, 2 and 2
 
 
 @pytest.mark.parametrize("capacity_factor", [0.5, 1.0])
-def test_every_allowed_rule_equals_the_loop_over_tokens_where_half_is_crowded_out(capacity_factor: float) -> None:
+def test_every_allowed_rule_equals_the_loop_over_tokens_under_crowding(capacity_factor: float) -> None:
     for number, rule in enumerate(RULES):
         case = Case(rule, 2, 9, experts=5, capacity_factor=capacity_factor, crowding=1.5, seed=number)
-        module, x_BSD = case.build()
-        (y_BSD, routing), want = fast(case, module, x_BSD), slow(case, module, x_BSD)
-        assert torch.equal(routing.kept_TK, want.kept_TK), case
+        want = assert_equal_to_the_loop(case)
         assert rule.overflow == "reroute" or not want.kept_TK.all(), case
-        assert_equal_to(case, want.y_BSD, y_BSD, module, x_BSD)
 
 
 @settings(REPEATABLE, max_examples=150)
 @given(cases())
 def test_outputs_drops_and_gradients_equal_a_loop_over_tokens(case: Case) -> None:
-    module, x_BSD = case.build()
-    (y_BSD, routing), want = fast(case, module, x_BSD), slow(case, module, x_BSD)
-    assert torch.equal(routing.kept_TK, want.kept_TK)
-    assert_equal_to(case, want.y_BSD, y_BSD, module, x_BSD)
+    assert_equal_to_the_loop(case)
 
 
 BY_POSITION = [
@@ -173,7 +175,8 @@ def test_outputs_and_gradients_equal_the_one_hot_einsums_of_appendix_f(case: Cas
 def test_in_bf16_choices_are_the_same_and_outputs_and_gradients_within_six_percent(case: Case) -> None:
     """bf16 rounds each of a dozen steps by up to 2^-9: about 1 % of a norm, up to 3 % where one token's sums cancel.
 
-    The router's gradient is made of inner products of output and loss weight, whose terms cancel: its scale is without.
+    The router's gradient consists of inner products of output and loss weight, whose terms cancel; its scale is taken
+    without cancellation.
     """
     module, x_BSD = case.build("relu_squared")  # relu's gradient jumps where a rounding moves a value past 0
     with torch.autocast("cpu", torch.bfloat16):
@@ -192,7 +195,7 @@ def test_in_bf16_choices_are_the_same_and_outputs_and_gradients_within_six_perce
 
 @settings(REPEATABLE, max_examples=150)
 @given(cases())
-def test_counts_add_up_and_a_place_is_used_once(case: Case) -> None:
+def test_counts_add_up_and_a_slot_is_used_once(case: Case) -> None:
     module, x_BSD = case.build()
     _, routing = fast(case, module, x_BSD)
     T, K, E, G = case.rows * case.positions, case.rule.top_k, case.experts, routing.num_groups
@@ -218,13 +221,13 @@ def test_counts_add_up_and_a_place_is_used_once(case: Case) -> None:
     used = places.place_N[kept_N]
     assert len(set(used.tolist())) == len(used)
     assert (places.place_N[~kept_N] == len(places.choice_P)).all()
-    assert torch.equal(places.choice_P[used], kept_N.nonzero().flatten())  # the way back
-    assert int((places.choice_P < T * K).sum()) == len(used)  # and the other places are empty
+    assert torch.equal(places.choice_P[used], kept_N.nonzero().flatten())  # the inverse map
+    assert int((places.choice_P < T * K).sum()) == len(used)  # and the other slots are empty
 
 
 @settings(REPEATABLE, max_examples=60)
 @given(cases(), st.sampled_from([0.1, 0.5, 0.95]))
-def test_choices_dropped_at_random_add_nothing_and_give_their_places_to_no_other(case: Case, rate: float) -> None:
+def test_choices_dropped_at_random_add_nothing_and_give_their_slots_to_no_other(case: Case, rate: float) -> None:
     rule = replace(case.rule, random_drop_rate=rate, drop_order="position")
     case = replace(case, rule=rule, training=True)
     module, x_BSD = case.build()
@@ -238,7 +241,7 @@ def test_choices_dropped_at_random_add_nothing_and_give_their_places_to_no_other
 
 @settings(REPEATABLE, max_examples=30)
 @given(cases(), st.booleans(), st.booleans())
-def test_drawn_choices_a_bias_and_a_shared_expert_equal_the_loop_too(case: Case, drawn: bool, shared: bool) -> None:
+def test_sampled_choices_a_bias_and_a_shared_expert_equal_the_loop(case: Case, drawn: bool, shared: bool) -> None:
     _, x_BSD = case.build()
     torch.manual_seed(case.seed)
     module = SwitchFeedForward(

@@ -9,15 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import REPEATABLE
+from worked import routed
 
 from switch_lm.losses import load_balancing_loss, summed
 from switch_lm.metrics import router_entropy
 from switch_lm.queueing import queue_slots
-from switch_lm.routing import Routing, expert_capacity, route
-
-
-def routing_of(probs: list[list[float]], capacity: int | None = None) -> Routing:
-    return route(torch.tensor(probs).clamp(min=1e-9).log(), capacity=capacity)
+from switch_lm.routing import expert_capacity, route
 
 
 @pytest.mark.parametrize(
@@ -27,6 +24,7 @@ def routing_of(probs: list[list[float]], capacity: int | None = None) -> Routing
         (100, 10, 1.1, 11),  # in floats ceil(1.1 * 100 / 10) is 12
         (5, 4, 1.0, 2),
         (1, 64, 1.0, 1),  # never 0: that would drop every token
+        (39, 64, 0.01, 1),
         (10, 2, 100.0, 10),  # never more than there are tokens
         (8192, 8, 1.25, 1280),
     ],
@@ -49,19 +47,18 @@ def test_a_slot_counts_the_earlier_choices_of_the_same_expert(experts: list[int]
     assert queue.load_GE[0].tolist() == [experts.count(e) for e in range(6)]
 
 
-def test_a_uniform_router_has_a_balance_loss_of_one_a_layer() -> None:
-    routing = routing_of([[0.25] * 4] * 12)
-    assert float(load_balancing_loss(routing)) == pytest.approx(1.0)
-    assert float(summed(load_balancing_loss, [routing, routing, routing])) == pytest.approx(3.0)  # layers are added
-
-
-def test_all_tokens_surely_to_one_expert_give_a_balance_loss_of_the_number_of_experts() -> None:
-    assert float(load_balancing_loss(routing_of([[0.0, 0.0, 1.0, 0.0]] * 9))) == pytest.approx(4.0)
-
-
-def test_the_balance_loss_may_be_below_one() -> None:
-    routing = routing_of([[0.51, 0.49]] * 60 + [[0.01, 0.99]] * 40)
-    assert float(load_balancing_loss(routing)) == pytest.approx(2 * (0.6 * 0.31 + 0.4 * 0.69))
+@pytest.mark.parametrize(
+    ("probs", "top_k", "loss"),
+    [
+        ([[0.25] * 4] * 12, 1, 1.0),  # uniform: 1, for any number of choices
+        ([[0.25] * 4] * 6, 3, 1.0),
+        ([[0.7 if e == t else 0.1 for e in range(4)] for t in range(4)], 1, 1.0),  # even
+        ([[0.0, 0.0, 1.0, 0.0]] * 9, 1, 4.0),  # all surely to one expert: E
+        ([[0.51, 0.49]] * 60 + [[0.01, 0.99]] * 40, 1, 2 * (0.6 * 0.31 + 0.4 * 0.69)),  # it may be below 1
+    ],
+)
+def test_the_balance_loss_is_the_closed_form(probs: list[list[float]], top_k: int, loss: float) -> None:
+    assert float(load_balancing_loss(routed(probs, top_k=top_k))) == pytest.approx(loss)
 
 
 def test_only_the_mean_probability_has_a_gradient() -> None:
@@ -80,4 +77,4 @@ def test_a_dense_model_has_no_balance_loss() -> None:
 
 
 def test_entropy_of_a_uniform_router_is_the_logarithm_of_the_number_of_experts() -> None:
-    assert float(router_entropy(routing_of([[0.125] * 8] * 3))) == pytest.approx(math.log(8))
+    assert float(router_entropy(routed([[0.125] * 8] * 3))) == pytest.approx(math.log(8))

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench import ours
 from switch_lm.data import Batch
 
-# Its experiment.py, which itself needs torchvision: what it sets, and its defaults.
+# What its experiment.py (which needs torchvision) sets, and its defaults.
 D_MODEL, HEADS, D_FF, LAYERS, EXPERTS, CAPACITY_FACTOR, DROPOUT = 128, 4, 256, 6, 4, 1.2, 0.0
 ALPHA, GRADIENT_NORM, LEARNING_RATE, WARM_UP = 0.01, 1.0, 1.0, 2000
 NOTES = (
     "The annotated implementation: its SwitchTransformer, attention, feed-forward and Noam optimizer as installed; the "
-    "embedding, head and step are written out here after its experiment.py, which imports torchvision. Its attention "
-    "calls labml.tracker.debug, which the current labml no longer has: it is given one that does nothing. Its tracking "
-    "of scalars is left out, in its favour.",
+    "embedding, head and step are written here after its experiment.py, which imports torchvision. Its attention calls "
+    "labml.tracker.debug, which the current labml no longer has: here that does nothing. Its tracking of scalars is "
+    "left out, in its favour.",
 )
 
 
@@ -30,7 +31,7 @@ class Model(nn.Module):
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it warns of is its own affair
+            warnings.simplefilter("ignore")  # its warnings do not concern us
             self.utils: Any = import_module("labml_nn.transformers.utils")
             self.transformer = transformer()
         self.embedding = nn.Embedding(vocab_size, D_MODEL)
@@ -71,12 +72,8 @@ def training_step(vocab_size: int) -> Callable[[Batch], None]:
     noam: Any = import_module("labml_nn.optimizers.noam")
     optimizer = noam.Noam(model.parameters(), lr=LEARNING_RATE, eps=1e-8, warmup=WARM_UP, d_model=D_MODEL)
 
-    def step(batch: Batch) -> None:
+    def loss(batch: Batch) -> Tensor:
         logits_SBV, balance = model(batch.ids.T)
-        loss = F.cross_entropy(logits_SBV.flatten(0, 1), batch.targets.T.flatten()) + ALPHA * balance
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
+        return F.cross_entropy(logits_SBV.flatten(0, 1), batch.targets.T.flatten()) + ALPHA * balance
 
-    return step
+    return ours.step(model, loss, optimizer, clip=GRADIENT_NORM)

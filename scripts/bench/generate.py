@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from bench import commands, ours
-from bench.harness import Contestant, Spread, race
+from bench import ours
+from bench.harness import Contestant, Spread, one_line, race
 from bench.options import Options, say
-from bench.rows import Row, at_least
+from bench.rows import Row, at_most, timed
 from switch_lm import checkpoint
 from switch_lm.attention import LayerCache
 from switch_lm.model import SwitchLM
@@ -24,8 +27,8 @@ CACHE_TARGET, FIRST_TARGET = 8.0, 3.0
 CACHE, COMMAND = f"generation at {CONTEXT} positions", "first character"
 NOTES = (
     f"The default model with a context of {CONTEXT} and untrained weights. The last {CHARACTERS} positions of a full "
-    f"window (quick: {QUICK_CHARACTERS}), sampling included; the cache is filled beforehand. Figures are characters a "
-    "second over those of recomputing the whole window for each character with as many threads as torch has.",
+    f"window (quick: {QUICK_CHARACTERS}), sampling included; the cache is filled beforehand. Figures are characters "
+    "per second over those of recomputing the whole window for each character with as many threads as torch has.",
     "The command generates with one thread; recomputing is shown with one and with all.",
     "First character: from the start of `python -m switch_lm.generate` to the first byte on stdout.",
 )
@@ -40,27 +43,21 @@ class Draw(NamedTuple):
 
 def measure(options: Options) -> Iterator[Row]:
     if options.wants(CACHE):
+        say(f"generate: {CACHE}")
         yield from with_and_without_cache(options)
     if options.wants(COMMAND):
         say(f"generate: {COMMAND}")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "small.ckpt")
-            write_checkpoint(path)
-            command = commands.python("-m", "switch_lm.generate", "--run", str(path), "--length", "1")
-            times = 3 if options.quick else options.repetitions
-            seconds = lambda: commands.seconds_to_output(command)  # noqa: E731
-            yield commands.row(COMMAND, "python -m switch_lm.generate", seconds, times=times, limit=FIRST_TARGET)
+        yield first_character(options)
 
 
 def with_and_without_cache(options: Options) -> Iterator[Row]:
-    say(f"generate: {CACHE}")
     model = small_model(f"model.context_length={CONTEXT}")
     number, threads = QUICK_CHARACTERS if options.quick else CHARACTERS, torch.get_num_threads()
     slow = f"recomputing, {threads} thread{'s' if threads > 1 else ''}"
     contestants = [Contestant(slow, lambda draw: recomputed(model, draw, number, threads))]
     if threads > 1:
         contestants.append(Contestant("recomputing, 1 thread", lambda draw: recomputed(model, draw, number, 1)))
-    contestants.append(Contestant("with cache, 1 thread", lambda draw: cached(model, draw, number)))
+    contestants.append(Contestant(fast := "with cache, 1 thread", lambda draw: cached(model, draw, number)))
 
     def draw(seed: int) -> Draw:
         generator = torch.Generator().manual_seed(seed + 2**32)
@@ -72,12 +69,40 @@ def with_and_without_cache(options: Options) -> Iterator[Row]:
     done = race(contestants, draw, repetitions=options.repetitions)
     torch.set_num_threads(threads)
     for name in (c.name for c in contestants):
-        if name in done.errors:
-            yield Row(CACHE, name, error=done.errors[name])
-            continue
-        figure, rate = done.ratio(slow, name), number / Spread.of(done.seconds[name]).median
-        verdict = at_least(figure, CACHE_TARGET, " x") if name.startswith("with") else None
-        yield Row(CACHE, name, figure, " x", verdict, {"characters/s": f"{rate:,.0f}"})
+        yield timed(
+            CACHE,
+            name,
+            done,
+            speed_over=slow,
+            target=CACHE_TARGET if name == fast else None,
+            facts=lambda seconds: {"characters/s": f"{number / seconds:,.0f}"},
+        )
+
+
+def first_character(options: Options) -> Row:
+    """The median of some runs, after one that does not count and warms the caches."""
+    times, name = 3 if options.quick else options.repetitions, "python -m switch_lm.generate"
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(path := Path(folder, "small.ckpt"))
+        command = [sys.executable, *name.split()[1:], "--run", str(path), "--length", "1"]
+        try:
+            figure = Spread.of([seconds_to_output(command) for _ in range(1 + times)][1:])
+        except OSError as error:
+            return Row(COMMAND, name, error=one_line(error))
+    return Row(COMMAND, name, figure, " s", at_most(figure, FIRST_TARGET, " s"), {"runs": str(times)})
+
+
+def seconds_to_output(command: Sequence[str]) -> float:
+    """Until its first byte on stdout; ChildProcessError if it ends without one."""
+    started = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process:
+        assert process.stdout is not None
+        first = process.stdout.read(1)
+        seconds = time.perf_counter() - started
+        process.stdout.read()
+    if not first or process.returncode != 0:
+        raise ChildProcessError(f"{' '.join(command)} ended with code {process.returncode}")
+    return seconds
 
 
 def cached(model: SwitchLM, draw: Draw, number: int) -> None:
@@ -104,7 +129,7 @@ def small_model(*overrides: str) -> SwitchLM:
 
 
 def write_checkpoint(path: Path) -> None:
-    """As training writes it, of the default model, as far as a reader looks."""
+    """A checkpoint of the default model, with everything that is read from one."""
     model, config = small_model(), ours.composed()
     characters, sha256 = ours.vocabulary().characters, ours.text()[1]
     header = checkpoint.Header(asdict(model.config), characters, sha256, "fp32", asdict(config))

@@ -1,4 +1,4 @@
-"""How long do contestants take, side by side: interleaved blocks, and the spread of paired ratios."""
+"""How long do contestants take, side by side? Interleaved blocks, and the spread of paired ratios."""
 
 from __future__ import annotations
 
@@ -11,17 +11,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-AT_LEAST_SECONDS = 0.02  # a shorter block says more of the clock and the scheduler than of what it times
-WARM_UP_CALLS = 3  # torch compiles kernels and optimizers make their state in the first calls
+AT_LEAST_SECONDS = 0.02  # a shorter block measures the clock and the scheduler more than the code
+WARM_UP_CALLS = 3  # in the first calls torch compiles kernels and optimizers create their state
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """`block` is timed and gets the repetition's draw; one that could not be made has `error` instead."""
+    """`block` is timed and gets the draw of the repetition; one that could not be made has `error` instead."""
 
     name: str
     block: Callable[[Any], object] | None = None
     error: str | None = None
+
+    @classmethod
+    def made_by(cls, make: Callable[..., Callable[[Any], object]], name: str, *args: Any, **kwargs: Any) -> Contestant:
+        """With the block `make(*args, **kwargs)`, or with the error that it raised."""
+        try:
+            return cls(name, make(*args, **kwargs))
+        except Exception as error:
+            return cls(name, error=one_line(error))
 
 
 @dataclass(frozen=True)
@@ -42,11 +50,11 @@ class Spread:
 
 @dataclass
 class Race:
-    """Seconds of one call of each contestant in each repetition, and why the others have none."""
+    """Seconds per call of each contestant in each repetition, and why the others have none."""
 
-    loops: int = 1
     seconds: dict[str, list[float]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    loops: int = 1
 
     def ratio(self, name: str, baseline: str) -> Spread | None:
         """Time of `name` over that of `baseline`, paired within each repetition; None if one did not run."""
@@ -56,7 +64,7 @@ class Race:
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """The spread of the ratios of one repetition each, not the ratio of two spreads: what slows both cancels."""
+    """The spread of the ratios within each repetition, not the ratio of two spreads: what slows both cancels."""
     return Spread.of([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
@@ -68,60 +76,41 @@ def race(
     at_least: float = AT_LEAST_SECONDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Race:
-    """Times all contestants in turn (A B A B ...), after untimed calls to warm up.
+    """Times all contestants in turn (A B A B ...), after calls to warm up that do not count.
 
-    `draw(n)` gives input number n: each call has its own, the same for all contestants of a repetition. A repetition
-    makes as many calls in a row as the fastest contestant needs for `at_least` seconds. One that raises is out.
+    `draw(n)` gives input number n: every call has its own, the same for all contestants. A repetition makes as many
+    calls in a row as the fastest contestant needs for `at_least` seconds. A contestant that raises is out.
     """
-    race = Race(errors={c.name: c.error for c in contestants if c.error is not None})
-    running = {c.name: c.block for c in contestants if c.block is not None}
-    fastest = math.inf
-    for name in list(running):
-        if (seconds := _attempt(race, running, name, [draw(-1 - i) for i in range(WARM_UP_CALLS)], clock)) is not None:
-            fastest = min(fastest, seconds)
-    race.loops = 1 if math.isinf(fastest) else max(1, math.ceil(at_least / max(fastest, 1e-6)))
-    race.seconds = {name: [] for name in running}
+    blocks = {c.name: c.block for c in contestants if c.block is not None}
+    race = Race({name: [] for name in blocks}, {c.name: c.error for c in contestants if c.error is not None})
+
+    def take_turns(numbers: Sequence[int]) -> None:
+        draws = [draw(number) for number in numbers]
+        for name in list(race.seconds):
+            try:
+                with frozen_garbage():
+                    started = clock()
+                    for one in draws:
+                        blocks[name](one)
+                    race.seconds[name].append((clock() - started) / len(draws))
+            except Exception as error:  # whatever a peer raises is its result
+                race.errors[name] = one_line(error)
+                del race.seconds[name]
+
+    for number in range(WARM_UP_CALLS):
+        take_turns([-1 - number])
+    fastest = min((seconds[-1] for seconds in race.seconds.values()), default=math.inf)
+    race.loops = max(1, math.ceil(at_least / max(fastest, 1e-6)))
+    race.seconds = {name: [] for name in race.seconds}
     for repetition in range(repetitions):
-        draws = [draw(repetition * race.loops + i) for i in range(race.loops)]
-        for name in list(running):
-            if (seconds := _attempt(race, running, name, draws, clock, alike=True)) is not None:
-                race.seconds[name].append(seconds)
+        take_turns(range(repetition * race.loops, (repetition + 1) * race.loops))
     gc.unfreeze()
     return race
 
 
-def _attempt(
-    race: Race,
-    running: dict[str, Callable[[Any], object]],
-    name: str,
-    draws: Sequence[Any],
-    clock: Callable[[], float],
-    *,
-    alike: bool = False,
-) -> float | None:
-    """Seconds of a call, the mean of all or of the last alone; None if it raised and is therefore out."""
-    try:
-        with frozen_garbage():
-            if alike:
-                return timed(running[name], draws, clock) / len(draws)
-            return [timed(running[name], [one], clock) for one in draws][-1]
-    except Exception as error:  # whatever a peer raises is its result
-        race.errors[name] = told(error)
-        race.seconds.pop(name, None)
-        del running[name]
-        return None
-
-
-def timed(block: Callable[[Any], object], draws: Sequence[Any], clock: Callable[[], float]) -> float:
-    started = clock()
-    for one in draws:
-        block(one)
-    return clock() - started
-
-
 @contextmanager
 def frozen_garbage() -> Iterator[None]:
-    """No collection of garbage within; what there is now is not looked at until the race is over: that takes 0.3 s."""
+    """Collects no garbage within. Until the race is over, what exists now is not looked at: that takes 0.3 s."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -134,18 +123,7 @@ def frozen_garbage() -> Iterator[None]:
         gc.enable()
 
 
-def told(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:200]
-
-
-def median_interval(values: Sequence[float], confidence: float = 0.95) -> Spread:
-    """Median and its distribution-free interval, from order statistics (binomial, p = 1/2); the range if too few."""
-    ordered, n = sorted(values), len(values)
-    tail, rank = 0.0, 0
-    while rank < n // 2 and tail + math.comb(n, rank) / 2**n <= (1 - confidence) / 2:
-        tail += math.comb(n, rank) / 2**n
-        rank += 1
-    cut = max(rank - 1, 0)
-    return Spread(statistics.median(ordered), ordered[cut], ordered[n - 1 - cut])

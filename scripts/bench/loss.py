@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,24 +13,23 @@ from typing import NamedTuple
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bench import commands
 from bench.harness import Spread, paired
 from bench.options import Options, say
 from bench.rows import Row, at_most
 from switch_lm.paths import config_dir
 
 LOSSES = (1.88, 1.60, 1.50, 1.4697)
-# Seconds to a val/loss, of the preset that is meant to be there first.
+# Seconds to a val/loss, for the preset that should reach it first.
 TARGETS = {
     ("one_minute", 1.88): 45.0, ("five_minutes", 1.60): 120.0, ("five_minutes", 1.50): 300.0,
     ("twenty_minutes", 1.4697): 1200.0,
 }  # fmt: skip
-# Of Switch over its dense control: steps, seconds of the whole command, and how much higher its last loss may be.
+# Switch over its dense control: steps, seconds of the whole command, and how much higher its last loss may be.
 STEPS_TARGET, SECONDS_TARGET, LOSS_TARGET = 0.7, 0.9, 0.0
 DEFAULT = "default"
 POLL_SECONDS = 0.1
 NOTES = (
-    "Whole processes: imports, reading the text, compiling, validations and samples are in it. Seconds from the start "
+    "Whole processes, with imports, reading the text, compiling, validations and samples. Seconds from the start "
     "of `python -m switch_lm.train experiment=...` until a best.ckpt with val/loss at or below the target was written.",
     "Losses are those of TensorBoard's val/loss: the whole validation split, nothing dropped. Repetitions are seeds.",
 )
@@ -37,7 +37,7 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one run: seconds to each target that it reached, its best and last loss, all its steps and seconds."""
+    """The result of one run: seconds to each target that it reached, best and last loss, all its steps and seconds."""
 
     reached: Mapping[float, float]
     best: float
@@ -55,10 +55,9 @@ class Validation(NamedTuple):
 def measure(options: Options) -> Iterator[Row]:
     if not options.experiments:
         say(f"loss: name one or more of {', '.join([DEFAULT, *recipes()])}")
-        return
     for experiment in options.experiments:
         outcomes: dict[str, list[Outcome]] = {name: [] for name in (options.control, experiment) if name is not None}
-        for seed in range(options.seeds):
+        for seed in range(options.repetitions):
             try:
                 done = {name: run(name, seed, options.overrides) for name in outcomes}
             except (ChildProcessError, OSError) as error:
@@ -75,15 +74,16 @@ def measure(options: Options) -> Iterator[Row]:
 
 def against(experiment: str, ours: Sequence[Outcome], control: str, theirs: Sequence[Outcome]) -> Iterator[Row]:
     """Switch beside its dense control, seed by seed."""
-    case = f"{experiment} against {control}"
+    case, higher = f"{experiment} against {control}", [a.last - b.last for a, b in zip(ours, theirs, strict=True)]
     steps = paired([o.steps for o in ours], [o.steps for o in theirs])
-    yield Row(case, "steps", steps, " x", at_most(steps, STEPS_TARGET, " x"))
     seconds = paired([o.seconds for o in ours], [o.seconds for o in theirs])
-    yield Row(case, "seconds, whole command", seconds, " x", at_most(seconds, SECONDS_TARGET, " x"))
-    higher = [mine.last - control.last for mine, control in zip(ours, theirs, strict=True)]
-    facts = {"each": ", ".join(f"{value:+.4f}" for value in higher)}
-    figure = Spread.of(higher)
-    yield Row(case, "last val/loss, difference", figure, " nats", at_most(figure, LOSS_TARGET, " nats"), facts)
+    for name, figure, limit, unit in (
+        ("steps", steps, STEPS_TARGET, " x"),
+        ("seconds, whole command", seconds, SECONDS_TARGET, " x"),
+        ("last val/loss, difference", Spread.of(higher), LOSS_TARGET, " nats"),
+    ):
+        facts = {"each": ", ".join(f"{value:+.4f}" for value in higher)} if unit == " nats" else {}
+        yield Row(case, name, figure, unit, at_most(figure, limit, unit), facts)
 
 
 def recipes() -> list[str]:
@@ -99,13 +99,14 @@ def rows(experiment: str, outcomes: Sequence[Outcome]) -> Iterator[Row]:
         if len(seconds) < len(outcomes):
             yield Row(experiment, f"to {target:g}", facts=facts)
             continue
-        figure = Spread.of(seconds)
+        figure, limit = Spread.of(seconds), TARGETS.get((experiment, target))
         facts["each"] = ", ".join(f"{value:.0f}" for value in seconds)
-        limit = TARGETS.get((experiment, target))
         verdict = None if limit is None else at_most(figure, limit, " s")
         yield Row(experiment, f"to {target:g}", figure, " s", verdict, facts)
-    each = {"each": ", ".join(f"{outcome.best:.4f}" for outcome in outcomes)}
-    yield Row(experiment, "best val/loss", Spread.of([outcome.best for outcome in outcomes]), " nats", facts=each)
+    best = [outcome.best for outcome in outcomes]
+    yield Row(
+        experiment, "best val/loss", Spread.of(best), " nats", facts={"each": ", ".join(f"{b:.4f}" for b in best)}
+    )
     yield Row(experiment, "whole command", Spread.of([outcome.seconds for outcome in outcomes]), " s")
 
 
@@ -115,15 +116,14 @@ def run(experiment: str, seed: int, overrides: Sequence[str]) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         chosen = [] if experiment == DEFAULT else [f"experiment={experiment}"]
         given = (*chosen, f"seed={seed}", f"outputs={folder}", "name=timed", "logger.progress=none", *overrides)
-        path, stderr = Path(folder, "runs", "timed"), Path(folder, "stderr.txt")
-        started, saved = time.time(), []
+        path, stderr, started = Path(folder, "runs", "timed"), Path(folder, "stderr.txt"), time.time()
         with stderr.open("wb") as errors:
-            command = commands.python("-m", "switch_lm.train", *given)
+            command = [sys.executable, "-m", "switch_lm.train", *given]
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
             try:
                 saved = watch(process, path / "checkpoints" / "best.ckpt")
             finally:
-                process.kill()  # after Ctrl-C; else it has ended
+                process.kill()  # after Ctrl-C; otherwise it has ended
                 process.wait()
         seconds = time.time() - started
         if process.returncode != 0:
@@ -132,13 +132,12 @@ def run(experiment: str, seed: int, overrides: Sequence[str]) -> Outcome:
 
 
 def watch(process: subprocess.Popen[bytes], checkpoint: Path) -> list[float]:
-    """When the file was replaced, each time until the process ends: only its last version stays."""
+    """The times at which the file was replaced until the process ended: only its last version stays."""
     saved: list[float] = []
     running = True
     while running:
         running = process.poll() is None
-        modified = checkpoint.stat().st_mtime if checkpoint.exists() else None
-        if modified is not None and modified not in saved:
+        if checkpoint.exists() and (modified := checkpoint.stat().st_mtime) not in saved:
             saved.append(modified)
         if running:
             time.sleep(POLL_SECONDS)
@@ -153,7 +152,7 @@ def validations(path: Path) -> list[Validation]:
 
 
 def outcome(losses: Sequence[Validation], saved: Sequence[float], started: float, seconds: float) -> Outcome:
-    """A first loss at or below a target is the best so far: the next best.ckpt holds it."""
+    """The first loss at or below a target is the best so far: the next best.ckpt holds it."""
     reached = {}
     for target in LOSSES:
         at = next((when for when, _, loss in losses if loss <= target), None)

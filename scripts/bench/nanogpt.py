@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench import ours
 from switch_lm.architecture import ModelConfig
 from switch_lm.data import Batch
 
 # nanoGPT, config/train_shakespeare_char.py
 LEARNING_RATE, BETAS, WEIGHT_DECAY, GRADIENT_NORM, DEVIATION = 1e-3, (0.9, 0.99), 0.1, 1.0, 0.02
 NOTES = (
-    "nanoGPT's way: LayerNorm, GELU, learned positions, no biases, tied head, no dropout, fp32, AdamW; written out "
+    "nanoGPT's way: LayerNorm, GELU, learned positions, no biases, tied head, no dropout, fp32, AdamW; written "
     "here at the sizes of model=dense. Ours: rotary positions, RMSNorm, squared ReLU, Muon.",
 )
 
@@ -66,11 +67,7 @@ def training_step(config: ModelConfig, vocab_size: int, *, compiled: bool) -> Ca
     ]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS)
 
-    def step(batch: Batch) -> None:
-        loss = F.cross_entropy(model(batch.ids).flatten(0, 1), batch.targets.flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    def loss(batch: Batch) -> Tensor:
+        return F.cross_entropy(model(batch.ids).flatten(0, 1), batch.targets.flatten())
 
-    return step
+    return ours.step(model, loss, optimizer, clip=GRADIENT_NORM)

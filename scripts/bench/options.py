@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 REPETITIONS = 15
@@ -12,21 +13,20 @@ QUICK_REPETITIONS = 9
 
 @dataclass(frozen=True)
 class Options:
-    """`only`: parts of a case's name, of which one must occur in it; without any, all cases are wanted."""
+    """`only`: texts, one of which must occur in the name of a case; if empty, all cases are wanted."""
 
-    repetitions: int = REPETITIONS
+    repetitions: int = REPETITIONS  # of the loss benchmark: seeds
     quick: bool = False
-    only: tuple[str, ...] = ()
-    experiments: tuple[str, ...] = ()
-    overrides: tuple[str, ...] = ()
-    seeds: int = 1
+    only: Sequence[str] = ()
+    experiments: Sequence[str] = ()
+    overrides: Sequence[str] = ()
     control: str | None = None
-    outputs: Path = field(default=Path("outputs", "benchmarks"))
+    outputs: Path = Path("outputs", "benchmarks")
 
     def wants(self, case: str) -> bool:
         return not self.only or any(part in case for part in self.only)
 
 
 def say(text: str) -> None:
-    """Progress; the result alone goes to stdout."""
+    """Progress goes to stderr; stdout holds only the result."""
     print(text, file=sys.stderr, flush=True)

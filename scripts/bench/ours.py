@@ -1,4 +1,4 @@
-"""Our training step as a bare loop does it: no Lightning, no logs."""
+"""Our training step in a plain loop: no Lightning, no logs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from switch_lm import cli
@@ -38,7 +39,7 @@ def vocabulary() -> Vocabulary:
 
 
 def batches(*, batch_size: int, context_length: int) -> Callable[[int], Batch]:
-    """Batch number n of training; negative numbers, of warm-up calls, count from far behind."""
+    """Batch number n of training; the negative numbers of warm-up calls mean batches far ahead."""
     ids = split(vocabulary().encode(text()[0]))[0]
     data = TrainingBatches(ids, batch_size=batch_size, context_length=context_length, seed=0)
     return lambda number: data[number % 10**6]
@@ -48,32 +49,37 @@ def hardware(config: Config) -> Hardware:
     return detect(config, training_flops=run_ledger(config, vocab_size=len(vocabulary())).training)
 
 
-def module(config: Config, *, precision: str, compiled: bool) -> SwitchModule:
-    """A module in training."""
-    torch.manual_seed(config.seed)
-    made = SwitchModule(config, vocabulary(), corpus_sha256=text()[1], precision=precision).train()
-    if compiled:
-        compile_blocks(made.model)
-    return made
-
-
 def training_step(config: Config, *, precision: str, compiled: bool) -> Callable[[Batch], None]:
     """A step of a new model: losses, backward, clipping, optimizer, schedule."""
-    made = module(config, precision=precision, compiled=compiled)
-    chosen = made.configure_optimizers()
-    optimizer, scheduler = chosen["optimizer"], chosen["lr_scheduler"]["scheduler"]
+    torch.manual_seed(config.seed)
+    module = SwitchModule(config, vocabulary(), corpus_sha256=text()[1], precision=precision).train()
+    if compiled:
+        compile_blocks(module.model)
+    chosen = module.configure_optimizers()
 
-    def step(batch: Batch) -> None:
-        bare_step(made, optimizer, batch, precision=precision)
-        scheduler.step()
+    def loss(batch: Batch) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            return module.losses(batch.ids, batch.targets).total
 
-    return step
+    schedule = chosen["lr_scheduler"]["scheduler"].step
+    return step(module, loss, chosen["optimizer"], clip=config.optim.grad_clip, schedule=schedule)
 
 
-def bare_step(made: SwitchModule, optimizer: Optimizer, batch: Batch, *, precision: str) -> None:
-    optimizer.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        total = made.losses(batch.ids, batch.targets).total
-    total.backward()
-    torch.nn.utils.clip_grad_norm_(made.parameters(), made.config.optim.grad_clip)
-    optimizer.step()
+def step(
+    model: nn.Module,
+    loss: Callable[[Batch], Tensor],
+    optimizer: Optimizer,
+    *,
+    clip: float,
+    schedule: Callable[[], object] = lambda: None,
+) -> Callable[[Batch], None]:
+    """One training step on a batch, as every implementation takes it."""
+
+    def run(batch: Batch) -> None:
+        optimizer.zero_grad()
+        loss(batch).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        schedule()
+
+    return run

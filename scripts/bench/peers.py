@@ -1,4 +1,4 @@
-"""Other implementations of the layer, each with our router's weights; or why one can't be had."""
+"""Other implementations of the layer, each with our router's weights."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.harness import told
-
 NOTES = (
-    "labml-nn: capacity over the whole batch, rounded down, random drops, dropped tokens passed through; its layer "
-    "allocates its output in the input's type and its experts' rows come in bfloat16 under autocast, where it crashes.",
-    "transformers: capacity for each row (S / E at factor 1.0, at least 1); router_jitter_noise 0, since it multiplies "
+    "labml-nn: capacity over the whole batch, rounded down; random drops; dropped tokens are passed through. Its layer "
+    "allocates its output in the input's type; under autocast its experts' rows are bfloat16, and there it crashes.",
+    "transformers: capacity per row (S / E at factor 1.0, at least 1). router_jitter_noise is 0, since it multiplies "
     "its input in place, which a leaf that needs a gradient does not allow; ours has its default jitter of 0.01.",
-    "mixture-of-experts and st-moe-pytorch: capacity for each row and at least 4 places an expert. Both choose two "
-    "experts. mixture-of-experts can be told to drop the second (policy `none`), and is; st-moe-pytorch can't have "
-    "fewer than two: its threshold is set so high that nearly all second choices are left out, at the cost of finding "
-    "them. Its expert is a GEGLU of 2/3 the width, about the same number of products, with biases and GELU.",
-    "All have our router's weights, so that all see the same preferences; biases of routers are zero.",
+    "mixture-of-experts and st-moe-pytorch: capacity per row, at least 4 slots per expert. Both choose two experts. "
+    "mixture-of-experts can drop the second (policy `none`), and does here. st-moe-pytorch cannot have fewer than two: "
+    "its threshold is set so high that nearly all second choices are left out, at the cost of finding them. Its expert "
+    "is a GEGLU of 2/3 the width, about the same number of products, with biases and GELU.",
+    "All have our router's weights, so that all see the same preferences. Biases of routers are zero.",
 )
 
 
@@ -41,34 +39,22 @@ class LayerSizes:
         return self.rows * self.positions
 
 
-@dataclass(frozen=True)
-class Peer:
-    """A layer of another implementation, and how its call gives what is added to the residual."""
-
-    name: str
-    call: Callable[[Tensor], Tensor] | None = None
-    parameters: tuple[nn.Parameter, ...] = ()
-    error: str | None = None
+Built = tuple[nn.Module, Callable[[Tensor], Tensor]]  # and how its call gives what is added to the residual
+Make = Callable[[LayerSizes, Tensor, bool], Built]
 
 
-Built = tuple[nn.Module, Callable[[Tensor], Tensor]]
+def peers(*, dropless: bool) -> dict[str, Make]:
+    """Those that have such a layer."""
+    both: dict[str, Make] = {"labml-nn": labml, "transformers": hugging}
+    return both if dropless else both | {"mixture-of-experts": lucidrains, "st-moe-pytorch": st_moe}
 
 
-def peers(sizes: LayerSizes, w_router_DE: Tensor, *, dropless: bool) -> list[Peer]:
-    """Those that have such a layer; importing or building may fail, and that is then the peer's result."""
-    makers = {"labml-nn": labml, "transformers": hugging}
-    if not dropless:
-        makers |= {"mixture-of-experts": lucidrains, "st-moe-pytorch": st_moe}
-    found = []
-    for name, make in makers.items():
-        try:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # what a peer warns of is its own affair
-                layer, call = make(sizes, w_router_DE, dropless)
-            found.append(Peer(name, call, tuple(layer.train().parameters())))
-        except Exception as error:
-            found.append(Peer(name, error=told(error)))
-    return found
+def build(make: Make, sizes: LayerSizes, w_router_DE: Tensor, *, dropless: bool) -> Built:
+    """In training mode. Whatever importing or building raises is the result of this peer."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # a peer's warnings do not concern us
+        layer, call = make(sizes, w_router_DE, dropless)
+    return layer.train(), call
 
 
 def labml(sizes: LayerSizes, w_router_DE: Tensor, dropless: bool) -> Built:

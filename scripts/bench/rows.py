@@ -1,15 +1,15 @@
-"""What a benchmark found: rows with their targets, as Markdown and as JSON."""
+"""The results of a benchmark: rows with their targets, as Markdown and as JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bench.harness import Spread
+from bench.harness import Race, Spread
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of one contestant in one case; `facts` stand beside it. One that did not run has its error."""
+    """The figure of one contestant in one case, with `facts` about it; one that did not run has its error instead."""
 
     case: str
     name: str
@@ -43,9 +43,28 @@ def at_least(figure: Spread | None, limit: float, unit: str = "") -> Verdict | N
     return None if figure is None else Verdict(f">= {limit:g}{unit}", figure.median >= limit)
 
 
+def timed(
+    case: str,
+    name: str,
+    race: Race,
+    *,
+    time_over: str = "",
+    speed_over: str = "",
+    target: float | None = None,
+    facts: Callable[[float], Mapping[str, str]],
+) -> Row:
+    """A contestant's time (or speed) over that of another, judged by `target`; `facts` gets its median seconds."""
+    if name in race.errors:
+        return Row(case, name, error=race.errors[name])
+    figure = race.ratio(speed_over, name) if speed_over else race.ratio(name, time_over)
+    judge = at_least if speed_over else at_most
+    verdict = None if target is None else judge(figure, target, " x")
+    return Row(case, name, figure, " x", verdict, facts(Spread.of(race.seconds[name]).median))
+
+
 @dataclass
 class Report:
-    """All rows of one benchmark, what must be known to read them, and where they were taken."""
+    """All rows of one benchmark, the notes needed to read them, and the machine."""
 
     name: str
     machine: Mapping[str, str]
@@ -57,7 +76,7 @@ class Report:
     def markdown(self) -> str:
         parts = [f"# Benchmark: {self.name}", _facts(self.machine)]
         figures = f"Figures are medians of {self.repetitions} repetitions, with quartiles; ratios are paired."
-        parts.append(("**Interrupted: what was measured until then.** " if self.interrupted else "") + figures)
+        parts.append(("**Interrupted: these are the results up to then.** " if self.interrupted else "") + figures)
         for case, rows in groupby(self.rows, key=lambda row: row.case):
             parts.append(f"## {case}\n\n{_table(list(rows))}")
         if self.notes:
@@ -77,7 +96,7 @@ class Report:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    header = ("what", "figure", "quartiles", "target", "", "beside it")
+    header = ("what", "figure", "quartiles", "target", "", "details")
     return "\n".join(_line(cells) for cells in [header, ["---"] * len(header), *map(_cells, rows)])
 
 
@@ -91,7 +110,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Three significant digits or more, with thousands parted."""
+    """Three significant digits or more, with thousands separators."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 100 else f"{value:.3f}"
 
 
