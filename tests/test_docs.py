@@ -103,7 +103,7 @@ def accept_options(run: Callable[[], object], words: list[str]) -> None:
     options = vars(accepted.value.options)
     recipes = [*options.get("experiments", ()), options.get("control")]
     accept_train([*options.get("overrides", ()), *(options.get("override") or ())])
-    for recipe in filter(None, recipes):
+    for recipe in {*recipes} - {None, "default"}:
         accept_train([f"experiment={recipe}"])
 
 
