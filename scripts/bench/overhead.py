@@ -69,15 +69,15 @@ def of_a_step(options: Options) -> Iterator[Row]:
         plan = Plan.of(options, folder)
         quiet = replace(plan.config, logger=replace(plan.config.logger, progress="none"))  # prints no plan
         run = run_folder.choose(quiet)
-        training = Training.prepare(quiet, run, signals=StopSignals(run.path))
-        console = Console(file=nowhere, force_terminal=True)
-        training = replace(training, config=plan.config, console=console)
-        clock = Clock(plan.config.data.batch_size * plan.config.model.context_length, plan.config.logger.log_every)
-        trainer = training._trainer(clock)
-        probe = Probe(plan.block, training.hardware.precision)
-        trainer.callbacks.append(probe)  # type: ignore[attr-defined]  # last: after the checkpoints
-        trainer.fit(training.module, training.data)
-        sampled = seconds_of_sample(training)
+        with Training.prepare(quiet, run, signals=StopSignals(run.path)) as training:
+            console = Console(file=nowhere, force_terminal=True)
+            training = replace(training, config=plan.config, console=console)
+            clock = Clock(plan.config.data.batch_size * plan.config.model.context_length, plan.config.logger.log_every)
+            trainer = training._trainer(clock)
+            probe = Probe(plan.block, training.hardware.precision)
+            trainer.callbacks.append(probe)  # type: ignore[attr-defined]  # last: after the checkpoints
+            trainer.fit(training.module, training.data)
+            sampled = seconds_of_sample(training)
     yield from rows(probe, options)
     steps = 1000 * Spread.of(probe.seconds["quiet"]).median / plan.block
     yield Row(APART, "a step", Spread(steps, steps, steps), " ms")
