@@ -96,8 +96,9 @@ class Dashboard(Callback):
 class CompiledBlocks(Callback):
     """Trains with compiled blocks, which takes half the time of compiling the model.
 
-    They are compiled before the first step by a pass whose gradient is thrown away. Validation and samples, whose
-    shapes vary, run as they are. Where the compiler fails, so does training, and the console says why.
+    They are compiled before the first step by a pass whose gradient is thrown away. Only training steps run compiled;
+    all that happens between them, where shapes vary, runs eagerly. Where the compiler fails, the steps run eagerly
+    too, and the console says why.
     """
 
     def __init__(self, console: Console, on_failure: Callable[[str], None]) -> None:
@@ -111,22 +112,22 @@ class CompiledBlocks(Callback):
             with trainer.precision_plugin.train_step_context():
                 pl_module.warm_up()
         except Exception as error:  # the compiler's errors share no base class
-            torch.compiler.set_stance("force_eager")
             self.failed, reason = True, f"failed: {' '.join(str(error).splitlines()[:2])[:200]}"
             self.console.print(f"compiling {reason}\ngoing on without", markup=False)
             self.on_failure(reason)
         else:
             self.console.print(f"compiled in {time.perf_counter() - started:.0f} s", highlight=False)
+        finally:
+            torch.compiler.set_stance("force_eager")  # until the run's end, where `Training.prepare` puts it back
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        torch.compiler.set_stance("force_eager")
-
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if not self.failed:
             torch.compiler.set_stance("default")
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
-        torch.compiler.set_stance("default")
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        torch.compiler.set_stance("force_eager")
 
 
 class Samples(Callback):

@@ -93,9 +93,11 @@ def finish(command: Callable[[], int]) -> int:
     """The exit code of a command: 1 and one message for what a user can mend, 130 for Ctrl-C, 0 for a closed pipe."""
     try:
         from switch_lm.checkpoint import CheckpointError
+        from switch_lm.process_state import restored
 
         try:
-            return command()
+            with restored():
+                return command()
         except (CommandError, RunError, CheckpointError, CorpusError) as error:
             print(error, file=sys.stderr)
             return 1

@@ -61,10 +61,7 @@ def compile_module(module: nn.Module) -> None:
 
     Random numbers stay torch's own: the compiler's are drawn element by element and take longer than the products.
     """
-    from torch._inductor import config as inductor  # slow to import
-
-    inductor.fallback_random = True
-    module.compile(dynamic=False)
+    module.compile(dynamic=False, options={"fallback_random": True})
 
 
 def detect(config: Config, *, training_flops: float) -> Hardware:

@@ -126,6 +126,13 @@ class Lock:
 
     def __init__(self, folder: Path, rule: str) -> None:
         self._descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            self._take(folder, rule)
+        except BaseException:  # Ctrl-C while it waits, too
+            self.close()
+            raise
+
+    def _take(self, folder: Path, rule: str) -> None:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
@@ -133,7 +140,6 @@ class Lock:
                 return
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
-                    self.close()
                     raise ConfigError(
                         f"{folder}: another process trains there at the moment; {rule}; wait for its end, or choose "
                         "another name"

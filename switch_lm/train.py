@@ -45,7 +45,8 @@ def train(
         return finished
     from switch_lm.training import Training  # torch and Lightning are slow to import: not for --help and --cfg
 
-    return Training.prepare(config, run, heading=heading, signals=signals or StopSignals(run.path)).fit()
+    with Training.prepare(config, run, heading=heading, signals=signals or StopSignals(run.path)) as training:
+        return training.fit()
 
 
 def main() -> None:

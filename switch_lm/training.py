@@ -6,6 +6,8 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,10 @@ from switch_lm.hardware import Hardware, detect, keep_freed_memory
 from switch_lm.ledger import run_ledger
 from switch_lm.module import SwitchModule
 from switch_lm.nonfinite import NonFiniteError
+from switch_lm.process_state import restored
 from switch_lm.result import at_training_capacity, commit, computation, routing_figures, versions
 from switch_lm.routing_pictures import RoutingPictures
-from switch_lm.run_folder import RESULT, Lock, RunFolder, TrainingError
+from switch_lm.run_folder import RESULT, RunFolder, TrainingError
 from switch_lm.runs import LAST, RunError, find_run, newest_whole
 from switch_lm.settings import Config
 from switch_lm.signals import StopSignals
@@ -39,6 +42,8 @@ from switch_lm.vocab import Vocabulary
 from switch_lm.watch import RouterWatch, WindowLosses
 from switch_lm.windows import split
 
+LOG, LIGHTNING_LOG = "switch_lm", "lightning.pytorch"
+
 
 @dataclass(frozen=True)
 class Training:
@@ -46,19 +51,30 @@ class Training:
 
     config: Config
     run: RunFolder
-    lock: Lock
-    first_step: int  # how many were done before
+    first_step: int  # how many steps are done already
     corpus: Corpus
     hardware: Hardware
     module: SwitchModule
     data: TextData
     console: Console
     signals: StopSignals
-    heading: str | None = None  # of a progress bar that is all a run shows; None: it has words of its own
+    heading: str | None = None  # of a progress bar that is all a run shows; None: it prints its own text
 
     @classmethod
-    def prepare(cls, config: Config, run: RunFolder, *, signals: StopSignals, heading: str | None = None) -> Training:
-        """Fetches the text, chooses how to compute, makes model and run folder."""
+    @contextmanager
+    def prepare(
+        cls, config: Config, run: RunFolder, *, signals: StopSignals, heading: str | None = None
+    ) -> Iterator[Training]:
+        """A run that is checked and ready to `fit` in this block, which ends with the process as it was before.
+
+        Nothing is written before `fit`. ConfigError, CorpusError: see `train`.
+        """
+        with restored(LOG, LIGHTNING_LOG), torch.compiler.set_stance("default"):
+            yield cls._checked(config, run, signals, heading)
+
+    @classmethod
+    def _checked(cls, config: Config, run: RunFolder, signals: StopSignals, heading: str | None) -> Training:
+        """Fetches the text, chooses how to compute and makes the model; sets what `prepare` puts back."""
         _quiet_lightning()
         console = summary.make_console(quiet=config.logger.progress == "none" or heading is not None)
         _show_log(console)
@@ -74,7 +90,6 @@ class Training:
         if config.init_from is not None:
             _start_from(config, module)
         first_step = _first_step(run, corpus)
-        lock = run.create(config, asdict(hardware))
         data = TextData(
             training_ids,
             validation_ids,
@@ -83,11 +98,14 @@ class Training:
             seed=config.seed,
             num_workers=config.data.num_workers,
         )
-        return cls(config, run, lock, first_step, corpus, hardware, module, data, console, signals, heading)
+        return cls(config, run, first_step, corpus, hardware, module, data, console, signals, heading)
 
     def fit(self) -> dict[str, Any]:
-        """Trains to the last step and returns what it wrote to result.json."""
-        with self.lock, self.signals:
+        """Makes the run's folder, trains to the last step and returns what it wrote to result.json.
+
+        ConfigError if the folder can't be written or another process trains there; TrainingError if training fails.
+        """
+        with self.run.create(self.config, asdict(self.hardware)), self.signals:
             self._print_plan()
             try:
                 result = self._train()
@@ -154,10 +172,10 @@ class Training:
                 callbacks.ConsoleProgress(config, self.console, heading=self.heading),
                 callbacks.Dashboard(config),
                 callbacks.Samples(config.logger.sample_prompt, config.logger.sample_length, config.seed),
-                WindowLosses(self.data.validation_ids, config, clock),
+                WindowLosses(self.data.validation_ids, config),
                 RoutingPictures(self.data.validation_ids, config),
                 RouterWatch(self.data.training_ids, config),
-                *compiled,  # after what runs as it is
+                *compiled,
                 *saving.checkpoints(self.run.checkpoints, config.trainer),
                 SoftStop(self.run.checkpoints / LAST, config.trainer, self.signals),
             ],
@@ -210,15 +228,15 @@ def _watched(trainer: lightning.Trainer) -> dict[str, Any]:
 
 
 def _show_log(console: Console) -> None:
-    """The package's own log, such as a download, as plain lines; once, however many runs a process makes."""
-    log = logging.getLogger("switch_lm")
+    """Shows the package's own log, such as a download, as plain lines, and nowhere else."""
+    log = logging.getLogger(LOG)
     log.handlers = [RichHandler(logging.INFO, console, show_time=False, show_level=False, show_path=False)]
     log.setLevel(logging.INFO)
 
 
 def _quiet_lightning() -> None:
     """Silences Lightning's hints that do not apply, such as more workers for batches made in microseconds."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger(LIGHTNING_LOG).setLevel(logging.ERROR)
     for text in (".*does not have many workers.*", ".*Checkpoint directory .* exists and is not empty.*",
                  ".*isinstance.treespec, LeafSpec.. is deprecated.*"):  # fmt: skip
         warnings.filterwarnings("ignore", message=text)

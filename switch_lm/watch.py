@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from switch_lm.alarm import RouterAlarm, RouterAlarmError
-from switch_lm.callbacks import Clock
 from switch_lm.model import evaluating
 from switch_lm.router_health import router_health
 from switch_lm.saving import step_ends
@@ -20,21 +19,20 @@ from switch_lm.scoring import character_by_character, whole
 from switch_lm.settings import Config
 from switch_lm.windows import fixed_windows
 
-AT_MOST_EVERY, AT_MOST_SHARE = 300, 0.03  # steps; of a run's time
+EVERY = 300  # steps
 PROBE_CHARACTERS = 128, 512  # at least and at most; between them a quarter of a batch
 
 
 class WindowLosses(Callback):
-    """After validations three losses of one fixed set of windows, as many as in a training batch, in float32.
+    """Three losses of one fixed set of windows, as many as in a training batch, in float32.
 
     `val/window_loss` with nothing dropped, `val/window_loss_train_capacity` with the capacity of training, and
-    `val/window_loss_generation` read character by character: their gaps are what capacity costs. After the last
-    validation in any case; before it at most every 300 steps, and as long as all stay below 3 % of the run's time.
+    `val/window_loss_generation` read character by character: their gaps are what capacity costs. Measured
+    after the last validation, and after the first one at or past each multiple of 300 steps.
     """
 
-    def __init__(self, validation_ids: Tensor, config: Config, clock: Clock) -> None:
-        self.capacity_factor, self.trainer, self.clock = config.model.capacity_factor, config.trainer, clock
-        self.seconds, self.last_seconds = 0.0, 0.0  # in all; of the last time
+    def __init__(self, validation_ids: Tensor, config: Config) -> None:
+        self.capacity_factor, self.trainer, self.seconds = config.model.capacity_factor, config.trainer, 0.0
         self.ids_BS, self.target_BS = fixed_windows(
             validation_ids, context_length=config.model.context_length, num_windows=config.data.batch_size
         )
@@ -52,23 +50,18 @@ class WindowLosses(Callback):
                 "val/window_loss_generation": character_by_character(model, *text),
             }
         pl_module.write({tag: nll.double().mean().item() for tag, nll in nll_BS.items()}, step)
-        self.last_seconds = time.perf_counter() - started
-        self.seconds += self.last_seconds
+        self.seconds += time.perf_counter() - started
         pl_module.write({"perf/window_loss_seconds": self.seconds}, step)
 
     def _is_due(self, step: int) -> bool:
-        """Room is left for the last time, which always comes; the run's time is foretold from that so far."""
-        last, every = self.trainer.max_steps, self.trainer.val_every
-        stride = -(-AT_MOST_EVERY // every) * every
-        if step == last or step % stride or step == 0 or last - step < AT_MOST_EVERY:
-            return step == last
-        return self.seconds + 2 * self.last_seconds <= AT_MOST_SHARE * self.clock.seconds * last / step
+        """Never before the first step."""
+        return step == self.trainer.max_steps or 0 <= (step - self.trainer.val_every) // EVERY < step // EVERY
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "last_seconds": self.last_seconds}
+        return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds, self.last_seconds = state_dict["seconds"], state_dict["last_seconds"]
+        self.seconds = state_dict["seconds"]
 
 
 class RouterWatch(Callback):

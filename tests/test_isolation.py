@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from compare import same
 from small_models import NOISE, short_run
 
-from switch_lm import checkpoint
+from switch_lm import checkpoint, watch
 from switch_lm.settings import Config
 from switch_lm.train import train
 
@@ -19,7 +20,10 @@ def end_of(config: Config) -> dict[str, object]:
     return checkpoint.read(Path(config.outputs) / "runs" / str(config.name) / "checkpoints" / "last.ckpt")
 
 
-def test_validating_and_sampling_after_every_step_gives_the_run_that_does_neither(tmp_path: Path) -> None:
+def test_validating_sampling_and_scoring_windows_after_every_step_gives_the_run_that_does_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "EVERY", 1)
     config = short_run(tmp_path)
     config = replace(config, model=replace(config.model, **NOISE), trainer=replace(config.trainer, max_steps=5))
     rarely = replace(config, name="rarely", trainer=replace(config.trainer, val_every=5))

@@ -158,8 +158,8 @@ def _trained(config: Config, steps: int) -> tuple[SwitchLM, Header]:
             print(f"{heading} ...", file=sys.stderr)
             train(config, folder=run, heading=heading)
             return read_model(run)
-        training = Training.prepare(config, run_folder.of_job(run, config), signals=StopSignals(run), heading=heading)
-        with training.lock:
+        job, signals = run_folder.of_job(run, config), StopSignals(run)
+        with Training.prepare(config, job, signals=signals, heading=heading) as training:
             return training.module.model.eval(), Header(**training.module.header)
 
 

@@ -1,0 +1,172 @@
+"""A run or a command leaves the process as it was, however it ends; what is prepared and never run leaves nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from compare import same
+from conftest import TEXT, MakeRun, checkpoint_of, folder_of, tiny_model
+
+from switch_lm import checkpoint, evaluate, generate, hardware, training
+from switch_lm.check import __main__ as check
+from switch_lm.config import ConfigError
+from switch_lm.inspect import __main__ as inspect
+from switch_lm.module import SwitchModule
+from switch_lm.run_folder import Lock, Stopped, choose
+from switch_lm.settings import Config
+from switch_lm.signals import SIGNALS, StopSignals
+from switch_lm.train import train
+
+SMALL = ["data.path=text.txt", "model.num_layers=1", "model.d_model=16", "model.num_heads=2", "model.d_ff=16"]
+SMALL += ["model.context_length=8", "data.batch_size=4", "trainer.device=cpu"]
+
+
+def process_state() -> dict[str, Any]:
+    """All that a run or a command might change, but for the compiler's stance, which shows in what it compiles."""
+    logs = [logging.getLogger(name) for name in ("", "switch_lm", "lightning", "lightning.pytorch")]
+    return {
+        "threads": torch.get_num_threads(),
+        "random numbers": torch.random.get_rng_state().tolist(),
+        "logs": [(log.level, log.propagate, list(log.handlers)) for log in logs],
+        "warnings": list(warnings.filters),
+        "environment": dict(os.environ),
+        "signals": [signal.getsignal(number) for number in SIGNALS],
+        "defaults": (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_float32_matmul_precision()),
+        "deterministic": (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark),
+    }
+
+
+def fails(*_: Any, **__: Any) -> None:
+    raise RuntimeError("planted")
+
+
+def in_validation(config: Config, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SwitchModule, "validation_step", fails)
+
+
+def before_the_first_step(config: Config, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(training, "TextData", fails)
+
+
+def by_the_configuration(config: Config, patch: pytest.MonkeyPatch) -> None:
+    Path(str(config.data.path)).write_text("abc" * 9)
+
+
+def by_its_time_limit(config: Config, patch: pytest.MonkeyPatch) -> None:
+    config.trainer.max_time = "00:00:01"
+    patch.setattr("switch_lm.stopping.SoftStop._is_due", lambda self: True)
+
+
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        (None, None),
+        (in_validation, RuntimeError),
+        (before_the_first_step, RuntimeError),
+        (by_the_configuration, ConfigError),
+        (by_its_time_limit, Stopped),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_run_leaves_the_process_as_it_was(
+    end: Callable[[Config, pytest.MonkeyPatch], None] | None,
+    error: type[BaseException] | None,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config.trainer.threads = 2
+    before = process_state()
+    if end is None or error is None:
+        train(config)
+    else:
+        end(config, monkeypatch)
+        with pytest.raises(error):
+            train(config)
+    assert process_state() == before
+    assert folder_of(config).exists() == (end not in (before_the_first_step, by_the_configuration))
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (generate.main, ["--length", "3"]),
+        (evaluate.main, []),
+        (inspect.main, []),
+        (check.main, ["--steps", "0", *SMALL, "trainer.threads=3"]),
+        (generate.main, ["--run", "nowhere"]),
+    ],
+    ids=["generate", "evaluate", "inspect", "check", "no run"],
+)
+def test_a_command_leaves_the_process_as_it_was(
+    main: Callable[[list[str]], int], arguments: list[str], make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("switch_lm.check.certificate.certify", lambda *_, **__: [])  # which takes long
+    folder = make_run("tiny", text=TEXT * 3)
+    content = checkpoint_of(tiny_model(), TEXT * 3, "fp32") | {"global_step": 1}
+    checkpoint.write(content, folder / "checkpoints" / "best.ckpt")
+    torch.set_num_threads(2)
+    try:
+        before = process_state()
+        assert main(arguments) == ("nowhere" in arguments)
+        assert process_state() == before
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_after_a_run_that_failed_in_its_validation_the_next_one_is_as_if_alone(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(hardware, "compile_module", lambda module: module.compile(backend=backend, dynamic=False))
+    config.trainer.compile = "true"
+    graphs, states = [], []
+    for name in ("alone", "after"):
+        if name == "after":
+            with monkeypatch.context() as patch:
+                in_validation(config, patch)
+                with pytest.raises(RuntimeError, match="planted"):
+                    train(replace(config, name="failed"))
+        compiled.clear()
+        job = replace(config, name=name)
+        train(job)
+        graphs.append(len(compiled))
+        states.append(checkpoint.read(folder_of(job) / "checkpoints" / "last.ckpt"))
+    assert graphs[0] == graphs[1] > 0
+    for key in ("state_dict", "optimizer_states"):
+        assert same(states[0][key], states[1][key]), key
+
+
+def test_a_run_that_is_prepared_and_never_fitted_leaves_no_folder_and_no_lock(config: Config) -> None:
+    run = choose(config)
+    with training.Training.prepare(config, run, signals=StopSignals(run.path)):
+        assert not folder_of(config).exists()
+        assert train(config)["steps"] == 12  # at once: nothing is locked
+
+
+def test_a_lock_that_can_not_be_taken_leaves_no_open_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+
+    def interrupted(descriptor: int, how: int) -> None:
+        opened.append(descriptor)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fcntl, "flock", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Lock(tmp_path, "one process in a folder")
+    with pytest.raises(OSError):
+        os.fstat(opened[0])
