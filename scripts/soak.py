@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from switch_lm import train as command
+from switch_lm.training import start
 
 OBJECTS = 50.0  # Python objects a job may leave; its model, trainer and configuration have ten thousand
 MEMORY_KIB = 256.0  # memory a job may leave in a sweep of LONG jobs or more; in a shorter one caches still fill:
@@ -45,14 +46,14 @@ def held() -> Held:
 def sweep(runs: int) -> list[Held]:
     """What is held after each job of a sweep over seeds, started as a user starts it, in an empty folder."""
     after_jobs: list[Held] = []
-    train = command.train
+    train = start.train
 
     def measured(*args: Any, **kwargs: Any) -> dict[str, Any]:
         result = train(*args, **kwargs)
         after_jobs.append(held())
         return result
 
-    command.train = measured
+    command.train = measured  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         Path("text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)

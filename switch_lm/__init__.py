@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from switch_lm.model import SwitchLM
-    from switch_lm.vocab import Vocabulary
+    from switch_lm.api import (
+        Routing,
+        SwitchFeedForward,
+        SwitchLM,
+        expert_capacity,
+        load,
+        load_balancing_loss,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["Routing", "SwitchFeedForward", "SwitchLM", "expert_capacity", "load", "load_balancing_loss"]
 
 
-def load(path: str | Path) -> tuple[SwitchLM, Vocabulary]:
-    """A trained model, ready for use in a notebook, and its vocabulary. `path`: a checkpoint or the folder of a run."""
-    from switch_lm.checkpoint import load as load_checkpoint  # torch is slow to import: only when needed
+def __getattr__(name: str) -> object:
+    """A public name at its first use: torch takes seconds to import, and commands that need none do without."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from switch_lm import api
 
-    return load_checkpoint(path)
+    return getattr(api, name)

@@ -1,4 +1,4 @@
-"""The loss of a trained model on the whole validation split, and what it drops, at one capacity factor or several."""
+"""Measures a trained model: `python -m switch_lm.evaluate [--run NAME]`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from switch_lm.command import (
+from switch_lm.commandline.command import (
     MAX_SEED,
     CommandError,
     finish,
@@ -22,115 +21,15 @@ from switch_lm.command import (
     whole_number,
     write_json,
 )
-from switch_lm.runs import run_of
+from switch_lm.storage.runs import run_of
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
-    import torch
     from torch import Tensor
 
-    from switch_lm.model import SwitchLM, SwitchOutput
+    from switch_lm.measure.evaluation import Evaluation
+    from switch_lm.model.transformer import SwitchLM
 
-NANOGPT_BATCHES = 20  # eval_iters of nanoGPT's Shakespeare example on a CPU
 NANOGPT_DRAWS = 10
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What one pass over a split found."""
-
-    loss: float  # language loss alone, nats a character
-    dropped: float  # dropped choices / all choices, over all Switch layers
-    dropped_per_layer: tuple[float, ...]
-    predictions: int
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(self.loss)
-
-    @property
-    def bits_per_character(self) -> float:
-        return self.loss / math.log(2)
-
-
-def evaluate(
-    model: SwitchLM,
-    validation_ids: Tensor,
-    *,
-    context_length: int,
-    batch_size: int,
-    capacity_factor: float | None,
-    precision: str,
-) -> Evaluation:
-    """Each prediction of the split once, on the model's device. `precision`: fp32, or bf16 for autocast.
-
-    Unless dropless (`capacity_factor` None) the result depends on the batch size: places are shared by a batch.
-    """
-    import torch
-
-    from switch_lm.losses import language_loss
-    from switch_lm.metrics import dropped_choices
-    from switch_lm.model import evaluating
-    from switch_lm.windows import evaluation_batches
-
-    device, num_layers, predictions = model.embedding.weight.device, model.config.num_switch_layers, 0
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    dropped_L, choices_L = torch.zeros(2, num_layers, dtype=torch.float64, device=device)
-    with torch.inference_mode(), evaluating(model), _autocast(device, precision):
-        for ids_BS, target_BS in evaluation_batches(
-            validation_ids.to(device), context_length=context_length, batch_size=batch_size
-        ):
-            output: SwitchOutput = model(ids_BS, capacity_factor=capacity_factor)
-            loss_sum += language_loss(output.logits, target_BS).double() * target_BS.numel()
-            predictions += target_BS.numel()
-            for layer, routing in enumerate(output.routings):
-                dropped_L[layer] += dropped_choices(routing)
-                choices_L[layer] += routing.expert_TK.numel()
-    return Evaluation(
-        loss=loss_sum.item() / predictions,
-        dropped=(dropped_L.sum() / choices_L.sum().clamp(min=1)).item(),  # a dense model has no choices
-        dropped_per_layer=tuple((dropped_L / choices_L).tolist()),
-        predictions=predictions,
-    )
-
-
-def nanogpt_estimates(
-    model: SwitchLM,
-    validation_ids: Tensor,
-    *,
-    batch_size: int,
-    capacity_factor: float | None,
-    precision: str,
-    num_draws: int,
-    seed: int,
-) -> list[float]:
-    """`num_draws` times the mean loss of 20 batches of windows drawn with replacement, which may overlap.
-
-    Source: nanoGPT, train.py, estimate_loss and get_batch.
-    """
-    import torch
-
-    from switch_lm.losses import language_loss
-    from switch_lm.model import evaluating
-
-    device = model.embedding.weight.device
-    generator = torch.Generator().manual_seed(seed)
-    windows_NS = validation_ids.unfold(0, model.config.context_length + 1, 1)
-    estimates = []
-    with torch.inference_mode(), evaluating(model), _autocast(device, precision):
-        for _ in range(num_draws):
-            losses = []
-            for _ in range(NANOGPT_BATCHES):
-                window_BS = windows_NS[torch.randint(len(windows_NS), (batch_size,), generator=generator)].to(device)
-                output: SwitchOutput = model(window_BS[:, :-1], capacity_factor=capacity_factor)
-                losses.append(language_loss(output.logits, window_BS[:, 1:]).double())
-            estimates.append(torch.stack(losses).mean().item())
-    return estimates
-
-
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    import torch
-
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def capacity_factor(text: str) -> float | None:
@@ -153,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--batch-size", type=whole_number(at_least=1, example=32), metavar="N", help=batch)
     options.add_argument("--precision", choices=("fp32", "bf16"), help="(default: the one that the run was trained in)")
     options.add_argument("--data", type=Path, metavar="FILE", help="the text, if it is not where the run found it")
-    draws = f"also nanoGPT's estimate, from {NANOGPT_BATCHES} random batches, N times (default N: {NANOGPT_DRAWS})"
+    draws = f"also nanoGPT's estimate, from 20 random batches, N times (default N: {NANOGPT_DRAWS})"
     options.add_argument(
         "--nanogpt-protocol",
         type=whole_number(at_least=1, example=NANOGPT_DRAWS),
@@ -175,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(options: argparse.Namespace) -> int:
     import torch
+
+    from switch_lm.measure.evaluation import evaluate, nanogpt_estimates
 
     path, model, header = open_model(options.run, options.outputs)
     ids = validation_ids(header, options.data)

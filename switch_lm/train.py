@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,38 +13,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from switch_lm import cli, run_folder, sweep
-from switch_lm.config import ConfigError, resolve
-from switch_lm.corpus import CorpusError
-from switch_lm.paths import config_dir, interpreter
-from switch_lm.run_folder import Stopped, TrainingError
-from switch_lm.settings import Config
-from switch_lm.signals import StopSignals
-
-
-def train(
-    cfg: DictConfig | Config,
-    *,
-    folder: Path | None = None,
-    heading: str | None = None,
-    signals: StopSignals | None = None,
-) -> dict[str, Any]:
-    """Trains as configured and returns what result.json holds. Callable from Python.
-
-    For a sweep's jobs: `folder`, `heading`, which stands beside a progress bar in place of the run's own words, and
-    `signals`, which are caught already.
-
-    ConfigError if the configuration breaks a rule (before anything is fetched or written); CorpusError if there is no
-    text; TrainingError if training fails; Stopped, which is no Exception, after a signal or `trainer.max_time`.
-    """
-    config = resolve(cfg)
-    run = run_folder.choose(config) if folder is None else run_folder.of_job(folder, config)
-    if (finished := run.read_json(run_folder.RESULT)) is not None:
-        return finished
-    from switch_lm.training import Training  # torch and Lightning are slow to import: not for --help and --cfg
-
-    with Training.prepare(config, run, heading=heading, signals=signals or StopSignals(run.path)) as training:
-        return training.fit()
+from switch_lm.config import overrides as cli
+from switch_lm.config.paths import config_dir, interpreter
+from switch_lm.config.rules import ConfigError
+from switch_lm.storage.run_folder import Stopped, TrainingError
+from switch_lm.sweep import jobs as sweep
+from switch_lm.text.corpus import CorpusError
+from switch_lm.training.start import train
 
 
 def main() -> None:

@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 
-from switch_lm.architecture import ModelConfig
-from switch_lm.check.finding import Finding, Verdict
-from switch_lm.dashboard_text import certificate_markdown, write_text
-from switch_lm.settings import Config, DataConfig, HealthConfig, LoggerConfig, TrainerConfig
-from switch_lm.train import train
+from switch_lm.certificate.dashboard import certificate_markdown, write_text
+from switch_lm.certificate.finding import Finding, Verdict
+from switch_lm.config.schema import Config, DataConfig, HealthConfig, LoggerConfig, TrainerConfig
+from switch_lm.model.config import ModelConfig
+from switch_lm.training.start import train
 
 MAKEFILE = Path(__file__).parent.parent / "Makefile"
 STARTS_WITHIN_S = 60

@@ -14,13 +14,15 @@ from compare import same
 from conftest import MakeRun, folder_of
 from processes import state
 
-from switch_lm import checkpoint, evaluate, generate, run_folder
-from switch_lm.checkpoint import CheckpointError
-from switch_lm.config import ConfigError
-from switch_lm.module import SwitchModule
-from switch_lm.saving import Best
-from switch_lm.settings import Config
-from switch_lm.train import train
+import switch_lm
+from switch_lm import evaluate, generate
+from switch_lm.config.rules import ConfigError
+from switch_lm.config.schema import Config
+from switch_lm.storage import run_folder
+from switch_lm.storage.checkpoint import CheckpointError
+from switch_lm.training.callbacks.checkpoints import Best
+from switch_lm.training.module import SwitchModule
+from switch_lm.training.start import train
 
 
 class PlugPulled(BaseException):
@@ -109,7 +111,7 @@ def test_a_damaged_checkpoint_is_told_in_one_line_with_the_newest_good_one(
             assert reason in message and f"the newest good one there is {best}" in message
     if harm is not missing:
         with pytest.raises(CheckpointError, match="newest good one"):
-            checkpoint.load(last)
+            switch_lm.load(last)
 
 
 @pytest.mark.row(17)

@@ -29,8 +29,9 @@ from mirror_servers import (
 from mirror_servers import a_small_made_up_world as a_small_made_up_world
 from mirror_servers import serve as serve
 
-from switch_lm import corpus, mirrors, plays
-from switch_lm.corpus import load_corpus
+from switch_lm import corpus as corpus_command
+from switch_lm.text import corpus, mirrors, plays
+from switch_lm.text.corpus import load_corpus
 
 
 def test_a_download_is_kept_byte_for_byte_and_used_again_with_no_request(
@@ -234,9 +235,9 @@ def test_the_command_prints_path_source_and_hash_or_fails_with_the_message(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["corpus", "--data-dir", str(tmp_path)])
-    assert corpus.main() == 1
+    assert corpus_command.main() == 1
     assert "give the file yourself" in capsys.readouterr().err
     mirror = serve(reply(GOOD))
-    assert corpus.main() == 0
+    assert corpus_command.main() == 0
     words = capsys.readouterr().out.split()
     assert words == ["path", str(tmp_path / corpus.TINY_SHAKESPEARE_FILE), "source", mirror.url, "sha256", GOOD_SHA256]

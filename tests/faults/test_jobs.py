@@ -9,8 +9,8 @@ import pytest
 from conftest import folder_of
 from processes import finished, sha256
 
-from switch_lm.settings import Config
-from switch_lm.train import train
+from switch_lm.config.schema import Config
+from switch_lm.training.start import train
 
 STEPS = ("trainer.max_steps=20", "trainer.val_every=10")
 

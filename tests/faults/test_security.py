@@ -21,12 +21,14 @@ from mirror_servers import a_small_made_up_world as a_small_made_up_world
 from mirror_servers import refusal
 from omegaconf import OmegaConf
 
-from switch_lm import checkpoint, evaluate, generate, mirrors
-from switch_lm.checkpoint import CheckpointError
-from switch_lm.config import ConfigError
-from switch_lm.settings import Config
+import switch_lm
+from switch_lm import evaluate, generate
+from switch_lm.config.rules import ConfigError
+from switch_lm.config.schema import Config
+from switch_lm.storage.checkpoint import CheckpointError
+from switch_lm.text import mirrors
 from switch_lm.train import main as train_main
-from switch_lm.train import train
+from switch_lm.training.start import train
 
 
 class Harm:
@@ -70,7 +72,7 @@ def test_a_malicious_pickle_is_refused_by_every_way_in_and_nothing_runs(
         assert command(["--run", "tiny"]) == 1
         assert "best.ckpt can not be read as a checkpoint" in capsys.readouterr().err
     with pytest.raises(CheckpointError):
-        checkpoint.load(file)
+        switch_lm.load(file)
     with pytest.raises(ConfigError, match=r"init_from=.*can not be read as a checkpoint"):
         train(replace(config, init_from=str(file)))
     run = Path(config.outputs) / "runs" / "stopped"

@@ -1,0 +1,24 @@
+"""The public names, without Hydra or Lightning: `from switch_lm import load, SwitchFeedForward, ...` ends up here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from switch_lm.model.losses import load_balancing_loss
+from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.model.transformer import SwitchLM
+from switch_lm.routers.options import expert_capacity
+from switch_lm.routers.routing import Routing
+from switch_lm.storage.checkpoint import read_model
+from switch_lm.text.vocabulary import Vocabulary
+
+__all__ = ["Routing", "SwitchFeedForward", "SwitchLM", "expert_capacity", "load", "load_balancing_loss"]
+
+
+def load(path: str | Path) -> tuple[SwitchLM, Vocabulary]:
+    """A trained model in `eval()` on the CPU, and its vocabulary.
+
+    `path`: a checkpoint or the folder of a run. CheckpointError says which file cannot be read and why.
+    """
+    model, header = read_model(Path(path))
+    return model, Vocabulary(header.vocabulary)

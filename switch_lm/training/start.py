@@ -1,0 +1,38 @@
+"""Starts a run: from a configuration to what its result.json holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from switch_lm.config.rules import resolve
+from switch_lm.config.schema import Config
+from switch_lm.storage import run_folder
+from switch_lm.training.signals import StopSignals
+
+
+def train(
+    cfg: DictConfig | Config,
+    *,
+    folder: Path | None = None,
+    heading: str | None = None,
+    signals: StopSignals | None = None,
+) -> dict[str, Any]:
+    """Trains as configured and returns what result.json holds. Callable from Python.
+
+    For a sweep's jobs: `folder`, `heading`, which stands beside a progress bar in place of the run's own words, and
+    `signals`, which are caught already.
+
+    ConfigError if the configuration breaks a rule (before anything is fetched or written); CorpusError if there is no
+    text; TrainingError if training fails; Stopped, which is no Exception, after a signal or `trainer.max_time`.
+    """
+    config = resolve(cfg)
+    run = run_folder.choose(config) if folder is None else run_folder.of_job(folder, config)
+    if (finished := run.read_json(run_folder.RESULT)) is not None:
+        return finished
+    from switch_lm.training.run import Training  # torch and Lightning are slow to import: not for --help and --cfg
+
+    with Training.prepare(config, run, heading=heading, signals=signals or StopSignals(run.path)) as training:
+        return training.fit()
