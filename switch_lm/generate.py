@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from switch_lm.command import (
+from switch_lm.commandline.command import (
     MAX_SEED,
     CommandError,
     finish,
@@ -19,11 +19,11 @@ from switch_lm.command import (
     require_writable,
     whole_number,
 )
-from switch_lm.files import replace_text
-from switch_lm.writing import generate
+from switch_lm.generation.sampling import generate
+from switch_lm.storage.files import replace_text
 
 if TYPE_CHECKING:
-    from switch_lm.trace import Traced
+    from switch_lm.generation.trace import Traced
 
 
 def temperature(text: str) -> float:
@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(options: argparse.Namespace) -> int:
     import torch
 
-    from switch_lm.trace import trace
-    from switch_lm.vocab import Vocabulary
+    from switch_lm.generation.trace import trace
+    from switch_lm.text.vocabulary import Vocabulary
 
     torch.set_num_threads(1)  # one character is too little to share: on a busy machine threads only wait for each other
     path, model, header = open_model(options.run, options.outputs)
@@ -104,7 +104,7 @@ def _keeping(characters: Iterator[Traced], traced: list[Traced]) -> Iterator[str
 
 
 def _write_page(options: argparse.Namespace, traced: list[Traced], checkpoint: Path, *, num_experts: int) -> None:
-    from switch_lm.sample_page import Sampling, sample_page
+    from switch_lm.generation.page import Sampling, sample_page
 
     how = {name: getattr(options, name) for name in ("prompt", "length", "temperature", "top_k", "seed")}
     try:

@@ -15,13 +15,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from switch_lm import cli, run_folder, sweep
-from switch_lm.config import ConfigError, resolve
-from switch_lm.corpus import CorpusError
-from switch_lm.paths import config_dir, interpreter
-from switch_lm.run_folder import Stopped, TrainingError
-from switch_lm.settings import Config
-from switch_lm.signals import StopSignals
+from switch_lm.config import overrides as cli
+from switch_lm.config.paths import config_dir, interpreter
+from switch_lm.config.rules import ConfigError, resolve
+from switch_lm.config.schema import Config
+from switch_lm.storage import run_folder
+from switch_lm.storage.run_folder import Stopped, TrainingError
+from switch_lm.sweep import jobs as sweep
+from switch_lm.text.corpus import CorpusError
+from switch_lm.training.signals import StopSignals
 
 
 def train(
@@ -43,7 +45,7 @@ def train(
     run = run_folder.choose(config) if folder is None else run_folder.of_job(folder, config)
     if (finished := run.read_json(run_folder.RESULT)) is not None:
         return finished
-    from switch_lm.training import Training  # torch and Lightning are slow to import: not for --help and --cfg
+    from switch_lm.training.run import Training  # torch and Lightning are slow to import: not for --help and --cfg
 
     with Training.prepare(config, run, heading=heading, signals=signals or StopSignals(run.path)) as training:
         return training.fit()

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from switch_lm import checkpoint
-from switch_lm.architecture import ModelConfig
-from switch_lm.model import SwitchLM
-from switch_lm.settings import Config, DataConfig, LoggerConfig, OptimConfig, TrainerConfig
-from switch_lm.vocab import Vocabulary
+from switch_lm.config.schema import Config, DataConfig, LoggerConfig, OptimConfig, TrainerConfig
+from switch_lm.model.config import ModelConfig
+from switch_lm.model.transformer import SwitchLM
+from switch_lm.storage import checkpoint
+from switch_lm.text.vocabulary import Vocabulary
 
 pytest_plugins = ["fault_rows"]
 TEXT = "To be, or not to be: that is the question.\n" * 20

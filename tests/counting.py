@@ -9,13 +9,13 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from switch_lm.architecture import ModelConfig
-from switch_lm.config import resolve
-from switch_lm.ledger import Ledger, ledger
-from switch_lm.module import SwitchModule
-from switch_lm.paths import config_dir
-from switch_lm.settings import Config
-from switch_lm.vocab import Vocabulary
+from switch_lm.config.paths import config_dir
+from switch_lm.config.rules import resolve
+from switch_lm.config.schema import Config
+from switch_lm.measure.ledger import Ledger, ledger
+from switch_lm.model.config import ModelConfig
+from switch_lm.text.vocabulary import Vocabulary
+from switch_lm.training.module import SwitchModule
 
 CONFIGS = config_dir()
 VOCABULARY = Vocabulary.of("abcdefghij\n")

@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from switch_lm.architecture import ModelConfig
-from switch_lm.check.finding import Finding, Verdict
-from switch_lm.dashboard_text import certificate_markdown, write_text
-from switch_lm.settings import Config, DataConfig, HealthConfig, LoggerConfig, TrainerConfig
+from switch_lm.certificate.dashboard import certificate_markdown, write_text
+from switch_lm.certificate.finding import Finding, Verdict
+from switch_lm.config.schema import Config, DataConfig, HealthConfig, LoggerConfig, TrainerConfig
+from switch_lm.model.config import ModelConfig
 from switch_lm.train import train
 
 MAKEFILE = Path(__file__).parent.parent / "Makefile"

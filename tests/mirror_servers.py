@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from switch_lm import corpus, mirrors, plays
-from switch_lm.corpus import CorpusError, load_corpus
+from switch_lm.text import corpus, mirrors, plays
+from switch_lm.text.corpus import CorpusError, load_corpus
 
 GOOD = b"A made-up line.\r\nAnother one.\n" * 40
 GOOD_SHA256 = hashlib.sha256(GOOD).hexdigest()

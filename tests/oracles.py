@@ -14,7 +14,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from switch_lm.switch import SwitchFeedForward
+from switch_lm.model.switch import SwitchFeedForward
 
 REPEATABLE = settings(
     deadline=None, derandomize=True, database=None

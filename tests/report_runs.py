@@ -10,9 +10,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
-from switch_lm.architecture import ModelConfig
-from switch_lm.ledger import ledger, run_ledger
-from switch_lm.settings import Config
+from switch_lm.config.schema import Config
+from switch_lm.measure.ledger import ledger, run_ledger
+from switch_lm.model.config import ModelConfig
 
 VOCAB, STEPS, EVERY = 65, 100, 25
 HARDWARE = {"device": "cpu", "precision": "fp32", "compile": False, "name": "test machine", "threads": 2}

@@ -10,12 +10,12 @@ import torch
 from conftest import TEXT
 from torch import Tensor
 
-from switch_lm.architecture import ModelConfig
-from switch_lm.module import SwitchModule
-from switch_lm.routing import RoutingRule
-from switch_lm.settings import Config, DataConfig, LoggerConfig, OptimConfig, TrainerConfig
-from switch_lm.switch import SwitchFeedForward
-from switch_lm.vocab import Vocabulary
+from switch_lm.config.schema import Config, DataConfig, LoggerConfig, OptimConfig, TrainerConfig
+from switch_lm.model.config import ModelConfig
+from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.routers.routing import RoutingRule
+from switch_lm.text.vocabulary import Vocabulary
+from switch_lm.training.module import SwitchModule
 
 VOCABULARY = Vocabulary.of(TEXT)
 SIZES: dict[str, Any] = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 24, "context_length": 12}

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from switch_lm.architecture import ModelConfig
-from switch_lm.model import SwitchLM, SwitchOutput
-from switch_lm.switch import SwitchFeedForward
+from switch_lm.model.config import ModelConfig
+from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.model.transformer import SwitchLM, SwitchOutput
 
 VOCAB, B, S = 11, 3, 12
 LEAKS = 1e-5  # float32: a logit may change this much through rounding

@@ -9,15 +9,15 @@ import torch
 from conftest import BATCH_SIZE, TEXT, tiny_model
 from test_causality import TABLE
 
-from switch_lm.check.certificate import certify
-from switch_lm.check.choices import _is_capacity
-from switch_lm.check.expected import depends_on_rows, sees_future
-from switch_lm.check.finding import Finding, Verdict
-from switch_lm.check.policies import measure, policies
-from switch_lm.check.subject import Gap, Subject
-from switch_lm.model import SwitchLM
-from switch_lm.rule import RoutingRule
-from switch_lm.vocab import Vocabulary
+from switch_lm.certificate.certify import certify
+from switch_lm.certificate.choices import _is_capacity
+from switch_lm.certificate.expected import depends_on_rows, sees_future
+from switch_lm.certificate.finding import Finding, Verdict
+from switch_lm.certificate.policies import measure, policies
+from switch_lm.model.transformer import SwitchLM
+from switch_lm.probe.subject import Gap, Subject
+from switch_lm.routers.options import RoutingRule
+from switch_lm.text.vocabulary import Vocabulary
 
 IDS = torch.randint(len(Vocabulary.of(TEXT)), (700,), generator=torch.Generator().manual_seed(0))
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import MakeRun, tiny_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from switch_lm.check.__main__ import main
+from switch_lm.check import main
 
 SMALL = ["data.path=text.txt", "model.num_layers=2", "model.d_model=16", "model.num_heads=2", "model.d_ff=16"]
 SMALL += ["model.context_length=8", "model.num_experts=4", "data.batch_size=4", "trainer.device=cpu"]

@@ -12,9 +12,10 @@ from conftest import tiny_model
 from test_check import subject_of, verdicts
 from torch import Tensor
 
-from switch_lm import attention, experts, noise, queueing, routing, switch
-from switch_lm.check.finding import Verdict
-from switch_lm.model import SwitchLM
+from switch_lm.certificate.finding import Verdict
+from switch_lm.model import attention, experts, switch
+from switch_lm.model.transformer import SwitchLM
+from switch_lm.routers import noise, queueing, routing
 
 Break = Callable[[pytest.MonkeyPatch, SwitchLM], None]
 
@@ -46,7 +47,7 @@ def load_after_dropping(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
         made = real(*args, **options)
         return replace(made, load_E=made.kept_E)
 
-    patch.setattr("switch_lm.switch.route", route)
+    patch.setattr("switch_lm.model.switch.route", route)
 
 
 def last_come_first_served(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -77,7 +78,7 @@ def router_in_bf16(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
 
 
 def jitter_in_place(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    patch.setattr("switch_lm.switch.jitter", lambda x_TD, epsilon: x_TD.mul_(1 + epsilon * torch.rand_like(x_TD)))
+    patch.setattr("switch_lm.model.switch.jitter", lambda x_TD, epsilon: x_TD.mul_(1 + epsilon * torch.rand_like(x_TD)))
 
 
 def copies(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:

@@ -9,9 +9,9 @@ from itertools import pairwise
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from switch_lm.config import flatten, resolve
-from switch_lm.paths import config_dir
-from switch_lm.settings import Config
+from switch_lm.config.paths import config_dir
+from switch_lm.config.rules import flatten, resolve
+from switch_lm.config.schema import Config
 
 CONFIGS = config_dir()
 

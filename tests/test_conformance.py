@@ -8,9 +8,9 @@ import pytest
 import torch
 from worked import FIVE_TOKENS, factors, kept, routed, worked
 
-from switch_lm.losses import load_balancing_loss
-from switch_lm.metrics import dropped_choices
-from switch_lm.routing import RoutingRule, expert_capacity, route
+from switch_lm.measure.metrics import dropped_choices
+from switch_lm.model.losses import load_balancing_loss
+from switch_lm.routers.routing import RoutingRule, expert_capacity, route
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,11 @@ from dashboard_server import DENSE, FINDINGS, RUN, Server, server  # noqa: F401 
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from switch_lm import hparams
-from switch_lm.architecture import ModelConfig
-from switch_lm.dashboard_text import certificate_markdown, write_text
-from switch_lm.metrics import chart_layout
-from switch_lm.settings import Config
+from switch_lm.certificate.dashboard import certificate_markdown, write_text
+from switch_lm.config.schema import Config
+from switch_lm.measure.metrics import chart_layout
+from switch_lm.model.config import ModelConfig
+from switch_lm.training import hparams
 
 ALL_STEPS, VALIDATIONS = [1, 2, 3, 4, 5, 6], [3, 6]
 LAYERS = ("moe/layer_00", "moe/layer_01")

@@ -11,8 +11,8 @@ import pytest
 from browser import browser, complaints, resize  # noqa: F401  browser is a fixture
 from dashboard_server import DENSE, FINDINGS, RUN, Server, server  # noqa: F401  server is a fixture
 
-from switch_lm import hparams
-from switch_lm.metrics import chart_layout
+from switch_lm.measure.metrics import chart_layout
+from switch_lm.training import hparams
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

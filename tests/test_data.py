@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from switch_lm.data import TrainingBatches, derive_seed
+from switch_lm.training.data import TrainingBatches, derive_seed
 
 TEXT = torch.arange(1003)  # every character is its own place in the text
 

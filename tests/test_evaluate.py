@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import BATCH_SIZE, TEXT, MakeRun, tiny_model
 
-from switch_lm.evaluate import Evaluation, evaluate, main, nanogpt_estimates
-from switch_lm.model import SwitchLM
-from switch_lm.vocab import Vocabulary
-from switch_lm.windows import split
+from switch_lm.measure.evaluation import Evaluation, evaluate, main, nanogpt_estimates
+from switch_lm.model.transformer import SwitchLM
+from switch_lm.text.vocabulary import Vocabulary
+from switch_lm.text.windows import split
 
 CONTEXT = 16
 VALIDATION = split(Vocabulary.of(TEXT).encode(TEXT))[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from switch_lm.experts import Experts
+from switch_lm.model.experts import Experts
 
 
 @pytest.mark.parametrize("loads", [[3, 0, 70, 64, 1], [0, 0, 5, 0, 0], [1, 1, 1, 1, 1]])

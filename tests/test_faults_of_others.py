@@ -13,11 +13,11 @@ from small_models import NOISE, batch, layer, module_of, short_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import switch_lm
-from switch_lm.evaluate import evaluate
-from switch_lm.settings import Config
-from switch_lm.switch import SwitchFeedForward
+from switch_lm.config.schema import Config
+from switch_lm.measure.evaluation import evaluate
+from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.text.windows import split
 from switch_lm.train import train
-from switch_lm.windows import split
 
 
 @pytest.fixture(autouse=True)

@@ -14,13 +14,14 @@ import torch
 from conftest import TEXT, MakeRun, tiny_model
 from torch import Tensor
 
-from switch_lm import checkpoint, writing
 from switch_lm import generate as command
-from switch_lm.attention import LayerCache
 from switch_lm.generate import main
-from switch_lm.model import SwitchLM
-from switch_lm.vocab import Vocabulary
-from switch_lm.writing import Reading, generate, next_logits, read, sample
+from switch_lm.generation import sampling as writing
+from switch_lm.generation.sampling import Reading, generate, next_logits, read, sample
+from switch_lm.model.attention import LayerCache
+from switch_lm.model.transformer import SwitchLM
+from switch_lm.storage import checkpoint
+from switch_lm.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(TEXT)
 CONTEXT = 16

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from switch_lm.hardware import compile_module
+from switch_lm.training.hardware import compile_module
 
 FAULTS = """
 import resource, sys, torch

@@ -12,9 +12,9 @@ import pytest
 from browser import browser, complaints, prefer, resize  # noqa: F401  browser is a fixture
 from conftest import TEXT, MakeRun, checkpoint_of, tiny_model
 
-from switch_lm import checkpoint
-from switch_lm.inspect.__main__ import main
-from switch_lm.vocab import Vocabulary
+from switch_lm.inspect import main
+from switch_lm.storage import checkpoint
+from switch_lm.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

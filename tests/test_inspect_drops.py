@@ -9,14 +9,14 @@ import torch
 from conftest import TEXT, tiny_model
 from torch import Tensor
 
-from switch_lm.inspect.dropping import drops
-from switch_lm.inspect.drops import Drops, independent, summary
-from switch_lm.inspect.estimates import difference, mean, mean_where
-from switch_lm.inspect.probe import Probe, read
-from switch_lm.model import SwitchLM
+from switch_lm.inspection.dropping import drops
+from switch_lm.inspection.drops import Drops, independent, summary
+from switch_lm.measure.scoring import whole
+from switch_lm.model.transformer import SwitchLM
+from switch_lm.probe.probe import Probe, read
 from switch_lm.report.statistics import t_quantile
-from switch_lm.scoring import whole
-from switch_lm.vocab import Vocabulary
+from switch_lm.stats.clusters import difference, mean, mean_where
+from switch_lm.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(TEXT)
 PROBE = Probe.of(VOCABULARY.encode(TEXT), context_length=16, num_windows=16)

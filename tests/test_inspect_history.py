@@ -10,12 +10,12 @@ import torch
 from conftest import TEXT, checkpoint_of, tiny_model
 from torch import Tensor
 
-from switch_lm import checkpoint
-from switch_lm.checkpoint import CheckpointError
-from switch_lm.inspect.history import History, Moment, compared, history
-from switch_lm.inspect.probe import Probe
-from switch_lm.model import SwitchLM
-from switch_lm.vocab import Vocabulary
+from switch_lm.inspection.history import History, Moment, compared, history
+from switch_lm.model.transformer import SwitchLM
+from switch_lm.probe.probe import Probe
+from switch_lm.storage import checkpoint
+from switch_lm.storage.checkpoint import CheckpointError
+from switch_lm.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(TEXT)
 IDS = torch.randint(len(VOCABULARY), (3000,), generator=torch.Generator().manual_seed(0))

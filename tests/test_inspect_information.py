@@ -11,13 +11,13 @@ import torch
 from conftest import TEXT, tiny_model
 from torch import Tensor
 
-from switch_lm.inspect.atlas import Atlas, atlas
-from switch_lm.inspect.information import Explained, entropy, explained, shifted_within
-from switch_lm.inspect.labels import CHARACTER, CLASS, NEXT, WINDOW, character_class, in_speaker_name, labels
-from switch_lm.inspect.labels import position_in_line as line_positions
-from switch_lm.inspect.probe import Probe, Reading, read
-from switch_lm.model import SwitchLM
-from switch_lm.vocab import Vocabulary
+from switch_lm.inspection.atlas import Atlas, atlas
+from switch_lm.inspection.labels import CHARACTER, CLASS, NEXT, WINDOW, character_class, in_speaker_name, labels
+from switch_lm.inspection.labels import position_in_line as line_positions
+from switch_lm.model.transformer import SwitchLM
+from switch_lm.probe.probe import Probe, Reading, read
+from switch_lm.stats.information import Explained, entropy, explained, shifted_within
+from switch_lm.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(TEXT)
 PROBE = Probe.of(torch.randint(len(VOCABULARY), (3000,), generator=torch.Generator().manual_seed(5)), context_length=16)

@@ -10,9 +10,10 @@ import torch
 from compare import same
 from small_models import NOISE, short_run
 
-from switch_lm import checkpoint, watch
-from switch_lm.settings import Config
+from switch_lm.config.schema import Config
+from switch_lm.storage import checkpoint
 from switch_lm.train import train
+from switch_lm.training.callbacks import watch
 
 
 def end_of(config: Config) -> dict[str, object]:

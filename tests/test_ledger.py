@@ -16,12 +16,12 @@ from rich.console import Console
 from small_models import model_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from switch_lm.architecture import ModelConfig
-from switch_lm.hardware import detect
-from switch_lm.ledger import LEFT_OUT, LayerWork, ledger, optimizer_flops, run_ledger
-from switch_lm.optim import build_optimizer
-from switch_lm.settings import Config, DataConfig, TrainerConfig
-from switch_lm.summary import print_plan
+from switch_lm.config.schema import Config, DataConfig, TrainerConfig
+from switch_lm.measure.ledger import LEFT_OUT, LayerWork, ledger, optimizer_flops, run_ledger
+from switch_lm.model.config import ModelConfig
+from switch_lm.optim.build import build_optimizer
+from switch_lm.training.hardware import detect
+from switch_lm.training.summary import print_plan
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from switch_lm.architecture import ModelConfig
-from switch_lm.ledger import LEFT_OUT, optimizer_flops
-from switch_lm.optim import build_optimizer
-from switch_lm.settings import Config, OptimConfig
-from switch_lm.switch import SwitchFeedForward
+from switch_lm.config.schema import Config, OptimConfig
+from switch_lm.measure.ledger import LEFT_OUT, optimizer_flops
+from switch_lm.model.config import ModelConfig
+from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.optim.build import build_optimizer
 
 PRESETS = [
     f"{group}={path.stem}"

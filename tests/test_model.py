@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from switch_lm.architecture import ModelConfig
-from switch_lm.model import SwitchLM
+from switch_lm.model.config import ModelConfig
+from switch_lm.model.transformer import SwitchLM
 
 SMALL = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 24, "context_length": 12, "num_experts": 4}
 VARIANTS = [

@@ -15,12 +15,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from switch_lm.losses import language_loss, load_balancing_loss, summed
-from switch_lm.module import SwitchModule
-from switch_lm.routing import RoutingRule, route
-from switch_lm.settings import Config
-from switch_lm.switch import SwitchFeedForward
+from switch_lm.config.schema import Config
+from switch_lm.model.losses import language_loss, load_balancing_loss, summed
+from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.routers.routing import RoutingRule, route
 from switch_lm.train import train
+from switch_lm.training.module import SwitchModule
 
 
 @pytest.fixture(autouse=True)

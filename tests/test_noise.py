@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from switch_lm.noise import Dropout, random_bytes
+from switch_lm.routers.noise import Dropout, random_bytes
 
 
 @pytest.fixture(autouse=True)

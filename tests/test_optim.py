@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from switch_lm import schedule
-from switch_lm.architecture import ModelConfig
-from switch_lm.model import SwitchLM
-from switch_lm.muon import BatchedMuon, StackedMuon, orthogonalize
-from switch_lm.optim import JointOptimizer, build_optimizer
-from switch_lm.settings import OptimConfig
+from switch_lm.config.schema import OptimConfig
+from switch_lm.model.config import ModelConfig
+from switch_lm.model.transformer import SwitchLM
+from switch_lm.optim import schedule
+from switch_lm.optim.build import JointOptimizer, build_optimizer
+from switch_lm.optim.muon import BatchedMuon, StackedMuon, orthogonalize
 
 
 def model() -> SwitchLM:

@@ -11,14 +11,14 @@ import torch
 from conftest import TEXT, tiny_model
 from worked import FIVE_TOKENS, factors, logits_of, routed, worked
 
-from switch_lm.architecture import ModelConfig
-from switch_lm.losses import importance_loss, load_balancing_loss, router_z_loss
-from switch_lm.module import SwitchModule
-from switch_lm.noise import jitter
-from switch_lm.routing import RoutingRule, route
-from switch_lm.settings import Config
-from switch_lm.switch import SwitchFeedForward
-from switch_lm.vocab import Vocabulary
+from switch_lm.config.schema import Config
+from switch_lm.model.config import ModelConfig
+from switch_lm.model.losses import importance_loss, load_balancing_loss, router_z_loss
+from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.routers.noise import jitter
+from switch_lm.routers.routing import RoutingRule, route
+from switch_lm.text.vocabulary import Vocabulary
+from switch_lm.training.module import SwitchModule
 
 
 @pytest.fixture(autouse=True)

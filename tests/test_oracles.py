@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from oracles import REPEATABLE, Slow, einsum_form, places_of_an_expert, token_by_token
 from torch import Tensor
 
-from switch_lm.architecture import ModelConfig
-from switch_lm.config import COMBINATIONS
-from switch_lm.dispatch import Places
-from switch_lm.routing import Routing, RoutingRule
-from switch_lm.settings import Config
-from switch_lm.switch import SwitchFeedForward
+from switch_lm.config.rules import COMBINATIONS
+from switch_lm.config.schema import Config
+from switch_lm.model.config import ModelConfig
+from switch_lm.model.dispatch import Places
+from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.routers.routing import Routing, RoutingRule
 
 D, F = 6, 10
 OPTIONS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from switch_lm.paths import config_dir
+from switch_lm.config.paths import config_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from switch_lm import corpus, plays
+from switch_lm.text import corpus, plays
 
 HEADER = "# explains the columns\n"
 

@@ -17,15 +17,17 @@ import torch
 from compare import same
 from conftest import TEXT, MakeRun, checkpoint_of, folder_of, tiny_model
 
-from switch_lm import checkpoint, evaluate, generate, hardware, training
-from switch_lm.check import __main__ as check
-from switch_lm.config import ConfigError
-from switch_lm.inspect import __main__ as inspect
-from switch_lm.module import SwitchModule
-from switch_lm.run_folder import Lock, Stopped, choose
-from switch_lm.settings import Config
-from switch_lm.signals import SIGNALS, StopSignals
+from switch_lm import check, generate, inspect
+from switch_lm.config.rules import ConfigError
+from switch_lm.config.schema import Config
+from switch_lm.measure import evaluation as evaluate
+from switch_lm.storage import checkpoint
+from switch_lm.storage.run_folder import Lock, Stopped, choose
 from switch_lm.train import train
+from switch_lm.training import hardware
+from switch_lm.training import run as training
+from switch_lm.training.module import SwitchModule
+from switch_lm.training.signals import SIGNALS, StopSignals
 
 SMALL = ["data.path=text.txt", "model.num_layers=1", "model.d_model=16", "model.num_heads=2", "model.d_ff=16"]
 SMALL += ["model.context_length=8", "data.batch_size=4", "trainer.device=cpu"]
@@ -64,7 +66,7 @@ def by_the_configuration(config: Config, patch: pytest.MonkeyPatch) -> None:
 
 def by_its_time_limit(config: Config, patch: pytest.MonkeyPatch) -> None:
     config.trainer.max_time = "00:00:01"
-    patch.setattr("switch_lm.stopping.SoftStop._is_due", lambda self: True)
+    patch.setattr("switch_lm.training.callbacks.soft_stop.SoftStop._is_due", lambda self: True)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_a_run_leaves_the_process_as_it_was(
 def test_a_command_leaves_the_process_as_it_was(
     main: Callable[[list[str]], int], arguments: list[str], make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("switch_lm.check.certificate.certify", lambda *_, **__: [])  # which takes long
+    monkeypatch.setattr("switch_lm.certificate.certify.certify", lambda *_, **__: [])  # which takes long
     folder = make_run("tiny", text=TEXT * 3)
     content = checkpoint_of(tiny_model(), TEXT * 3, "fp32") | {"global_step": 1}
     checkpoint.write(content, folder / "checkpoints" / "best.ckpt")

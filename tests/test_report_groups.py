@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from report_runs import DENSE, DROPLESS, ONE, config_of, result_of
 
-from switch_lm.config import flatten
+from switch_lm.config.rules import flatten
+from switch_lm.config.schema import Config, DataConfig, LoggerConfig, OptimConfig
 from switch_lm.report.controls import is_control, matches_computation, matches_parameters, more_training
 from switch_lm.report.groups import Variant, group
 from switch_lm.report.ladders import ALPHA, CAPACITY, EXPERTS, ladders
 from switch_lm.report.records import Record
-from switch_lm.settings import Config, DataConfig, LoggerConfig, OptimConfig
 
 
 def record(config: Config, loss: float = 1.5, **changes: Any) -> Record:

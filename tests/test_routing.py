@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from oracles import REPEATABLE
 from worked import routed
 
-from switch_lm.losses import load_balancing_loss, summed
-from switch_lm.metrics import router_entropy
-from switch_lm.queueing import queue_slots
-from switch_lm.routing import expert_capacity, route
+from switch_lm.measure.metrics import router_entropy
+from switch_lm.model.losses import load_balancing_loss, summed
+from switch_lm.routers.queueing import queue_slots
+from switch_lm.routers.routing import expert_capacity, route
 
 
 @pytest.mark.parametrize(

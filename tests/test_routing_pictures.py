@@ -15,18 +15,18 @@ from conftest import TEXT, folder_of, tiny_model
 from small_models import NOISE
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from switch_lm import checkpoint
-from switch_lm.atlas_map import atlas, order, visible
-from switch_lm.routing_pictures import (
+from switch_lm.config.schema import Config
+from switch_lm.pages.expert_maps import atlas, order, visible
+from switch_lm.storage import checkpoint
+from switch_lm.text.vocabulary import Vocabulary
+from switch_lm.train import train
+from switch_lm.training.callbacks.routing_pictures import (
     ATLAS_TAG,
     LOAD_TAG,
     LoadHistory,
     RoutingPictures,
     shares_by_character,
 )
-from switch_lm.settings import Config
-from switch_lm.train import train
-from switch_lm.vocab import Vocabulary
 
 VOCABULARY = Vocabulary.of(TEXT)
 TAGS = [LOAD_TAG, ATLAS_TAG.format(0), ATLAS_TAG.format(1)]

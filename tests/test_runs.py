@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import MakeRun
 
-from switch_lm.checkpoint import CheckpointError, find_checkpoint
-from switch_lm.runs import RunError, find_run
+from switch_lm.storage.checkpoint import CheckpointError, find_checkpoint
+from switch_lm.storage.runs import RunError, find_run
 
 
 def test_without_a_name_the_run_whose_checkpoint_was_saved_last_is_meant(make_run: MakeRun) -> None:

@@ -14,10 +14,10 @@ import pytest
 from conftest import TEXT, MakeRun, tiny_model
 
 from switch_lm.generate import main, parser
+from switch_lm.generation.page import Sampling, layer_texts, sample_page
+from switch_lm.generation.trace import Choice, Traced, trace
 from switch_lm.pages.coloured_text import NOBODY
-from switch_lm.sample_page import Sampling, layer_texts, sample_page
-from switch_lm.trace import Choice, Traced, trace
-from switch_lm.vocab import Vocabulary
+from switch_lm.text.vocabulary import Vocabulary
 
 
 def sampling(**changes: Any) -> Sampling:

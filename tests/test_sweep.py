@@ -16,11 +16,12 @@ from compare import same
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from switch_lm import checkpoint, sweep
-from switch_lm.config import resolve
-from switch_lm.paths import config_dir
-from switch_lm.settings import Config, TrainerConfig
-from switch_lm.sweep import as_mapping, job_name, read_jobs, side_by_side
+from switch_lm.config.paths import config_dir
+from switch_lm.config.rules import resolve
+from switch_lm.config.schema import Config, TrainerConfig
+from switch_lm.storage import checkpoint
+from switch_lm.sweep import jobs as sweep
+from switch_lm.sweep.jobs import as_mapping, job_name, read_jobs, side_by_side
 
 SMALL = [
     "model.num_layers=1",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from switch_lm.routing import Routing
-from switch_lm.switch import SwitchFeedForward
+from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.routers.routing import Routing
 
 
 def layer(num_experts: int = 4, **options: object) -> SwitchFeedForward:

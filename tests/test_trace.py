@@ -6,11 +6,11 @@ import pytest
 import torch
 from conftest import TEXT, tiny_model
 
-from switch_lm.model import SwitchLM, SwitchOutput
+from switch_lm.generation.sampling import generate
+from switch_lm.generation.trace import Traced, trace
+from switch_lm.model.transformer import SwitchLM, SwitchOutput
 from switch_lm.pages.coloured_text import NOBODY
-from switch_lm.trace import Traced, trace
-from switch_lm.vocab import Vocabulary
-from switch_lm.writing import generate
+from switch_lm.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(TEXT)
 CONTEXT = 16

@@ -15,11 +15,11 @@ from conftest import folder_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import switch_lm
-from switch_lm import checkpoint
-from switch_lm.config import ConfigError
-from switch_lm.module import SwitchModule
-from switch_lm.settings import Config
+from switch_lm.config.rules import ConfigError
+from switch_lm.config.schema import Config
+from switch_lm.storage import checkpoint
 from switch_lm.train import train
+from switch_lm.training.module import SwitchModule
 
 
 def state(config: Config) -> dict[str, Any]:
@@ -41,8 +41,8 @@ def test_a_run_leaves_result_configuration_checkpoints_and_a_model_to_load(confi
 
 
 def test_the_last_step_is_validated_and_val_loss_is_the_language_loss_of_the_whole_split(config: Config) -> None:
-    from switch_lm.evaluate import evaluate
-    from switch_lm.windows import split
+    from switch_lm.measure.evaluation import evaluate
+    from switch_lm.text.windows import split
 
     result = train(config)
     model, vocabulary = switch_lm.load(folder_of(config) / "checkpoints" / "last.ckpt")

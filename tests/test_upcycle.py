@@ -13,9 +13,9 @@ from conftest import tiny_model
 from small_models import short_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from switch_lm.config import ConfigError
+from switch_lm.config.rules import ConfigError
+from switch_lm.model.upcycle import upcycle
 from switch_lm.train import train
-from switch_lm.upcycle import upcycle
 
 SAME: dict[str, Any] = {"gate_scale": "straight_through", "capacity_factor": None}
 

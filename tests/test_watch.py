@@ -16,18 +16,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 import switch_lm
-from switch_lm import checkpoint, routing
-from switch_lm.alarm import RouterAlarm
-from switch_lm.losses import language_loss, load_balancing_loss, summed
-from switch_lm.module import SwitchModule
-from switch_lm.router_health import RouterHealth, router_health
-from switch_lm.run_folder import TrainingError
-from switch_lm.scoring import character_by_character, whole
-from switch_lm.settings import Config, HealthConfig
+from switch_lm.config.schema import Config, HealthConfig
+from switch_lm.measure.alarm import RouterAlarm
+from switch_lm.measure.router_health import RouterHealth, router_health
+from switch_lm.measure.scoring import character_by_character, whole
+from switch_lm.model.losses import language_loss, load_balancing_loss, summed
+from switch_lm.routers import routing
+from switch_lm.storage import checkpoint
+from switch_lm.storage.run_folder import TrainingError
+from switch_lm.text.vocabulary import Vocabulary
+from switch_lm.text.windows import fixed_windows, split
 from switch_lm.train import train
-from switch_lm.vocab import Vocabulary
-from switch_lm.watch import WindowLosses
-from switch_lm.windows import fixed_windows, split
+from switch_lm.training.callbacks.watch import WindowLosses
+from switch_lm.training.module import SwitchModule
 
 V = len(Vocabulary.of(TEXT))
 

@@ -13,11 +13,11 @@ from conftest import folder_of
 from small_models import short_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from switch_lm import checkpoint
-from switch_lm.metrics import RoutingSums, layer_scalars
-from switch_lm.module import Losses, SwitchModule
-from switch_lm.routing import Routing, route
+from switch_lm.measure.metrics import RoutingSums, layer_scalars
+from switch_lm.routers.routing import Routing, route
+from switch_lm.storage import checkpoint
 from switch_lm.train import train
+from switch_lm.training.module import Losses, SwitchModule
 
 
 def test_shares_are_taken_of_the_sums_and_means_over_all_tokens() -> None:

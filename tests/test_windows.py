@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from switch_lm.windows import evaluation_batches, split
+from switch_lm.text.windows import evaluation_batches, split
 
 
 def test_validation_is_the_last_tenth_as_in_nanogpt() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from switch_lm.routing import Routing, RoutingRule, route
-from switch_lm.switch import SwitchFeedForward
+from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.routers.routing import Routing, RoutingRule, route
 
 FIVE_TOKENS = [
     [0.7, 0.1, 0.1, 0.1],

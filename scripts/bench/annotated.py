@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import ours
-from switch_lm.data import Batch
+from switch_lm.training.data import Batch
 
 # What its experiment.py (which needs torchvision) sets, and its defaults.
 D_MODEL, HEADS, D_FF, LAYERS, EXPERTS, CAPACITY_FACTOR, DROPOUT = 128, 4, 256, 6, 4, 1.2, 0.0

@@ -17,10 +17,10 @@ from bench import ours
 from bench.harness import Contestant, Spread, one_line, race
 from bench.options import Options, say
 from bench.rows import Row, at_most, timed
-from switch_lm import checkpoint
-from switch_lm.attention import LayerCache
-from switch_lm.model import SwitchLM
-from switch_lm.writing import next_logits, sample
+from switch_lm.generation.sampling import next_logits, sample
+from switch_lm.model.attention import LayerCache
+from switch_lm.model.transformer import SwitchLM
+from switch_lm.storage import checkpoint
 
 CONTEXT, CHARACTERS, QUICK_CHARACTERS = 256, 32, 8
 CACHE_TARGET, FIRST_TARGET = 8.0, 3.0

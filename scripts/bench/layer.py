@@ -15,9 +15,9 @@ from bench.harness import Contestant, Race, race
 from bench.options import Options, say
 from bench.peers import LayerSizes
 from bench.rows import Row, Verdict, timed
-from switch_lm.experts import FeedForward
-from switch_lm.hardware import compile_module
-from switch_lm.switch import SwitchFeedForward, initialize
+from switch_lm.model.experts import FeedForward
+from switch_lm.model.switch import SwitchFeedForward, initialize
+from switch_lm.training.hardware import compile_module
 
 SIZES = (
     {"rows": 32, "positions": 128, "d_model": 128, "d_ff": 512},

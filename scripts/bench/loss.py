@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bench.harness import Spread, paired
 from bench.options import Options, say
 from bench.rows import Row, at_most
-from switch_lm.paths import config_dir
+from switch_lm.config.paths import config_dir
 
 LOSSES = (1.88, 1.60, 1.50, 1.4697)
 # Seconds to a val/loss, for the preset that should reach it first.

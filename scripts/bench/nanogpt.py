@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import ours
-from switch_lm.architecture import ModelConfig
-from switch_lm.data import Batch
+from switch_lm.model.config import ModelConfig
+from switch_lm.training.data import Batch
 
 # nanoGPT, config/train_shakespeare_char.py
 LEARNING_RATE, BETAS, WEIGHT_DECAY, GRADIENT_NORM, DEVIATION = 1e-3, (0.9, 0.99), 0.1, 1.0, 0.02

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from switch_lm import cli
-from switch_lm.corpus import load_corpus
-from switch_lm.data import Batch, TrainingBatches
-from switch_lm.hardware import Hardware, compile_blocks, detect
-from switch_lm.ledger import run_ledger
-from switch_lm.module import SwitchModule
-from switch_lm.settings import Config
-from switch_lm.vocab import Vocabulary
-from switch_lm.windows import split
+from switch_lm.config import overrides as cli
+from switch_lm.config.schema import Config
+from switch_lm.measure.ledger import run_ledger
+from switch_lm.text.corpus import load_corpus
+from switch_lm.text.vocabulary import Vocabulary
+from switch_lm.text.windows import split
+from switch_lm.training.data import Batch, TrainingBatches
+from switch_lm.training.hardware import Hardware, compile_blocks, detect
+from switch_lm.training.module import SwitchModule
 
 
 def composed(*overrides: str) -> Config:

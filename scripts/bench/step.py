@@ -10,7 +10,7 @@ from bench import annotated, nanogpt, ours
 from bench.harness import Contestant, race
 from bench.options import Options, say
 from bench.rows import Row, timed
-from switch_lm.settings import Config
+from switch_lm.config.schema import Config
 
 ANNOTATED = "annotated implementation's published setting"
 DENSE = "dense preset beside nanoGPT's way"

@@ -1,1 +1,1 @@
-"""What a report or page says, and its two forms: Markdown and a self-contained HTML file."""
+"""The form of HTML pages, Markdown and pictures."""

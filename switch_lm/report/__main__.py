@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from switch_lm.config import RUN_NAME
+from switch_lm.config.rules import RUN_NAME
 from switch_lm.report import DEFAULT_NAME, ReportError, write_report
-from switch_lm.runs import OUTPUTS
+from switch_lm.storage.runs import OUTPUTS
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from switch_lm.config import show
+from switch_lm.config.rules import show
 from switch_lm.report.keys import is_routing
 
 CAPACITY = "model.capacity_factor"

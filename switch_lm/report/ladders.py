@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from switch_lm.config import show
+from switch_lm.config.rules import show
 from switch_lm.report.groups import Variant
 
 CAPACITY, ALPHA, EXPERTS = "model.capacity_factor", "alpha", "model.num_experts"

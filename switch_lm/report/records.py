@@ -10,11 +10,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from switch_lm.config import flatten, show
+from switch_lm.config.rules import flatten, show
+from switch_lm.config.schema import Config
 from switch_lm.report.curves import Curves, read_curves
 from switch_lm.report.sources import Source, read_json
-from switch_lm.run_folder import CONFIG, JOB, RESULT
-from switch_lm.settings import Config
+from switch_lm.storage.run_folder import CONFIG, JOB, RESULT
 
 DONE, FAILED, UNFINISHED, NOT_RUN = "done", "failed", "unfinished", "not run"
 LONGEST_REASON = 300

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from switch_lm.config import show
+from switch_lm.config.rules import show
 from switch_lm.pages.document import Bullets, Cell, Code, Part, Table
 from switch_lm.report.comparisons import MACHINE
 from switch_lm.report.form import count
@@ -12,7 +12,7 @@ from switch_lm.report.records import Record
 from switch_lm.report.sources import read_json
 from switch_lm.report.study import Study
 from switch_lm.report.summary_csv import differing_keys
-from switch_lm.run_folder import SWEEP
+from switch_lm.storage.run_folder import SWEEP
 
 DEFINITIONS = (
     "The loss is the language loss alone, in nats a character, over the whole validation split, each prediction once, "

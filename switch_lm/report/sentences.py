@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from switch_lm.report.comparisons import (
-    EQUAL_PARAMETERS,
-    RANDOM_DROPS,
-    Difference,
-    Rung,
-    dropped_of,
-    machines,
-)
+from switch_lm.report.comparisons import EQUAL_PARAMETERS, RANDOM_DROPS, Difference, Rung, dropped_of, machines
 from switch_lm.report.controls import more_training
 from switch_lm.report.form import count, percent, plain, share, spread
 from switch_lm.report.groups import Variant

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from switch_lm.config import show
-from switch_lm.run_folder import CONFIG, JOB, RESULT, SWEEP
-from switch_lm.runs import OUTPUTS, RunError, find_run
+from switch_lm.config.rules import show
+from switch_lm.storage.run_folder import CONFIG, JOB, RESULT, SWEEP
+from switch_lm.storage.runs import OUTPUTS, RunError, find_run
 
 
 class ReportError(Exception):

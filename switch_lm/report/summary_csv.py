@@ -7,7 +7,7 @@ import io
 import math
 from typing import Any
 
-from switch_lm.config import show
+from switch_lm.config.rules import show
 from switch_lm.report.records import Record
 from switch_lm.report.study import Study
 

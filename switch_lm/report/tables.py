@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from switch_lm.config import show
+from switch_lm.config.rules import show
 from switch_lm.pages.document import Cell, Table
 from switch_lm.report.comparisons import Comparisons, Difference
 from switch_lm.report.form import MISSING, figures, mean_cell, plain, share, spread

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from switch_lm.files import replace_text
 from switch_lm.pages.document import Document, Picture, Table
 from switch_lm.report.comparisons import compare
 from switch_lm.report.contents import build
@@ -19,7 +18,8 @@ from switch_lm.report.study import Study, study
 from switch_lm.report.summary_csv import summary_csv
 from switch_lm.report.tables import table_1
 from switch_lm.report.words import lead, words
-from switch_lm.runs import OUTPUTS
+from switch_lm.storage.files import replace_text
+from switch_lm.storage.runs import OUTPUTS
 
 DEFAULT_NAME = "report"
 LONGEST_NAME = 60

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from switch_lm import checkpoint
+from switch_lm.storage import checkpoint
 
 SMALL = [
     "model.num_layers=2",

@@ -14,13 +14,15 @@ from compare import same
 from conftest import MakeRun, folder_of
 from processes import state
 
-from switch_lm import checkpoint, evaluate, generate, run_folder
-from switch_lm.checkpoint import CheckpointError
-from switch_lm.config import ConfigError
-from switch_lm.module import SwitchModule
-from switch_lm.saving import Best
-from switch_lm.settings import Config
+from switch_lm import generate
+from switch_lm.config.rules import ConfigError
+from switch_lm.config.schema import Config
+from switch_lm.measure import evaluation as evaluate
+from switch_lm.storage import checkpoint, run_folder
+from switch_lm.storage.checkpoint import CheckpointError
 from switch_lm.train import train
+from switch_lm.training.callbacks.checkpoints import Best
+from switch_lm.training.module import SwitchModule
 
 
 class PlugPulled(BaseException):

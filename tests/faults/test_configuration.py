@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 
-from switch_lm import run_folder
 from switch_lm import train as command
-from switch_lm.config import flatten, resolve
-from switch_lm.settings import Config
+from switch_lm.config.rules import flatten, resolve
+from switch_lm.config.schema import Config
+from switch_lm.storage import run_folder
 
 Refuse = Callable[..., str]
 

@@ -29,8 +29,8 @@ from mirror_servers import (
 from mirror_servers import a_small_made_up_world as a_small_made_up_world
 from mirror_servers import serve as serve
 
-from switch_lm import corpus, mirrors, plays
-from switch_lm.corpus import load_corpus
+from switch_lm.text import corpus, mirrors, plays
+from switch_lm.text.corpus import load_corpus
 
 
 def test_a_download_is_kept_byte_for_byte_and_used_again_with_no_request(

@@ -9,7 +9,7 @@ import pytest
 from conftest import folder_of
 from processes import finished, sha256
 
-from switch_lm.settings import Config
+from switch_lm.config.schema import Config
 from switch_lm.train import train
 
 STEPS = ("trainer.max_steps=20", "trainer.val_every=10")

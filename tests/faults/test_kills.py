@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from processes import SLOW_VALIDATION, Started, finished, scalars, sha256
 
-from switch_lm import checkpoint
+from switch_lm.storage import checkpoint
 
 # Every noise, every optimizer and every kind of step that training has.
 EVERYTHING = (

@@ -11,8 +11,8 @@ from mirror_servers import GOOD, Answer, Serve, drip, drop, only_file, refusal, 
 from mirror_servers import a_small_made_up_world as a_small_made_up_world
 from mirror_servers import serve as serve
 
-from switch_lm import mirrors
-from switch_lm.corpus import load_corpus
+from switch_lm.text import mirrors
+from switch_lm.text.corpus import load_corpus
 
 REAL_MIRRORS = mirrors.MIRRORS
 

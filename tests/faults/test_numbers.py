@@ -12,14 +12,14 @@ import torch
 from conftest import TEXT, folder_of, tiny_model
 from torch import Tensor
 
-from switch_lm import checkpoint
-from switch_lm.losses import language_loss, load_balancing_loss, summed
-from switch_lm.module import SwitchModule
-from switch_lm.nonfinite import locate
-from switch_lm.run_folder import TrainingError
-from switch_lm.settings import Config, OptimConfig
+from switch_lm.config.schema import Config, OptimConfig
+from switch_lm.model.losses import language_loss, load_balancing_loss, summed
+from switch_lm.storage import checkpoint
+from switch_lm.storage.run_folder import TrainingError
+from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.train import train
-from switch_lm.vocab import Vocabulary
+from switch_lm.training.module import SwitchModule
+from switch_lm.training.nonfinite import locate
 
 Spoil = Callable[[SwitchModule], None]
 

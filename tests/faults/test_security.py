@@ -21,10 +21,13 @@ from mirror_servers import a_small_made_up_world as a_small_made_up_world
 from mirror_servers import refusal
 from omegaconf import OmegaConf
 
-from switch_lm import checkpoint, evaluate, generate, mirrors
-from switch_lm.checkpoint import CheckpointError
-from switch_lm.config import ConfigError
-from switch_lm.settings import Config
+from switch_lm import generate
+from switch_lm.config.rules import ConfigError
+from switch_lm.config.schema import Config
+from switch_lm.measure import evaluation as evaluate
+from switch_lm.storage import checkpoint
+from switch_lm.storage.checkpoint import CheckpointError
+from switch_lm.text import mirrors
 from switch_lm.train import main as train_main
 from switch_lm.train import train
 

@@ -12,7 +12,7 @@ import pytest
 from compare import same
 from processes import PATIENCE, SLOW_VALIDATION, Started, finished, scalars, state
 
-from switch_lm.run_folder import Stopped
+from switch_lm.storage.run_folder import Stopped
 
 STEPS = "trainer.max_steps=300"
 SLOW_START = """

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from switch_lm.losses import load_balancing_loss
-from switch_lm.routing import Routing, RoutingRule
-from switch_lm.switch import SwitchFeedForward
+from switch_lm.model.losses import load_balancing_loss
+from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.routers.routing import Routing, RoutingRule
 
 NUM_EXPERTS, D_MODEL, D_FF = 4, 6, 10
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from switch_lm.architecture import ModelConfig
-from switch_lm.losses import load_balancing_loss, router_z_loss, summed
-from switch_lm.model import SwitchLM
-from switch_lm.routing import RoutingRule, route
-from switch_lm.switch import SwitchFeedForward
+from switch_lm.model.config import ModelConfig
+from switch_lm.model.losses import load_balancing_loss, router_z_loss, summed
+from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.model.transformer import SwitchLM
+from switch_lm.routers.routing import RoutingRule, route
 
 NUM_EXPERTS, D_MODEL, D_FF = 4, 6, 10
 B, S = 3, 8

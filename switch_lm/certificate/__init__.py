@@ -1,0 +1,1 @@
+"""What `check` does: measures a model against what its rules promise."""

@@ -1,0 +1,122 @@
+"""Does a layer give, and learn, what a plain loop over its experts would? And does its router keep to float32?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from switch_lm.certificate.finding import Finding, held
+from switch_lm.certificate.layers import LayerRun, by_a_loop, gates_of
+from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.probe.subject import Subject, calls, largest, noise
+from switch_lm.routers.routing import Routing
+
+SAME = 1e-4  # of the largest output or gradient, float32
+SAME_LOGITS = 1e-5  # of the largest one; a bf16 product is off by 1e-3 and more
+ENOUGH = 16  # gates, before it shows that they are all the same
+
+
+def output(runs: Sequence[LayerRun]) -> Finding:
+    """gate x expert(the layer's clean input) for kept choices, 0 or what overflow says for others."""
+    differences = [
+        (call.y_BSD.flatten(0, 1) - _expected(call.layer, call.x_BSD.flatten(0, 1), call.routing))
+        / call.y_BSD.abs().max().clamp(min=1e-20)
+        for one in runs
+        for call in one.calls
+    ]
+    difference = largest(differences)
+    dropped = "gate x input" if runs[0].calls[0].layer.rule.overflow == "passthrough" else "nothing"
+    meaning = f"gate x expert(clean input) for what was kept, {dropped} for what was dropped; in evaluation too"
+    if not (holds := difference <= SAME):
+        meaning = f"a layer does not give gate x expert(clean input) for what was kept, {dropped} for what was dropped"
+    measured = f"differs by {difference:.1e} of the largest output from a plain loop"
+    return Finding("layer's output", held(holds), measured, meaning, {"difference": difference})
+
+
+@torch.inference_mode()
+def _expected(layer: SwitchFeedForward, x_TD: Tensor, routing: Routing) -> Tensor:
+    return by_a_loop(layer, x_TD, routing, gates_of(layer, routing.logits_TE.softmax(dim=-1), routing.assigned_TK))
+
+
+def gradients(subject: Subject) -> Finding:
+    """Of router, experts and input, through the code that trains, against autograd's through the loop."""
+    model = subject.without_noise()
+    with calls(model) as seen, noise(0, subject.few[0].device), torch.no_grad():
+        model(subject.few[0])
+    off = dict.fromkeys(("router", "first matrices", "second matrices", "input"), 0.0)
+    for call in seen:
+        layer, x_BSD = call.layer, call.x_BSD.detach().requires_grad_()
+        weight = torch.randn(call.x_BSD.shape, generator=torch.Generator().manual_seed(0)).to(x_BSD.device)
+        inputs = [layer.w_router_DE, layer.experts.w_in_EDF, layer.experts.w_out_EFD, x_BSD]
+        with noise(0, x_BSD.device), torch.enable_grad():
+            y_BSD, routing = layer(x_BSD)
+            x_TD = x_BSD.flatten(0, 1)
+            prob_TE = (x_TD @ layer.w_router_DE).softmax(dim=-1)
+            loop_TD = by_a_loop(layer, x_TD, routing, gates_of(layer, prob_TE, routing.assigned_TK))
+            pairs = [_gradients((y * weight.view_as(y)).sum(), inputs) for y in (y_BSD, loop_TD)]
+        for name, found, wanted in zip(off, *pairs, strict=True):
+            off[name] = torch.tensor([off[name], _relative(found, wanted)]).max().item()  # NaN stays
+    worst = max(off, key=lambda name: (off[name] != off[name], off[name]))
+    holds = off[worst] <= SAME
+    meaning = "router and experts are taught by the code that trains as by autograd through a plain loop"
+    if not holds:
+        meaning = f"the gradient of the {worst} is not that of a plain loop: training moves it otherwise than it should"
+    measured = f"differ by {off[worst]:.1e} of the largest ({worst})"
+    return Finding("layer's gradients", held(holds), measured, meaning, dict(off))
+
+
+def _gradients(loss: Tensor, inputs: list[Tensor]) -> Sequence[Tensor]:
+    return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+
+
+def _relative(found: Tensor, wanted: Tensor) -> float:
+    return ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-20)).item()
+
+
+def gates(runs: Sequence[LayerRun]) -> Finding:
+    """Each gate against the softmax over all experts, in float64, of the router's logits."""
+    off, broken, seen = [], [], [call for one in runs for call in one.calls]
+    for call in seen:
+        gate_TK, layer = call.routing.gate_TK, call.layer
+        should_be_TK = gates_of(layer, call.routing.logits_TE.double().softmax(dim=-1), call.routing.assigned_TK)
+        off.append(gate_TK.double() - should_be_TK)
+        if gate_TK.min() < 0.0 or gate_TK.max() > 1.0 + SAME_LOGITS:
+            broken.append("one leaves 0 .. 1")
+        varies = layer.rule.gate_scale == "probability" and layer.num_experts > 1 and gate_TK.numel() >= ENOUGH
+        if varies and gate_TK.max() == gate_TK.min():
+            broken.append("those of a layer are constant")
+    gate_N = torch.cat([call.routing.gate_TK.flatten() for call in seen])
+    low, high, furthest = gate_N.min().item(), gate_N.max().item(), largest(off)
+    holds = furthest <= SAME_LOGITS and not broken
+    meaning = "what the rule makes of the chosen expert's probability among all experts"
+    if not holds:
+        meaning = (
+            f"not what the rule makes of the probability among all experts ({broken[0] if broken else 'see how far'})"
+        )
+    measured = f"{low:.3f} .. {high:.3f}, off by {furthest:.1e}"
+    return Finding("gates", held(holds), measured, meaning, {"lowest": low, "highest": high, "off": furthest})
+
+
+def float32_router(subject: Subject) -> Finding:
+    """Under bf16 autocast, with and without a gradient, logits against the product in float64."""
+    ids_BS, off, dtypes = subject.few[0], [], set()
+    for model, grad in ((subject.model, False), (subject.without_noise(), True)):
+        with ExitStack() as stack:
+            seen = stack.enter_context(calls(model))
+            stack.enter_context(torch.autocast(ids_BS.device.type, dtype=torch.bfloat16))
+            stack.enter_context(torch.set_grad_enabled(grad))
+            stack.enter_context(noise(0, ids_BS.device))
+            model(ids_BS)
+        for call in seen:
+            logits_TE = call.routing.logits_TE.detach()
+            exact_TE = call.x_BSD.detach().flatten(0, 1).double() @ call.layer.w_router_DE.detach().double()
+            off.append((logits_TE.double() - exact_TE) / exact_TE.abs().max().clamp(min=1e-20))
+            dtypes |= {logits_TE.dtype, call.routing.gate_TK.dtype}
+    furthest = largest(off)
+    holds = furthest <= SAME_LOGITS and dtypes == {torch.float32}
+    meaning = "bf16 is kept out of who goes where" if holds else "the router computes in bf16: near ties go either way"
+    measured = f"logits off by {furthest:.1e} under bf16 autocast, in training and evaluation"
+    return Finding("float32 router", held(holds), measured, meaning, {"off": furthest})

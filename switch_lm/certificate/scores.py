@@ -1,0 +1,164 @@
+"""Is a score the same in one pass, in other batches, with the cache and a second time? What do differences cost?"""
+
+from __future__ import annotations
+
+from types import EllipsisType
+
+import torch
+from torch import Tensor
+
+from switch_lm.certificate.expected import depends_on_rows, sees_future
+from switch_lm.certificate.finding import Finding, Verdict, held, leak
+from switch_lm.certificate.leaks import named
+from switch_lm.measure.scoring import character_by_character, whole
+from switch_lm.model.transformer import SwitchLM
+from switch_lm.probe.subject import Gap, Subject, Windows, largest, noise, seeded
+
+SAME = 1e-4  # float32: products of other shapes round differently
+POSITIONS = 8  # in each window, at which its future is taken away
+
+
+def check(subject: Subject) -> list[Finding]:
+    return [
+        _batch_size(subject),
+        _cache(subject),
+        _randomness(subject),
+        _gap_in_evaluation(subject),
+        _gap_in_training(subject),
+    ]
+
+
+def _batch_size(subject: Subject) -> Finding:
+    """Rows together, one by one, and in unequal parts."""
+    model, ids_BS = subject.model, subject.few[0]
+    config, together = model.config, seeded(model, ids_BS, seed=0).logits
+    parts = [torch.cat([seeded(model, rows, seed=0).logits for rows in ids_BS.split(size)]) for size in (1, 3)]
+    move = largest([part - together for part in parts])
+    known, same = depends_on_rows(config.rule, limited=subject.limited(config.eval_capacity_factor)), move <= SAME
+    meaning = (
+        "a validation loss does not hang on the batch size"
+        if same
+        else f"validation has a capacity ({named(config.eval_capacity_factor)}), which a batch's rows share"
+        if known
+        else "rows of one batch change each other's scores"
+    )
+    measured = _moved(move, f"between 1, 3 and {len(ids_BS)} rows a batch")
+    return Finding(
+        "batch size, evaluation", leak(not same, known=known and move == move), measured, meaning, {"move": move}
+    )
+
+
+def _cache(subject: Subject) -> Finding:
+    """Generation through the cache, in pieces of several lengths, and one text alone, as it is written."""
+    model, ids_BS = subject.model, subject.few[0]
+    whole_BSV = seeded(model, ids_BS, seed=0, capacity_factor=None).logits
+    pieces = _in_pieces(model, ids_BS, (1, 3, 1, 5)) - whole_BSV
+    alone = _in_pieces(model, ids_BS[:1], (1,)) - whole_BSV[:1]
+    move = largest([pieces, alone])
+    meaning = (
+        "generation gives what one pass gives" if move <= SAME else "generation gives something else than one pass"
+    )
+    measured = _moved(move, "between pieces, single characters and one pass")
+    return Finding("cache", held(move <= SAME), measured, meaning, {"move": move})
+
+
+@torch.inference_mode()
+def _in_pieces(model: SwitchLM, ids_BS: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    cache, pieces = model.new_cache(), list[Tensor]()
+    while (start := cache[0].length) < ids_BS.shape[1]:
+        part_BS = ids_BS[:, start : start + sizes[len(pieces) % len(sizes)]]
+        pieces.append(model(part_BS, cache=cache, capacity_factor=None).logits)
+    return torch.cat(pieces, dim=1)
+
+
+def _randomness(subject: Subject) -> Finding:
+    first, second = (seeded(subject.model, subject.few[0], seed=seed).logits for seed in (1, 2))
+    move = largest([first - second])
+    meaning = "no dropout, jitter or random drop is on" if move == 0 else "something random is on in evaluation"
+    return Finding(
+        "no randomness, evaluation", held(move == 0), _moved(move, "between two seeds"), meaning, {"move": move}
+    )
+
+
+def _gap_in_evaluation(subject: Subject) -> Finding:
+    """As validation scores, less as generation does."""
+    text, config = subject.scored, subject.model.config
+    factor = config.eval_capacity_factor
+    together = in_batches(subject.model, text, batch_size=subject.batch_size, capacity_factor=...)
+    gap = Gap.of(together, character_by_character(subject.model, *text))
+    limited, same = subject.limited(factor), abs(gap.mean) <= SAME
+    meaning = (
+        "a validation loss is what generation would pay"
+        if same
+        else f"validation drops (at {named(factor)}) what generation, a character at a time, does not"
+        if limited
+        else "a window as a whole is not scored as generation would"
+    )
+    verdict = leak(not same, known=limited and gap.mean == gap.mean)
+    measured = f"{gap} nats a character ({len(text[0])} windows)"
+    return Finding("loss gap, evaluation", verdict, measured, meaning, _figures(gap))
+
+
+def _gap_in_training(subject: Subject) -> Finding:
+    """As training scores, without its noise, less as generation does; and what of it the future makes."""
+    text, config = subject.scored, subject.model.config
+    factor, model = config.capacity_factor, subject.without_noise()
+    one_by_one_BS = character_by_character(subject.model, *text)
+    gap = Gap.of(in_batches(model, text, batch_size=subject.batch_size, capacity_factor=factor), one_by_one_BS)
+    measured, figures = f"{gap} nats a character ({len(text[0])} windows)", _figures(gap)
+    drawn_as_validated = subject.without_noise(selection="argmax")
+    unlimited_BS = in_batches(drawn_as_validated, text, batch_size=subject.batch_size, capacity_factor=None)
+    free = Gap.of(unlimited_BS, one_by_one_BS)
+    if not abs(free.mean) <= SAME:
+        meaning = f"without a limit training scores otherwise than generation, by {free}"
+        return Finding("loss gap, training", Verdict.FAIL, measured, meaning, figures)
+    if not subject.limited(factor) or gap.mean != gap.mean:
+        same = abs(gap.mean) <= SAME
+        meaning = "trained without a limit: nothing is lost" if same else "training scores otherwise than generation"
+        return Finding("loss gap, training", held(same), measured, meaning, figures)
+    verdict = Verdict.PASS
+    meaning = f"what the capacity of training ({named(factor)}) costs; the future is no part of it"
+    if sees_future(config.rule, limited=subject.limited(factor), training=True):
+        future = future_gap(model, text, batch_size=subject.batch_size, capacity_factor=factor)
+        measured += f"; {future} of it by seeing the future"
+        figures |= {f"future {name}": value for name, value in _figures(future).items()}
+        exploited = future.mean < -max(SAME, 2 * future.standard_error)
+        verdict = Verdict.LEAKS if exploited else Verdict.PASS
+        meaning = "its loss in training is lower for seeing the future" if exploited else (
+            "the leak is not seen to lower the loss"
+        )  # fmt: skip
+    return Finding("loss gap, training", verdict, measured, meaning, figures)
+
+
+def in_batches(
+    model: SwitchLM, text: Windows, *, batch_size: int, capacity_factor: float | EllipsisType | None
+) -> Tensor:
+    """Nats (B, S) of each target, in the model's mode, in batches that share their experts' places."""
+    parts = zip(*(part.split(batch_size) for part in text), strict=True)
+    with noise(0, text[0].device):
+        return torch.cat([whole(model, *part, capacity_factor=capacity_factor) for part in parts])
+
+
+def future_gap(model: SwitchLM, text: Windows, *, batch_size: int, capacity_factor: float | None) -> Gap:
+    """The loss at some positions where the true next character follows, less that where another does.
+
+    Below 0 where the future helps. Both go on with the same other text, so that both have a seam.
+    """
+    ids_BS, target_BS = text
+    other_BS, length = ids_BS.roll(len(ids_BS) // 2, dims=0), ids_BS.shape[1]
+    arms: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for t in sorted({length * i // POSITIONS for i in range(POSITIONS)}):
+        for seen, arm in enumerate(arms):
+            end = t + 2 - seen
+            mixed_BS = torch.cat([ids_BS[:, :end], other_BS[:, end:]], dim=1)
+            scored_BS = in_batches(model, (mixed_BS, target_BS), batch_size=batch_size, capacity_factor=capacity_factor)
+            arm.append(scored_BS[:, t])
+    return Gap.of(*(torch.stack(arm, dim=1) for arm in arms))
+
+
+def _moved(move: float, between: str) -> str:
+    return f"logit moves {move:.2g} {between}"
+
+
+def _figures(gap: Gap) -> dict[str, float]:
+    return {"nats": gap.mean, "standard error": gap.standard_error}

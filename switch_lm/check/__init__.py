@@ -1,1 +1,0 @@
-"""The certificate: what a model's routing does, measured on real text, against what its rules promise."""

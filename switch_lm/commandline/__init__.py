@@ -1,0 +1,1 @@
+"""What the commands share: arguments, messages, exit codes, and how a trained model is found."""

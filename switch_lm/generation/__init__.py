@@ -1,0 +1,1 @@
+"""Text written with a trained model, character by character."""

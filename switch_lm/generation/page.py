@@ -1,0 +1,111 @@
+"""A page that shows a sample from a trained model, each character coloured by its expert."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from switch_lm.generation.trace import Choice, Traced
+from switch_lm.pages.coloured_text import NOBODY, LayerText, coloured_text
+from switch_lm.pages.page import render
+from switch_lm.storage.runs import run_name
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a sample was made, as the command line says it."""
+
+    checkpoint: Path
+    prompt: str
+    length: int
+    temperature: float
+    top_k: int | None
+    seed: int
+    num_experts: int
+
+    @property
+    def command(self) -> str:
+        """What makes the same sample."""
+        given = [f"--prompt={self.prompt}"] if self.prompt else []
+        few = [] if self.top_k is None else ["--top-k", str(self.top_k)]
+        how = ["--length", str(self.length), "--temperature", f"{self.temperature:g}", *few, "--seed", str(self.seed)]
+        return shlex.join(["python", "-m", "switch_lm.generate", "--run", str(self.checkpoint), *given, *how])
+
+
+def sample_page(traced: Sequence[Traced], sampling: Sampling) -> str:
+    """The page, as HTML that needs no other file; of a dense model it shows how likely each character was."""
+    text = "".join(one.character for one in traced)
+    layers = layer_texts(traced, num_experts=sampling.num_experts)
+    deepest = max(0, len(layers) - 1)  # says most about what comes next
+    part = coloured_text("sample", text, layers, odds=[one.odds for one in traced], first=deepest)
+    title = f"A sample from {run_name(sampling.checkpoint)}"
+    body = f"""<header>
+<h1>{escape(title)}</h1>
+<p class="lead">{_lead(sampling, switch=bool(layers))}</p>
+</header>
+<main>
+{part}
+<section aria-labelledby="how">
+<h2 id="how">How it was made</h2>
+{"".join(f"<p>{sentence}</p>" for sentence in _sentences(sampling, switch=bool(layers)))}
+<dl>{_facts(sampling)}</dl>
+<pre tabindex="0">{escape(sampling.command)}</pre>
+</section>
+</main>"""
+    return render(title, body)
+
+
+def layer_texts(traced: Sequence[Traced], *, num_experts: int) -> list[LayerText]:
+    """The same by layer; none if no layer is a Switch layer."""
+    unread = Choice(NOBODY, 0.0, NOBODY, 0.0)
+    num_layers = max((len(one.choices) for one in traced if one.choices is not None), default=0)
+    layers = []
+    for number in range(num_layers):
+        of_layer = [unread if one.choices is None else one.choices[number] for one in traced]
+        layers.append(
+            LayerText(
+                label=f"layer {number:02d}",
+                num_experts=num_experts,
+                expert=[choice.expert for choice in of_layer],
+                gate=[choice.gate for choice in of_layer],
+                second=[choice.second for choice in of_layer],
+                second_probability=[choice.second_probability for choice in of_layer],
+            )
+        )
+    return layers
+
+
+def _lead(sampling: Sampling, *, switch: bool) -> str:
+    colour = "has the colour and the number of the expert that processed it" if switch else "is coloured by its chance"
+    prompt = " The prompt is bold and slanted." if sampling.prompt else ""
+    return f"Written by the model, one character at a time. Each {colour}; point at one to see more.{prompt}"
+
+
+def _sentences(sampling: Sampling, *, switch: bool) -> list[str]:
+    drawn = "A character’s probability is the one with which it was drawn, in the pass before it was read itself."
+    if sampling.temperature == 0.0:
+        drawn = "The likeliest character was always taken; its probability is the model’s own, as at temperature 1."
+    if not switch:
+        return ["The model is dense: it has no experts.", drawn]
+    routed = (
+        "A character’s expert is the one that processed it when the model first read it, on the way to the next one: "
+        "not the one that predicted it. Nothing is dropped when a model writes."
+    )
+    return [routed, drawn]
+
+
+def _facts(sampling: Sampling) -> str:
+    top_k = "all" if sampling.top_k is None else f"{sampling.top_k} likeliest"
+    prompt = repr(sampling.prompt) if sampling.prompt else "none: the text begins as after a line break"
+    facts = {
+        "model": str(sampling.checkpoint),
+        "prompt": prompt,
+        "length": f"{sampling.length:,} characters",
+        "temperature": f"{sampling.temperature:g}",
+        "drawn from": top_k,
+        "seed": str(sampling.seed),
+    }
+    return "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())

@@ -1,1 +1,0 @@
-"""What a trained model's routers and experts do: `python -m switch_lm.inspect`."""

@@ -1,0 +1,1 @@
+"""What `inspect` does: shows what the experts of a model do."""

@@ -1,0 +1,189 @@
+"""Was the router right? The loss of a token's next character under every expert in the place of the chosen one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from switch_lm.measure.scoring import negative_log_likelihood
+from switch_lm.model.attention import LayerCache
+from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.model.transformer import SwitchLM, evaluating
+from switch_lm.probe.probe import Probe, Say, rewind, silent, switch_layers
+from switch_lm.probe.subject import LayerCall, calls
+from switch_lm.report.statistics import Estimate
+from switch_lm.routers.routing import Routing, gates
+from switch_lm.stats.clusters import mean, nats
+
+POSITIONS = 12  # in each window
+SAME = 1e-5  # nats; losses that are closer are equal but for rounding
+HELD, OWN = "the chosen expert's gate", "its own gate"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One layer's router against all experts that it could have taken; losses in nats of the next character.
+
+    `gate`: what every expert's output is multiplied by. Under the chosen expert's, experts differ by what they compute
+    alone; under its own, which is its probability, one that was not chosen is nearly silent too.
+    The best expert is known in hindsight only: no router could have every gain.
+    """
+
+    gate: str
+    num_experts: int  # that could take the place of the first choice
+    chance: float  # that an expert drawn at random is the best one
+    best: Estimate  # share of tokens whose chosen expert had the lowest loss; equals share it
+    rank: Estimate  # of the chosen expert, 1 is the lowest loss; (num_experts + 1) / 2 by chance
+    best_gains: Estimate  # loss of the chosen expert less that of the best one
+    best_gains_on_random: Estimate  # mean loss of all experts less that of the best one
+    chosen_gains_on_random: Estimate  # mean loss of all experts less that of the chosen one
+
+    def findings(self) -> list[str]:
+        against = self.chosen_gains_on_random
+        word = (
+            "not better or worse than a random one so that it shows" if not against.resolved
+            else "better than a random one" if against.mean > 0 else "worse than a random one"
+        )  # fmt: skip
+        mean_rank = (self.num_experts + 1) / 2
+        return [
+            f"With {self.gate} the chosen expert was the best of {self.num_experts} for {self.best.mean:.1%} of tokens "
+            f"(chance {self.chance:.1%}), its mean rank {self.rank.mean:.2f} (chance {mean_rank:.1f}); "
+            f"it is {word}, by {nats(against)}. In hindsight the best one would have gained "
+            f"{self.best_gains.mean:.4f} nats on it, and {self.best_gains_on_random.mean:.4f} on a random one."
+        ]
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """For each layer its router judged with the chosen expert's gate, and with each expert's own."""
+
+    held: tuple[Judgement, ...]
+    own: tuple[Judgement, ...]
+    num_tokens: int  # of each layer
+
+    def findings(self) -> list[str]:
+        pairs = enumerate(zip(self.held, self.own, strict=True))
+        return [f"Layer {layer}: {text}" for layer, pair in pairs for one in pair for text in one.findings()]
+
+
+def counterfactual(model: SwitchLM, probe: Probe, *, positions: int = POSITIONS, say: Say = silent) -> Counterfactual:
+    """Forces every expert on one token of each window at a time, at one layer; later layers route as they then will.
+
+    Nothing before the token changes, and only its own loss is read, so that no expert is judged by what it does to
+    others. Of several choices the first is replaced, by any expert that is not among the others.
+    """
+    num_layers, (B, S) = len(switch_layers(model)), probe.ids_BS.shape
+    chosen_at = sorted({int((i + 0.5) * S / positions) for i in range(positions)})
+    trials: list[list[Trial]] = [[] for _ in range(num_layers)]
+    cache = model.new_cache()
+    with torch.inference_mode(), evaluating(model):
+        for t in chosen_at:
+            say(f"counterfactual, position {t} of {S}")
+            if t > cache[0].length:
+                model(probe.ids_BS[:, cache[0].length : t], cache=cache, capacity_factor=None)
+            for layer, trial in enumerate(_position(model, probe, cache)):
+                trials[layer].append(trial)
+    held, own = (tuple(_judged(found, gate) for found in trials) for gate in range(2))
+    return Counterfactual(held, own, num_tokens=B * len(chosen_at))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One token of each of B windows under every expert of one layer."""
+
+    nll_GEB: Tensor  # G: gate held, and its own
+    chosen_B: Tensor
+    open_EB: Tensor  # experts that could take the first choice's place
+
+
+def _position(model: SwitchLM, probe: Probe, cache: list[LayerCache]) -> Iterator[Trial]:
+    """A trial of each layer with the character after those in the cache, which stays as it was."""
+    t = cache[0].length
+    ids_B1, target_B1 = probe.ids_BS[:, t : t + 1], probe.target_BS[:, t : t + 1]
+
+    def nll_B() -> Tensor:
+        logits = model(ids_B1, cache=cache, capacity_factor=None).logits
+        rewind(cache, t)
+        return negative_log_likelihood(logits, target_B1)[:, 0]
+
+    with calls(model) as seen:
+        nll_B()
+    for call in seen:
+        nll = []
+        for change_EBD in _changes(call):
+            for change_BD in change_EBD:
+                with _added(call.layer, change_BD):
+                    nll.append(nll_B())
+        expert_BK = call.routing.expert_TK
+        open_BE = torch.ones_like(call.routing.probs_TE, dtype=torch.bool).scatter(1, expert_BK[:, 1:], False)
+        yield Trial(torch.stack(nll).unflatten(0, (2, -1)), expert_BK[:, 0], open_BE.T)
+
+
+def _changes(call: LayerCall) -> list[Tensor]:
+    """What each expert in the place of the first choice adds to the layer's output (E, B, D): gate held, and its own.
+
+    Other choices keep their gates.
+    """
+    routing, x_BD = call.routing, call.x_BSD.flatten(0, 1)
+    y_EBD = call.layer.experts.padded(x_BD.expand(call.layer.num_experts, *x_BD.shape))
+    first_B, held_B = routing.expert_TK[:, 0], routing.gate_TK[:, 0]
+    now_BD = held_B[:, None] * y_EBD[first_B, torch.arange(len(first_B), device=first_B.device)]
+    own_EB = torch.stack([_own_gate(routing, call.layer, expert) for expert in range(call.layer.num_experts)])
+    return [gate_EB[..., None] * y_EBD - now_BD for gate_EB in (held_B.expand_as(own_EB), own_EB)]
+
+
+def _own_gate(routing: Routing, layer: SwitchFeedForward, expert: int) -> Tensor:
+    """The gate (B,) of an expert that is the first choice."""
+    others_TK = routing.probs_TE.gather(1, routing.expert_TK[:, 1:])
+    return gates(torch.cat([routing.probs_TE[:, expert, None], others_TK], dim=1), layer.rule)[:, 0]
+
+
+def _judged(trials: Sequence[Trial], gate: int) -> Judgement:
+    return judge(
+        torch.stack([trial.nll_GEB[gate] for trial in trials], dim=-1),
+        chosen_BN=torch.stack([trial.chosen_B for trial in trials], dim=-1),
+        open_EBN=torch.stack([trial.open_EB for trial in trials], dim=-1),
+        gate=(HELD, OWN)[gate],
+    )
+
+
+@contextmanager
+def _added(layer: SwitchFeedForward, change_BD: Tensor) -> Iterator[None]:
+    """The layer gives so much more, for one token a row."""
+
+    def more(_: Any, inputs: Any, output: tuple[Tensor, Routing]) -> tuple[Tensor, Routing]:
+        return output[0] + change_BD[:, None], output[1]
+
+    hook = layer.register_forward_hook(more)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def judge(nll_EBN: Tensor, *, chosen_BN: Tensor, open_EBN: Tensor, gate: str) -> Judgement:
+    """From the losses of N tokens of B windows under each expert; those not open do not count."""
+    num_open = int(open_EBN[:, 0, 0].sum())
+    chosen_nll_BN = nll_EBN.gather(0, chosen_BN[None])[0]
+    best_nll_BN = nll_EBN.masked_fill(~open_EBN, torch.inf).amin(dim=0)
+    mean_nll_BN = (nll_EBN * open_EBN).sum(dim=0) / num_open
+    best_EBN = (nll_EBN <= best_nll_BN + SAME) & open_EBN
+    is_best_BN = (chosen_nll_BN <= best_nll_BN + SAME) / best_EBN.sum(dim=0)
+    lower_BN = ((nll_EBN < chosen_nll_BN - SAME) & open_EBN).sum(dim=0)
+    not_higher_BN = ((nll_EBN <= chosen_nll_BN + SAME) & open_EBN).sum(dim=0)
+    rank_BN = (1 + lower_BN + not_higher_BN) / 2  # the mean of the ranks that equals share
+    return Judgement(
+        gate,
+        num_open,
+        chance=1 / num_open,
+        best=mean(is_best_BN),
+        rank=mean(rank_BN),
+        best_gains=mean(chosen_nll_BN - best_nll_BN),
+        best_gains_on_random=mean(mean_nll_BN - best_nll_BN),
+        chosen_gains_on_random=mean(mean_nll_BN - chosen_nll_BN),
+    )

@@ -1,0 +1,163 @@
+"""When did the experts specialise, and which routes were still changing at the end? From one run's checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from switch_lm.inspection.labels import CHARACTER
+from switch_lm.model.transformer import SwitchLM
+from switch_lm.probe.probe import Probe, Say, read, silent
+from switch_lm.stats.information import SHIFTS, Explained, explained
+from switch_lm.storage.checkpoint import CheckpointError, read_model
+from switch_lm.storage.checkpoint import read as read_checkpoint
+from switch_lm.storage.runs import CHECKPOINTS
+
+SETTLED = 0.9  # of what the character explains at the end, beyond chance
+ENOUGH = 50  # tokens of a character, before a share of them is told
+
+
+@dataclass(frozen=True)
+class Change:
+    """Tokens whose first choice is another expert than at an earlier checkpoint."""
+
+    share: float
+    chance: float  # if the two routers had nothing to do with each other but their loads
+
+
+@dataclass(frozen=True)
+class History:
+    """N checkpoints of one run in order of step. Experts keep their numbers within a run, and only there."""
+
+    steps: tuple[int, ...]
+    loss: tuple[float, ...]  # nats a character, on the probe
+    character: tuple[tuple[Explained, ...], ...]  # N x L: what the character explains of the choice
+    since_before: tuple[tuple[Change, ...], ...]  # N - 1 x L: from one checkpoint to the next
+    to_last: tuple[tuple[Change, ...], ...]  # N x L: what differs from the last checkpoint
+    changing_LV: Tensor  # share of each character's tokens that changed at the end; NaN where there are none
+    count_V: Tensor
+    skipped: tuple[str, ...]  # checkpoints that could not be read, and why
+
+    def specialised_at(self, layer: int) -> int | None:
+        """The first step from which on the character explains 90 % of what it explains at the end.
+
+        All beyond chance; None where it explains no more than that at the end.
+        """
+        if not self.character[-1][layer].beyond_chance:
+            return None
+        beyond = [found[layer].share - found[layer].chance for found in self.character]
+        below = [n for n, value in enumerate(beyond) if value < SETTLED * beyond[-1]]
+        return self.steps[below[-1] + 1 if below else 0]
+
+    def findings(self, characters: str) -> list[str]:
+        """`characters`: what each id stands for."""
+        return [self._layer(layer, characters) for layer in range(len(self.character[0]))]
+
+    def _layer(self, layer: int, characters: str) -> str:
+        last, at = self.character[-1][layer], self.specialised_at(layer)
+        if at is None:
+            parts = [f"at the end the {last} explains no more of the choice than by chance"]
+        elif len(self.steps) == 1:
+            parts = [f"at step {self.steps[0]:,} the choice is explained by {last}"]
+        else:
+            moved = self.to_last[self.steps.index(at)][layer].share
+            first = " (the first checkpoint)" if at == self.steps[0] else ""
+            parts = [
+                f"in the end the choice is explained by {last}, and nearly as much since step {at:,}{first}, though "
+                f"{moved:.0%} of tokens have changed their expert since"
+            ]
+        if self.since_before:
+            change = self.since_before[-1][layer]
+            parts.append(
+                f"from step {self.steps[-2]:,} to {self.steps[-1]:,} {change.share:.1%} of tokens changed their expert "
+                f"(unrelated routers: {change.chance:.0%})"
+            )
+            changing_V = self.changing_LV[layer].nan_to_num(0.0) * (self.count_V >= ENOUGH)
+            most = [v for v in changing_V.argsort(descending=True, stable=True)[:3].tolist() if changing_V[v] > 0]
+            parts += (
+                [f"most of all {', '.join(f'{characters[v]!r} {changing_V[v]:.0%}' for v in most)}"] if most else []
+            )
+        else:
+            parts.append("a single checkpoint tells of no change")
+        return f"Layer {layer}: {'; '.join(parts)}."
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A checkpoint's step, its first choices on the probe (L, B, S), and its loss."""
+
+    step: int
+    expert_LBS: Tensor
+    num_experts: int
+    loss: float
+
+
+def history(run: Path, probe: Probe, *, seed: int = 0, shifts: int = SHIFTS, say: Say = silent) -> History:
+    """Of a run's folder; a CheckpointError where it holds no checkpoint that can be read."""
+    moments: list[Moment] = []
+    skipped: list[str] = []
+    for path in checkpoints_of(run):
+        say(f"history, {path.name}")
+        try:
+            step = int(read_checkpoint(path)["global_step"])
+            if step not in [moment.step for moment in moments]:
+                moments.append(moment(step, read_model(path)[0].to(probe.ids_BS.device), probe))
+        except CheckpointError as error:
+            skipped.append(str(error))
+    if not moments:
+        raise CheckpointError(f"no checkpoint of {run} can be read: {'; '.join(skipped) or 'there is none'}")
+    return compared(moments, probe, skipped=skipped, seed=seed, shifts=shifts)
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """Files of equal steps next to each other, those that carry it in their name first."""
+    return sorted((run / CHECKPOINTS).glob("*.ckpt"), key=lambda path: (not path.stem.startswith("step"), path.name))
+
+
+def moment(step: int, model: SwitchLM, probe: Probe) -> Moment:
+    reading = read(model, probe)
+    return Moment(step, reading.expert_LBS, reading.num_experts, reading.nll_BS.double().mean().item())
+
+
+def compared(
+    moments: Iterable[Moment], probe: Probe, *, skipped: Iterable[str] = (), seed: int = 0, shifts: int = SHIFTS
+) -> History:
+    """Puts the moments in order of step, and each beside the one before and the last one."""
+    moments = sorted(moments, key=lambda one: one.step)
+    last, character_T = moments[-1], probe.ids_BS.flatten()
+    before = moments[-2] if len(moments) > 1 else last
+    changed_LT = (before.expert_LBS != last.expert_LBS).flatten(1).double()
+    count_V = torch.bincount(character_T)
+    return History(
+        steps=tuple(one.step for one in moments),
+        loss=tuple(one.loss for one in moments),
+        character=tuple(
+            tuple(
+                explained(expert_BS.flatten(), character_T, label=CHARACTER, seed=seed, shifts=shifts)
+                for expert_BS in one.expert_LBS
+            )
+            for one in moments
+        ),
+        since_before=tuple(changes(one, then) for one, then in pairwise(moments)),
+        to_last=tuple(changes(one, last) for one in moments),
+        changing_LV=torch.stack([torch.bincount(character_T, changed_T) / count_V for changed_T in changed_LT]),
+        count_V=count_V,
+        skipped=tuple(skipped),
+    )
+
+
+def changes(one: Moment, then: Moment) -> tuple[Change, ...]:
+    """Layer by layer."""
+    found = []
+    for one_BS, then_BS in zip(one.expert_LBS, then.expert_LBS, strict=True):
+        shares = [
+            torch.bincount(x.flatten(), minlength=one.num_experts).double() / x.numel() for x in (one_BS, then_BS)
+        ]
+        chance = 1.0 - (shares[0] * shares[1]).sum().item()
+        found.append(Change((one_BS != then_BS).double().mean().item(), chance))
+    return tuple(found)

@@ -1,0 +1,1 @@
+"""What models and runs are measured by: losses, loads, health of routers, computation."""

@@ -1,0 +1,124 @@
+"""What is added up over many batches: a training step, drops in training, loss and load in a validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from switch_lm.measure.metrics import RoutingSums, dropped_choices, router_entropy
+from switch_lm.routers.routing import Routing
+
+
+class StepTally:
+    """The micro-batches of one optimizer step. Nothing is copied to the host before it is asked for."""
+
+    def __init__(self) -> None:
+        self._losses: list[dict[str, Tensor]] = []
+        self.layers: list[RoutingSums] = []  # of each Switch layer
+
+    @torch.no_grad()
+    def add(self, losses: dict[str, Tensor], routings: Sequence[Routing]) -> None:
+        """One micro-batch; `losses` by tag."""
+        self._losses.append({tag: loss.detach() for tag, loss in losses.items()})
+        sums = [RoutingSums.of(routing) for routing in routings]
+        self.layers = [a + b for a, b in zip(self.layers, sums, strict=True)] if self.layers else sums
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """By tag, the mean over micro-batches: what the step minimises, since their gradients are averaged."""
+        return {tag: torch.stack([losses[tag] for losses in self._losses]).mean().item() for tag in self._losses[0]}
+
+
+class DropTally:
+    """Choices made and dropped in training, of each of L Switch layers: in the whole run, and in its last stretch.
+
+    A stretch lies between two validations. Nothing is copied to the host before a figure is asked for.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self._dropped_L = torch.zeros(num_layers, dtype=torch.float64)
+        self._choices = 0  # of one layer
+        self._stretch_began = [0.0, 0]  # what was dropped in all layers by then, and the choices of one
+        self.last_stretch = 0.0  # share dropped in it
+
+    def add(self, routings: Sequence[Routing]) -> None:
+        if routings:
+            dropped_L = torch.stack([dropped_choices(routing) for routing in routings])
+            self._dropped_L = self._dropped_L.to(dropped_L.device) + dropped_L
+            self._choices += routings[0].expert_TK.numel()
+
+    def end_stretch(self) -> None:
+        """A validation was reached; without a step since the last one the share stays."""
+        dropped, choices = float(self._dropped_L.sum()), self._choices
+        dropped_before, choices_before = self._stretch_began
+        if choices > choices_before:
+            self.last_stretch = (dropped - dropped_before) / ((choices - choices_before) * len(self._dropped_L))
+        self._stretch_began = [dropped, choices]
+
+    @property
+    def whole_run_L(self) -> list[float]:
+        """Share of each layer's choices that was dropped; 0 before the first step."""
+        return (self._dropped_L / max(1, self._choices)).tolist()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "dropped_L": self._dropped_L.tolist(),
+            "choices": self._choices,
+            "stretch_began": self._stretch_began,
+            "last_stretch": self.last_stretch,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._dropped_L = torch.tensor(state["dropped_L"], dtype=torch.float64)
+        self._choices = state["choices"]
+        self._stretch_began, self.last_stretch = state["stretch_began"], state["last_stretch"]
+
+
+class ValidationTally:
+    """Language loss, load and router entropy over a whole split, from batches of unequal size."""
+
+    def __init__(self) -> None:
+        self._nll, self._count = 0.0, 0
+        self.load_LE: Tensor | None = None  # choices that selected each expert; None for a dense model
+        self._entropy_L: Tensor | None = None  # summed over characters
+
+    def add(self, loss: Tensor, count: int, routings: Sequence[Routing]) -> None:
+        """`loss`: the mean over the batch's `count` predictions."""
+        self._nll += loss.item() * count
+        self._count += count
+        if routings:
+            load_LE = torch.stack([routing.load_E for routing in routings])
+            entropy_L = torch.stack([router_entropy(routing) for routing in routings]).double() * count
+            self.load_LE = load_LE if self.load_LE is None else self.load_LE + load_LE
+            self._entropy_L = entropy_L if self._entropy_L is None else self._entropy_L + entropy_L
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a run that is stopped after its last validation, and only has to write down what that found."""
+        parts = {"load_LE": self.load_LE, "entropy_L": self._entropy_L}
+        return {"nll": self._nll, "count": self._count} | {k: x if x is None else x.tolist() for k, x in parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._nll, self._count = state["nll"], state["count"]
+        self.load_LE = None if state["load_LE"] is None else torch.tensor(state["load_LE"])
+        self._entropy_L = None if state["entropy_L"] is None else torch.tensor(state["entropy_L"], dtype=torch.float64)
+
+    @property
+    def loss(self) -> float:
+        """Nats a character."""
+        return self._nll / self._count
+
+    @property
+    def load_max_over_mean(self) -> float | None:
+        """The busiest expert's load over the mean one, in the worst layer; None for a dense model."""
+        if self.load_LE is None:
+            return None
+        load_LE = self.load_LE.float()
+        return float((load_LE.amax(1) / load_LE.mean(1)).max())
+
+    @property
+    def router_entropy(self) -> float | None:
+        """Nats, the mean over characters and layers; None for a dense model."""
+        return None if self._entropy_L is None else float(self._entropy_L.mean()) / self._count

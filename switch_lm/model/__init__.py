@@ -1,0 +1,1 @@
+"""The language model: attention, experts, the Switch layer, losses."""

@@ -1,0 +1,150 @@
+"""The Switch Transformer language model: embedding, pre-norm blocks, head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import EllipsisType
+
+from torch import Tensor, nn
+
+from switch_lm.model.attention import Attention, LayerCache, rotary_table
+from switch_lm.model.config import ModelConfig
+from switch_lm.model.experts import FeedForward
+from switch_lm.model.switch import SwitchFeedForward, initialize
+from switch_lm.routers.noise import Dropout
+from switch_lm.routers.routing import Routing
+
+
+@dataclass(frozen=True)
+class SwitchOutput:
+    """What a forward pass gives: logits (B, S, V) and what each Switch layer decided, in order of depth."""
+
+    logits: Tensor
+    routings: tuple[Routing, ...]
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x)), dense or Switch."""
+
+    def __init__(self, config: ModelConfig, *, switch: bool) -> None:
+        super().__init__()
+        self.norm_attention = nn.RMSNorm(config.d_model)
+        self.attention = Attention(d_model=config.d_model, num_heads=config.num_heads)
+        self.norm_ffn = nn.RMSNorm(config.d_model)
+        self.dropout = Dropout(config.dropout)
+        self.ffn = switch_layer(config) if switch else dense_layer(config)
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        *,
+        rotation: tuple[Tensor, Tensor] | None,
+        cache: LayerCache | None = None,
+        capacity_factor: float | EllipsisType | None = ...,
+    ) -> tuple[Tensor, Routing | None]:
+        x_BSD = x_BSD + self.dropout(self.attention(self.norm_attention(x_BSD), rotation=rotation, cache=cache))
+        h_BSD = self.norm_ffn(x_BSD)
+        if isinstance(self.ffn, SwitchFeedForward):
+            y_BSD, routing = self.ffn(h_BSD, capacity_factor=capacity_factor)
+        else:
+            y_BSD, routing = self.ffn(h_BSD), None
+        return x_BSD + self.dropout(y_BSD), routing
+
+
+def switch_layer(config: ModelConfig) -> SwitchFeedForward:
+    return SwitchFeedForward(
+        d_model=config.d_model,
+        d_ff=config.d_ff,
+        num_experts=config.num_experts,
+        capacity_factor=config.capacity_factor,
+        eval_capacity_factor=config.eval_capacity_factor,
+        rule=config.rule,
+        router_jitter=config.router_jitter,
+        router_input_dropout=config.router_input_dropout,
+        activation=config.activation,
+        expert_dropout=config.expert_dropout,
+        shared_expert=config.shared_expert,
+        selection_bias=config.selection_bias_rate > 0.0,
+        init_scale=config.init_scale,
+    )
+
+
+def dense_layer(config: ModelConfig) -> FeedForward:
+    return FeedForward(d_model=config.d_model, d_ff=config.d_ff, activation=config.activation)
+
+
+class SwitchLM(nn.Module):
+    """A decoder-only language model whose feed-forwards are Switch layers, every `switch_every`-th or none."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config, self.vocab_size = config, vocab_size
+        self.embedding = nn.Embedding(vocab_size, config.d_model)
+        if config.position == "learned":
+            self.position = nn.Embedding(config.context_length, config.d_model)
+        if config.position == "rotary":
+            cos_SW, sin_SW = rotary_table(config.context_length, config.d_model // config.num_heads)
+            self.cos_SW: Tensor
+            self.sin_SW: Tensor
+            self.register_buffer("cos_SW", cos_SW, persistent=False)
+            self.register_buffer("sin_SW", sin_SW, persistent=False)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, switch=config.is_switch(block)) for block in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.d_model)
+        self.head = nn.Linear(config.d_model, vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        initialize(self, config.init_scale)
+
+    @property
+    def switch_layers(self) -> list[SwitchFeedForward]:
+        """In order of depth; none in a dense model."""
+        return [layer for layer in self.modules() if isinstance(layer, SwitchFeedForward)]
+
+    def new_cache(self) -> list[LayerCache]:
+        """An empty key-value cache, to be handed to each `forward` of one text."""
+        return [LayerCache(self.config.context_length) for _ in self.blocks]
+
+    def forward(
+        self,
+        ids_BS: Tensor,
+        *,
+        cache: list[LayerCache] | None = None,
+        capacity_factor: float | EllipsisType | None = ...,
+    ) -> SwitchOutput:
+        """Logits of the next character after each of `ids_BS` (B, S), which follow those in the cache.
+
+        `capacity_factor`, where given, stands in for the configured one in every Switch layer (None is dropless).
+        """
+        start = 0 if cache is None else cache[0].length
+        end = start + ids_BS.shape[1]
+        if end > self.config.context_length:
+            raise ValueError(f"{end} positions are more than the context_length of {self.config.context_length}")
+        x_BSD = self.embedding(ids_BS)
+        if self.config.position == "learned":
+            x_BSD = x_BSD + self.position.weight[start:end]
+        x_BSD = self.dropout(x_BSD)
+        rotation = (self.cos_SW[start:end], self.sin_SW[start:end]) if self.config.position == "rotary" else None
+        routings = []
+        for i, block in enumerate(self.blocks):
+            x_BSD, routing = block(
+                x_BSD, rotation=rotation, cache=None if cache is None else cache[i], capacity_factor=capacity_factor
+            )
+            if routing is not None:
+                routings.append(routing)
+        return SwitchOutput(self.head(self.norm(x_BSD)), tuple(routings))
+
+
+@contextmanager
+def evaluating(model: SwitchLM) -> Iterator[None]:
+    """The model in `eval()`, and afterwards in the mode it was in."""
+    if not model.training:  # generation asks for each character: walking all modules took a sixth of its time
+        yield
+        return
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()

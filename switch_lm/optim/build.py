@@ -1,0 +1,71 @@
+"""Which optimizer moves which parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from switch_lm.config.schema import OptimConfig
+from switch_lm.optim.muon import BatchedMuon, StackedMuon
+
+
+class JointOptimizer(Optimizer):
+    """Several optimizers stepped as one, so that schedule, clipping and checkpoint see a single one."""
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        self.optimizers = list(optimizers)
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon may have it: an attention, feed-forward or expert matrix; not router, embedding, head or norm."""
+    return parameter.dim() >= 2 and name.startswith("blocks.") and "router" not in name
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig, *, precision: str) -> JointOptimizer:
+    """AdamW for all parameters, or Muon for the hidden matrices (one call for each stack of experts) and AdamW else.
+
+    Muon's products run in bf16 only where `precision` says that the hardware does it fast.
+    """
+    hidden: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (hidden if config.name == "muon" and is_hidden_matrix(name, parameter) else others).append(parameter)
+    groups = [
+        {"params": [p for p in others if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizers: list[Optimizer] = [AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)]
+    rates: dict[str, Any] = {
+        "lr": config.matrix_lr,
+        "weight_decay": config.matrix_weight_decay,
+        "momentum": config.momentum,
+    }
+    rates["dtype"] = torch.bfloat16 if precision == "bf16" else torch.float32
+    if matrices := [p for p in hidden if p.dim() == 2]:
+        optimizers.append(BatchedMuon(matrices, **rates))
+    if stacks := [p for p in hidden if p.dim() == 3]:
+        optimizers.append(StackedMuon(stacks, **rates, every=config.steps_between_moves(stacks[0].shape[0])))
+    return JointOptimizer(optimizers)

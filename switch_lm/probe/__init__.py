@@ -1,0 +1,1 @@
+"""Tools that replay a trained model and intervene in it."""

@@ -1,0 +1,110 @@
+"""The text that every statistic looks at, and what a model does with each of its characters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from switch_lm.measure.first_choice import first_choice
+from switch_lm.measure.scoring import negative_log_likelihood
+from switch_lm.model.attention import LayerCache
+from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.model.transformer import SwitchLM, evaluating
+from switch_lm.text.windows import evaluation_batches, fixed_windows
+
+WINDOWS = 128
+ROWS = 32  # windows in a pass; nothing that is read without a capacity hangs on it
+Say = Callable[[str], None]  # what is measured at the moment
+
+
+def silent(_: str) -> None:
+    """Says nothing."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Windows spread evenly over the validation split: the same ones for every model that reads as many characters."""
+
+    ids_BS: Tensor
+    target_BS: Tensor
+    split_ids: Tensor  # (N,): what stands before a window says where in a line it begins
+
+    @classmethod
+    def of(cls, validation_ids: Tensor, *, context_length: int, num_windows: int = WINDOWS) -> Self:
+        """`context_length`: the model's, or of two models that are compared the shorter one."""
+        windows = fixed_windows(validation_ids, context_length=context_length, num_windows=num_windows)
+        return cls(*windows, validation_ids)
+
+    def cut(self, value_N: Tensor) -> Tensor:
+        """Of one value for each character of the split, those of the windows' characters (B, S)."""
+        B, S = self.ids_BS.shape
+        return fixed_windows(value_N, context_length=S, num_windows=B)[0]
+
+    def smaller(self, num_windows: int) -> Self:
+        """At most so many windows of the same split, for what is dear."""
+        B, S = self.ids_BS.shape
+        return self.of(self.split_ids, context_length=S, num_windows=min(B, num_windows))
+
+    def batches(self, rows: int = ROWS) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets, `rows` windows at a time."""
+        yield from zip(self.ids_BS.split(rows), self.target_BS.split(rows), strict=True)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What each Switch layer did with each character (L, B, S), nothing dropped, and what the model came to.
+
+    Of a router with several choices the first one, which it gave the most, counts as its expert.
+    """
+
+    expert_LBS: Tensor
+    probability_LBS: Tensor  # of that expert
+    gate_LBS: Tensor  # what its output was multiplied by
+    second_LBS: Tensor  # the most probable other expert; NOBODY of a single one
+    second_probability_LBS: Tensor
+    nll_BS: Tensor  # nats, of the character that followed
+    num_experts: int
+
+
+def switch_layers(model: SwitchLM) -> list[SwitchFeedForward]:
+    """In order of depth; a ValueError for a dense model."""
+    if not (layers := model.switch_layers):
+        raise ValueError("a dense model routes nothing: there is no router or expert to inspect; give a Switch model")
+    return layers
+
+
+def read(model: SwitchLM, probe: Probe) -> Reading:
+    """Reads the probe without a capacity, so that no window hangs on another."""
+    return _read(model, probe.batches(), shape=tuple(probe.ids_BS.shape))
+
+
+def read_text(model: SwitchLM, ids: Tensor, *, context_length: int) -> Reading:
+    """The same of a whole split but for its last character, window by window, as one row (L, 1, N)."""
+    batches = evaluation_batches(ids, context_length=context_length, batch_size=ROWS)
+    return _read(model, batches, shape=(1, len(ids) - 1))
+
+
+def _read(model: SwitchLM, batches: Iterator[tuple[Tensor, Tensor]], *, shape: tuple[int, ...]) -> Reading:
+    layers, facts, nll = switch_layers(model), [], []
+    with torch.inference_mode(), evaluating(model):
+        for ids_BS, target_BS in batches:
+            output = model(ids_BS, capacity_factor=None)
+            nll.append(negative_log_likelihood(output.logits, target_BS).flatten())
+            facts.append([first_choice(routing) for routing in output.routings])
+    expert, probability, gate, second, second_probability = (
+        torch.stack([torch.cat([batch[layer][fact] for batch in facts]).view(shape) for layer in range(len(layers))])
+        for fact in range(5)
+    )
+    return Reading(
+        expert, probability, gate, second, second_probability, torch.cat(nll).view(shape), layers[0].num_experts
+    )
+
+
+def rewind(cache: list[LayerCache], length: int) -> None:
+    """Takes back what was read after the first `length` positions; the next character is written over it."""
+    for layer in cache:
+        layer.length = length

@@ -1,0 +1,161 @@
+"""What is checked: a model, the text it is checked on, and copies of the model for what changes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import EllipsisType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.model.transformer import SwitchLM, SwitchOutput
+from switch_lm.routers.noise import Dropout
+from switch_lm.routers.routing import Routing
+from switch_lm.text.windows import fixed_windows
+
+ROWS = 4  # windows in a batch that is only compared with another: few, so that each weighs in their common places
+SCORED = 64  # windows, at least, for a difference of losses
+# Capacity factors below that of training: one at which some experts overflow while others have places left (which it
+# takes for rerouting to show), and one that drops much whatever the router does.
+TIGHT = (1.0, 0.5)
+Windows = tuple[Tensor, Tensor]
+
+
+def tried(factor: float | None) -> list[float | None]:
+    """A capacity factor, and tighter ones."""
+    return [factor] if factor is None else [factor, *(tight for tight in TIGHT if tight < factor)]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model in `eval()`, and how it was trained. The model is never changed: what is, is a copy."""
+
+    model: SwitchLM
+    validation_ids: Tensor
+    batch_size: int
+    alpha: float
+
+    def windows(self, num_windows: int) -> Windows:
+        """Inputs and targets (B, S) from all over the validation split."""
+        context_length = self.model.config.context_length
+        return fixed_windows(self.validation_ids, context_length=context_length, num_windows=num_windows)
+
+    @cached_property
+    def few(self) -> Windows:
+        return self.windows(ROWS)
+
+    @property
+    def factors(self) -> list[float | None]:
+        """The capacity factor of training, and tighter ones, at which a rule shows what it does."""
+        return tried(self.model.config.capacity_factor)
+
+    @cached_property
+    def scored(self) -> Windows:
+        """Windows for a difference of losses, in whole batches of training where the text is long enough."""
+        return self.windows(-(-SCORED // self.batch_size) * self.batch_size)
+
+    def limited(self, capacity_factor: float | None) -> bool:
+        """Whether places are, at such a factor; a dense model has none."""
+        return capacity_factor is not None and self.model.config.num_switch_layers > 0
+
+    def in_training(self) -> SwitchLM:
+        """A copy that runs as in training, with its noise."""
+        return deepcopy(self.model).train()
+
+    def without_noise(self, *, jitter: bool = False, **rule: Any) -> SwitchLM:
+        """A copy that runs as in training but for dropout, random drops and, unless it is to stay, jitter.
+
+        `rule` changes its routing rule.
+        """
+        model = self.in_training()
+        for module in model.modules():
+            if isinstance(module, Dropout):
+                module.rate = 0.0
+            elif isinstance(module, SwitchFeedForward):
+                module.router_jitter = module.router_jitter if jitter else 0.0
+                module.rule = replace(module.rule, **{"random_drop_rate": 0.0} | rule)
+        return model
+
+
+def precise(model: SwitchLM) -> SwitchLM:
+    """A copy in float64, where rounding is not taken for a leak; routers stay in the float32 that they promise."""
+    copied = deepcopy(model).double()
+    for layer in copied.switch_layers:
+        layer.w_router_DE.data = layer.w_router_DE.data.float()
+    return copied
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """A Switch layer, what went into it, and what it gave."""
+
+    layer: SwitchFeedForward
+    x_BSD: Tensor
+    y_BSD: Tensor
+    routing: Routing
+
+
+@contextmanager
+def calls(model: SwitchLM) -> Iterator[list[LayerCall]]:
+    """Collects the calls of every Switch layer, in order of depth."""
+    seen: list[LayerCall] = []
+
+    def keep(layer: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Routing]) -> None:
+        seen.append(LayerCall(layer, inputs[0], *output))
+
+    hooks = [layer.register_forward_hook(keep) for layer in model.switch_layers]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A difference in nats a character, and its standard error."""
+
+    mean: float
+    standard_error: float
+
+    @classmethod
+    def of(cls, first_BN: Tensor, second_BN: Tensor) -> Self:
+        """Paired, with windows as the independent draws: characters of one window are alike."""
+        per_window_B = (first_BN.double() - second_BN.double()).mean(dim=1)
+        error = per_window_B.std().item() / len(per_window_B) ** 0.5 if len(per_window_B) > 1 else math.nan
+        return cls(per_window_B.mean().item(), error)
+
+    def __str__(self) -> str:
+        if self.mean == self.standard_error == 0.0:
+            return "0"
+        form = "+.0e" if abs(self.mean) < 5e-5 and not self.standard_error >= 5e-5 else "+.4f"
+        return f"{self.mean:{form}} ± {self.standard_error:{form[1:]}}"
+
+
+def largest(moves: list[Tensor]) -> float:
+    """The largest absolute value in several tensors, NaN if one holds it; 0 of none."""
+    return torch.stack([move.abs().max() for move in moves]).max().item() if moves else 0.0
+
+
+@contextmanager
+def noise(seed: int, device: torch.device) -> Iterator[None]:
+    """Noise that follows from the seed; afterwards the global random state is as it was."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def seeded(
+    model: SwitchLM, ids_BS: Tensor, *, seed: int, capacity_factor: float | EllipsisType | None = ...
+) -> SwitchOutput:
+    """A pass in the model's mode, with noise that is the same for every text of a shape."""
+    with noise(seed, ids_BS.device), torch.inference_mode():
+        output: SwitchOutput = model(ids_BS, capacity_factor=capacity_factor)
+        return output

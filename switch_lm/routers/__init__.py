@@ -1,0 +1,1 @@
+"""Which expert each token goes to, and whether there is room for it."""

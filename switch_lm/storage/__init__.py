@@ -1,0 +1,1 @@
+"""Files of runs: written whole, found by name, locked; and checkpoints."""

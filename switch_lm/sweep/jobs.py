@@ -1,0 +1,210 @@
+"""The jobs of one sweep: where each lies, what came of it, and Hydra's callback around them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from switch_lm.config.rules import RUN_NAME, ConfigError, show
+from switch_lm.storage.run_folder import JOB, NOT_COMPARED, RESULT, SWEEP, Lock, RunFolder, Stopped
+from switch_lm.training.signals import StopSignals
+
+MAX_NAME = 80
+
+
+class Sweep(Callback):
+    """Gives a sweep the folder that the same command finds again, tells what will run, and reports at its end."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from switch_lm.sweep.table import print_plan
+
+        overrides = sweep_overrides(config)
+        folder = _folder(config, overrides)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = Lock(folder, "two commands would do each other's jobs")
+            plan = _plan(config, overrides, began=RunFolder(folder).read_json(SWEEP))
+            RunFolder(folder).write_json(SWEEP, plan)
+        except OSError as error:
+            fix = "make the folder writable, or choose another one with outputs=FOLDER"
+            _refuse(f"outputs={config.outputs}: {folder} can not be written ({error.strerror}); {fix}")
+        except ConfigError as error:
+            _refuse(str(error))
+        with open_dict(config.hydra):  # each job's configuration is composed anew from these overrides
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
+            config.hydra.sweep.dir = str(folder)
+        print_plan(plan, folder=folder)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        job_return.cfg = job_return.hydra_cfg = None  # Hydra keeps them to the sweep's end: a quarter of a MiB a job
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """From files, since jobs may have been other processes. Exit code 1 if a job failed."""
+        from switch_lm.sweep.table import print_end
+
+        folder = Path(str(config.hydra.sweep.dir))
+        print_end(folder)
+        self.lock.close()
+        rows = read_jobs(folder)
+        if not rows or any(row["status"] != "done" for row in rows):
+            sys.exit(1)
+
+
+def run_job(cfg: DictConfig, train: Callable[..., dict[str, Any]]) -> float:
+    """Trains one job in its folder of the sweep and records what came of it; an error ends only this job.
+
+    Returns val_loss, which a searching sweeper minimises; infinity for a job that failed.
+    """
+    from switch_lm.sweep.table import heading, print_row, print_stopped
+
+    hydra = HydraConfig.get()
+    sweep = Path(hydra.sweep.dir)
+    plan = RunFolder(sweep).read_json(SWEEP) or {}
+    overrides = as_mapping(list(hydra.overrides.task))
+    record: dict[str, Any] = {"job": hydra.job.num, "overrides": {key: overrides[key] for key in plan["varied"]}}
+    job = RunFolder(sweep / job_name(record["overrides"]))
+    skipped, started = (job.path / RESULT).is_file(), time.perf_counter()
+    before = job.read_json(JOB) if skipped else None
+    job.path.mkdir(parents=True, exist_ok=True)
+    job.write_json(JOB, record | {"status": "running"})  # what stays if it is killed
+    words = heading(plan, record) if cfg.logger.progress == "auto" else None
+    try:
+        with StopSignals(job.path) as signals:
+            result = train(_with_threads(cfg, hydra.launcher), folder=job.path, heading=words, signals=signals)
+    except Stopped as stop:
+        result, record = {}, record | {"status": "stopped", "error": str(stop)}
+        if stop.code != 0:  # by a signal, which is meant for all jobs
+            job.write_json(JOB, record)
+            print_stopped(plan, read_jobs(sweep))
+            raise
+    except Exception as error:  # whatever went wrong, the other jobs run
+        result, record = {}, record | {"status": "failed", "error": str(error) or type(error).__name__}
+    else:
+        record |= {"status": "done"}
+    record["seconds"] = before["seconds"] if before else time.perf_counter() - started
+    job.write_json(JOB, record)
+    print_row(plan, record, result, read_jobs(sweep), skipped=skipped)
+    if signals.received is not None and hydra.job.num + 1 < plan["num_jobs"]:  # it came in the last validation
+        print_stopped(plan, read_jobs(sweep))
+        raise signals.stopped("this job was done")
+    return float(result.get("val_loss", math.inf))
+
+
+def job_name(overrides: Mapping[str, Any]) -> str:
+    """A folder name that TensorBoard shows: what varies, in the sweep's order; what a path can't hold is replaced."""
+    return _as_name([f"{key}={show(value)}" for key, value in overrides.items()]) or "job"
+
+
+def read_jobs(folder: Path) -> list[dict[str, Any]]:
+    """What each job of a sweep recorded, in order of number."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"*/{JOB}")]
+    return sorted(records, key=lambda record: int(record["job"]))
+
+
+def as_mapping(overrides: list[str]) -> dict[str, Any]:
+    """Override strings as key -> value."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return {override.get_key_element().lstrip("+~"): _plain(override.value()) for override in parsed}
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, (int, float, bool, str, type(None))) else str(value)
+
+
+def sweep_overrides(config: DictConfig) -> list[Override]:
+    """All overrides of a sweep as Hydra's sweepers read them: those of its experiment first, the last of a key wins."""
+    params = config.hydra.sweeper.get("params") or {}
+    lines = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
+    return list({o.get_key_element(): o for o in OverridesParser.create().parse_overrides(lines)}.values())
+
+
+def planned_jobs(overrides: list[Override]) -> list[dict[str, Any]] | None:
+    """What varies in each job, in order; None if the sweeper chooses as it goes."""
+    varied = [override for override in overrides if override.is_sweep_override()]
+    if not all(override.is_discrete_sweep() for override in varied):
+        return None
+    return [as_mapping(job) for job in BasicSweeper.split_arguments(varied, None)[0]]
+
+
+def _plan(config: DictConfig, overrides: list[Override], *, began: dict[str, Any] | None) -> dict[str, Any]:
+    """The content of sweep.json."""
+    from switch_lm.training.result import commit  # torch is behind it
+
+    jobs, trials = planned_jobs(overrides), config.hydra.sweeper.get("n_trials")
+    task = [*config.hydra.overrides.task, *(o for o in config.hydra.overrides.hydra if o.startswith("hydra/"))]
+    return {
+        "command": " ".join(["python -m switch_lm.train", *(shlex.quote(o) for o in task)]),
+        "started": began["started"] if began else datetime.now().isoformat(timespec="seconds"),
+        "commit": commit(),
+        "varied": [override.get_key_element() for override in overrides if override.is_sweep_override()],
+        "jobs": None if trials else jobs,
+        "num_jobs": int(trials) if trials else len(jobs or []),
+        "side_by_side": side_by_side(config.hydra.launcher),
+    }
+
+
+def _folder(config: DictConfig, overrides: list[Override]) -> Path:
+    """By the sweep's name or else by its overrides, so that the same command goes on with it."""
+    given = [o for o in config.hydra.overrides.hydra if o.startswith("hydra.sweep.dir=")]
+    if given:
+        return Path(str(config.hydra.sweep.dir))
+    name = config.get("name")
+    if name is None:
+        task = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        named = [o for o in task if o.get_key_element() not in (*NOT_COMPARED, "experiment")]
+        parts = sorted(str(o.input_line) for o in named)
+        name = _as_name([config.hydra.runtime.choices.get("experiment") or "", *parts]) or "sweep"
+    elif RUN_NAME.fullmatch(str(name)) is None:
+        _refuse(f"name={name}: may hold letters, digits, '.', '_' and '-', and begins with none of '.-'; name=my_sweep")
+    return Path(str(config.outputs)) / "sweeps" / str(name)
+
+
+def _refuse(reason: str) -> NoReturn:
+    """By itself: Hydra makes a warning of an exception in a callback."""
+    print(f"The configuration can not be used:\n{reason}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _as_name(parts: list[str]) -> str:
+    whole = ",".join(part.removeprefix("model.") for part in parts if part and part != "None")
+    name = re.sub(r"[^A-Za-z0-9._=,+-]", "_", whole).lstrip(".-")
+    if len(name) <= MAX_NAME and name == whole:
+        return name
+    return f"{name[: MAX_NAME - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"  # two sweeps stay two
+
+
+def side_by_side(launcher: Mapping[str, Any]) -> int:
+    """How many jobs a launcher runs at once: joblib's n_jobs (-1: as many as there are cores), else taken as 1."""
+    number = int(launcher.get("n_jobs") or 1)
+    return number if number > 0 else max(1, _num_cores() + 1 + number)
+
+
+def _with_threads(cfg: DictConfig, launcher: Mapping[str, Any]) -> DictConfig:
+    """The job with its share of the cores, unless `trainer.threads` is set: jobs side by side must not fight."""
+    asked, jobs = launcher.get("cpus_per_task"), side_by_side(launcher)  # submitit's, joblib's
+    share = int(asked) if asked else max(1, _num_cores() // jobs) if jobs > 1 else None
+    if share is None or cfg.trainer.threads is not None:
+        return cfg
+    return OmegaConf.merge(cfg, {"trainer": {"threads": share}})  # type: ignore[return-value]
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

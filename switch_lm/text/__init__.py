@@ -1,0 +1,1 @@
+"""The text a model is trained on: sources, vocabulary, splits and windows."""

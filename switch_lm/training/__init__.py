@@ -1,0 +1,1 @@
+"""A training run: the LightningModule, data, hardware, signals. The only home of Lightning."""

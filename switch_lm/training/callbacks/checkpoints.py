@@ -1,0 +1,93 @@
+"""Which checkpoints training writes, and when."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from switch_lm.config.schema import TrainerConfig
+from switch_lm.storage import checkpoint
+from switch_lm.storage.runs import BEST, LAST
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's checkpoints through our own writer: Lightning's stages elsewhere and can destroy the old file."""
+
+    def save_checkpoint(self, checkpoint_: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        checkpoint.write(checkpoint_, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return checkpoint.read(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class Best(ModelCheckpoint):
+    """Keeps the checkpoints of the `count` lowest val/loss."""
+
+    def __init__(self, folder: Path, filename: str, count: int) -> None:
+        super().__init__(
+            folder, filename, monitor="val/loss", save_top_k=count, auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )  # fmt: skip
+
+    @property
+    def state_key(self) -> str:
+        return f"{type(self).__name__}({self.filename})"
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The run may have been moved since: Lightning would forget the best, and take any next one for it."""
+
+        def here(path: str) -> str:
+            return path and str(Path(str(self.dirpath)) / Path(path).name)
+
+        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        kept = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | paths | {"best_k_models": kept, "dirpath": self.dirpath})
+
+
+def checkpoints(folder: Path, trainer: TrainerConfig) -> list[Callback]:
+    """`best.ckpt` by the lowest val/loss, `last.ckpt`, and of the `keep_best` best, if more than one, each by its step.
+
+    Named by their step, and not by their rank, so that a run that was killed and validates again replaces its own.
+    """
+    kept = [Best(folder, "step_{step:06d}", trainer.keep_best)] if trainer.keep_best > 1 else []
+    return [Best(folder, Path(BEST).stem, 1), *kept, Last(folder, trainer)]
+
+
+def step_ends(trainer: lightning.Trainer, batch_idx: int) -> bool:
+    """Whether this micro-batch is the last of its step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+class Last(Checkpoint):
+    """Saves `last.ckpt` every so many steps and after each validation, of which the last step is always given one.
+
+    Not before a validation: a run that went on from there would leave it out. A `Checkpoint` is called after the other
+    callbacks, in order: what it saves knows the validation's place among the best.
+    """
+
+    def __init__(self, folder: Path, config: TrainerConfig) -> None:
+        self.folder, self.config = folder, config
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx + 1 >= trainer.max_steps * trainer.accumulate_grad_batches:
+            trainer.val_check_batch = 1
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        due = step % self.config.checkpoint_every == 0 and not self.config.validates(step)
+        if due and step_ends(trainer, batch_idx):
+            trainer.save_checkpoint(self.folder / LAST)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:  # not before the first step, where there is no optimizer yet
+            trainer.save_checkpoint(self.folder / LAST)

@@ -1,0 +1,123 @@
+"""Pictures of the routing for TensorBoard: each expert's load over the training, and which characters it gets."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from switch_lm.config.schema import Config
+from switch_lm.model.transformer import SwitchLM, evaluating
+from switch_lm.pages.document import HeatMap
+from switch_lm.pages.expert_maps import atlas, shown, stacked
+from switch_lm.text.windows import fixed_windows
+from switch_lm.training.callbacks.checkpoints import step_ends
+
+MOST_COLUMNS = 200  # of the load over time
+ATLAS_CHARACTERS = 4096  # read after each validation
+LOAD_TAG, ATLAS_TAG = "routing/expert_load_over_time", "routing/layer_{:02d}_atlas"
+
+
+class LoadHistory:
+    """Every expert's load over the training: the logged steps, added up in at most 200 columns of equal width."""
+
+    def __init__(self, *, num_layers: int, num_experts: int, max_steps: int, log_every: int) -> None:
+        self.steps = log_every * max(1, math.ceil(max_steps // log_every / MOST_COLUMNS))  # of a column
+        self.load_CLE = torch.zeros(math.ceil(max_steps / self.steps), num_layers, num_experts, dtype=torch.long)
+
+    def add(self, load_LE: Tensor, *, step: int) -> None:
+        """`step`: how many are done, from 1 on."""
+        self.load_CLE[(step - 1) // self.steps] += load_LE.cpu()
+
+    def heat_map(self) -> HeatMap:
+        """Blank where nothing was logged, as in all that is to come; a blank row parts the layers."""
+        load_CLE = self.load_CLE.double()
+        share_LEC = (load_CLE / load_CLE.mean(dim=2, keepdim=True)).permute(1, 2, 0)
+        names, rows = stacked(share_LEC.tolist())
+        return HeatMap(
+            name="load_over_time",
+            title="Each expert's load over the training",
+            alt="A row for each expert, a column for each stretch of training, the expert's load as colour.",
+            x_label=f"training step (a column: {self.steps} steps)",
+            y_label="layer · expert",
+            value_label="load / mean load of the layer: 0 idle, 1 even, 2 twice as much or more; blank: still to come",
+            x_names=tuple(str(i * self.steps) for i in range(len(load_CLE))),
+            y_names=names,
+            values=rows,
+            low=0.0,
+            high=2.0,
+            centre=1.0,
+        )
+
+
+def shares_by_character(model: SwitchLM, ids_BS: Tensor) -> Tensor:
+    """Of each character's occurrences the share that each expert gets, with nothing dropped (L, E, V).
+
+    NaN where a character does not occur; with top_k choices an occurrence is shared out as often.
+    """
+    with torch.inference_mode(), evaluating(model):
+        routings = model(ids_BS, capacity_factor=None).routings
+    ids_T, num_experts = ids_BS.flatten(), model.config.num_experts
+    occurrences_V = torch.bincount(ids_T, minlength=model.vocab_size)
+    place_LTK = torch.stack([routing.expert_TK for routing in routings]) * model.vocab_size + ids_T[:, None]
+    size = num_experts * model.vocab_size
+    counts = [torch.bincount(place_TK.flatten(), minlength=size) for place_TK in place_LTK]
+    return torch.stack(counts).view(len(counts), num_experts, -1).double() / occurrences_V
+
+
+class RoutingPictures(Callback):
+    """Draws, after each validation, the load of the training so far and an atlas of each layer.
+
+    The first shows the logged steps, as the scalars do. The atlas is of one fixed set of windows of the validation
+    split, read in float32 with nothing dropped. Neither draws a random number.
+    """
+
+    def __init__(self, validation_ids: Tensor, config: Config) -> None:
+        model, self.logger, self.seconds = config.model, config.logger, 0.0
+        self.num_layers = model.num_switch_layers
+        self.history = LoadHistory(
+            num_layers=self.num_layers, num_experts=model.num_experts, max_steps=config.trainer.max_steps,
+            log_every=config.logger.log_every,
+        )  # fmt: skip
+        rows = max(1, ATLAS_CHARACTERS // model.context_length)
+        self.ids_BS, _ = fixed_windows(validation_ids, context_length=model.context_length, num_windows=rows)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        logged = trainer.global_step % self.logger.log_every == 0 and step_ends(trainer, batch_idx)
+        if logged and self.num_layers:
+            load_LE = torch.stack([sums.load_E for sums in pl_module.logged_step.layers])
+            self.history.add(load_LE, step=trainer.global_step)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if pl_module.writer is None or not self.num_layers:
+            return
+        started, step = time.perf_counter(), trainer.global_step
+        for tag, heat_map in self._maps(pl_module).items():
+            from switch_lm.pages.pictures import as_image  # matplotlib: a run without a validation does without
+
+            pl_module.writer.add_image(tag, as_image(heat_map), step, dataformats="HWC")
+        self.seconds += time.perf_counter() - started
+        pl_module.write({"perf/routing_pictures_seconds": self.seconds}, step)
+
+    def _maps(self, pl_module: Any) -> dict[str, HeatMap]:
+        share_LEV = shares_by_character(pl_module.model, self.ids_BS.to(pl_module.device)).cpu()
+        characters = pl_module.vocabulary.characters
+        count_V = torch.bincount(self.ids_BS.flatten(), minlength=len(characters))
+        places = shown(count_V, characters)
+        maps = {
+            ATLAS_TAG.format(layer): atlas(share_EV, characters, places) for layer, share_EV in enumerate(share_LEV)
+        }
+        return {LOAD_TAG: self.history.heat_map(), **maps}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "load_CLE": self.history.load_CLE.clone()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.history.load_CLE = state_dict["seconds"], state_dict["load_CLE"].cpu()

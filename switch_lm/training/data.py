@@ -1,0 +1,116 @@
+"""Batches: which characters the model sees at which step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from switch_lm.text.windows import evaluation_batches
+
+
+class Batch(NamedTuple):
+    """Characters (B, S) and those that follow them (B, S)."""
+
+    ids: Tensor
+    targets: Tensor
+
+
+def derive_seed(*parts: int) -> int:
+    """One 63-bit seed from several numbers, by splitmix64, so that neighbouring steps share nothing."""
+    mask, state = 2**64 - 1, 0
+    for part in parts:
+        state = (state + (part & mask) + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return state >> 1
+
+
+class TrainingBatches(Dataset[Batch]):
+    """Batch number n as a pure function of (seed, n, rank), so that a restart or a worker can not change the order.
+
+    Each pass cuts the text at a new random offset into windows and takes them in a new random order, so that every
+    character is met about equally often. `ids` (N,); items are `Batch`es of (batch_size, context_length).
+    """
+
+    def __init__(
+        self, ids: Tensor, *, batch_size: int, context_length: int, seed: int, rank: int = 0, num_ranks: int = 1
+    ) -> None:
+        self.ids, self.batch_size, self.context_length = ids, batch_size, context_length
+        self.seed, self.rank, self.num_ranks = seed, rank, num_ranks
+        # An offset below context_length and one character to predict after the last window always fit.
+        self.windows_per_pass = (len(ids) - context_length) // context_length
+        self._passes: dict[int, tuple[int, Tensor]] = {}
+
+    def __getitem__(self, number: int) -> Batch:
+        first = (number * self.num_ranks + self.rank) * self.batch_size
+        starts = torch.tensor([self._start(first + row) for row in range(self.batch_size)])
+        windows = self.ids[starts[:, None] + torch.arange(self.context_length + 1)]
+        return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
+
+    def _start(self, window: int) -> int:
+        number_of_pass, place = divmod(window, self.windows_per_pass)
+        offset, order = self._pass(number_of_pass)
+        return offset + self.context_length * int(order[place])
+
+    def _pass(self, number: int) -> tuple[int, Tensor]:
+        if number not in self._passes:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
+            offset = int(torch.randint(self.context_length, (), generator=generator))
+            order = torch.randperm(self.windows_per_pass, generator=generator)
+            self._passes = {number: (offset, order)}  # one is enough: passes follow each other
+        return self._passes[number]
+
+
+class FromStep(Sampler[int]):
+    """The batch numbers first, first + 1, ... without end: `max_steps` ends the run."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.first)
+
+
+class TextData(lightning.LightningDataModule):
+    """Training batches from the step the trainer stands at, and the whole validation split in order."""
+
+    def __init__(
+        self,
+        training_ids: Tensor,
+        validation_ids: Tensor,
+        *,
+        batch_size: int,
+        context_length: int,
+        seed: int,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.training_ids, self.validation_ids = training_ids, validation_ids
+        self.batch_size, self.context_length, self.seed = batch_size, context_length, seed
+        self.num_workers = num_workers
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        batches = TrainingBatches(
+            self.training_ids,
+            batch_size=self.batch_size,
+            context_length=self.context_length,
+            seed=self.seed,
+            rank=self.trainer.global_rank,
+            num_ranks=self.trainer.world_size,
+        )
+        first = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        return DataLoader(batches, batch_size=None, sampler=FromStep(first), num_workers=self.num_workers)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        windows = evaluation_batches(
+            self.validation_ids, context_length=self.context_length, batch_size=self.batch_size
+        )
+        return DataLoader([Batch(*window) for window in windows], batch_size=None)  # type: ignore[arg-type]

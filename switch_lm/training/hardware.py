@@ -1,0 +1,110 @@
+"""What this machine does fast: device, precision, and whether compiling pays. Decided once and stored with the run."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from switch_lm.config.schema import Config
+
+# Compiling costs half a minute on two CPU cores and saves a third of a step, so it pays from about this much work on.
+COMPILE_PAYS_FLOPS = 1.2e13
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """How a run computes, and why."""
+
+    device: str  # cpu or cuda
+    precision: str  # bf16 or fp32
+    compile: bool
+    precision_reason: str
+    compile_reason: str
+    name: str
+    threads: int
+
+    @property
+    def autocast(self) -> str:
+        """Lightning's name of the precision."""
+        return "bf16-mixed" if self.precision == "bf16" else "32-true"
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep what is freed for the next step instead of giving it back: a tenth of a step's time.
+
+    Otherwise each step asks the system for the same pages again, tens of thousands of them. glibc only.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # malloc.h
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)  # the largest that glibc takes before 2.35
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Has the model's blocks compiled at their first call: one graph serves all of a kind."""
+    torch.compiler.reset()  # an earlier run in this process leaves its graphs
+    for block in model.get_submodule("blocks").children():
+        compile_module(block)
+
+
+def compile_module(module: nn.Module) -> None:
+    """Has a module compiled at its first call, for inputs of one shape.
+
+    Random numbers stay torch's own: the compiler's are drawn element by element and take longer than the products.
+    """
+    module.compile(dynamic=False, options={"fallback_random": True})
+
+
+def detect(config: Config, *, training_flops: float) -> Hardware:
+    """Resolves `auto` in the trainer's device, precision and compile. `training_flops`: those of the whole run."""
+    device = config.trainer.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision, precision_reason = config.trainer.precision, "as configured"
+    if precision == "auto":
+        fast, precision_reason = fast_bf16(device)
+        precision = "bf16" if fast else "fp32"
+    compile_, compile_reason = config.trainer.compile == "true", "as configured"
+    if config.trainer.compile == "auto":
+        compile_, compile_reason = compiling_pays(device, training_flops)
+    threads = config.trainer.threads or torch.get_num_threads()
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {threads} threads"
+    return Hardware(device, precision, compile_, precision_reason, compile_reason, name, threads)
+
+
+def fast_bf16(device: str) -> tuple[bool, str]:
+    """Whether bf16 products are faster than fp32 ones there, and how we know."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False), "by the GPU's generation"
+    if torch.cpu._is_amx_tile_supported():
+        return True, "the CPU has AMX"
+    if torch.cpu._is_avx512_bf16_supported():
+        return True, "the CPU has AVX512-BF16"
+    return False, "the CPU has no bf16 instructions"
+
+
+def compiling_pays(device: str, training_flops: float) -> tuple[bool, str]:
+    """Whether `torch.compile` can run here and earns back its start-up, and why."""
+    if training_flops < COMPILE_PAYS_FLOPS:
+        return False, "the run is too short to earn it back"
+    if device == "cuda":
+        try:
+            import triton  # noqa: F401
+        except ImportError:
+            return False, "triton is not installed"
+        return True, "triton is installed"
+    compiler = next((c for c in (os.environ.get("CXX"), "g++", "clang++") if c and shutil.which(c)), None)
+    if compiler is None:
+        return False, "no C++ compiler was found; install g++ for about a third more speed"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return False, "Python's C headers are missing; install python3-dev for about a third more speed"
+    return True, f"{compiler} was found"

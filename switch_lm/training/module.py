@@ -1,0 +1,239 @@
+"""The LightningModule: the only place where loss, log and optimizer meet."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import lightning
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.tensorboard import SummaryWriter
+
+from switch_lm.config.schema import Config
+from switch_lm.measure.metrics import RoutingSums, routing_scalars
+from switch_lm.measure.tallies import DropTally, StepTally, ValidationTally
+from switch_lm.model.losses import importance_loss, language_loss, load_balancing_loss, router_z_loss, summed
+from switch_lm.model.transformer import SwitchLM
+from switch_lm.optim import schedule
+from switch_lm.optim.build import build_optimizer
+from switch_lm.routers.routing import Routing
+from switch_lm.storage.checkpoint import KEY, Header
+from switch_lm.text.vocabulary import Vocabulary
+from switch_lm.training.callbacks.checkpoints import step_ends
+from switch_lm.training.data import Batch, derive_seed
+from switch_lm.training.nonfinite import NonFiniteError, first_of, locate
+
+
+class Losses(NamedTuple):
+    """The losses of one micro-batch: the one to minimise and its parts; and what the Switch layers decided."""
+
+    total: Tensor
+    language: Tensor
+    balance: Tensor
+    router_z: Tensor
+    importance: Tensor
+    routings: tuple[Routing, ...]
+
+
+class SwitchModule(lightning.LightningModule):
+    """Trains a `SwitchLM` on language loss + alpha x balance loss (Switch Transformers, section 2.2)."""
+
+    def __init__(self, config: Config, vocabulary: Vocabulary, *, corpus_sha256: str, precision: str) -> None:
+        super().__init__()
+        self.config, self.vocabulary, self.precision_name = config, vocabulary, precision
+        self.header = Header(
+            asdict(config.model), vocabulary.characters, corpus_sha256, precision, asdict(config)
+        ).as_plain()
+        self.model = SwitchLM(config.model, len(vocabulary))
+        self.drops = DropTally(config.model.num_switch_layers)
+        self.validation = ValidationTally()  # the last one
+        self.language_loss = math.nan  # of the last logged step, for the progress bar
+        self.logged_step = StepTally()  # the last one
+        self._step_loads: list[Tensor] = []  # (L, E) of each micro-batch of this step
+        self._rates: list[float] = []  # of this step: the schedule has moved on before a validation or a checkpoint
+
+    def warm_up(self) -> None:
+        """A forward and backward pass over made-up characters; no gradient is left."""
+        shape = self.config.data.batch_size, self.config.model.context_length
+        ids = torch.zeros(shape, dtype=torch.long, device=self.device)
+        self.losses(ids, ids).total.backward()
+        self.zero_grad()
+
+    def losses(self, ids: Tensor, targets: Tensor) -> Losses:
+        output, config = self.model(ids), self.config
+        language = language_loss(output.logits, targets)
+        balance = summed(load_balancing_loss, output.routings)
+        total = language + config.alpha * balance
+        router_z = importance = torch.zeros(())
+        if config.z_loss > 0.0:
+            router_z = summed(router_z_loss, output.routings)
+            total = total + config.z_loss * router_z
+        if config.importance > 0.0:
+            importance = summed(importance_loss, output.routings)
+            total = total + config.importance * importance
+        return Losses(total, language, balance, router_z, importance, output.routings)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self._seed_noise(batch_idx)
+        self._rates = [group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+
+    def _seed_noise(self, batch_idx: int) -> None:
+        """All noise of a micro-batch is a function of its number: no restart and nothing that ran before changes it."""
+        number = batch_idx % self.trainer.accumulate_grad_batches
+        torch.manual_seed(derive_seed(self.config.seed, self.global_step, number, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses = self.losses(batch.ids, batch.targets)
+        loss, routings, step = losses.total, losses.routings, self.global_step + 1
+        if not torch.isfinite(loss):
+            self._seed_noise(batch_idx)
+            place = locate(self.model, lambda: self.losses(batch.ids, batch.targets).total)
+            raise self._not_finite(f"the loss became {loss.item()}", place, step=step)
+        self.drops.add(routings)
+        if self.config.model.selection_bias_rate > 0.0:
+            self._step_loads.append(torch.stack([routing.load_E for routing in routings]))
+        if step % self.config.logger.log_every == 0:
+            if batch_idx % self.trainer.accumulate_grad_batches == 0:
+                self.logged_step = StepTally()
+            self.logged_step.add(self._by_tag(losses), routings)
+            if step_ends(self.trainer, batch_idx):
+                self._log_training(step)
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self._step_loads:
+            self._move_selection_biases(torch.stack(self._step_loads).sum(dim=0).float())
+            self._step_loads = []
+
+    def _move_selection_biases(self, load_LE: Tensor) -> None:
+        """b_i += rate x sign(mean load - load_i), after each step (DeepSeek-V3, section 2.1.2)."""
+        for layer, load_E in zip(self.model.switch_layers, load_LE, strict=True):
+            assert layer.selection_bias_E is not None
+            layer.selection_bias_E += self.config.model.selection_bias_rate * (load_E.mean() - load_E).sign()
+
+    def _by_tag(self, losses: Losses) -> dict[str, Tensor]:
+        by_tag = {
+            "train/loss": losses.language,
+            "train/balance_loss": losses.balance,
+            "train/total_loss": losses.total,
+        }
+        if self.config.z_loss > 0.0:
+            by_tag["train/z_loss"] = losses.router_z
+        if self.config.importance > 0.0:
+            by_tag["train/importance_loss"] = losses.importance
+        return by_tag
+
+    def _log_training(self, step: int) -> None:
+        """Writes what the micro-batches of this step give together."""
+        losses, layers = self.logged_step.losses, self.logged_step.layers
+        self.language_loss = losses["train/loss"]
+        self.write(losses | _as_perplexity("train", self.language_loss) | routing_scalars(layers), step)
+        if (writer := self.writer) is not None:
+            for layer, sums in enumerate(layers):
+                _write_load_histogram(writer, f"moe/layer_{layer:02d}/expert_of_token", sums, step)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        grads = {name: weight.grad for name, weight in self.model.named_parameters() if weight.grad is not None}
+        norm, step = torch.nn.utils.get_total_norm(grads.values()), self.global_step + 1
+        if not torch.isfinite(norm):  # looked for before clipping, which multiplies every gradient by it
+            bad = first_of(reversed(grads.items()))  # the backward pass runs from the last weight to the first
+            where = f"the gradient of {bad}" if bad else "the norm itself: every gradient is finite"
+            raise self._not_finite(f"the gradient norm became {norm.item()}", where, step=step)
+        torch.nn.utils.clip_grads_with_norm_(self.parameters(), self.config.optim.grad_clip, norm)
+        if step % self.config.logger.log_every == 0:
+            rates = {f"optim/lr_{i}": rate for i, rate in enumerate(self._rates)}
+            self.write({"optim/gradient_norm": norm.item(), **rates}, step)
+
+    def on_validation_epoch_start(self) -> None:
+        self.validation = ValidationTally()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        output = self.model(batch.ids)
+        loss = language_loss(output.logits, batch.targets)
+        if not torch.isfinite(loss):
+            place = locate(self.model, lambda: language_loss(self.model(batch.ids).logits, batch.targets))
+            raise self._not_finite(f"the validation loss became {loss.item()}", place, step=self.global_step)
+        self.validation.add(loss, batch.targets.numel(), output.routings)
+
+    def on_validation_epoch_end(self) -> None:
+        found = self.validation
+        self.log("val/loss", found.loss, logger=False)  # for the checkpoints' monitor; written below, at our step
+        scalars = {"val/loss": found.loss, **_as_perplexity("val", found.loss)}
+        if found.load_max_over_mean is not None and found.router_entropy is not None:
+            self.drops.end_stretch()
+            scalars["val/load_max_over_mean"] = found.load_max_over_mean
+            scalars["val/router_entropy"] = found.router_entropy
+            scalars["moe/dropped_share"] = self.drops.last_stretch
+        self.write(scalars, self.global_step)
+
+    def configure_optimizers(self) -> Any:
+        optim, max_steps = self.config.optim, self.config.trainer.max_steps
+        optimizer = build_optimizer(self.model, optim, precision=self.precision_name)
+        if optim.schedule == "noam":
+            factor = schedule.noam(warmup_steps=optim.warmup_steps, d_model=self.config.model.d_model)
+        else:
+            shape = {"linear": schedule.linear, "cosine": schedule.cosine}[optim.schedule]
+            factor = shape(warmup_steps=optim.warmup_steps, max_steps=max_steps, min_factor=optim.min_factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }
+
+    def _not_finite(self, what: str, place: str, *, step: int) -> NonFiniteError:
+        rates = " and ".join(sorted({f"{rate:.3g}" for rate in self._rates}))
+        return NonFiniteError(
+            f"{what} at step {step} (learning rates {rates}), first in {place}; lower optim.lr and optim.matrix_lr, or "
+            "lengthen optim.warmup_steps"
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if (weight := first_of(self.model.named_parameters())) is not None:
+            raise self._not_finite("nothing was saved: weights are not finite", weight, step=self.global_step)
+        checkpoint[KEY] = self.header
+        checkpoint["drops"] = self.drops.state_dict()
+        checkpoint["validation"] = self.validation.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.drops.load_state_dict(checkpoint["drops"])
+        self.validation.load_state_dict(checkpoint["validation"])
+
+    @property
+    def writer(self) -> SummaryWriter | None:
+        return getattr(self.logger, "experiment", None)
+
+    def write(self, scalars: dict[str, float], step: int) -> None:
+        """Writes scalars at `step`, the number of optimizer steps done; directly, since `self.log` costs much more."""
+        if (writer := self.writer) is not None:
+            for tag, value in scalars.items():
+                writer.add_scalar(tag, value, step)
+
+
+def _as_perplexity(group: str, loss: float) -> dict[str, float]:
+    perplexity = math.exp(min(loss, 50.0))  # a diverging loss must not overflow
+    return {f"{group}/perplexity": perplexity, f"{group}/bits_per_character": loss / math.log(2)}
+
+
+def _write_load_histogram(writer: SummaryWriter, tag: str, sums: RoutingSums, step: int) -> None:
+    """How many choices selected each expert, as one histogram with a bucket for each."""
+    loads = sums.load_E.tolist()
+    writer.add_histogram_raw(
+        tag,
+        min=0,
+        max=len(loads) - 1,
+        num=sum(loads),
+        sum=sum(e * load for e, load in enumerate(loads)),
+        sum_squares=sum(e * e * load for e, load in enumerate(loads)),
+        bucket_limits=[e + 0.5 for e in range(len(loads))],
+        bucket_counts=loads,
+        global_step=step,
+    )

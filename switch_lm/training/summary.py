@@ -1,0 +1,93 @@
+"""What the console says of a run: the plan before training, the result after it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from switch_lm.config.schema import Config
+from switch_lm.measure.computation import in_words
+from switch_lm.storage.runs import BEST, CHECKPOINTS, LAST, OUTPUTS
+from switch_lm.training.hardware import Hardware
+
+LINE_WIDTH = 120  # where the console is no terminal
+
+
+def make_console(*, quiet: bool = False) -> Console:
+    """The console that all of a run's words go to."""
+    return Console(quiet=quiet, width=None if sys.stdout.isatty() else LINE_WIDTH)
+
+
+def print_plan(
+    console: Console, config: Config, hardware: Hardware, *, run: Path, source: str, sizes: tuple[int, int], vocab: int
+) -> None:
+    """What will be trained, on what, where to. `sizes`: characters of the training and validation split."""
+    model, tokens = config.model, config.data.batch_size * config.model.context_length
+    total, active = model.num_params(vocab), model.num_active_params(vocab)
+    steps, passes = config.trainer.max_steps, config.trainer.max_steps * config.trainer.accumulate * tokens / sizes[0]
+    rows = {
+        "model": f"{model.num_layers} layers, width {model.d_model}, d_ff {model.d_ff}, context {model.context_length}",
+        "experts": _experts(config),
+        "parameters": f"{total:,} in all, {active:,} active for each token",
+        "computation": in_words(config, vocab),
+        "data": f"{source}: {sizes[0]:,} characters to train on, {sizes[1]:,} to validate, {vocab} distinct",
+        "training": f"{steps:,} steps of {tokens * config.trainer.accumulate:,} characters ({passes:.1f} passes), "
+        f"{config.optim.name}, alpha {config.alpha:g}, seed {config.seed}",
+        "machine": f"{hardware.device} ({hardware.name}), {hardware.precision} ({hardware.precision_reason})",
+        "compile": f"{'on' if hardware.compile else 'off'} ({hardware.compile_reason})",
+        "folder": str(run),
+        "watch it": f"tensorboard --logdir {shlex.quote(config.outputs)} --host 127.0.0.1   (or: make tensorboard)",
+    }
+    console.print(_two_columns("What will be trained", rows))
+
+
+def _experts(config: Config) -> str:
+    model = config.model
+    if not model.num_switch_layers:
+        return "none: a dense model"
+    capacity = "no limit (dropless)" if model.capacity_factor is None else f"{model.capacity_factor:g}"
+    return f"{model.num_experts} in {model.num_switch_layers} of {model.num_layers} layers, capacity factor {capacity}"
+
+
+def print_result(console: Console, result: Mapping[str, Any], *, run: Path) -> None:
+    """The end of a run: figures, files, what to try next."""
+    rows = {
+        "val_loss": f"{result['val_loss']:.4f} nats at the last step (best {result['best_val_loss']:.4f})",
+        "speed": f"{result['tokens_per_second']:,.0f} characters/s in training; {result['seconds']:.0f} s in all",
+    }
+    if result["dropped"] is not None:
+        rows["dropped"] = f"{result['dropped']:.2%} of choices in the last stretch of training between two validations"
+        rows["balance"] = f"busiest expert {result['load_max_over_mean']:.2f} x the mean load (validation, worst layer)"
+    if result["router_alarms"]:
+        rows["warning"] = "\n".join(result["router_alarms"])
+    rows["files"] = f"{run}/ (result.json, {CHECKPOINTS}/{BEST}, {CHECKPOINTS}/{LAST}, TensorBoard events)"
+    name = shlex.quote(result["name"] if run.parent == OUTPUTS / "runs" else str(run))
+    look = [
+        f"python -m switch_lm.check --run {name}    # what its routing leaks, drops and learns",
+        f"python -m switch_lm.inspect --run {name}  # what its experts do",
+    ]
+    rows["try next"] = "\n".join(
+        [
+            f'python -m switch_lm.generate --run {name} --prompt "ROMEO:"',
+            f"python -m switch_lm.evaluate --run {name} --capacity-factor 0.5 1 2 none",
+            *(look if result["dropped"] is not None else []),
+            "python -m switch_lm.train model=dense        # the dense control of equal computation",
+            "make tensorboard                             # every expert of every layer",
+        ]
+    )
+    console.print(_two_columns("Result", rows))
+
+
+def _two_columns(title: str, rows: Mapping[str, str]) -> Table:
+    table = Table(title=title, show_header=False, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
