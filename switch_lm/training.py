@@ -65,9 +65,9 @@ class Training:
     def prepare(
         cls, config: Config, run: RunFolder, *, signals: StopSignals, heading: str | None = None
     ) -> Iterator[Training]:
-        """A run that is checked and ready to `fit` in this block, which ends with the process as it was before.
+        """A run that is checked and ready to `fit`, which is what writes and locks its folder.
 
-        Nothing is written before `fit`. ConfigError, CorpusError: see `train`.
+        At the block's end the process is as before, except that the C library keeps freed memory. Errors: `train`.
         """
         with restored(LOG, LIGHTNING_LOG), torch.compiler.set_stance("default"):
             yield cls._checked(config, run, signals, heading)
@@ -101,10 +101,7 @@ class Training:
         return cls(config, run, first_step, corpus, hardware, module, data, console, signals, heading)
 
     def fit(self) -> dict[str, Any]:
-        """Makes the run's folder, trains to the last step and returns what it wrote to result.json.
-
-        ConfigError if the folder can't be written or another process trains there; TrainingError if training fails.
-        """
+        """Makes the run's folder, trains to the last step and returns what it wrote to result.json. Errors: `train`."""
         with self.run.create(self.config, asdict(self.hardware)), self.signals:
             self._print_plan()
             try:
@@ -228,7 +225,7 @@ def _watched(trainer: lightning.Trainer) -> dict[str, Any]:
 
 
 def _show_log(console: Console) -> None:
-    """Shows the package's own log, such as a download, as plain lines, and nowhere else."""
+    """Shows the package's own log, such as a download, as plain lines."""
     log = logging.getLogger(LOG)
     log.handlers = [RichHandler(logging.INFO, console, show_time=False, show_level=False, show_path=False)]
     log.setLevel(logging.INFO)
