@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from switch_lm.report.statistics import Estimate, Point, crossing, estimate, paired, pareto, t_quantile
+from switch_lm.stats.intervals import Estimate, Point, crossing, estimate, paired, pareto, t_quantile
 
 # Two-sided 95 % points of Student's t, as printed in any table.
 TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}
