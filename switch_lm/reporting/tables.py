@@ -100,31 +100,31 @@ def _crossed(crossings: dict[int | None, Crossing | None], key: str, digits: int
 def comparison_table(differences: Iterable[Difference]) -> Table:
     return Table(
         "All comparisons, paired by seed",
-        ("First", "Second", "Kind", "Training computation", "What", "First minus second", "95 % interval", "Seeds",
-         "Resolved"),
+        ("First", "Second", "Kind", "What", "First minus second", "95 % interval", "Seeds", "Resolved", "Computation"),
         tuple(_comparison(difference) for difference in differences),
-        "Below 0 the first is lower. Kind: what is equal, or the key in which they differ; at unequal computation "
-        "nothing follows about equal computation. Training computation: of the first, relative to the second, without "
-        "the optimizer's. Interval: Student's t over the seeds that both have. Fewer than 5 seeds are not resolved "
-        "unless the interval excludes 0; with 5 or more that include 0, no difference is shown. Not compared: no seed "
-        "in common; of seconds also a seed that does not reach the threshold, or different machines.",
-    )  # fmt: skip
+        "Below 0 the first is lower. Kind: what is equal, or the key in which they differ; nothing follows from unequal "
+        "computation about equal. At capacity: that of training. Seconds: to the threshold. Interval: Student's t over "
+        "the seeds that both have. Fewer than 5 seeds are not resolved unless the interval excludes 0; with 5 or more "
+        "that include 0, no difference is shown. Not compared: no seed in common; of seconds also a seed that does not "
+        "reach the threshold, or different machines. Computation: of the first in training, relative to the second, "
+        "without the optimizer's.",
+    )
 
 
 def _comparison(difference: Difference) -> tuple[Cell, ...]:
     result, digits = difference.estimate, 1 if difference.figure == SECONDS else 4
     more = more_training(difference.ours, difference.theirs)
-    what = {LOSS: "loss", TRAIN_CAPACITY: "loss at the training capacity"}.get(difference.figure, difference.figure)
+    what = {LOSS: "loss", TRAIN_CAPACITY: "loss at capacity", SECONDS: "seconds"}[difference.figure]
     return (
         Cell(difference.ours.label),
         Cell(difference.theirs.label),
         Cell(difference.kind.removeprefix("model.").replace("_", " ")),
-        Cell(MISSING if more is None else f"{more * 100:+.1f} %", more),
         Cell(what),
         Cell(plain(result.mean if result else None, digits)),
         Cell(interval(result, digits), result.low if result else None),
         Cell(str(result.count if result else 0)),
         Cell(difference.verdict),
+        Cell(MISSING if more is None else f"{more * 100:+.1f} %", more),
     )
 
 

@@ -68,9 +68,11 @@ def lead(study: Study, differences: Sequence[Difference]) -> str:
     if len(controlled) <= FEW:
         return " ".join(map(sentence, controlled))
     signs = [d.estimate.mean < 0.0 for d in controlled if d.estimate is not None and d.estimate.resolved]
-    counts = {"win": sum(signs), "lose": len(signs) - sum(signs), "are not resolved": len(controlled) - len(signs)}
-    results = ", ".join(f"{number} {verb}" for verb, number in counts.items() if number)
-    return f"Of {len(controlled)} Switch variants with a dense control of equal computation, {results} per step."
+    wins, losses, unresolved = sum(signs), len(signs) - sum(signs), len(controlled) - len(signs)
+    return (
+        f"{len(controlled)} comparisons of Switch with a dense control of equal computation, by the loss at the last "
+        f"step: {wins} won, {losses} lost, {unresolved} not resolved."
+    )
 
 
 def sentence(difference: Difference) -> str:
@@ -81,7 +83,8 @@ def sentence(difference: Difference) -> str:
     if estimate is None:
         return f"{start} {difference.verdict}."
     unit, digits = ("s", 1) if difference.figure == SECONDS else ("nats", 4)
-    size = f"{'lower' if estimate.mean < 0.0 else 'higher'} by {plain(abs(estimate.mean), digits)} {unit}"
+    word = "lower" if estimate.mean < 0.0 else "higher"
+    size = f"{word} by {plain(abs(estimate.mean), digits)} {unit}" if estimate.mean else "equal"
     sureness = "one seed, no interval"
     if estimate.count > 1:
         ends = interval(estimate, digits)
