@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import DENSE, DROPLESS, ONE, write_sweep
+from report_runs import DENSE, DROPLESS, ONE, config_of, write_run, write_sweep
 
 from switch_lm.reporting.comparisons import Study, compare, study
 from switch_lm.reporting.records import read_records
@@ -72,6 +72,13 @@ def test_without_dense_runs_nothing_is_said_about_dense(tmp_path: Path) -> None:
         "step is that of `dropless` with 1.4500 ± 0.0707 (2 seeds)."
     ).replace("`dropless`", "`Switch, dropless`")
     assert "wins" not in text + top and "dense" not in text
+
+
+def test_variants_that_share_no_seed_are_not_compared(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "dense", config_of(0, **DENSE), 1.5)
+    write_run(tmp_path / "runs" / "dropless", config_of(1, **DROPLESS), 1.4)
+    top, text = words(study(read_records(find_sources([tmp_path / "runs"]))))
+    assert top.endswith("loss at the last step not compared, they have no seed in common.") and "against" not in text
 
 
 UNEQUAL = [

@@ -116,7 +116,7 @@ def _read(source: Source) -> Record:
         faults.append(curves.fault or _cut_off(curves, result or {}))
     reason, flat = _reason(status, job, config, curves), flatten(result or {})
     record = Record(source.name, status, source.folder, source.sweep, reason, config, flat, curves)
-    if status == DONE and record.seed is None:
+    if status == DONE and config and record.seed is None:
         faults.append("its seed is not known: it is neither averaged nor compared with other runs")
     return replace(record, faults=tuple(filter(None, faults)))
 

@@ -81,7 +81,7 @@ def sentence(difference: Difference) -> str:
     against = "" if kind == RANDOM_DROPS else f" of {kind}"
     start = f"`{difference.ours.label}` against `{difference.theirs.label}`{against}: {what}"
     if estimate is None:
-        return f"{start} {difference.verdict}."
+        return f"{start} not compared, they have no seed in common."
     unit, digits = ("s", 1) if difference.figure == SECONDS else ("nats", 4)
     word = "lower" if estimate.mean < 0.0 else "higher"
     size = f"{word} by {plain(abs(estimate.mean), digits)} {unit}" if estimate.mean else "equal"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from switch_lm.command import require_writable
 from switch_lm.config import show
 from switch_lm.files import replace_text
 from switch_lm.pages.document import Bullets, Document, Part, Picture, Section, Table, Text, numeric_columns
@@ -66,14 +67,15 @@ def write_report(
     threshold: float | None = None,
     outputs: Path = OUTPUTS,
 ) -> Written:
-    """Writes Markdown, HTML, CSV and pictures on the runs that `paths` mean; ReportError says why it cannot.
+    """Writes Markdown, HTML, CSV and pictures on the runs that `paths` mean; CommandError says why it cannot.
 
     `out`: the folder, by default that of the sweep if one is given, else one below outputs/reports.
     """
-    runs = study(read_records(find_sources(paths, outputs)), threshold=threshold)
+    sources, folder = find_sources(paths, outputs), Path(out) if out is not None else _folder(paths, outputs)
+    require_writable(folder / f"{name}.md", option="--out FOLDER")
+    runs, usual = study(read_records(sources), threshold=threshold), name == DEFAULT_NAME
     differences = compare(runs)
     document = build(runs, differences, title=f"Report on {', '.join(_stem(path) for path in paths)}")
-    folder, usual = Path(out) if out is not None else _folder(paths, outputs), name == DEFAULT_NAME
     written = Written(
         markdown=folder / f"{name}.md",
         page=folder / f"{name}.html",
