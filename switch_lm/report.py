@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from switch_lm.command import CommandError
 from switch_lm.config import RUN_NAME
+from switch_lm.reporting.sources import ReportError
 from switch_lm.reporting.write import DEFAULT_NAME, print_report, write_report
 from switch_lm.runs import OUTPUTS
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = vars(parser().parse_args(argv))
     try:
         print_report(write_report(asked.pop("paths"), **asked))
-    except CommandError as error:
+    except ReportError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -101,14 +101,31 @@ def test_a_sweep_of_which_all_jobs_failed_has_a_report_all_the_same(tmp_path: Pa
 
 
 def test_what_cannot_be_reported_ends_with_exit_code_1_and_the_fix(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main([str(tmp_path)]) == 1
     assert "it has no run" in capsys.readouterr().err
     run = write_run(tmp_path / "run", config_of(), 1.5, curve=[])
     (tmp_path / "file").write_text("")
+    monkeypatch.setattr("switch_lm.reporting.write.read_records", None)  # the folder is tried before any run is read
     assert main([str(run), "--out", str(tmp_path / "file" / "below")]) == 1
-    assert "give another with --out FOLDER" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(
+        "Not a directory; a report must go to a folder that can be written; give another with --out FOLDER\n"
+    )
+
+
+def test_a_run_of_unknown_seed_is_shown_under_its_name_and_compared_with_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, config in {"dense": config_of(**DENSE), "one": config_of(**ONE), "[/b]": config_of(**ONE)}.items():
+        write_run(tmp_path / "runs" / name, config, 1.5, curve=[], seed=None)
+    unknown = tmp_path / "runs" / "[/b]" / "config.yaml"
+    unknown.write_text(unknown.read_text().replace("seed: 0\n", ""))
+    assert main([str(tmp_path / "runs")]) == 0
+    assert "seed unknown" in capsys.readouterr().out
+    text = (tmp_path / "runs" / "report.md").read_text()
+    assert text.count("seed unknown") > 3 and "its seed is not known" in text
+    assert "seed unknown" not in text.split("**All comparisons")[1].split("## Table 1")[0]
 
 
 @pytest.mark.parametrize("options", [["--threshold", "0"], ["--threshold", "x"], ["--name", "../x"], []], ids=str)

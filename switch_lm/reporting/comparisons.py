@@ -81,10 +81,6 @@ class Study:
             return {}
         return {seed: crossing(curve.validations, self.threshold.loss) for seed, curve in variant.curves.items()}
 
-    def label_of(self, record: Record) -> str:
-        """Its variant's label; nothing for a run that is in none."""
-        return next((v.label for v in self.variants if any(run is record for run in v.runs)), "")
-
 
 def study(records: Sequence[Record], *, threshold: float | None = None) -> Study:
     variants = group(records)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from switch_lm.command import CommandError
 from switch_lm.config import show
 from switch_lm.run_folder import CONFIG, JOB, RESULT, SWEEP
 from switch_lm.runs import OUTPUTS, RunError, find_run
@@ -17,7 +16,7 @@ from switch_lm.runs import OUTPUTS, RunError, find_run
 FIX = "give a sweep's folder, runs or a glob, for example outputs/sweeps/NAME"
 
 
-class ReportError(CommandError):
+class ReportError(Exception):
     """A report cannot be made; the message says why and what to do."""
 
 

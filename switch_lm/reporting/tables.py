@@ -103,11 +103,11 @@ def comparison_table(differences: Iterable[Difference]) -> Table:
         ("First", "Second", "Kind", "What", "First minus second", "95 % interval", "Seeds", "Resolved", "Computation"),
         tuple(_comparison(difference) for difference in differences),
         "Below 0 the first is lower. Kind: what is equal, or the key in which they differ; nothing follows from "
-        "unequal computation about equal. At capacity: that of training. Seconds: to the threshold. Interval: Student's t over "
-        "the seeds that both have. Fewer than 5 seeds are not resolved unless the interval excludes 0; with 5 or more "
-        "that include 0, no difference is shown. Not compared: no seed in common; of seconds also a seed that does not "
-        "reach the threshold, or different machines. Computation: of the first in training, relative to the second, "
-        "without the optimizer's.",
+        "unequal computation about equal. At capacity: that of training. Seconds: to the threshold. Interval: "
+        "Student's t over the seeds that both have. Fewer than 5 seeds are not resolved unless the interval excludes "
+        "0; with 5 or more that include 0, no difference is shown. Not compared: no seed in common; of seconds also "
+        "a seed that does not reach the threshold, or different machines. Computation: of the first in training, "
+        "relative to the second, without the optimizer's.",
     )
 
 

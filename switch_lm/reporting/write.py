@@ -9,12 +9,12 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from switch_lm.command import require_writable
 from switch_lm.config import show
 from switch_lm.files import replace_text
 from switch_lm.pages.document import Bullets, Document, Part, Picture, Section, Table, Text, numeric_columns
@@ -67,29 +67,40 @@ def write_report(
     threshold: float | None = None,
     outputs: Path = OUTPUTS,
 ) -> Written:
-    """Writes Markdown, HTML, CSV and pictures on the runs that `paths` mean; CommandError says why it cannot.
+    """Writes Markdown, HTML, CSV and pictures on the runs that `paths` mean; ReportError says why it cannot.
 
     `out`: the folder, by default that of the sweep if one is given, else one below outputs/reports.
     """
     sources, folder = find_sources(paths, outputs), Path(out) if out is not None else _folder(paths, outputs)
-    require_writable(folder / f"{name}.md", option="--out FOLDER")
-    runs, usual = study(read_records(sources), threshold=threshold), name == DEFAULT_NAME
+    usual = name == DEFAULT_NAME
+    pictures = folder / ("pictures" if usual else f"{name}_pictures")
+    with _writing(folder):  # before any run is read
+        pictures.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    runs = study(read_records(sources), threshold=threshold)
     differences = compare(runs)
     document = build(runs, differences, title=f"Report on {', '.join(_stem(path) for path in paths)}")
     written = Written(
         markdown=folder / f"{name}.md",
         page=folder / f"{name}.html",
         table=folder / ("summary.csv" if usual else f"{name}.csv"),
-        pictures=folder / ("pictures" if usual else f"{name}_pictures"),
+        pictures=pictures,
         words=(document.lead, *bullets(runs, differences)),
         results=table_1(runs),
     )
-    try:
+    with _writing(folder):
         _write(document, summary_csv(runs), written)
-    except OSError as error:
-        rule = f"the report must go to a folder that can be written ({error.strerror})"
-        raise ReportError(f"{folder}: {rule}; choose another one with --out FOLDER") from error
     return written
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turns an OSError of the disk into a ReportError with the fix."""
+    try:
+        yield
+    except OSError as error:
+        rule = "a report must go to a folder that can be written"
+        raise ReportError(f"{folder}: {error.strerror}; {rule}; give another with --out FOLDER") from error
 
 
 def build(study: Study, differences: Sequence[Difference], *, title: str) -> Document:
@@ -124,8 +135,9 @@ def summary_csv(study: Study) -> str:
     crossed = ("threshold", "steps_to_threshold", "seconds_to_threshold")
     keys = (f"config.{key}" for key in differing)
     table.writerow([*run_columns, *FIGURES, *crossed, *COMPUTATION, *more, *keys])
+    labels = {id(run): variant.label for variant in study.variants for run in variant.runs}
     for run in study.records:
-        row: list[Any] = [run.name, study.label_of(run), run.status, run.reason, run.seed]
+        row: list[Any] = [run.name, labels.get(id(run), ""), run.status, run.reason, run.seed]
         row += [run.result.get(key) for key in FIGURES]
         hit = crossing(run.curves.validations, study.threshold.loss) if study.threshold else None
         row += [study.threshold and study.threshold.loss, hit and hit.steps, hit and hit.seconds]
@@ -149,7 +161,6 @@ def _write(document: Document, summary: str, to: Written) -> None:
     from switch_lm.pages.pictures import save
 
     markdown, page = to_markdown(document, pictures=to.pictures.name), to_html(document)
-    to.pictures.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.pictures, prefix=".") as temporary:
         for part in (part for section in document.sections for part in section.parts):
             if isinstance(part, Picture):
@@ -178,7 +189,7 @@ def print_report(written: Written) -> None:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    console = Console(width=None if sys.stdout.isatty() else LINE_WIDTH, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else LINE_WIDTH, highlight=False, markup=False)
     results = written.results
     shown = RichTable(title=results.caption, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for heading, right in zip(results.headings, numeric_columns(results), strict=True):
@@ -188,7 +199,7 @@ def print_report(written: Written) -> None:
     if results.rows:
         console.print(shown)
     lead, *others = (text.replace("`", "") for text in written.words)
-    console.print("\n".join(f"- {text}" for text in others), markup=False)
-    console.print(f"\n{lead}\n", markup=False)
+    console.print("\n".join(f"- {text}" for text in others))
+    console.print(f"\n{lead}\n")
     files = f"{written.markdown}, {written.page.name}, {written.table.name}, {written.pictures.name}/"
-    console.print(f"report: {files}", markup=False, soft_wrap=True)
+    console.print(f"report: {files}", soft_wrap=True)
