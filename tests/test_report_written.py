@@ -117,12 +117,12 @@ def test_what_cannot_be_reported_ends_with_exit_code_1_and_the_fix(
 def test_a_run_of_unknown_seed_is_shown_under_its_name_and_compared_with_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, config in {"dense": config_of(**DENSE), "one": config_of(**ONE), "[/b]": config_of(**ONE)}.items():
+    for name, config in {"dense": config_of(**DENSE), "one": config_of(**ONE), "[b]": config_of(**ONE)}.items():
         write_run(tmp_path / "runs" / name, config, 1.5, curve=[], seed=None)
-    unknown = tmp_path / "runs" / "[/b]" / "config.yaml"
+    unknown = tmp_path / "runs" / "[b]" / "config.yaml"
     unknown.write_text(unknown.read_text().replace("seed: 0\n", ""))
     assert main([str(tmp_path / "runs")]) == 0
-    assert "seed unknown" in capsys.readouterr().out
+    assert "([b])" in capsys.readouterr().out
     text = (tmp_path / "runs" / "report.md").read_text()
     assert text.count("seed unknown") > 3 and "its seed is not known" in text
     assert "seed unknown" not in text.split("**All comparisons")[1].split("## Table 1")[0]
