@@ -1,11 +1,11 @@
-"""Which keys of a configuration change what is computed, and for which models."""
+"""Which keys of a configuration change what is computed, and for whom."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# Nothing that is computed depends on these, nor on any logger.* key.
+# Nothing that is computed hangs on these, nor on any logger.* key.
 IGNORED = {
     "seed", "name", "resume", "outputs", "data.dir", "data.num_workers", "trainer.threads", "trainer.checkpoint_every",
 }  # fmt: skip
