@@ -14,8 +14,8 @@ from switch_lm.inspect.drops import Drops, independent, summary
 from switch_lm.inspect.estimates import difference, mean, mean_where
 from switch_lm.inspect.probe import Probe, read
 from switch_lm.model import SwitchLM
-from switch_lm.report.statistics import t_quantile
 from switch_lm.scoring import whole
+from switch_lm.stats.intervals import t_quantile
 from switch_lm.vocab import Vocabulary
 
 VOCABULARY = Vocabulary.of(TEXT)

@@ -17,7 +17,7 @@ from switch_lm.inspect.probe import Probe, Say, silent, switch_layers
 from switch_lm.inspect.replay import recorded
 from switch_lm.inspect.similarity import Similarity, similarities
 from switch_lm.model import SwitchLM
-from switch_lm.report.statistics import Estimate
+from switch_lm.stats.intervals import Estimate
 
 WINDOWS = 32
 PAIRS = 28  # of each layer: all of eight experts

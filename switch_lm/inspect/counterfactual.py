@@ -15,9 +15,9 @@ from switch_lm.check.subject import LayerCall, calls
 from switch_lm.inspect.estimates import mean, nats
 from switch_lm.inspect.probe import Probe, Say, rewind, silent, switch_layers
 from switch_lm.model import SwitchLM, evaluating
-from switch_lm.report.statistics import Estimate
 from switch_lm.routing import Routing, gates
 from switch_lm.scoring import negative_log_likelihood
+from switch_lm.stats.intervals import Estimate
 from switch_lm.switch import SwitchFeedForward
 
 POSITIONS = 12  # in each window

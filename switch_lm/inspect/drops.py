@@ -11,7 +11,7 @@ from torch import Tensor
 from switch_lm.inspect.estimates import difference, mean_where, nats
 from switch_lm.inspect.information import Explained, explained
 from switch_lm.inspect.labels import CHARACTER
-from switch_lm.report.statistics import Estimate
+from switch_lm.stats.intervals import Estimate
 
 FIFTHS = 5
 

@@ -8,7 +8,7 @@ from switch_lm.atlas_map import layer_name, visible
 from switch_lm.inspect.ablation import WINDOWS
 from switch_lm.inspect.study import Inspection
 from switch_lm.pages.document import Cell, Table
-from switch_lm.report.statistics import Estimate
+from switch_lm.stats.intervals import Estimate
 
 Row = dict[str, object]
 

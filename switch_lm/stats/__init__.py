@@ -1,0 +1,1 @@
+"""Statistics that commands share: means with their intervals."""
