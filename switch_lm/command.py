@@ -8,12 +8,13 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switch_lm.corpus import CorpusError
-from switch_lm.files import replace_text
+from switch_lm.files import remedy, replace_text
 from switch_lm.runs import OUTPUTS, RunError, find_run
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
@@ -26,7 +27,7 @@ MAX_SEED = 2**64 - 1  # what torch.Generator takes
 
 
 class CommandError(Exception):
-    """A command can not do what was asked; the message says why and what to do."""
+    """A command cannot do what was asked; the message says why and what to do."""
 
 
 def model_parser(*, prog: str, about: str) -> argparse.ArgumentParser:
@@ -39,7 +40,7 @@ def model_parser(*, prog: str, about: str) -> argparse.ArgumentParser:
 
 
 def open_model(name: str | None, outputs: Path) -> tuple[Path, SwitchLM, Header]:
-    """The checkpoint that `--run` and `--outputs` mean, told on stderr, and what is in it."""
+    """The checkpoint that `--run` and `--outputs` mean, named on stderr, and what is in it."""
     from switch_lm.checkpoint import find_checkpoint, read_model
 
     path = find_checkpoint(find_run(name, outputs))
@@ -67,17 +68,30 @@ def validation_ids(header: Header, file: Path | None) -> Tensor:
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
-    """Writes a command's results, and tells where on stderr; CommandError if they can't be written."""
-    try:
-        replace_text(path, json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        rule = "the results must go to a file in a folder that can be written"
-        raise CommandError(f"{path}: {error.strerror}; {rule}; give another with --json FILE") from error
+    """Writes a command's results; CommandError if the disk does not take them."""
+    write_text(json.dumps(content, indent=2) + "\n", path, option="--json FILE")
+
+
+def write_text(text: str, path: Path, *, option: str) -> None:
+    """Replaces `path` as a whole and names it on stderr; CommandError, with the option, if the disk does not take it."""
+    with writing(path, num_bytes=len(text.encode()), option=option):
+        replace_text(path, text)
     print(f"written: {path}", file=sys.stderr)
 
 
+@contextmanager
+def writing(path: Path, *, num_bytes: int, option: str) -> Iterator[None]:
+    """Turns an OSError of the disk, such as a full one, into a CommandError with path, size and remedy."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"{path} ({num_bytes:,} bytes) could not be written: {error.strerror or error}"
+        fix = f"{room}, or" if (room := remedy(error)) else ";"
+        raise CommandError(f"{problem}{fix} give another with {option}") from error
+
+
 def require_writable(file: Path, *, option: str) -> None:
-    """Before anything is measured: makes the file's folder; CommandError, naming the option, if it can't be written."""
+    """Makes the file's folder before anything is measured; CommandError, with the option, if it cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if not file.name or file.is_dir():
@@ -90,7 +104,7 @@ def require_writable(file: Path, *, option: str) -> None:
 
 
 def finish(command: Callable[[], int]) -> int:
-    """The exit code of a command: 1 and one message for what a user can mend, 130 for Ctrl-C, 0 for a closed pipe."""
+    """The exit code of a command: 1 and one message for what a user can fix, 130 for Ctrl-C, 0 for a closed pipe."""
     try:
         from switch_lm.checkpoint import CheckpointError
 

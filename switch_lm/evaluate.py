@@ -18,6 +18,7 @@ from switch_lm.command import (
     model_parser,
     number,
     open_model,
+    require_writable,
     validation_ids,
     whole_number,
     write_json,
@@ -178,6 +179,8 @@ def _measure(options: argparse.Namespace) -> int:
 
     path, model, header = open_model(options.run, options.outputs)
     ids = validation_ids(header, options.data)
+    file = options.json or run_of(path) / "evaluate.json"
+    require_writable(file, option="--json FILE")
     if options.nanogpt_protocol and len(ids) <= model.config.context_length:
         need = f"--nanogpt-protocol draws windows of {model.config.context_length + 1}; leave it out"
         raise CommandError(f"the validation split has {len(ids)} characters; {need}")
@@ -201,7 +204,7 @@ def _measure(options: argparse.Namespace) -> int:
         "context_length": model.config.context_length,
     }
     facts |= {"batch_size": batch_size, "precision": precision, "device": model.embedding.weight.device.type}
-    write_json(facts | {"results": results}, options.json or run_of(path) / "evaluate.json")
+    write_json(facts | {"results": results}, file)
     return 0
 
 

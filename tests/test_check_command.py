@@ -89,15 +89,6 @@ def test_a_dense_model_is_checked_for_what_concerns_it(make_run: MakeRun, capsys
     assert not (folder / "check.json").exists()
 
 
-def test_a_file_that_can_not_be_written_is_refused_before_anything_is_measured(
-    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_run("tiny")
-    assert main(["--run", "tiny", "--json", "text.txt/there.json"]) == 2
-    told = capsys.readouterr()
-    assert "text.txt/there.json: " in told.err and "give another with --json FILE" in told.err and told.out == ""
-
-
 def test_of_a_single_expert_no_second_choice_is_tried(make_run: MakeRun) -> None:
     folder = make_run("one", model=tiny_model(num_experts=1, capacity_factor=0.75))
     assert main(["--run", "one", "--all-policies"]) == 0

@@ -111,7 +111,6 @@ def test_what_can_not_be_inspected_is_refused_in_one_line(
         (["--run", "dense"], "is a dense model: there is no router or expert to inspect"),
         (["--run", "tiny", "--compare", "dense"], "is a dense model"),
         (["--run", "nobody"], "'nobody' is not a run"),
-        (["--run", "tiny", "--out", "text.txt/there"], "give another with --out FOLDER"),
     ):
         assert main(arguments) == 1
         err = capsys.readouterr().err.splitlines()

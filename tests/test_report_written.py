@@ -106,7 +106,7 @@ def test_what_can_not_be_reported_ends_with_exit_code_1_and_the_fix(
     assert "there is no run in it" in capsys.readouterr().err
     run = write_run(tmp_path / "run", config_of(), 1.5, curve=[])
     (tmp_path / "file").write_text("")
-    with pytest.raises(ReportError, match="choose another one with --out FOLDER"):
+    with pytest.raises(ReportError, match="give another with --out FOLDER"):
         write_report([run], out=tmp_path / "file" / "below")
 
 

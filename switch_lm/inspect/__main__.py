@@ -66,16 +66,9 @@ def _inspect(options: argparse.Namespace, command: str) -> int:
 
     for inspection in found:
         _tell(inspection)
-    try:
-        page = write(found, folder, command=command)
-    except OSError as error:
-        raise CommandError(_unwritable(folder, error)) from error
+    page = write(found, folder, command=command)
     print(f"written: {page}, {folder}/pictures/*.png, {folder}/tables/*.csv", file=sys.stderr)
     return 0
-
-
-def _unwritable(folder: Path, error: OSError) -> str:
-    return f"{folder}: {error.strerror}; it must be a folder that can be written; give another with --out FOLDER"
 
 
 def _found(opened: Sequence[Opened], data: Path | None) -> list[Inspection]:

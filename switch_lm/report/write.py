@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from switch_lm.command import CommandError, require_writable
 from switch_lm.files import replace_text
 from switch_lm.pages.document import Document, Picture, Table
 from switch_lm.report.comparisons import compare
@@ -49,8 +50,14 @@ def write_report(
 
     `out`: the folder, by default that of the sweep if one is given, else one below outputs/reports.
     """
-    found = study(read_records(find_sources(paths, outputs)), threshold=threshold)
-    folder, own, said = Path(out) if out is not None else _folder(paths, outputs), name == DEFAULT_NAME, compare(found)
+    sources = find_sources(paths, outputs)
+    folder = Path(out) if out is not None else _folder(paths, outputs)
+    try:
+        require_writable(folder / f"{name}.md", option="--out FOLDER")
+    except CommandError as error:
+        raise ReportError(str(error)) from error
+    found = study(read_records(sources), threshold=threshold)
+    own, said = name == DEFAULT_NAME, compare(found)
     written = Written(
         markdown=folder / f"{name}.md",
         page=folder / f"{name}.html",
