@@ -52,7 +52,7 @@ def validation_ids(header: Header, file: Path | None) -> Tensor:
     """The validation split of the text that the model was trained on: `file`, or where the run found it."""
     from switch_lm.corpus import load_corpus
     from switch_lm.vocab import Vocabulary
-    from switch_lm.windows import split
+    from switch_lm.windows import split, validation_too_short
 
     data = header.config["data"]
     given = file or (Path(data["path"]) if data["path"] else None)
@@ -64,7 +64,10 @@ def validation_ids(header: Header, file: Path | None) -> Tensor:
         rule = f"the model was trained on the text with sha256 {header.corpus_sha256}"
         fix = "give that text with --data FILE"
         raise CommandError(f"{corpus.source} has sha256 {corpus.sha256}; {rule}, and losses of two texts differ; {fix}")
-    return split(Vocabulary(header.vocabulary).encode(corpus.text))[1]
+    ids = split(Vocabulary(header.vocabulary).encode(corpus.text))[1]
+    if (problem := validation_too_short(len(ids))) is not None:
+        raise CommandError(problem)
+    return ids
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
@@ -73,7 +76,7 @@ def write_json(content: dict[str, Any], path: Path) -> None:
 
 
 def write_text(text: str, path: Path, *, option: str) -> None:
-    """Replaces `path` as a whole and names it on stderr; CommandError, with the option, if the disk does not take it."""
+    """Replaces `path` as a whole and names it on stderr; CommandError if the disk does not take it."""
     with writing(path, num_bytes=len(text.encode()), option=option):
         replace_text(path, text)
     print(f"written: {path}", file=sys.stderr)

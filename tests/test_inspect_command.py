@@ -67,6 +67,19 @@ def test_a_run_gives_a_page_pictures_tables_and_findings(make_run: MakeRun, caps
     assert all(float(row["changed_since_before"]) > 0.5 for row in tables["history"] if row["step"] == "9")
 
 
+def test_a_checkpoint_that_cannot_be_read_is_named_on_stderr_and_on_the_page(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_with_history(make_run)
+    damaged = folder / "checkpoints" / "step_000005.ckpt"
+    damaged.write_bytes(b"not a checkpoint")
+    assert main(["--run", "tiny"]) == 0
+    output, page = capsys.readouterr(), (folder / "inspect" / "inspect.html").read_text()
+    assert f"warning: tiny: left out of the history: {damaged} can" in output.err
+    assert f"- Left out of the history: {damaged} can" in output.out
+    assert f"Left out of the history: {damaged} can" in page
+
+
 def test_two_runs_stand_side_by_side_on_the_same_windows(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     run_with_history(make_run, "first")
     run_with_history(make_run, "second", capacity_factor=None, context_length=8, num_layers=3)

@@ -129,6 +129,7 @@ def test_a_damaged_checkpoint_is_left_out_and_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step_000001.ckpt").write_bytes(b"not a checkpoint")
     found = history(tmp_path, PROBE)
     assert found.steps == (2,) and "step_000001.ckpt" in found.skipped[0]
+    assert found.findings(VOCABULARY.characters)[0] == f"Left out of the history: {found.skipped[0]}."
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:

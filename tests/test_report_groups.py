@@ -10,9 +10,11 @@ from report_runs import DENSE, DROPLESS, ONE, config_of, result_of
 
 from switch_lm.config import flatten
 from switch_lm.report.controls import is_control, matches_computation, matches_parameters, more_training
+from switch_lm.report.curves import Curves
 from switch_lm.report.groups import Variant, group
 from switch_lm.report.ladders import ALPHA, CAPACITY, EXPERTS, ladders
 from switch_lm.report.records import Record
+from switch_lm.report.statistics import Point, paired
 from switch_lm.settings import Config, DataConfig, LoggerConfig, OptimConfig
 
 
@@ -34,12 +36,27 @@ def test_runs_that_differ_in_seed_name_and_place_are_one_variant() -> None:
     configs += [replace(config_of(4), data=DataConfig(dir="there", num_workers=2))]
     (variant,) = group([record(config, 1.5 + 0.1 * config.seed) for config in configs])
     assert variant.by_seed("val_loss") == pytest.approx({0: 1.5, 1: 1.6, 2: 1.7, 3: 1.8, 4: 1.9})
-    assert variant.seeds == [0, 1, 2, 3, 4]
 
 
 def test_a_repeated_seed_is_no_further_sample() -> None:
     (variant,) = group([record(config_of(0), 1.5), record(config_of(0), 1.7), record(config_of(1), 1.0)])
     assert variant.by_seed("val_loss") == pytest.approx({0: 1.6, 1: 1.0})
+
+
+def test_a_run_of_unknown_seed_is_neither_averaged_with_another_nor_paired() -> None:
+    def without_seed(name: str, loss: float, **model: Any) -> Record:
+        known = record(config_of(**model), loss)
+        config = {key: value for key, value in known.config.items() if key != "seed"}
+        result = {key: value for key, value in known.result.items() if key != "seed"}
+        return replace(known, name=name, config=config, result=result, curves=Curves((Point(1, loss),)))
+
+    seeded = replace(record(config_of(0), 1.5), curves=Curves((Point(1, 1.5),)))
+    (ours,) = group([seeded, without_seed("a", 1.7), without_seed("b", 1.9)])
+    assert sorted(ours.by_seed("val_loss").values()) == [1.5, 1.7, 1.9]
+    assert len(ours.crossings(2.0)) == len(ours.curves) == 3
+    (theirs,) = group([record(config_of(0, **DENSE), 1.0), without_seed("a", 1.0, **DENSE)])
+    difference = paired(ours.by_seed("val_loss"), theirs.by_seed("val_loss"))
+    assert difference is not None and (difference.count, difference.mean) == (1, 0.5)
 
 
 def test_a_dense_model_is_the_same_whatever_its_routing_keys_are() -> None:

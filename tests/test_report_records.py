@@ -139,6 +139,20 @@ def test_a_key_that_a_run_did_not_know_yet_has_its_default(tmp_path: Path) -> No
     assert records(folder)["run"].config["model.random_drop_rate"] == 0.0
 
 
+@pytest.mark.parametrize(("stored", "seed"), [("neither", None), ("result", 3)])
+def test_a_seed_that_was_not_stored_is_unknown_and_not_the_default(
+    stored: str, seed: int | None, tmp_path: Path
+) -> None:
+    folder = write_run(tmp_path / "run", config_of(3))
+    lines = (folder / "config.yaml").read_text().splitlines()
+    (folder / "config.yaml").write_text("\n".join(line for line in lines if not line.startswith("seed:")))
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result if stored == "result" else result | {"seed": None}))
+    (record,) = records(folder).values()
+    assert record.seed == seed
+    assert record.sample == (str(folder) if seed is None else seed)
+
+
 def test_a_whole_sweep_is_read_by_seed(tmp_path: Path) -> None:
     variants = {"dense": DENSE, "one": ONE, "dropless": DROPLESS}
     sweep = write_sweep(tmp_path / "sweep", variants, {name: [1.5, 1.6] for name in variants})

@@ -107,6 +107,8 @@ def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[], 
 
 
 def _tell(found: Inspection) -> None:
+    for warning in found.warnings:
+        print(f"warning: {found.name}: {warning}", file=sys.stderr)
     print(f"\n{found.name}")
     for question, sentences in found.findings().items():
         print(f"\n{question}")

@@ -37,6 +37,8 @@ def build(found: Sequence[Inspection], *, command: str) -> Document:
             parts[heading].append(Bullets(tuple(sentences)))
         if one.text.num_experts <= MOST_EXPERTS:
             parts[ATLAS].append(pictures.coloured(one, key))
+        else:
+            parts[ATLAS].append(Text(f"No coloured text: it tells {MOST_EXPERTS} experts apart, and there are more."))
         parts[ATLAS] += pictures.atlases(one, key)
         if one.drops is not None and one.drops.cost is not None:
             parts[DROPS] += pictures.dropped_pictures(

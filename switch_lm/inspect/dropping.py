@@ -23,32 +23,20 @@ def drops(
     seed: int = 0,
     say: Say = silent,
 ) -> Drops:
-    """As training drops, in whole batches of `batch_size` windows, but without dropout, jitter and random drops.
+    """Runs the model as in training, in whole batches of `batch_size` windows, without dropout, jitter, random drops.
 
     `capacity_factor`: training's, unless given; a ValueError where there is none. A router that draws its expert takes
-    the most probable one. Each token is scored a second time with a place in every layer, all before it as they were.
+    the most probable one.
     """
-    switch_layers(model)
     capacity_factor = capacity_factor or model.config.capacity_factor
     if capacity_factor is None:
         raise ValueError("trained without a capacity: nothing is dropped; give a capacity_factor to try one")
-    windows = len(probe.ids_BS)
-    batch_size = min(batch_size, windows)
-    windows -= windows % batch_size
-    dropping = Subject(model, probe.split_ids, batch_size, alpha=0.0).without_noise(selection="argmax")
-    dropped: list[Tensor] = []
-    cost: list[Tensor] = []
-    with torch.inference_mode(), noise(seed, probe.ids_BS.device):
-        for ids_BS, target_BS in zip(
-            *(x_BS[:windows].split(batch_size) for x_BS in (probe.ids_BS, probe.target_BS)), strict=True
-        ):
-            say(f"drops, window {len(dropped) * batch_size} of {windows}")
-            dropped_LBS, cost_BS = _batch(dropping, ids_BS, target_BS, capacity_factor)
-            dropped.append(dropped_LBS)
-            cost.append(cost_BS)
+    batch_size = min(batch_size, len(probe.ids_BS))
+    dropped_LBS, cost_BS = costs(model, probe, batch_size, capacity_factor, seed=seed, say=say)
+    windows = len(cost_BS)
     return summary(
-        torch.cat(dropped, dim=1),
-        torch.cat(cost),
+        dropped_LBS,
+        cost_BS,
         ids_BS=probe.ids_BS[:windows],
         nll_BS=reading.nll_BS[:windows],
         num_characters=model.vocab_size,
@@ -56,6 +44,25 @@ def drops(
         batch_size=batch_size,
         seed=seed,
     )
+
+
+def costs(
+    model: SwitchLM, probe: Probe, batch_size: int, capacity_factor: float, *, seed: int = 0, say: Say = silent
+) -> tuple[Tensor, Tensor]:
+    """Which tokens each layer drops (L, B, S), and what its own drops add to each token's loss (B, S), in nats.
+
+    Each token is scored a second time with a place in every layer, while all tokens before it stay as they were.
+    """
+    switch_layers(model)
+    dropping = Subject(model, probe.split_ids, batch_size, alpha=0.0).without_noise(selection="argmax")
+    batches = [batch for batch in probe.batches(batch_size) if len(batch[0]) == batch_size]
+    found = []
+    with torch.inference_mode(), noise(seed, probe.ids_BS.device):
+        for number, (ids_BS, target_BS) in enumerate(batches):
+            say(f"drops, window {number * batch_size} of {len(batches) * batch_size}")
+            found.append(_batch(dropping, ids_BS, target_BS, capacity_factor))
+    dropped, cost = zip(*found, strict=True)
+    return torch.cat(dropped, dim=1), torch.cat(cost)
 
 
 def _batch(model: SwitchLM, ids_BS: Tensor, target_BS: Tensor, capacity_factor: float) -> tuple[Tensor, Tensor]:

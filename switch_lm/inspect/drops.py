@@ -26,7 +26,6 @@ class Drops:
     capacity_factor: float
     batch_size: int
     dropped_LBS: Tensor
-    cost_BS: Tensor  # nats: the loss with the token's own drops less that without; nearly 0 where it has none
     by_character_LV: Tensor
     by_position_LS: Tensor
     by_row_LR: Tensor  # row of its batch
@@ -35,8 +34,7 @@ class Drops:
     late_positions: Estimate | None  # share of the later half of a window less that of the earlier; mean over layers
     late_rows: Estimate | None  # the same of a batch's rows
     hardest: Estimate | None  # the hardest fifth less the easiest
-    cost: Estimate | None  # nats, mean over tokens dropped in any layer
-    cost_by_layers: tuple[Estimate | None, ...]  # of those dropped in exactly 1, 2, .. layers
+    cost: Estimate | None  # nats that their own drops add to the loss of tokens dropped in any layer, mean
     at_once: tuple[float, ...]  # share of tokens dropped in exactly 0, 1, .. layers
     at_once_by_chance: tuple[float, ...]  # if layers dropped independently
 
@@ -84,7 +82,10 @@ def summary(
     batch_size: int,
     seed: int = 0,
 ) -> Drops:
-    """`Drops` of what was dropped; `nll_BS` is the difficulty."""
+    """`Drops` from what was dropped (L, B, S) and what its own drops add to each token's loss (B, S), in nats.
+
+    `nll_BS` is the difficulty.
+    """
     (L, B, S), device = dropped_LBS.shape, dropped_LBS.device
     mean_BS, layers_BS = dropped_LBS.float().mean(dim=0), dropped_LBS.sum(dim=0)
     position_BS = torch.arange(S, device=device).expand(B, S)
@@ -100,7 +101,6 @@ def summary(
         capacity_factor,
         batch_size,
         dropped_LBS,
-        cost_BS,
         by_character_LV=share(ids_BS, num_characters),
         by_position_LS=share(position_BS, S),
         by_row_LR=share(row_BS, batch_size),
@@ -113,7 +113,6 @@ def summary(
         late_rows=halves(row_BS, batch_size, B // batch_size),  # rows of a batch share their places
         hardest=difference(mean_BS, fifth_BS == FIFTHS - 1, fifth_BS == 0),
         cost=mean_where(cost_BS, layers_BS > 0),
-        cost_by_layers=tuple(mean_where(cost_BS, layers_BS == n) for n in range(1, L + 1)),
         at_once=tuple((layers_BS == n).float().mean().item() for n in range(L + 1)),
         at_once_by_chance=independent(dropped_LBS.double().mean(dim=(1, 2)).tolist()),
     )

@@ -56,7 +56,8 @@ class History:
 
     def findings(self, characters: str) -> list[str]:
         """`characters`: what each id stands for."""
-        return [self._layer(layer, characters) for layer in range(len(self.character[0]))]
+        left_out = [f"Left out of the history: {reason}." for reason in self.skipped]
+        return left_out + [self._layer(layer, characters) for layer in range(len(self.character[0]))]
 
     def _layer(self, layer: int, characters: str) -> str:
         last, at = self.character[-1][layer], self.specialised_at(layer)

@@ -62,7 +62,6 @@ class Reading:
     """
 
     expert_LBS: Tensor
-    probability_LBS: Tensor  # of that expert
     gate_LBS: Tensor  # what its output was multiplied by
     second_LBS: Tensor  # the most probable other expert; NOBODY of a single one
     second_probability_LBS: Tensor
@@ -95,13 +94,11 @@ def _read(model: SwitchLM, batches: Iterator[tuple[Tensor, Tensor]], *, shape: t
             output = model(ids_BS, capacity_factor=None)
             nll.append(negative_log_likelihood(output.logits, target_BS).flatten())
             facts.append([first_choice(routing) for routing in output.routings])
-    expert, probability, gate, second, second_probability = (
-        torch.stack([torch.cat([batch[layer][fact] for batch in facts]).view(shape) for layer in range(len(layers))])
-        for fact in range(5)
+    expert, gate, second, second_probability = (
+        torch.stack([torch.cat([batch[layer][field] for batch in facts]).view(shape) for layer in range(len(layers))])
+        for field in range(4)
     )
-    return Reading(
-        expert, probability, gate, second, second_probability, torch.cat(nll).view(shape), layers[0].num_experts
-    )
+    return Reading(expert, gate, second, second_probability, torch.cat(nll).view(shape), layers[0].num_experts)
 
 
 def rewind(cache: list[LayerCache], length: int) -> None:

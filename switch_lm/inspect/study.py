@@ -40,6 +40,11 @@ class Inspection:
     ablation: Ablation
     history: History | None  # None: a checkpoint that is no run's
 
+    @property
+    def warnings(self) -> list[str]:
+        """What could not be read."""
+        return [] if self.history is None else [f"left out of the history: {reason}" for reason in self.history.skipped]
+
     def findings(self) -> dict[str, list[str]]:
         """In sentences, by question."""
         nothing = ["It was trained without a capacity: nothing is dropped."]

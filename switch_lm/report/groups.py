@@ -38,12 +38,15 @@ class Variant:
     def dropless(self) -> bool:
         return not self.dense and self.capacity_factor is None
 
-    def by_seed(self, key: str) -> dict[int, float]:
-        """A figure of the results by seed; runs that repeat a seed are averaged, since they are no further sample."""
-        found: dict[int, list[float]] = {}
+    def by_seed(self, key: str) -> dict[int | str, float]:
+        """A figure of the results by seed; runs that repeat a seed are averaged, since they are no further sample.
+
+        A run of unknown seed repeats no other: it stands under its own name.
+        """
+        found: dict[int | str, list[float]] = {}
         for run in self.runs:
             if (value := run.figure(key)) is not None:
-                found.setdefault(run.seed or 0, []).append(value)
+                found.setdefault(run.sample, []).append(value)
         return {seed: fmean(values) for seed, values in found.items()}
 
     def estimate(self, key: str) -> Estimate | None:
@@ -53,22 +56,18 @@ class Variant:
         values = self.by_seed(key).values()
         return fmean(values) if values else None
 
-    def crossings(self, threshold: float) -> dict[int, Crossing | None]:
+    def crossings(self, threshold: float) -> dict[int | str, Crossing | None]:
         """When each seed with a learning curve reached the threshold; of a repeated seed the first run."""
-        found: dict[int, Crossing | None] = {}
+        found: dict[int | str, Crossing | None] = {}
         for run in self.runs:
             if run.curves.validations:
-                found.setdefault(run.seed or 0, crossing(run.curves.validations, threshold))
+                found.setdefault(run.sample, crossing(run.curves.validations, threshold))
         return found
-
-    @property
-    def seeds(self) -> list[int]:
-        return sorted({run.seed or 0 for run in self.runs})
 
     @property
     def curves(self) -> list[Curves]:
         """One for each seed that has any."""
-        return list({run.seed: run.curves for run in reversed(self.runs) if run.curves.validations}.values())
+        return list({run.sample: run.curves for run in reversed(self.runs) if run.curves.validations}.values())
 
 
 def group(records: Iterable[Record]) -> tuple[Variant, ...]:

@@ -39,6 +39,11 @@ class Record:
         seed = self.config.get("seed", self.result.get("seed"))
         return seed if isinstance(seed, int) else None
 
+    @property
+    def sample(self) -> int | str:
+        """What it is paired and averaged by: its seed; a run of unknown seed is a sample of its own."""
+        return self.seed if self.seed is not None else str(self.folder or self.name)
+
     def figure(self, key: str) -> float | None:
         """A finite number of the result, such as `val_loss` or `computation.training`; None if it is missing."""
         value = self.result.get(key)
@@ -82,7 +87,9 @@ def _config(folder: Path) -> tuple[dict[str, Any], str]:
             raise ValueError("no mapping")
     except Exception as error:  # YAML's errors and OmegaConf's share no base class
         return {}, f"{CONFIG} can not be read ({' '.join(str(error).split())[:200]})"
-    return flatten(asdict(Config())) | flatten({str(key): value for key, value in stored.items()}), ""
+    defaults = flatten(asdict(Config()))
+    del defaults["seed"]  # of a run that did not store its seed it is not known
+    return defaults | flatten({str(key): value for key, value in stored.items()}), ""
 
 
 def _cut_off(curves: Curves, result: Mapping[str, Any]) -> list[str]:

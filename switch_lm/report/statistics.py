@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean, stdev
+from typing import Any
 
 CONFIDENCE = 0.95
 ENOUGH_SEEDS = 5
@@ -44,9 +45,13 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(mean, count, deviation, mean - half, mean + half)
 
 
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate | None:
-    """Of the differences ours - theirs, over the seeds that both have; None if there is none."""
-    return estimate([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+def paired(ours: Mapping[Any, float], theirs: Mapping[Any, float]) -> Estimate | None:
+    """Of the differences ours - theirs, over the seeds that both have; None if there is none.
+
+    A key that is no whole number stands for an unknown seed, which is paired with nothing.
+    """
+    seeds = sorted(seed for seed in ours.keys() & theirs.keys() if isinstance(seed, int))
+    return estimate([ours[seed] - theirs[seed] for seed in seeds])
 
 
 @cache

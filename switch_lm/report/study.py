@@ -54,7 +54,7 @@ class Study:
     def not_done(self) -> list[Record]:
         return [record for record in self.records if record.status != DONE]
 
-    def crossings(self, variant: Variant) -> dict[int, Crossing | None]:
+    def crossings(self, variant: Variant) -> dict[int | str, Crossing | None]:
         return {} if self.threshold is None else variant.crossings(self.threshold.loss)
 
     def label_of(self, record: Record) -> str:
