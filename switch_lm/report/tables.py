@@ -59,7 +59,7 @@ def _capacity(variant: Variant) -> Cell:
     return Cell("dropless", float("inf")) if factor is None else Cell(show(factor), factor)
 
 
-def _crossed(crossings: dict[int, Crossing | None], key: str, digits: int) -> Cell:
+def _crossed(crossings: dict[int | str, Crossing | None], key: str, digits: int) -> Cell:
     """Mean ± deviation of the seeds that reach the threshold, and how many do if not all."""
     hits = [crossing for crossing in crossings.values() if crossing is not None]
     if not crossings:
