@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from switch_lm.check.expected import depends_on_rows, sees_future
-from switch_lm.check.finding import Finding, Verdict, held, leak
+from switch_lm.check.finding import Finding, Verdict, judged, leak
 from switch_lm.check.leaks import named
 from switch_lm.check.subject import Gap, Subject, Windows, largest, noise, seeded
 from switch_lm.model import SwitchLM
@@ -55,11 +55,9 @@ def _cache(subject: Subject) -> Finding:
     pieces = _in_pieces(model, ids_BS, (1, 3, 1, 5)) - whole_BSV
     alone = _in_pieces(model, ids_BS[:1], (1,)) - whole_BSV[:1]
     move = largest([pieces, alone])
-    meaning = (
-        "generation gives what one pass gives" if move <= SAME else "generation gives something else than one pass"
-    )
     measured = _moved(move, "between pieces, single characters and one pass")
-    return Finding("cache", held(move <= SAME), measured, meaning, {"move": move})
+    good, bad = "generation gives what one pass gives", "generation gives something else than one pass"
+    return judged("cache", move <= SAME, measured, {"move": move}, good=good, bad=bad)
 
 
 @torch.inference_mode()
@@ -74,10 +72,9 @@ def _in_pieces(model: SwitchLM, ids_BS: Tensor, sizes: tuple[int, ...]) -> Tenso
 def _randomness(subject: Subject) -> Finding:
     first, second = (seeded(subject.model, subject.few[0], seed=seed).logits for seed in (1, 2))
     move = largest([first - second])
-    meaning = "no dropout, jitter or random drop is on" if move == 0 else "something random is on in evaluation"
-    return Finding(
-        "no randomness, evaluation", held(move == 0), _moved(move, "between two seeds"), meaning, {"move": move}
-    )
+    good, bad = "no dropout, jitter or random drop is on", "something random is on in evaluation"
+    measured = _moved(move, "between two seeds")
+    return judged("no randomness, evaluation", move == 0, measured, {"move": move}, good=good, bad=bad)
 
 
 def _gap_in_evaluation(subject: Subject) -> Finding:
@@ -113,9 +110,8 @@ def _gap_in_training(subject: Subject) -> Finding:
         meaning = f"without a limit training scores otherwise than generation, by {free}"
         return Finding("loss gap, training", Verdict.FAIL, measured, meaning, figures)
     if not subject.limited(factor) or gap.mean != gap.mean:
-        same = abs(gap.mean) <= SAME
-        meaning = "trained without a limit: nothing is lost" if same else "training scores otherwise than generation"
-        return Finding("loss gap, training", held(same), measured, meaning, figures)
+        good, bad = "trained without a limit: nothing is lost", "training scores otherwise than generation"
+        return judged("loss gap, training", abs(gap.mean) <= SAME, measured, figures, good=good, bad=bad)
     verdict = Verdict.PASS
     meaning = f"what the capacity of training ({named(factor)}) costs; the future is no part of it"
     if sees_future(config.rule, limited=subject.limited(factor), training=True):

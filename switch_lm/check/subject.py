@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -110,12 +110,10 @@ def calls(model: SwitchLM) -> Iterator[list[LayerCall]]:
     def keep(layer: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Routing]) -> None:
         seen.append(LayerCall(layer, inputs[0], *output))
 
-    hooks = [layer.register_forward_hook(keep) for layer in model.switch_layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in model.switch_layers:
+            hooks.enter_context(layer.register_forward_hook(keep))
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @dataclass(frozen=True)
