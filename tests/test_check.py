@@ -65,12 +65,12 @@ SOUND: dict[str, tuple[dict[str, Any], set[str]]] = {
 @pytest.mark.parametrize("name", SOUND)
 def test_a_sound_model_passes_and_leaks_what_its_rule_is_said_to_leak(name: str) -> None:
     changes, leaks = SOUND[name]
-    told = found(subject_of(**changes))
-    assert [check for check, finding in told.items() if finding.verdict == Verdict.FAIL] == []
-    leaking = {check for check, finding in told.items() if finding.verdict == Verdict.LEAKS}
+    result = found(subject_of(**changes))
+    assert [check for check, finding in result.items() if finding.verdict == Verdict.FAIL] == []
+    leaking = {check for check, finding in result.items() if finding.verdict == Verdict.LEAKS}
     assert leaking - {"loss gap, training"} == leaks  # a leak need not lower the loss
-    assert len(told) == (9 if name == "dense" else 21)
-    assert all(finding.measured and finding.meaning for finding in told.values())
+    assert len(result) == (9 if name == "dense" else 21)
+    assert all(finding.measured and finding.meaning for finding in result.values())
 
 
 PEAKED: dict[str, dict[str, Any]] = {
@@ -100,10 +100,12 @@ def test_a_model_of_tiny_weights_still_learns() -> None:
 
 
 def test_of_a_single_window_nothing_is_said_of_other_rows() -> None:
-    told = found(Subject(tiny_model(), IDS[:17], BATCH_SIZE, alpha=0.01))
-    assert told["other rows, evaluation"].meaning == "the text has a single window: there are no other rows"
-    assert "too short to tell" in told["every expert used"].meaning or told["every expert used"].figures["idle"] == 0
-    assert told["every expert used"].verdict == Verdict.PASS
+    result = found(Subject(tiny_model(), IDS[:17], BATCH_SIZE, alpha=0.01))
+    assert result["other rows, evaluation"].meaning == "the text has a single window: there are no other rows"
+    assert (
+        "too short to tell" in result["every expert used"].meaning or result["every expert used"].figures["idle"] == 0
+    )
+    assert result["every expert used"].verdict == Verdict.PASS
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -126,17 +128,17 @@ def test_a_check_changes_neither_the_model_nor_the_random_state() -> None:
 
 def test_every_policy_does_what_the_table_says_on_the_same_weights() -> None:
     subject = subject_of(tiny_model(capacity_factor=0.75))
-    told = {one.policy: one for one in measure(subject, factor=0.75)}
-    assert list(told) == [policy.name for policy in policies(subject)] and len(told) == 23
-    assert all(Verdict.FAIL not in (one.sees_future, one.depends_on_rows) for one in told.values())
-    assert told["position, drop"].sees_future == Verdict.PASS
+    result = {one.policy: one for one in measure(subject, factor=0.75)}
+    assert list(result) == [policy.name for policy in policies(subject)] and len(result) == 23
+    assert all(Verdict.FAIL not in (one.sees_future, one.depends_on_rows) for one in result.values())
+    assert result["position, drop"].sees_future == Verdict.PASS
     for leaking in ("random, drop", "probability, drop, by row", "position, reroute", "top 2, choice order, by row"):
-        assert told[leaking].sees_future == Verdict.LEAKS, leaking
-    by_row = {name: one.depends_on_rows for name, one in told.items() if name.endswith("by row")}
+        assert result[leaking].sees_future == Verdict.LEAKS, leaking
+    by_row = {name: one.depends_on_rows for name, one in result.items() if name.endswith("by row")}
     assert set(by_row.values()) == {Verdict.PASS} and len(by_row) == 10
-    free = told["no limit"]
+    free = result["no limit"]
     assert free.not_placed == 0.0 and free.by_future < 1e-12 and abs(free.gap.mean) < 1e-6
-    assert told["position, drop"].not_placed > 0.2 and told["position, drop"].future is None
+    assert result["position, drop"].not_placed > 0.2 and result["position, drop"].future is None
 
 
 @pytest.mark.parametrize(

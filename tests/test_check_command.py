@@ -31,8 +31,8 @@ def test_the_certificate_of_a_run_is_told_and_lies_in_its_folder(
         assert finding["measured"] and finding["meaning"] and finding["figures"]
     counts = [sum(f["verdict"] == verdict for f in written["findings"]) for verdict in ("PASS", "LEAKS")]
     assert f"{counts[0]} PASS, {counts[1]} LEAKS" in out
-    (told,) = EventAccumulator(str(folder)).Reload().Tensors("certificate/text_summary")
-    assert b"own future, training" in told.tensor_proto.string_val[0]
+    (result,) = EventAccumulator(str(folder)).Reload().Tensors("certificate/text_summary")
+    assert b"own future, training" in result.tensor_proto.string_val[0]
 
 
 def test_a_fault_ends_with_exit_code_1_and_stands_in_the_file(
@@ -111,7 +111,7 @@ def test_of_a_single_expert_no_second_choice_is_tried(make_run: MakeRun) -> None
         (["alpha"], "alpha"),
     ],
 )
-def test_what_can_not_be_checked_is_refused_with_exit_code_2(
+def test_what_cannot_be_checked_is_refused_with_exit_code_2(
     arguments: list[str], message: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_run("tiny")

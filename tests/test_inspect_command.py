@@ -50,10 +50,10 @@ def run_with_history(make_run: MakeRun, name: str = "tiny", **changes: Any) -> P
 def test_a_run_gives_a_page_pictures_tables_and_findings(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run_with_history(make_run, capacity_factor=0.5)
     assert main(["--run", "tiny"]) == 0
-    told, page = capsys.readouterr(), (folder / "inspect" / "inspect.html").read_text()
+    result, page = capsys.readouterr(), (folder / "inspect" / "inspect.html").read_text()
     for question in QUESTIONS:
-        assert question in told.out and question in page
-    assert "outputs/runs/tiny/inspect/inspect.html" in told.err
+        assert question in result.out and question in page
+    assert "outputs/runs/tiny/inspect/inspect.html" in result.err
     pictures = {path.name for path in (folder / "inspect" / "pictures").iterdir()}
     assert {"atlas_0_00.png", "atlas_0_01.png", "router_0.png", "similarity_0.png", "changes_0.png"} <= pictures
     assert {"dropped_by_position_0.png", "dropped_by_character_0.png"} <= pictures
@@ -115,9 +115,7 @@ def test_other_kinds_of_layers_can_be_inspected(
     ) and "written: there/inspect.html" in capsys.readouterr().err
 
 
-def test_what_can_not_be_inspected_is_refused_in_one_line(
-    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_inspected_is_refused_in_one_line(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     make_run("dense", model=tiny_model(switch_every=0))
     make_run("tiny")
     for arguments, message in (

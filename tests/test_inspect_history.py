@@ -106,7 +106,7 @@ def test_chance_counts_with_the_loads() -> None:
 def test_a_single_checkpoint_tells_of_no_change() -> None:
     found = run_of(by_character())
     assert found.since_before == () and found.steps == (100,)
-    assert "a single checkpoint tells of no change" in found.findings(VOCABULARY.characters)[0]
+    assert "a single checkpoint shows no change" in found.findings(VOCABULARY.characters)[0]
 
 
 # --- From files

@@ -1,4 +1,4 @@
-"""Is every choice accounted for? What each expert computed is found out by changing it and seeing which tokens move."""
+"""Is every choice accounted for? An expert is changed to see which tokens it computed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from switch_lm.check.subject import LayerCall, noise
 from switch_lm.routing import Routing
 from switch_lm.switch import SwitchFeedForward
 
-QUIET = ("as trained", "one character")  # conditions that are checked and not told: they repeat others
+QUIET = ("as trained", "one character")  # conditions that are checked but not shown: they repeat others
 NUM_TOKENS = (1, 7, 100)  # where a capacity that is rounded down, or in floats, shows
 
 
@@ -51,7 +51,7 @@ def conserved(runs: Sequence[LayerRun]) -> Finding:
 
 
 def _fit(routing: Routing) -> Tensor:
-    """How many of the choices that selected each expert have a place (E): the capacity, if there are so many."""
+    """How many of the choices that selected each expert have a place (E): at most the capacity."""
     group_GN = routing.expert_TK.view(routing.num_groups, -1)
     selected_GE = torch.stack([_counted(choices, routing) for choices in group_GN])
     return (selected_GE if routing.capacity is None else selected_GE.clamp(max=routing.capacity)).sum(dim=0)
@@ -65,7 +65,7 @@ def _computed(call: LayerCall, factor: Factor) -> Tensor:
     """How many tokens each expert computed (E): those whose output changes with the sign of its first matrix."""
     counts = []
     for expert in range(call.layer.num_experts):
-        with _drawn_anew(call.layer, expert) as w_in_DF:
+        with _redrawn(call.layer, expert) as w_in_DF:
             first_BSD, _ = run(call.layer, call.x_BSD, factor)
             w_in_DF.neg_()
             second_BSD, _ = run(call.layer, call.x_BSD, factor)
@@ -74,7 +74,7 @@ def _computed(call: LayerCall, factor: Factor) -> Tensor:
 
 
 @contextmanager
-def _drawn_anew(layer: SwitchFeedForward, expert: int) -> Iterator[Tensor]:
+def _redrawn(layer: SwitchFeedForward, expert: int) -> Iterator[Tensor]:
     """Random weights for one expert and gates of 1, so that nothing it computes is lost; gives its first matrix."""
     rule, weights = layer.rule, [layer.experts.w_in_EDF.data[expert], layer.experts.w_out_EFD.data[expert]]
     kept = [weight.clone() for weight in weights]

@@ -39,5 +39,5 @@ def judged(check: str, holds: bool, measured: str, figures: dict[str, Any], *, g
 
 
 def leak(seen: bool, *, known: bool) -> Verdict:
-    """`known`: whether this rule is said to do what was looked for."""
+    """`known`: whether this rule is known to do it."""
     return (Verdict.LEAKS if known else Verdict.FAIL) if seen else Verdict.PASS

@@ -98,7 +98,7 @@ def _used(subject: Subject) -> Finding:
     enough = subject.validation_ids.numel() >= ENOUGH * share_LE.shape[1]
     meaning = "no expert starves" if idle == 0 else f"{idle} of {share_LE.numel()} experts never get a character"
     if idle and not enough:
-        meaning += ", but the text is too short to tell"
+        meaning += ", but the text is too short to judge"
     measured = f"the idlest gets {least:.2f} x an even share (layer {layer:02d}, expert {expert}), the busiest "
     measured += f"{share_LE.max().item():.2f} x; val/loss {tally.loss:.4f}"
     figures = {"least": least, "most": share_LE.max().item(), "idle": idle, "val_loss": tally.loss}

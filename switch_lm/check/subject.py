@@ -1,4 +1,4 @@
-"""What is checked: a model, the text it is checked on, and copies of the model for what changes it."""
+"""What is checked: a model and a text; whatever would change the model runs on a copy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tried(factor: float | None) -> list[float | None]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model in `eval()`, and how it was trained. The model is never changed: what is, is a copy."""
+    """A model in `eval()`, and how it was trained. The model itself never changes: interventions run on copies."""
 
     model: SwitchLM
     validation_ids: Tensor
@@ -70,7 +70,7 @@ class Subject:
         return deepcopy(self.model).train()
 
     def without_noise(self, *, jitter: bool = False, **rule: Any) -> SwitchLM:
-        """A copy that runs as in training but for dropout, random drops and, unless it is to stay, jitter.
+        """A copy that runs as in training but for dropout, random drops and, unless `jitter`, jitter.
 
         `rule` changes its routing rule.
         """
@@ -118,7 +118,7 @@ def calls(model: SwitchLM) -> Iterator[list[LayerCall]]:
 
 @dataclass(frozen=True)
 class Gap:
-    """A difference in nats a character, and its standard error."""
+    """A difference in nats per character, and its standard error."""
 
     mean: float
     standard_error: float

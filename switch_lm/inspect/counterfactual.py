@@ -46,7 +46,7 @@ class Judgement:
     def findings(self) -> list[str]:
         against = self.chosen_gains_on_random
         word = (
-            "not better or worse than a random one so that it shows" if not against.resolved
+            "not better or worse than a random one by any visible amount" if not against.resolved
             else "better than a random one" if against.mean > 0 else "worse than a random one"
         )  # fmt: skip
         mean_rank = (self.num_experts + 1) / 2

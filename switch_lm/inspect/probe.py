@@ -17,8 +17,8 @@ from switch_lm.switch import SwitchFeedForward
 from switch_lm.windows import evaluation_batches, fixed_windows
 
 WINDOWS = 128
-ROWS = 32  # windows in a pass; nothing that is read without a capacity hangs on it
-Say = Callable[[str], None]  # what is measured at the moment
+ROWS = 32  # windows in a pass; nothing that is read without a capacity depends on it
+Say = Callable[[str], None]  # what is being measured
 
 
 def silent(_: str) -> None:
@@ -45,7 +45,7 @@ class Probe:
         return fixed_windows(value_N, context_length=S, num_windows=B)[0]
 
     def smaller(self, num_windows: int) -> Self:
-        """At most so many windows of the same split, for what is dear."""
+        """At most `num_windows` windows of the same split, for what is expensive."""
         B, S = self.ids_BS.shape
         return self.of(self.split_ids, context_length=S, num_windows=min(B, num_windows))
 
@@ -77,7 +77,7 @@ def switch_layers(model: SwitchLM) -> list[SwitchFeedForward]:
 
 
 def read(model: SwitchLM, probe: Probe) -> Reading:
-    """Reads the probe without a capacity, so that no window hangs on another."""
+    """Reads the probe without a capacity, so that no window depends on another."""
     return _read(model, probe.batches(), shape=tuple(probe.ids_BS.shape))
 
 

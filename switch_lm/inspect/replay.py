@@ -1,4 +1,4 @@
-"""Reads a text again from one block on: what stands before a change of a layer need not be computed anew."""
+"""Reads a text again from one block on: what precedes a changed layer need not be computed again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that is found out about one trained model."""
+"""The whole inspection of one trained model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from switch_lm.checkpoint import Header
 from switch_lm.inspect.ablation import Ablation, ablation
 from switch_lm.inspect.atlas import Atlas, atlas
 from switch_lm.inspect.counterfactual import Counterfactual, counterfactual
-from switch_lm.inspect.dropping import drops
-from switch_lm.inspect.drops import Drops
+from switch_lm.inspect.drops import Drops, drops
 from switch_lm.inspect.history import History, history
 from switch_lm.inspect.labels import Label, labels
 from switch_lm.inspect.probe import Probe, Reading, Say, read, read_text, silent
