@@ -1,4 +1,4 @@
-"""The certificate: sound models pass, or leak as their rule is said to; test_check_faults plants what must fail."""
+"""The certificate: sound models pass, or leak as their rule is known to; test_check_faults plants what must fail."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ SOUND: dict[str, tuple[dict[str, Any], set[str]]] = {
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_a_sound_model_passes_and_leaks_what_its_rule_is_said_to_leak(name: str) -> None:
+def test_a_sound_model_passes_and_leaks_what_its_rule_is_known_to_leak(name: str) -> None:
     changes, leaks = SOUND[name]
     result = found(subject_of(**changes))
     assert [check for check, finding in result.items() if finding.verdict == Verdict.FAIL] == []
@@ -99,17 +99,17 @@ def test_a_model_of_tiny_weights_still_learns() -> None:
     assert verdicts(subject_of(init_scale=1e-6))["router learns"] == Verdict.PASS
 
 
-def test_of_a_single_window_nothing_is_said_of_other_rows() -> None:
+def test_a_single_window_says_nothing_about_other_rows() -> None:
     result = found(Subject(tiny_model(), IDS[:17], BATCH_SIZE, alpha=0.01))
     assert result["other rows, evaluation"].meaning == "the text has a single window: there are no other rows"
     assert (
-        "too short to tell" in result["every expert used"].meaning or result["every expert used"].figures["idle"] == 0
+        "too short to judge" in result["every expert used"].meaning or result["every expert used"].figures["idle"] == 0
     )
     assert result["every expert used"].verdict == Verdict.PASS
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_what_a_rule_is_said_to_do_is_what_interventions_find(name: str) -> None:
+def test_interventions_find_what_a_rule_is_known_to_do(name: str) -> None:
     options, verdict = TABLE[name]
     rule = RoutingRule(**{key: value for key, value in options.items() if hasattr(RoutingRule(), key)})
     limited = options["capacity_factor"] is not None

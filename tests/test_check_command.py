@@ -17,7 +17,7 @@ SMALL = ["data.path=text.txt", "model.num_layers=2", "model.d_model=16", "model.
 SMALL += ["model.context_length=8", "model.num_experts=4", "data.batch_size=4", "trainer.device=cpu"]
 
 
-def test_the_certificate_of_a_run_is_told_and_lies_in_its_folder(
+def test_the_certificate_of_a_run_is_printed_and_written_to_its_folder(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_run("tiny")

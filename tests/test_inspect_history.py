@@ -73,7 +73,7 @@ def test_experts_that_forget_and_learn_again_specialised_the_second_time() -> No
     assert run_of(by_character(), by_character()).specialised_at(0) == 100
 
 
-def test_a_run_that_never_specialised_is_told_so() -> None:
+def test_a_run_that_never_specialised_says_so() -> None:
     runs = [run_of(at_random(3 * seed), at_random(3 * seed + 1), at_random(3 * seed + 2)) for seed in range(20)]
     never = [found for found in runs if found.specialised_at(0) is None]
     assert len(never) >= 16
