@@ -40,7 +40,7 @@ from switch_lm.stopping import SoftStop
 from switch_lm.upcycle import upcycle
 from switch_lm.vocab import Vocabulary
 from switch_lm.watch import RouterWatch, WindowLosses
-from switch_lm.windows import split
+from switch_lm.windows import split, too_short
 
 LOG, LIGHTNING_LOG = "switch_lm", "lightning.pytorch"
 
@@ -240,12 +240,9 @@ def _quiet_lightning() -> None:
 
 
 def _check_text(config: Config, num_training: int, num_validation: int) -> None:
-    context = config.model.context_length
-    if num_training < 2 * context or num_validation < 2:
-        raise ConfigError(
-            f"model.context_length={context}: the training split has {num_training} characters and must hold at least "
-            "two windows; use a longer text or a smaller model.context_length"
-        )
+    problem = too_short(num_training, num_validation, context_length=config.model.context_length)
+    if problem is not None:
+        raise ConfigError(problem)
 
 
 def _start_from(config: Config, module: SwitchModule) -> None:

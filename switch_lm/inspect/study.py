@@ -1,4 +1,4 @@
-"""All that is found out about one trained model."""
+"""The whole inspection of one trained model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from switch_lm.checkpoint import Header
 from switch_lm.inspect.ablation import Ablation, ablation
 from switch_lm.inspect.atlas import Atlas, atlas
 from switch_lm.inspect.counterfactual import Counterfactual, counterfactual
-from switch_lm.inspect.dropping import drops
-from switch_lm.inspect.drops import Drops
+from switch_lm.inspect.drops import Drops, drops
 from switch_lm.inspect.history import History, history
 from switch_lm.inspect.labels import Label, labels
 from switch_lm.inspect.probe import Probe, Reading, Say, read, read_text, silent
@@ -39,6 +38,11 @@ class Inspection:
     counterfactual: Counterfactual
     ablation: Ablation
     history: History | None  # None: a checkpoint that is no run's
+
+    @property
+    def warnings(self) -> list[str]:
+        """What could not be read."""
+        return [] if self.history is None else [f"left out of the history: {reason}" for reason in self.history.skipped]
 
     def findings(self) -> dict[str, list[str]]:
         """In sentences, by question."""
