@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     options = model_parser(prog="python -m switch_lm.check", about=about)
     overrides = "in place of --run: a configuration, as for switch_lm.train, which is trained for some steps first"
     options.add_argument("overrides", nargs="*", metavar="key=value", help=overrides)
-    steps = f"how many steps a configuration is trained; 0: as it is drawn (default: {STEPS})"
+    steps = f"how many steps a configuration is trained; 0: as initialised (default: {STEPS})"
     options.add_argument("--steps", type=whole_number(at_least=0, example=STEPS), metavar="N", help=steps)
     every = "also every drop order and overflow rule on the same weights"
     options.add_argument("--all-policies", action="store_true", help=every)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = finish(lambda: _check(options, verdicts))
     except ConfigError as error:
-        return _refused(f"The configuration can not be used:\n{error}")
+        return _refused(f"The configuration cannot be used:\n{error}")
     except TrainingError as error:
         return _refused(str(error))
     except Stopped as stop:
@@ -122,7 +122,7 @@ def _to_tensorboard(found: Sequence[Finding], checkpoint: Path) -> None:
 
 
 def _of_run(options: argparse.Namespace) -> tuple[Subject, dict[str, Any], Path]:
-    """What to check, what is said of it, and the folder of its file."""
+    """What to check, the facts for its file, and the folder of that file."""
     path, model, header = open_model(options.run, options.outputs)
     return _subject(model, header, options.data), {"checkpoint": str(path)}, run_of(path)
 
@@ -133,7 +133,7 @@ def _of_configuration(options: argparse.Namespace) -> tuple[Subject, dict[str, A
 
     config = cli.composed(options.overrides)
     if config.resume is not None:
-        raise ConfigError(f"resume={config.resume}: nothing is gone on with here; check a run with --run NAME")
+        raise ConfigError(f"resume={config.resume}: a check does not resume a run; check a run with --run NAME")
     if options.data is not None:
         config = replace(config, data=replace(config.data, path=str(options.data)))
     steps = STEPS if options.steps is None else options.steps
@@ -143,7 +143,7 @@ def _of_configuration(options: argparse.Namespace) -> tuple[Subject, dict[str, A
 
 
 def _trained(config: Config, steps: int) -> tuple[SwitchLM, Header]:
-    """After so many steps; after none as it is drawn, or as `init_from` gives it."""
+    """After `steps` steps; after none as initialised, or as `init_from` gives it."""
     from switch_lm.storage import run_folder
     from switch_lm.storage.checkpoint import Header, read_model
     from switch_lm.training.run import Training

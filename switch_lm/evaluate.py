@@ -17,6 +17,7 @@ from switch_lm.commandline.command import (
     model_parser,
     number,
     open_model,
+    require_writable,
     validation_ids,
     whole_number,
     write_json,
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     options = model_parser(prog="python -m switch_lm.evaluate", about=about)
     factors = "one or several, none is dropless (default: the one that the run validated with)"
     options.add_argument("--capacity-factor", type=capacity_factor, nargs="+", metavar="FACTOR", help=factors)
-    batch = "windows a batch, which share an expert's places (default: as in training)"
+    batch = "windows per batch, which share an expert's places (default: as in training)"
     options.add_argument("--batch-size", type=whole_number(at_least=1, example=32), metavar="N", help=batch)
     options.add_argument("--precision", choices=("fp32", "bf16"), help="(default: the one that the run was trained in)")
     options.add_argument("--data", type=Path, metavar="FILE", help="the text, if it is not where the run found it")
@@ -79,6 +80,8 @@ def _measure(options: argparse.Namespace) -> int:
 
     path, model, header = open_model(options.run, options.outputs)
     ids = validation_ids(header, options.data)
+    file = options.json or run_of(path) / "evaluate.json"
+    require_writable(file, option="--json FILE")
     if options.nanogpt_protocol and len(ids) <= model.config.context_length:
         need = f"--nanogpt-protocol draws windows of {model.config.context_length + 1}; leave it out"
         raise CommandError(f"the validation split has {len(ids)} characters; {need}")
@@ -90,11 +93,11 @@ def _measure(options: argparse.Namespace) -> int:
     results = []
     for factor in factors:
         how = {"batch_size": batch_size, "capacity_factor": factor, "precision": precision}
-        found = evaluate(model, ids, context_length=model.config.context_length, **how)
+        result = evaluate(model, ids, context_length=model.config.context_length, **how)
         losses = []
         if options.nanogpt_protocol:
             losses = nanogpt_estimates(model, ids, num_draws=options.nanogpt_protocol, seed=options.seed, **how)
-        results.append(_entry(factor, found, losses, options.seed))
+        results.append(_entry(factor, result, losses, options.seed))
         print(_row(results[-1]), flush=True)
     facts = {
         "checkpoint": str(path),
@@ -102,7 +105,7 @@ def _measure(options: argparse.Namespace) -> int:
         "context_length": model.config.context_length,
     }
     facts |= {"batch_size": batch_size, "precision": precision, "device": model.embedding.weight.device.type}
-    write_json(facts | {"results": results}, options.json or run_of(path) / "evaluate.json")
+    write_json(facts | {"results": results}, file)
     return 0
 
 
@@ -114,10 +117,10 @@ def _heading(model: SwitchLM, ids: Tensor, batch_size: int, precision: str, num_
     return f"validation split: {windows}; capacity for batches of {batch_size} windows; {precision}\n\n{columns}"
 
 
-def _entry(factor: float | None, found: Evaluation, losses: list[float], seed: int) -> dict[str, Any]:
-    entry: dict[str, Any] = {"capacity_factor": factor, "loss": found.loss, "perplexity": found.perplexity}
-    entry |= {"bits_per_character": found.bits_per_character, "dropped": found.dropped}
-    entry |= {"dropped_per_layer": list(found.dropped_per_layer), "predictions": found.predictions}
+def _entry(factor: float | None, result: Evaluation, losses: list[float], seed: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {"capacity_factor": factor, "loss": result.loss, "perplexity": result.perplexity}
+    entry |= {"bits_per_character": result.bits_per_character, "dropped": result.dropped}
+    entry |= {"dropped_per_layer": list(result.dropped_per_layer), "predictions": result.predictions}
     if losses:
         spread = stdev(losses) if len(losses) > 1 else None
         entry["nanogpt_protocol"] = {"mean": fmean(losses), "standard_deviation": spread, "draws": losses, "seed": seed}

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING
 
 from switch_lm.commandline.command import (
     MAX_SEED,
-    CommandError,
     finish,
     model_parser,
     number,
     open_model,
     require_writable,
     whole_number,
+    write_text,
 )
 from switch_lm.generation.sampling import generate
-from switch_lm.storage.files import replace_text
 
 if TYPE_CHECKING:
     from switch_lm.generation.trace import Traced
@@ -107,12 +106,8 @@ def _write_page(options: argparse.Namespace, traced: list[Traced], checkpoint: P
     from switch_lm.generation.page import Sampling, sample_page
 
     how = {name: getattr(options, name) for name in ("prompt", "length", "temperature", "top_k", "seed")}
-    try:
-        replace_text(options.html, sample_page(traced, Sampling(checkpoint=checkpoint, num_experts=num_experts, **how)))
-    except OSError as error:
-        rule = "the page must go to a file in a folder that can be written"
-        raise CommandError(f"{options.html}: {error.strerror}; {rule}; give another with --html FILE") from error
-    print(f"written: {options.html}", file=sys.stderr)
+    page = sample_page(traced, Sampling(checkpoint=checkpoint, num_experts=num_experts, **how))
+    write_text(page, options.html, option="--html FILE")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _inspect(options: argparse.Namespace, command: str) -> int:
     import torch
 
-    torch.set_num_threads(1)  # its tensors are small: threads would wait for each other
+    torch.set_num_threads(1)  # the tensors are small, so threads would only wait for each other
     names = [options.run] if options.compare is None else [options.run, options.compare]
     opened = [Opened(*open_model(name, options.outputs)) for name in names]
     for one in opened:
@@ -68,24 +68,17 @@ def _inspect(options: argparse.Namespace, command: str) -> int:
             raise CommandError(f"{one.checkpoint} is a dense model: there is no router or expert to inspect")
     folder = options.out or run_of(opened[0].checkpoint) / FOLDER
     require_writable(folder / PAGE, option="--out FOLDER")
-    found = _found(opened, options.data)
+    inspections = _inspections(opened, options.data)
     from switch_lm.inspection.write import write  # with the pictures comes matplotlib
 
-    for inspection in found:
-        _tell(inspection)
-    try:
-        page = write(found, folder, command=command)
-    except OSError as error:
-        raise CommandError(_unwritable(folder, error)) from error
+    for inspection in inspections:
+        _print_findings(inspection)
+    page = write(inspections, folder, command=command)
     print(f"written: {page}, {folder}/pictures/*.png, {folder}/tables/*.csv", file=sys.stderr)
     return 0
 
 
-def _unwritable(folder: Path, error: OSError) -> str:
-    return f"{folder}: {error.strerror}; it must be a folder that can be written; give another with --out FOLDER"
-
-
-def _found(opened: Sequence[Opened], data: Path | None) -> list[Inspection]:
+def _inspections(opened: Sequence[Opened], data: Path | None) -> list[Inspection]:
     import torch
 
     from switch_lm.inspection.study import STAGES, inspect
@@ -95,17 +88,17 @@ def _found(opened: Sequence[Opened], data: Path | None) -> list[Inspection]:
     names = [run_name(one.checkpoint) for one in opened]
     if len(set(names)) < len(names):  # two checkpoints of one run
         names = [f"{name}/{one.checkpoint.stem}" for name, one in zip(names, opened, strict=True)]
-    found = []
+    inspections = []
     with _progress(STAGES * len(opened)) as (say, stage):
         for name, one in zip(names, opened, strict=True):
             ids = validation_ids(one.header, data).to(device)
-            found.append(
+            inspections.append(
                 inspect(
                     name, one.checkpoint, one.model.to(device), one.header, ids, context_length=shortest, say=say,
                     stage=stage,
                 )
             )  # fmt: skip
-    return found
+    return inspections
 
 
 @contextmanager
@@ -120,9 +113,11 @@ def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[], 
         yield lambda text: bar.update(task, description=text), lambda: bar.advance(task)
 
 
-def _tell(found: Inspection) -> None:
-    print(f"\n{found.name}")
-    for question, sentences in found.findings().items():
+def _print_findings(inspection: Inspection) -> None:
+    for warning in inspection.warnings:
+        print(f"warning: {inspection.name}: {warning}", file=sys.stderr)
+    print(f"\n{inspection.name}")
+    for question, sentences in inspection.findings().items():
         print(f"\n{question}")
         print("\n".join(f"- {sentence}" for sentence in sentences))
 

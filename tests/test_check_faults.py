@@ -224,8 +224,8 @@ def test_a_planted_fault_fails(fault: Break, monkeypatch: pytest.MonkeyPatch) ->
     wanted, options = FAULTS[fault]
     model = tiny_model(**options)
     fault(monkeypatch, model)
-    told = verdicts(subject_of(model))
-    assert {check for check in wanted if told[check] != Verdict.FAIL} == set()
+    result = verdicts(subject_of(model))
+    assert {check for check in wanted if result[check] != Verdict.FAIL} == set()
 
 
 def test_every_check_has_a_fault_that_fails_it() -> None:

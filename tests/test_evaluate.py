@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -209,12 +210,17 @@ def test_another_text_than_that_of_training_is_refused(make_run: MakeRun, capsys
     assert main(["--data", "moved.txt"]) == 0
 
 
-def test_a_text_that_is_gone_and_a_folder_that_can_not_be_written_end_with_1(
-    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["evaluate", "check", "inspect"])
+def test_a_validation_split_without_a_prediction_is_named(
+    name: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    make_run(text=TEXT[:5])
+    assert import_module(f"switch_lm.{name}").main([]) in (1, 2)
+    assert "the validation split (the last 10 % of the text) has 1 character; it needs" in capsys.readouterr().err
+
+
+def test_a_text_that_is_gone_ends_with_1(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     make_run()
-    assert main(["--json", "nowhere/results.json"]) == 1
-    assert "nowhere/results.json: No such file or directory; " in capsys.readouterr().err
     Path("text.txt").unlink()
     assert main([]) == 1
     assert "--data FILE" in capsys.readouterr().err

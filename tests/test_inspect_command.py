@@ -50,10 +50,10 @@ def run_with_history(make_run: MakeRun, name: str = "tiny", **changes: Any) -> P
 def test_a_run_gives_a_page_pictures_tables_and_findings(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run_with_history(make_run, capacity_factor=0.5)
     assert main(["--run", "tiny"]) == 0
-    told, page = capsys.readouterr(), (folder / "inspect" / "inspect.html").read_text()
+    result, page = capsys.readouterr(), (folder / "inspect" / "inspect.html").read_text()
     for question in QUESTIONS:
-        assert question in told.out and question in page
-    assert "outputs/runs/tiny/inspect/inspect.html" in told.err
+        assert question in result.out and question in page
+    assert "outputs/runs/tiny/inspect/inspect.html" in result.err
     pictures = {path.name for path in (folder / "inspect" / "pictures").iterdir()}
     assert {"atlas_0_00.png", "atlas_0_01.png", "router_0.png", "similarity_0.png", "changes_0.png"} <= pictures
     assert {"dropped_by_position_0.png", "dropped_by_character_0.png"} <= pictures
@@ -65,6 +65,19 @@ def test_a_run_gives_a_page_pictures_tables_and_findings(make_run: MakeRun, caps
     assert [row["step"] for row in tables["history"]] == ["5", "5", "9", "9"]
     assert all(float(row["differs_from_last"]) == 0 for row in tables["history"] if row["step"] == "9")
     assert all(float(row["changed_since_before"]) > 0.5 for row in tables["history"] if row["step"] == "9")
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named_on_stderr_and_on_the_page(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_with_history(make_run)
+    damaged = folder / "checkpoints" / "step_000005.ckpt"
+    damaged.write_bytes(b"not a checkpoint")
+    assert main(["--run", "tiny"]) == 0
+    output, page = capsys.readouterr(), (folder / "inspect" / "inspect.html").read_text()
+    assert f"warning: tiny: left out of the history: {damaged} can" in output.err
+    assert f"- Left out of the history: {damaged} can" in output.out
+    assert f"Left out of the history: {damaged} can" in page
 
 
 def test_two_runs_stand_side_by_side_on_the_same_windows(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,16 +115,13 @@ def test_other_kinds_of_layers_can_be_inspected(
     ) and "written: there/inspect.html" in capsys.readouterr().err
 
 
-def test_what_can_not_be_inspected_is_refused_in_one_line(
-    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_inspected_is_refused_in_one_line(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     make_run("dense", model=tiny_model(switch_every=0))
     make_run("tiny")
     for arguments, message in (
         (["--run", "dense"], "is a dense model: there is no router or expert to inspect"),
         (["--run", "tiny", "--compare", "dense"], "is a dense model"),
         (["--run", "nobody"], "'nobody' is not a run"),
-        (["--run", "tiny", "--out", "text.txt/there"], "give another with --out FOLDER"),
     ):
         assert main(arguments) == 1
         err = capsys.readouterr().err.splitlines()

@@ -73,7 +73,7 @@ def test_experts_that_forget_and_learn_again_specialised_the_second_time() -> No
     assert run_of(by_character(), by_character()).specialised_at(0) == 100
 
 
-def test_a_run_that_never_specialised_is_told_so() -> None:
+def test_a_run_that_never_specialised_says_so() -> None:
     runs = [run_of(at_random(3 * seed), at_random(3 * seed + 1), at_random(3 * seed + 2)) for seed in range(20)]
     never = [found for found in runs if found.specialised_at(0) is None]
     assert len(never) >= 16
@@ -106,7 +106,7 @@ def test_chance_counts_with_the_loads() -> None:
 def test_a_single_checkpoint_tells_of_no_change() -> None:
     found = run_of(by_character())
     assert found.since_before == () and found.steps == (100,)
-    assert "a single checkpoint tells of no change" in found.findings(VOCABULARY.characters)[0]
+    assert "a single checkpoint shows no change" in found.findings(VOCABULARY.characters)[0]
 
 
 # --- From files
@@ -129,6 +129,7 @@ def test_a_damaged_checkpoint_is_left_out_and_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step_000001.ckpt").write_bytes(b"not a checkpoint")
     found = history(tmp_path, PROBE)
     assert found.steps == (2,) and "step_000001.ckpt" in found.skipped[0]
+    assert found.findings(VOCABULARY.characters)[0] == f"Left out of the history: {found.skipped[0]}."
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def drawn(seed: int, high: int, tokens: int = 2000) -> Tensor:
 def reading_of(expert_BS: Tensor) -> Reading:
     """Of one layer of four experts, as far as the atlas looks at it."""
     none_LBS = torch.zeros(1, *expert_BS.shape)
-    return Reading(expert_BS[None], none_LBS, none_LBS, expert_BS[None], none_LBS, none_LBS[0], num_experts=4)
+    return Reading(expert_BS[None], none_LBS, expert_BS[None], none_LBS, none_LBS[0], num_experts=4)
 
 
 def told(found: Atlas, layer: int = 0) -> dict[str, Explained]:

@@ -10,7 +10,7 @@ import pytest
 from browser import browser, complaints, resize, show  # noqa: F401  browser is a fixture
 from report_runs import DENSE, DROPLESS, ONE, config_of, write_run, write_sweep
 
-from switch_lm.report import write_report
+from switch_lm.reporting.write import write_report
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

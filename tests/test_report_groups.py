@@ -10,10 +10,17 @@ from report_runs import DENSE, DROPLESS, ONE, config_of, result_of
 
 from switch_lm.config.rules import flatten
 from switch_lm.config.schema import Config, DataConfig, LoggerConfig, OptimConfig
-from switch_lm.report.controls import is_control, matches_computation, matches_parameters, more_training
-from switch_lm.report.groups import Variant, group
-from switch_lm.report.ladders import ALPHA, CAPACITY, EXPERTS, ladders
-from switch_lm.report.records import Record
+from switch_lm.reporting.comparisons import (
+    compare,
+    is_control,
+    matches_computation,
+    matches_parameters,
+    more_training,
+    pareto,
+    study,
+)
+from switch_lm.reporting.records import Record
+from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, Variant, group, ladders
 
 
 def record(config: Config, loss: float = 1.5, **changes: Any) -> Record:
@@ -34,12 +41,28 @@ def test_runs_that_differ_in_seed_name_and_place_are_one_variant() -> None:
     configs += [replace(config_of(4), data=DataConfig(dir="there", num_workers=2))]
     (variant,) = group([record(config, 1.5 + 0.1 * config.seed) for config in configs])
     assert variant.by_seed("val_loss") == pytest.approx({0: 1.5, 1: 1.6, 2: 1.7, 3: 1.8, 4: 1.9})
-    assert variant.seeds == [0, 1, 2, 3, 4]
 
 
 def test_a_repeated_seed_is_no_further_sample() -> None:
     (variant,) = group([record(config_of(0), 1.5), record(config_of(0), 1.7), record(config_of(1), 1.0)])
     assert variant.by_seed("val_loss") == pytest.approx({0: 1.6, 1: 1.0})
+
+
+def test_a_run_of_unknown_seed_is_a_variant_of_its_own_that_is_compared_with_none() -> None:
+    configs = [config_of(**model) for model in (DENSE, ONE, DROPLESS, ONE, ONE)]
+    runs = [replace(record(config, 1.5, seed=None), name=f"run{i}") for i, config in enumerate(configs)]
+    for run in runs[3:]:
+        run.config.pop("seed")  # type: ignore[attr-defined]
+    found = group(runs)
+    assert [(v.label, v.by_seed("val_loss")) for v in found] == [
+        ("dense", {0: 1.5}),
+        ("Switch, dropless", {0: 1.5}),
+        ("Switch, factor 1.0", {0: 1.5}),
+        ("Switch, factor 1.0, seed unknown (run3)", {None: 1.5}),
+        ("Switch, factor 1.0, seed unknown (run4)", {None: 1.5}),
+    ]
+    pairs = {(d.ours.label, d.theirs.label) for d in compare(study(runs))}
+    assert pairs and not any("unknown" in label for pair in pairs for label in pair)
 
 
 def test_a_dense_model_is_the_same_whatever_its_routing_keys_are() -> None:
@@ -137,6 +160,12 @@ def test_a_ladder_holds_all_else_equal_and_no_limit_is_its_top() -> None:
     found = variants({"capacity_factor": 2.0}, DROPLESS, ONE, ONE | {"num_experts": 4}, DENSE, ONE | {"alpha": 0.1})
     (capacity,) = ladders(found, CAPACITY)
     assert [capacity.shown(variant) for variant in capacity.rungs] == ["1.0", "2.0", "dropless"]
-    assert [(a.capacity_factor, b.capacity_factor) for a, b in capacity.steps()] == [(1, 2), (2, None), (1, None)]
+    assert [(a.capacity_factor, b.capacity_factor) for a, b in capacity.pairs] == [(1, 2), (2, None), (1, None)]
     assert [[v.config["alpha"] for v in ladder.rungs] for ladder in ladders(found, ALPHA)] == [[0.01, 0.1]]
     assert [[ladder.value(v) for v in ladder.rungs] for ladder in ladders(found, EXPERTS)] == [[4, 8]]
+
+
+def test_a_point_is_on_the_front_unless_another_is_as_low_in_both_and_lower_in_one() -> None:
+    points = [(1.0, 3.0), (2.0, 2.0), (2.0, 2.5), (3.0, 2.0), (4.0, 1.0), (4.0, 1.0)]
+    assert pareto(points) == (True, True, False, False, True, True)
+    assert pareto([]) == ()

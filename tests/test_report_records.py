@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from report_runs import DENSE, DROPLESS, ONE, config_of, write_plan, write_run, write_sweep
 
-from switch_lm.report.records import Record, read_records
-from switch_lm.report.sources import ReportError, find_sources
+from switch_lm.reporting.records import Point, Record, crossing, read_records
+from switch_lm.reporting.sources import ReportError, find_sources
 
 
 def records(*paths: object, outputs: Path = Path("outputs")) -> dict[str, Record]:
@@ -122,13 +122,13 @@ def test_broken_files_are_told_and_an_infinite_figure_is_no_figure(tmp_path: Pat
     folder = write_run(tmp_path / "run", config_of(), 1.5)
     (folder / "result.json").write_text('{"val_loss": 1.')
     run = records(folder)["run"]
-    assert run.status == "unfinished" and "result.json can not be read" in run.faults[0]
+    assert run.status == "unfinished" and "result.json cannot be read" in run.faults[0]
     (folder / "result.json").write_text('{"val_loss": NaN, "steps": true, "dropped": null, "seconds": 3}')
     run = records(folder)["run"]
     assert [run.figure(key) for key in ("val_loss", "steps", "dropped", "missing", "seconds")] == [None] * 4 + [3.0]
     (folder / "config.yaml").write_text("a: [")
     run = records(folder)["run"]
-    assert run.config == {} and run.faults[0].startswith("config.yaml can not be read")
+    assert run.config == {} and run.faults[0].startswith("config.yaml cannot be read")
 
 
 def test_a_key_that_a_run_did_not_know_yet_has_its_default(tmp_path: Path) -> None:
@@ -139,8 +139,38 @@ def test_a_key_that_a_run_did_not_know_yet_has_its_default(tmp_path: Path) -> No
     assert records(folder)["run"].config["model.random_drop_rate"] == 0.0
 
 
+def test_a_seed_that_no_file_states_is_unknown_and_not_the_default(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", config_of(3), 1.5, seed=None)
+    assert records(folder)["run"].seed == 3
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("seed: 3\n", ""))
+    run = records(folder)["run"]
+    assert run.seed is None and run.config["trainer.max_steps"] == 100
+    assert run.faults == ("its seed is not known: it is neither averaged nor compared with other runs",)
+    write_run(tmp_path / "stated", config_of(3), 1.5, seed=4)
+    (tmp_path / "stated" / "config.yaml").write_text(text.replace("seed: 3\n", ""))
+    assert records(tmp_path / "stated")["stated"].seed == 4
+
+
 def test_a_whole_sweep_is_read_by_seed(tmp_path: Path) -> None:
     variants = {"dense": DENSE, "one": ONE, "dropless": DROPLESS}
     sweep = write_sweep(tmp_path / "sweep", variants, {name: [1.5, 1.6] for name in variants})
     found = records(sweep)
     assert [(r.status, r.seed) for r in found.values()] == [("done", 0)] * 3 + [("done", 1)] * 3
+
+
+def test_a_threshold_is_crossed_on_the_straight_line_between_two_validations() -> None:
+    curve = [Point(100, 2.0, 10.0), Point(200, 1.5, 30.0), Point(300, 1.6, 50.0)]
+    hit = crossing(curve, 1.6)
+    assert hit is not None  # four fifths of the way, and not again at step 300
+    assert hit.steps == pytest.approx(180.0) and hit.seconds == pytest.approx(26.0) and not hit.at_most
+
+
+def test_a_threshold_that_is_met_at_once_is_met_at_most_then_and_another_never() -> None:
+    curve = [Point(100, 2.0, 10.0), Point(200, 1.5)]
+    hit = crossing(curve, 2.0)
+    assert hit is not None and hit.at_most and hit.steps == 100
+    assert crossing(curve, 1.49) is None
+    assert crossing([], 1.0) is None
+    late = crossing(curve, 1.75)
+    assert late is not None and late.steps == 150 and late.seconds is None

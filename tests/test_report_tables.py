@@ -13,11 +13,10 @@ from typing import Any
 from report_runs import DENSE, DROPLESS, ONE, config_of, write_run, write_sweep
 
 from switch_lm.pages.document import Document, Picture, Table
-from switch_lm.report.contents import build
-from switch_lm.report.records import read_records
-from switch_lm.report.sources import find_sources
-from switch_lm.report.study import Study, study
-from switch_lm.report.summary_csv import FIGURES, summary_csv
+from switch_lm.reporting.comparisons import Study, compare, study
+from switch_lm.reporting.records import read_records
+from switch_lm.reporting.sources import find_sources
+from switch_lm.reporting.write import FIGURES, build, summary_csv
 
 VARIANTS: dict[str, dict[str, Any]] = {"dense": DENSE, "one": ONE, "dropless": DROPLESS}
 LOSSES = {"dense": [1.5, 1.6], "one": [1.45, 1.65], "dropless": [1.4, 1.5]}
@@ -29,6 +28,10 @@ def studied(*paths: Path, threshold: float | None = None) -> Study:
 
 def small(folder: Path, **keys: Any) -> Study:
     return studied(write_sweep(folder / "sweep", VARIANTS, LOSSES, **keys), threshold=1.61)
+
+
+def document(study: Study) -> Document:
+    return build(study, compare(study), title="t")
 
 
 def parts(document: Document) -> Iterator[object]:
@@ -46,7 +49,7 @@ def pictures(document: Document) -> dict[str, Picture]:
 
 
 def test_table_1_has_the_papers_columns_and_the_spread_over_seeds(tmp_path: Path) -> None:
-    rows = table(build(small(tmp_path), title="t"), "Model against")
+    rows = table(document(small(tmp_path)), "Model against")
     assert rows[0] == {
         "Model": "dense",
         "Capacity factor": "-",
@@ -62,49 +65,49 @@ def test_table_1_has_the_papers_columns_and_the_spread_over_seeds(tmp_path: Path
 
 def test_a_threshold_that_nobody_reaches_is_not_reached(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep", VARIANTS, LOSSES)
-    rows = table(build(studied(sweep, threshold=1.0), title="t"), "Model against")
+    rows = table(document(studied(sweep, threshold=1.0)), "Model against")
     assert {row["Seconds to a loss of 1"] for row in rows} == {"not reached"}
 
 
 def test_what_an_older_result_does_not_hold_is_a_dash(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "old", config_of(), 1.5)
     (folder / "result.json").write_text(json.dumps({"val_loss": 1.5, "steps": 100, "seed": 0, "hardware": None}))
-    document = build(studied(folder), title="t")
-    (row,) = table(document, "Who drops")
+    report = document(studied(folder))
+    (row,) = table(report, "Who drops")
     assert row["Loss"] == "1.5000" and {row[key] for key in row if "ropped" in key or "ntropy" in key} == {"-"}
-    (work,) = table(document, "Where the computation")
+    (work,) = table(report, "Where the computation")
     assert set(work.values()) == {"Switch, factor 1.25", "-"}
-    assert sorted(pictures(document)) == ["learning_by_seconds", "learning_by_step", "training_loss"]
+    assert sorted(pictures(report)) == ["learning_by_seconds", "learning_by_step", "training_loss"]
 
 
 def test_the_ledger_is_shown_by_kind(tmp_path: Path) -> None:
-    rows = {row["Variant"]: row for row in table(build(small(tmp_path), title="t"), "Where the computation")}
+    rows = {row["Variant"]: row for row in table(document(small(tmp_path)), "Where the computation")}
     mega = 4 * 4 * 128 * 512 / 1e6
     assert rows["Switch, factor 1.0"]["Useful"] == rows["dense"]["Feed forward"] == f"{mega:.3f}"
     assert rows["dense"]["Router"] == "0.000" and rows["Switch, factor 1.0"]["Router"] == f"{4 * 2 * 128 * 8 / 1e6:.3f}"
 
 
 def test_the_frontier_marks_who_is_not_dominated_and_bars_are_intervals(tmp_path: Path) -> None:
-    found = pictures(build(small(tmp_path), title="t"))
+    found = pictures(document(small(tmp_path)))
     picture = found["frontier_training_computation"]
     assert [series.label for series in picture.series] == ["dense", "Switch"]
     dense, switch = picture.series
     assert dense.marked == (True,) and switch.labels == ("Switch, dropless", "Switch, factor 1.0")
     assert switch.marked == (True, False) and not switch.line
     assert switch.low is not None and math.isclose(switch.low[0], 1.45 - 12.706204736 * 0.05, rel_tol=1e-9)
-    rows = {row["Variant"]: row for row in table(build(small(tmp_path / "b"), title="t"), "What the loss")}
+    rows = {row["Variant"]: row for row in table(document(small(tmp_path / "b")), "What the loss")}
     key = "Training computation (TFLOP)"
     assert [rows[name][key].endswith("*") for name in rows] == [True, True, False]
 
 
 def test_one_seed_has_no_bars(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep", VARIANTS, {name: [1.5] for name in VARIANTS})
-    for picture in pictures(build(studied(sweep), title="t")).values():
+    for picture in pictures(document(studied(sweep))).values():
         assert all(series.low is None and series.high is None for series in picture.series)
 
 
 def test_drops_are_drawn_by_capacity_factor_with_no_limit_at_the_right_end(tmp_path: Path) -> None:
-    picture = pictures(build(small(tmp_path), title="t"))["dropped_by_capacity_factor"]
+    picture = pictures(document(small(tmp_path)))["dropped_by_capacity_factor"]
     assert picture.x_names == ("1.0", "dropless")
     (series,) = picture.series
     assert (series.label, series.x, series.y) == ("Switch", (0.0, 1.0), (0.1, 0.0))
@@ -113,13 +116,13 @@ def test_drops_are_drawn_by_capacity_factor_with_no_limit_at_the_right_end(tmp_p
 def test_alpha_and_experts_have_pictures_where_they_vary(tmp_path: Path) -> None:
     for i, alpha in enumerate((0.0, 0.01, 0.1)):
         write_run(tmp_path / "alphas" / f"run{i}", config_of(alpha=alpha), 1.5, load_max_over_mean=3.0 - i)
-    found = pictures(build(studied(tmp_path / "alphas"), title="t"))
+    found = pictures(document(studied(tmp_path / "alphas")))
     assert found["load_max_over_mean_by_alpha"].x_names == ("0.0", "0.01", "0.1")
     (series,) = found["loss_by_balance"].series
     assert series.x == (3.0, 2.0, 1.0) and series.labels == ("alpha 0.0", "alpha 0.01", "alpha 0.1")
     for experts in (1, 4, 16):
         write_run(tmp_path / "experts" / f"run{experts}", config_of(num_experts=experts), 1.6 - experts / 100)
-    found = pictures(build(studied(tmp_path / "experts"), title="t"))
+    found = pictures(document(studied(tmp_path / "experts")))
     (series,) = found["loss_by_experts"].series
     assert series.x == (1.0, 4.0, 16.0) and [round(y, 9) for y in series.y] == [1.59, 1.56, 1.44]
     assert "loss_by_balance" not in found
@@ -128,7 +131,7 @@ def test_alpha_and_experts_have_pictures_where_they_vary(tmp_path: Path) -> None
 def test_curves_are_means_over_the_steps_that_all_seeds_have(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", config_of(0), curve=[(25, 2.0, 10.0), (50, 1.8, 20.0), (100, 1.5, 40.0)])
     write_run(tmp_path / "runs" / "b", config_of(1), curve=[(25, 2.2, 20.0), (100, 1.7, 60.0)])
-    found = pictures(build(studied(tmp_path / "runs"), title="t"))
+    found = pictures(document(studied(tmp_path / "runs")))
     (series,) = found["learning_by_seconds"].series
     assert series.x == (15.0, 50.0) and [round(y, 6) for y in series.y] == [2.1, 1.6]
     assert found["learning_by_step"].series[0].x == (25.0, 100.0)

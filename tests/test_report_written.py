@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from report_runs import DENSE, DROPLESS, ONE, config_of, write_events, write_plan, write_run, write_sweep
 
-from switch_lm.report import ReportError, Written, write_report
-from switch_lm.report.__main__ import main
+from switch_lm.report import main
+from switch_lm.reporting.write import Written, write_report
 
 NASTY = "<b>a|b</b> *x* `y` [z](w) & $e$"
 
@@ -69,10 +69,11 @@ def test_the_words_stand_in_the_report_and_on_the_screen(
     assert main([str(sweep), "--name", "again", "--threshold", "1.6"]) == 0
     printed = " ".join(capsys.readouterr().out.split())  # however its lines are broken
     assert written.words[0].replace("`", "") in printed
-    assert "to a loss of 1.6, " in printed and "Loss after 100" in printed
+    assert "Loss after 100" in printed
     assert f"report: {sweep / 'again.md'}, again.html, again.csv, again_pictures/" in printed
     assert (sweep / "again_pictures" / "learning_by_step.png").is_file()
-    assert "again_pictures/" in (sweep / "again.md").read_text()
+    text = (sweep / "again.md").read_text()
+    assert "again_pictures/" in text and "| Steps to a loss of 1.6 |" in text
 
 
 def test_a_report_of_runs_goes_below_outputs_and_replaces_its_own_files_alone(
@@ -99,15 +100,32 @@ def test_a_sweep_of_which_all_jobs_failed_has_a_report_all_the_same(tmp_path: Pa
     assert "sweep/job | failed | no text" in written.markdown.read_text()
 
 
-def test_what_can_not_be_reported_ends_with_exit_code_1_and_the_fix(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_cannot_be_reported_ends_with_exit_code_1_and_the_fix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main([str(tmp_path)]) == 1
-    assert "there is no run in it" in capsys.readouterr().err
+    assert "it has no run" in capsys.readouterr().err
     run = write_run(tmp_path / "run", config_of(), 1.5, curve=[])
     (tmp_path / "file").write_text("")
-    with pytest.raises(ReportError, match="choose another one with --out FOLDER"):
-        write_report([run], out=tmp_path / "file" / "below")
+    monkeypatch.setattr("switch_lm.reporting.write.read_records", None)  # the folder is tried before any run is read
+    assert main([str(run), "--out", str(tmp_path / "file" / "below")]) == 1
+    assert capsys.readouterr().err.endswith(
+        "Not a directory; a report must go to a folder that can be written; give another with --out FOLDER\n"
+    )
+
+
+def test_a_run_of_unknown_seed_is_shown_under_its_name_and_compared_with_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, config in {"dense": config_of(**DENSE), "one": config_of(**ONE), "[b]": config_of(**ONE)}.items():
+        write_run(tmp_path / "runs" / name, config, 1.5, curve=[], seed=None)
+    unknown = tmp_path / "runs" / "[b]" / "config.yaml"
+    unknown.write_text(unknown.read_text().replace("seed: 0\n", ""))
+    assert main([str(tmp_path / "runs")]) == 0
+    assert "([b])" in capsys.readouterr().out
+    text = (tmp_path / "runs" / "report.md").read_text()
+    assert text.count("seed unknown") > 3 and "its seed is not known" in text
+    assert "seed unknown" not in text.split("**All comparisons")[1].split("## Table 1")[0]
 
 
 @pytest.mark.parametrize("options", [["--threshold", "0"], ["--threshold", "x"], ["--name", "../x"], []], ids=str)
@@ -118,12 +136,18 @@ def test_a_wrong_option_ends_with_exit_code_2(options: list[str], capsys: pytest
     assert capsys.readouterr().err
 
 
-def test_a_report_needs_neither_torch_nor_hydra(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", config_of(), 1.5)
-    code = "import sys; from switch_lm.report.__main__ import main; main(sys.argv[1:]); print(*sys.modules)"
-    command = [sys.executable, "-c", code, str(run), "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    loaded = set(done.stdout.splitlines()[-1].split())
-    assert "tensorboard" in loaded and not loaded & {"torch", "hydra", "lightning", "requests", "tensorflow"}
-    short = subprocess.run([*command[:3], "--help"], capture_output=True, text=True, timeout=120, check=False)
-    assert "--threshold LOSS" in short.stdout and short.returncode == 0
+def test_a_report_needs_neither_torch_nor_hydra_and_help_needs_no_pictures(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, config_of(seed), 1.5) for seed, name in enumerate("ab")]
+    modules = "import atexit, sys; atexit.register(lambda: print(*sys.modules))"
+    code = f"{modules}; from switch_lm.report import main; main(sys.argv[1:])"
+
+    def loaded(*arguments: str | Path) -> tuple[str, set[str]]:
+        command = [sys.executable, "-c", code, *arguments]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        return shown, set(shown.splitlines()[-1].split())
+
+    heavy = {"torch", "hydra", "lightning", "requests", "tensorflow"}
+    _, report = loaded(*runs, "--out", tmp_path)
+    assert {"tensorboard", "scipy.special"} <= report and not report & heavy
+    text, usage = loaded("--help")
+    assert "--threshold LOSS" in text and not usage & (heavy | {"matplotlib", "tensorboard", "scipy", "rich"})

@@ -132,7 +132,7 @@ def test_with_a_page_the_command_writes_the_same_text_and_says_where_the_page_is
     assert json.dumps(captured.out.removesuffix("\n")) in page
 
 
-def test_a_page_that_can_not_be_written_is_refused_in_one_line_before_anything_is_drawn(
+def test_a_page_that_cannot_be_written_is_refused_in_one_line_before_anything_is_drawn(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_run()

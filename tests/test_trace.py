@@ -1,4 +1,4 @@
-"""What is told of each character is what the model did with it: in the pass that read it, and in the one before."""
+"""What is result of each character is what the model did with it: in the pass that read it, and in the one before."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -144,9 +145,23 @@ def test_a_dense_model_trains_on_the_same_path(config: Config) -> None:
     assert result["dropped"] is None and result["parameters"] == result["active_parameters"]
 
 
-def test_a_text_shorter_than_two_windows_is_refused(config: Config, tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("abc" * 9)
-    with pytest.raises(ConfigError, match=r"model\.context_length=16"):
+@pytest.mark.parametrize(
+    ("length", "context_length", "message"),
+    [
+        (35, 16, "the training split has 31 characters; 2 windows of model.context_length=16 need at least 32; "),
+        (
+            10,
+            1,
+            "the validation split (the last 10 % of the text) has 1 character; it needs at least 2; use a longer text",
+        ),
+    ],
+)
+def test_a_text_that_is_too_short_is_refused_with_the_split_that_is(
+    length: int, context_length: int, message: str, config: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("ab" * (length // 2) + "c" * (length % 2))
+    config.model.context_length = context_length
+    with pytest.raises(ConfigError, match=re.escape(message)):
         train(config)
     assert not Path(config.outputs).exists()
 

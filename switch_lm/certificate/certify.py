@@ -1,4 +1,4 @@
-"""All checks of one model, in the order in which they are told."""
+"""All checks of one model, in the order in which they are shown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from switch_lm.certificate.finding import Finding
 from switch_lm.certificate.layers import layer_runs
 from switch_lm.probe.subject import Subject
 
-Say = Callable[[str], None]  # what is measured at the moment
+Say = Callable[[str], None]  # what is being measured
 
 
 def _layers(subject: Subject) -> list[Finding]:

@@ -1,37 +1,29 @@
-"""Is every choice accounted for? What each expert computed is found out by changing it and seeing which tokens move."""
+"""Is every choice accounted for? An expert is changed to see which tokens it computed."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
-from switch_lm.certificate.finding import Finding, held
+from switch_lm.certificate.finding import Finding, judged
 from switch_lm.certificate.layers import Factor, LayerRun, run
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.probe.subject import LayerCall, noise
 from switch_lm.routers.routing import Routing
 
-QUIET = ("as trained", "one character")  # conditions that are checked and not told: they repeat others
+QUIET = ("as trained", "one character")  # conditions that are checked but not shown: they repeat others
 NUM_TOKENS = (1, 7, 100)  # where a capacity that is rounded down, or in floats, shows
-
-
-@dataclass
-class Count:
-    """Choices at one capacity, over all layers and experts."""
-
-    selected: int = 0
-    computed: int = 0
-    dropped: int = 0
 
 
 def conserved(runs: Sequence[LayerRun]) -> Finding:
     """Per expert and layer selected = computed + dropped; after rerouting, which moves choices, per layer."""
-    counts, wrong, num_experts = {one.name: Count() for one in runs}, 0, 0
+    counts, wrong, num_experts = {one.name: Counter(selected=0, computed=0, dropped=0) for one in runs}, 0, 0
     for one in runs:
         for call in one.calls:
             routing = call.routing
@@ -45,22 +37,21 @@ def conserved(runs: Sequence[LayerRun]) -> Finding:
             else:
                 right_E &= (selected_E == computed_E + dropped_E) & (computed_E == fit_E)
             wrong, num_experts = wrong + int((~right_E).sum()), num_experts + len(right_E)
-            for name, found_E in (("selected", selected_E), ("computed", computed_E), ("dropped", dropped_E)):
-                setattr(counts[one.name], name, getattr(counts[one.name], name) + int(found_E.sum()))
+            for what, count_E in (("selected", selected_E), ("computed", computed_E), ("dropped", dropped_E)):
+                counts[one.name][what] += int(count_E.sum())
     measured = "; ".join(
-        f"{name}: {c.selected:,} selected = {c.computed:,} computed + {c.dropped:,} dropped"
+        "{}: {:,} selected = {:,} computed + {:,} dropped".format(name, *c.values())
         for name, c in counts.items()
         if name not in QUIET
     )
-    meaning = "each choice is computed by its expert, once, or is dropped"
-    if wrong:
-        meaning = f"the numbers of {wrong} of {num_experts} experts do not add up"
-    figures = {f"{what}, {name}": value for name, c in counts.items() for what, value in asdict(c).items()}
-    return Finding("choices conserved", held(wrong == 0), measured, meaning, figures | {"wrong": wrong})
+    figures = {f"{what}, {name}": value for name, c in counts.items() for what, value in c.items()}
+    good = "each choice is computed by its expert, once, or is dropped"
+    bad = f"the numbers of {wrong} of {num_experts} experts do not add up"
+    return judged("choices conserved", wrong == 0, measured, figures | {"wrong": wrong}, good=good, bad=bad)
 
 
 def _fit(routing: Routing) -> Tensor:
-    """How many of the choices that selected each expert have a place (E): the capacity, if there are so many."""
+    """How many of the choices that selected each expert have a place (E): at most the capacity."""
     group_GN = routing.expert_TK.view(routing.num_groups, -1)
     selected_GE = torch.stack([_counted(choices, routing) for choices in group_GN])
     return (selected_GE if routing.capacity is None else selected_GE.clamp(max=routing.capacity)).sum(dim=0)
@@ -74,7 +65,7 @@ def _computed(call: LayerCall, factor: Factor) -> Tensor:
     """How many tokens each expert computed (E): those whose output changes with the sign of its first matrix."""
     counts = []
     for expert in range(call.layer.num_experts):
-        with _drawn_anew(call.layer, expert) as w_in_DF:
+        with _redrawn(call.layer, expert) as w_in_DF:
             first_BSD, _ = run(call.layer, call.x_BSD, factor)
             w_in_DF.neg_()
             second_BSD, _ = run(call.layer, call.x_BSD, factor)
@@ -83,7 +74,7 @@ def _computed(call: LayerCall, factor: Factor) -> Tensor:
 
 
 @contextmanager
-def _drawn_anew(layer: SwitchFeedForward, expert: int) -> Iterator[Tensor]:
+def _redrawn(layer: SwitchFeedForward, expert: int) -> Iterator[Tensor]:
     """Random weights for one expert and gates of 1, so that nothing it computes is lost; gives its first matrix."""
     rule, weights = layer.rule, [layer.experts.w_in_EDF.data[expert], layer.experts.w_out_EFD.data[expert]]
     kept = [weight.clone() for weight in weights]
@@ -114,11 +105,10 @@ def capacity(runs: Sequence[LayerRun]) -> Finding:
                 if number == 0 and places is not None and one.name in shown:
                     shown[one.name].append(f"{tokens:,} -> {places:,}")
     measured = "tokens -> places: " + "; ".join(f"{name}: {', '.join(p) or 'no limit'}" for name, p in shown.items())
-    meaning = "ceil(factor x tokens / experts) to the last one, at least 1; no expert computes more"
-    if wrong:
-        measured = "; ".join(wrong[:3])
-        meaning = "not the configured ceil(factor x tokens / experts), to the last one and at least 1, or not kept to"
-    return Finding("capacity", held(not wrong), measured, meaning, {"wrong": len(wrong)})
+    measured = "; ".join(wrong[:3]) or measured
+    good = "ceil(factor x tokens / experts) to the last one, at least 1; no expert computes more"
+    bad = "not the configured ceil(factor x tokens / experts), to the last one and at least 1, or not kept to"
+    return judged("capacity", not wrong, measured, {"wrong": len(wrong)}, good=good, bad=bad)
 
 
 def _at_several_lengths(call: LayerCall, factor: Factor) -> Iterator[Routing]:

@@ -1,7 +1,7 @@
-"""What each routing rule is said to do: whether it sees a token's own future, and whether it depends on other rows.
+"""What each routing rule should do: whether it sees a token's own future, and whether it depends on other rows.
 
-Whether a choice is dropped shows in the output, so both hang on who gets a place at a full expert. tests/test_causality
-finds the same by intervention on random models.
+Whether a choice is dropped shows in the output, so both depend on who gets a place at a full expert.
+tests/test_causality finds the same by intervention on random models.
 """
 
 from __future__ import annotations

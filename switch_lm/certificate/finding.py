@@ -33,6 +33,11 @@ def held(holds: bool) -> Verdict:
     return Verdict.PASS if holds else Verdict.FAIL
 
 
+def judged(check: str, holds: bool, measured: str, figures: dict[str, Any], *, good: str, bad: str) -> Finding:
+    """PASS with the meaning `good`, or FAIL with `bad`."""
+    return Finding(check, held(holds), measured, good if holds else bad, figures)
+
+
 def leak(seen: bool, *, known: bool) -> Verdict:
-    """`known`: whether this rule is said to do what was looked for."""
+    """`known`: whether this rule is known to do it."""
     return (Verdict.LEAKS if known else Verdict.FAIL) if seen else Verdict.PASS

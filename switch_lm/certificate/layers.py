@@ -16,6 +16,7 @@ from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.subject import LayerCall, Subject, calls, noise, seeded
 from switch_lm.routers.routing import Routing
 
+SMALLEST = 1e-20  # a straight-through gate divides by no smaller p
 Factor = float | EllipsisType | None  # ...: as the layer has it
 
 
@@ -58,8 +59,9 @@ def gates_of(layer: SwitchFeedForward, prob_TE: Tensor, assigned_TK: Tensor) -> 
     prob_TK = prob_TE.gather(1, assigned_TK)
     if layer.rule.renormalize_gates:
         return prob_TK / prob_TK.sum(dim=-1, keepdim=True)
-    if layer.rule.gate_scale == "straight_through":
-        return prob_TK / prob_TK.detach()
+    if layer.rule.gate_scale == "straight_through":  # p / p.detach(): 1 even where p underflows to 0
+        fixed_TK = prob_TK.detach()
+        return 1.0 + (prob_TK - fixed_TK) / fixed_TK.clamp(min=SMALLEST)
     return prob_TK
 
 

@@ -93,14 +93,17 @@ def check(subject: Subject) -> list[Finding]:
 FUTURE = {
     (Verdict.PASS, False): "what comes later in a text moves nothing before it",
     (Verdict.PASS, True): "this rule can leak later characters, but nothing was seen here",
-    (Verdict.LEAKS, True): "who is dropped hangs on later characters: a loss under this rule is not one of prediction",
-    (Verdict.FAIL, False): "later characters move earlier logits, which this rule must not let them",
+    (
+        Verdict.LEAKS,
+        True,
+    ): "who is dropped depends on later characters: a loss under this rule is not one of prediction",
+    (Verdict.FAIL, False): "later characters move earlier logits, which this rule must not allow",
 }
 ROWS = {
     (Verdict.PASS, False): "a text gives the same beside any others",
     (Verdict.PASS, True): "rows share their experts' places, but nothing was seen here",
-    (Verdict.LEAKS, True): "rows share their experts' places: what a text gives hangs on those beside it",
-    (Verdict.FAIL, False): "other rows move a row's logits, which this rule must not let them",
+    (Verdict.LEAKS, True): "rows share their experts' places: what a text gives depends on those beside it",
+    (Verdict.FAIL, False): "other rows move a row's logits, which this rule must not allow",
 }
 
 

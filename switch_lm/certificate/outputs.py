@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 import torch
 from torch import Tensor
 
-from switch_lm.certificate.finding import Finding, held
+from switch_lm.certificate.finding import Finding, judged
 from switch_lm.certificate.layers import LayerRun, by_a_loop, gates_of
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.probe.subject import Subject, calls, largest, noise
@@ -29,11 +28,10 @@ def output(runs: Sequence[LayerRun]) -> Finding:
     ]
     difference = largest(differences)
     dropped = "gate x input" if runs[0].calls[0].layer.rule.overflow == "passthrough" else "nothing"
-    meaning = f"gate x expert(clean input) for what was kept, {dropped} for what was dropped; in evaluation too"
-    if not (holds := difference <= SAME):
-        meaning = f"a layer does not give gate x expert(clean input) for what was kept, {dropped} for what was dropped"
+    promise = f"gate x expert(clean input) for what was kept, {dropped} for what was dropped"
     measured = f"differs by {difference:.1e} of the largest output from a plain loop"
-    return Finding("layer's output", held(holds), measured, meaning, {"difference": difference})
+    good, bad = f"{promise}; in evaluation too", f"a layer does not give {promise}"
+    return judged("layer's output", difference <= SAME, measured, {"difference": difference}, good=good, bad=bad)
 
 
 @torch.inference_mode()
@@ -60,12 +58,10 @@ def gradients(subject: Subject) -> Finding:
         for name, found, wanted in zip(off, *pairs, strict=True):
             off[name] = torch.tensor([off[name], _relative(found, wanted)]).max().item()  # NaN stays
     worst = max(off, key=lambda name: (off[name] != off[name], off[name]))
-    holds = off[worst] <= SAME
-    meaning = "router and experts are taught by the code that trains as by autograd through a plain loop"
-    if not holds:
-        meaning = f"the gradient of the {worst} is not that of a plain loop: training moves it otherwise than it should"
     measured = f"differ by {off[worst]:.1e} of the largest ({worst})"
-    return Finding("layer's gradients", held(holds), measured, meaning, dict(off))
+    good = "router and experts are taught by the code that trains as by autograd through a plain loop"
+    bad = f"the gradient of the {worst} is not that of a plain loop: training does not move it as it should"
+    return judged("layer's gradients", off[worst] <= SAME, measured, dict(off), good=good, bad=bad)
 
 
 def _gradients(loss: Tensor, inputs: list[Tensor]) -> Sequence[Tensor]:
@@ -91,24 +87,18 @@ def gates(runs: Sequence[LayerRun]) -> Finding:
     gate_N = torch.cat([call.routing.gate_TK.flatten() for call in seen])
     low, high, furthest = gate_N.min().item(), gate_N.max().item(), largest(off)
     holds = furthest <= SAME_LOGITS and not broken
-    meaning = "what the rule makes of the chosen expert's probability among all experts"
-    if not holds:
-        meaning = (
-            f"not what the rule makes of the probability among all experts ({broken[0] if broken else 'see how far'})"
-        )
-    measured = f"{low:.3f} .. {high:.3f}, off by {furthest:.1e}"
-    return Finding("gates", held(holds), measured, meaning, {"lowest": low, "highest": high, "off": furthest})
+    good = "what the rule makes of the chosen expert's probability among all experts"
+    bad = f"not what the rule makes of the probability among all experts ({broken[0] if broken else 'see how far'})"
+    figures = {"lowest": low, "highest": high, "off": furthest}
+    return judged("gates", holds, f"{low:.3f} .. {high:.3f}, off by {furthest:.1e}", figures, good=good, bad=bad)
 
 
 def float32_router(subject: Subject) -> Finding:
     """Under bf16 autocast, with and without a gradient, logits against the product in float64."""
     ids_BS, off, dtypes = subject.few[0], [], set()
     for model, grad in ((subject.model, False), (subject.without_noise(), True)):
-        with ExitStack() as stack:
-            seen = stack.enter_context(calls(model))
-            stack.enter_context(torch.autocast(ids_BS.device.type, dtype=torch.bfloat16))
-            stack.enter_context(torch.set_grad_enabled(grad))
-            stack.enter_context(noise(0, ids_BS.device))
+        autocast = torch.autocast(ids_BS.device.type, dtype=torch.bfloat16)
+        with calls(model) as seen, autocast, torch.set_grad_enabled(grad), noise(0, ids_BS.device):
             model(ids_BS)
         for call in seen:
             logits_TE = call.routing.logits_TE.detach()
@@ -117,6 +107,6 @@ def float32_router(subject: Subject) -> Finding:
             dtypes |= {logits_TE.dtype, call.routing.gate_TK.dtype}
     furthest = largest(off)
     holds = furthest <= SAME_LOGITS and dtypes == {torch.float32}
-    meaning = "bf16 is kept out of who goes where" if holds else "the router computes in bf16: near ties go either way"
     measured = f"logits off by {furthest:.1e} under bf16 autocast, in training and evaluation"
-    return Finding("float32 router", held(holds), measured, meaning, {"off": furthest})
+    good, bad = "bf16 is kept out of who goes where", "the router computes in bf16: near ties go either way"
+    return judged("float32 router", holds, measured, {"off": furthest}, good=good, bad=bad)

@@ -42,7 +42,7 @@ class Measured:
     by_future: float  # the largest move of a logit, at any capacity tried
     by_rows: float
     not_placed: float  # at the capacity of training, as what follows
-    loss: float  # nats a character, as training scores
+    loss: float  # nats per character, as training scores
     gap: Gap  # to scoring character by character
     future: Gap | None  # what of it the future makes; None: nothing of it can
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from switch_lm.certificate.finding import Finding, held
+from switch_lm.certificate.finding import Finding, judged
 from switch_lm.certificate.layers import LayerRun, run
 from switch_lm.probe.subject import LayerCall, noise
 
@@ -28,11 +28,9 @@ def selected(runs: Sequence[LayerRun]) -> Finding:
             else:
                 wrong += int(_not_the_largest(call).sum())
                 total += call.routing.expert_TK.numel()
-    meaning = (
-        "each token goes where its router says" if not wrong else "tokens go to other experts than the router says"
-    )
     measured = f"{wrong:,} of {total:,} choices are not the rule's" + (f"; {notes[0]}" if notes else "")
-    return Finding("selection", held(wrong == 0), measured, meaning, {"wrong": wrong, "choices": total})
+    good, bad = "each token goes where its router says", "tokens go to other experts than the router says"
+    return judged("selection", wrong == 0, measured, {"wrong": wrong, "choices": total}, good=good, bad=bad)
 
 
 def _not_the_largest(call: LayerCall) -> Tensor:
@@ -69,12 +67,10 @@ def places(runs: Sequence[LayerRun]) -> Finding:
                 right = bool((call.routing.kept_TK == _first_come(call)).all())
             total, wrong = total + 1, wrong + (not right)
             words.add(rule.drop_order if rule.overflow != "reroute" else "reroute")
-    holds = wrong == 0
-    meaning = "who comes first by the rule has a place, exactly as many as there are" if holds else (
-        "places are not given as the rule says"
-    )  # fmt: skip
     measured = f"{wrong} of {total} queues differ from a plain loop ({', '.join(sorted(words))})"
-    return Finding("places", held(holds), measured, meaning, {"wrong": wrong, "queues": total})
+    good = "who comes first by the rule has a place, exactly as many as there are"
+    bad = "places are not given as the rule says"
+    return judged("places", wrong == 0, measured, {"wrong": wrong, "queues": total}, good=good, bad=bad)
 
 
 def _first_come(call: LayerCall) -> Tensor:

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import torch
 
-from switch_lm.certificate.finding import Finding, held
+from switch_lm.certificate.finding import Finding, held, judged
 from switch_lm.measure.router_health import router_health
 from switch_lm.measure.tallies import ValidationTally
 from switch_lm.model.losses import language_loss, load_balancing_loss
@@ -56,10 +56,9 @@ def _balance(seen: list[LayerCall]) -> Finding:
         values.append(load_balancing_loss(call.routing).double())
         off.append(values[-1] - num_experts * (f_E * p_E).sum())
     furthest = largest(off)
-    holds = furthest <= SAME
-    meaning = "E x sum f P: of what was selected before drops, and of p without a bias" if holds else "not E x sum f P"
-    shown = ", ".join(f"{value.item():.3f}" for value in values)
-    return Finding("balance loss", held(holds), f"{shown} by layer, off by {furthest:.1e}", meaning, {"off": furthest})
+    measured = f"{', '.join(f'{value.item():.3f}' for value in values)} by layer, off by {furthest:.1e}"
+    good = "E x sum f P: of what was selected before drops, and of p without a bias"
+    return judged("balance loss", furthest <= SAME, measured, {"off": furthest}, good=good, bad="not E x sum f P")
 
 
 @torch.inference_mode()
@@ -75,12 +74,11 @@ def _different(seen: list[LayerCall]) -> Finding:
     if not distances:
         return Finding("experts differ", held(True), "a single expert in a layer", "there is no other to be equal to")
     layer, i, j = nearest = min(distances, key=lambda pair: distances[pair])
-    holds = distances[nearest] > COPIES
-    meaning = "no two experts of a layer are copies (unrelated ones are 1.41 apart)" if holds else (
-        "experts are copies: not drawn independently, or taken from a dense run (init_from) and not trained since"
-    )  # fmt: skip
-    measured = f"nearest pair {distances[nearest]:.3g} apart (layer {layer:02d}, experts {i} and {j})"
-    return Finding("experts differ", held(holds), measured, meaning, {"distance": distances[nearest]})
+    distance = distances[nearest]
+    measured = f"nearest pair {distance:.3g} apart (layer {layer:02d}, experts {i} and {j})"
+    good = "no two experts of a layer are copies (unrelated ones are 1.41 apart)"
+    bad = "experts are copies: not drawn independently, or taken from a dense run (init_from) and not trained since"
+    return judged("experts differ", distance > COPIES, measured, {"distance": distance}, good=good, bad=bad)
 
 
 @torch.inference_mode()
@@ -100,7 +98,7 @@ def _used(subject: Subject) -> Finding:
     enough = subject.validation_ids.numel() >= ENOUGH * share_LE.shape[1]
     meaning = "no expert starves" if idle == 0 else f"{idle} of {share_LE.numel()} experts never get a character"
     if idle and not enough:
-        meaning += ", but the text is too short to tell"
+        meaning += ", but the text is too short to judge"
     measured = f"the idlest gets {least:.2f} x an even share (layer {layer:02d}, expert {expert}), the busiest "
     measured += f"{share_LE.max().item():.2f} x; val/loss {tally.loss:.4f}"
     figures = {"least": least, "most": share_LE.max().item(), "idle": idle, "val_loss": tally.loss}

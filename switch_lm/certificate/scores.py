@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from switch_lm.certificate.expected import depends_on_rows, sees_future
-from switch_lm.certificate.finding import Finding, Verdict, held, leak
+from switch_lm.certificate.finding import Finding, Verdict, judged, leak
 from switch_lm.certificate.leaks import named
 from switch_lm.measure.scoring import character_by_character, whole
 from switch_lm.model.transformer import SwitchLM
@@ -36,13 +36,13 @@ def _batch_size(subject: Subject) -> Finding:
     move = largest([part - together for part in parts])
     known, same = depends_on_rows(config.rule, limited=subject.limited(config.eval_capacity_factor)), move <= SAME
     meaning = (
-        "a validation loss does not hang on the batch size"
+        "a validation loss does not depend on the batch size"
         if same
         else f"validation has a capacity ({named(config.eval_capacity_factor)}), which a batch's rows share"
         if known
         else "rows of one batch change each other's scores"
     )
-    measured = _moved(move, f"between 1, 3 and {len(ids_BS)} rows a batch")
+    measured = _moved(move, f"between 1, 3 and {len(ids_BS)} rows per batch")
     return Finding(
         "batch size, evaluation", leak(not same, known=known and move == move), measured, meaning, {"move": move}
     )
@@ -55,11 +55,9 @@ def _cache(subject: Subject) -> Finding:
     pieces = _in_pieces(model, ids_BS, (1, 3, 1, 5)) - whole_BSV
     alone = _in_pieces(model, ids_BS[:1], (1,)) - whole_BSV[:1]
     move = largest([pieces, alone])
-    meaning = (
-        "generation gives what one pass gives" if move <= SAME else "generation gives something else than one pass"
-    )
     measured = _moved(move, "between pieces, single characters and one pass")
-    return Finding("cache", held(move <= SAME), measured, meaning, {"move": move})
+    good, bad = "generation gives what one pass gives", "generation does not give what one pass gives"
+    return judged("cache", move <= SAME, measured, {"move": move}, good=good, bad=bad)
 
 
 @torch.inference_mode()
@@ -74,10 +72,9 @@ def _in_pieces(model: SwitchLM, ids_BS: Tensor, sizes: tuple[int, ...]) -> Tenso
 def _randomness(subject: Subject) -> Finding:
     first, second = (seeded(subject.model, subject.few[0], seed=seed).logits for seed in (1, 2))
     move = largest([first - second])
-    meaning = "no dropout, jitter or random drop is on" if move == 0 else "something random is on in evaluation"
-    return Finding(
-        "no randomness, evaluation", held(move == 0), _moved(move, "between two seeds"), meaning, {"move": move}
-    )
+    good, bad = "no dropout, jitter or random drop is on", "something random is on in evaluation"
+    measured = _moved(move, "between two seeds")
+    return judged("no randomness, evaluation", move == 0, measured, {"move": move}, good=good, bad=bad)
 
 
 def _gap_in_evaluation(subject: Subject) -> Finding:
@@ -90,12 +87,12 @@ def _gap_in_evaluation(subject: Subject) -> Finding:
     meaning = (
         "a validation loss is what generation would pay"
         if same
-        else f"validation drops (at {named(factor)}) what generation, a character at a time, does not"
+        else f"validation drops (at {named(factor)}) what generation, one character at a time, does not"
         if limited
         else "a window as a whole is not scored as generation would"
     )
     verdict = leak(not same, known=limited and gap.mean == gap.mean)
-    measured = f"{gap} nats a character ({len(text[0])} windows)"
+    measured = f"{gap} nats per character ({len(text[0])} windows)"
     return Finding("loss gap, evaluation", verdict, measured, meaning, _figures(gap))
 
 
@@ -105,17 +102,16 @@ def _gap_in_training(subject: Subject) -> Finding:
     factor, model = config.capacity_factor, subject.without_noise()
     one_by_one_BS = character_by_character(subject.model, *text)
     gap = Gap.of(in_batches(model, text, batch_size=subject.batch_size, capacity_factor=factor), one_by_one_BS)
-    measured, figures = f"{gap} nats a character ({len(text[0])} windows)", _figures(gap)
+    measured, figures = f"{gap} nats per character ({len(text[0])} windows)", _figures(gap)
     drawn_as_validated = subject.without_noise(selection="argmax")
     unlimited_BS = in_batches(drawn_as_validated, text, batch_size=subject.batch_size, capacity_factor=None)
     free = Gap.of(unlimited_BS, one_by_one_BS)
     if not abs(free.mean) <= SAME:
-        meaning = f"without a limit training scores otherwise than generation, by {free}"
+        meaning = f"without a limit training does not score as generation does: by {free}"
         return Finding("loss gap, training", Verdict.FAIL, measured, meaning, figures)
     if not subject.limited(factor) or gap.mean != gap.mean:
-        same = abs(gap.mean) <= SAME
-        meaning = "trained without a limit: nothing is lost" if same else "training scores otherwise than generation"
-        return Finding("loss gap, training", held(same), measured, meaning, figures)
+        good, bad = "trained without a limit: nothing is lost", "training does not score as generation does"
+        return judged("loss gap, training", abs(gap.mean) <= SAME, measured, figures, good=good, bad=bad)
     verdict = Verdict.PASS
     meaning = f"what the capacity of training ({named(factor)}) costs; the future is no part of it"
     if sees_future(config.rule, limited=subject.limited(factor), training=True):

@@ -1,4 +1,4 @@
-"""How the certificate is told: its table, that of all policies, and what is measured at the moment."""
+"""How the certificate is shown: its table, the table of all policies, and a progress bar."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from switch_lm.probe.subject import TIGHT
 NOTES = (
     "Own future, other rows: whether they move a token, and by how much a logit at most, at tighter factors "
     f"({' and '.join(f'{factor:g}' for factor in TIGHT)}) too. Not placed: choices that the selected expert did not "
-    "compute. Loss: nats a character, as training scores, without dropout and jitter. Gap: that, less the loss read "
+    "compute. Loss: nats per character, as training scores, without dropout and jitter. Gap: that, less the loss read "
     "character by character, ± its standard error. Of the future: the loss where the true next character follows, less "
     "that where another does; both before the same other text."
 )

@@ -8,11 +8,12 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from switch_lm.storage.files import replace_text
+from switch_lm.storage.files import remedy, replace_text
 from switch_lm.storage.runs import OUTPUTS, RunError, find_run
 from switch_lm.text.corpus import CorpusError
 
@@ -26,7 +27,7 @@ MAX_SEED = 2**64 - 1  # what torch.Generator takes
 
 
 class CommandError(Exception):
-    """A command can not do what was asked; the message says why and what to do."""
+    """A command cannot do what was asked; the message says why and what to do."""
 
 
 def model_parser(*, prog: str, about: str) -> argparse.ArgumentParser:
@@ -39,7 +40,7 @@ def model_parser(*, prog: str, about: str) -> argparse.ArgumentParser:
 
 
 def open_model(name: str | None, outputs: Path) -> tuple[Path, SwitchLM, Header]:
-    """The checkpoint that `--run` and `--outputs` mean, told on stderr, and what is in it."""
+    """The checkpoint that `--run` and `--outputs` mean, named on stderr, and what is in it."""
     from switch_lm.storage.checkpoint import find_checkpoint, read_model
 
     path = find_checkpoint(find_run(name, outputs))
@@ -51,7 +52,7 @@ def validation_ids(header: Header, file: Path | None) -> Tensor:
     """The validation split of the text that the model was trained on: `file`, or where the run found it."""
     from switch_lm.text.corpus import load_corpus
     from switch_lm.text.vocabulary import Vocabulary
-    from switch_lm.text.windows import split
+    from switch_lm.text.windows import split, validation_too_short
 
     data = header.config["data"]
     given = file or (Path(data["path"]) if data["path"] else None)
@@ -63,21 +64,37 @@ def validation_ids(header: Header, file: Path | None) -> Tensor:
         rule = f"the model was trained on the text with sha256 {header.corpus_sha256}"
         fix = "give that text with --data FILE"
         raise CommandError(f"{corpus.source} has sha256 {corpus.sha256}; {rule}, and losses of two texts differ; {fix}")
-    return split(Vocabulary(header.vocabulary).encode(corpus.text))[1]
+    ids = split(Vocabulary(header.vocabulary).encode(corpus.text))[1]
+    if (problem := validation_too_short(len(ids))) is not None:
+        raise CommandError(problem)
+    return ids
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
-    """Writes a command's results, and tells where on stderr; CommandError if they can't be written."""
-    try:
-        replace_text(path, json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        rule = "the results must go to a file in a folder that can be written"
-        raise CommandError(f"{path}: {error.strerror}; {rule}; give another with --json FILE") from error
+    """Writes a command's results; CommandError if the disk does not take them."""
+    write_text(json.dumps(content, indent=2) + "\n", path, option="--json FILE")
+
+
+def write_text(text: str, path: Path, *, option: str) -> None:
+    """Replaces `path` as a whole and names it on stderr; CommandError if the disk does not take it."""
+    with writing(path, num_bytes=len(text.encode()), option=option):
+        replace_text(path, text)
     print(f"written: {path}", file=sys.stderr)
 
 
+@contextmanager
+def writing(path: Path, *, num_bytes: int, option: str) -> Iterator[None]:
+    """Turns an OSError of the disk, such as a full one, into a CommandError with path, size and remedy."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"{path} ({num_bytes:,} bytes) could not be written: {error.strerror or error}"
+        fix = f"{room}, or" if (room := remedy(error)) else ";"
+        raise CommandError(f"{problem}{fix} give another with {option}") from error
+
+
 def require_writable(file: Path, *, option: str) -> None:
-    """Before anything is measured: makes the file's folder; CommandError, naming the option, if it can't be written."""
+    """Makes the file's folder before anything is measured; CommandError, with the option, if it cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if not file.name or file.is_dir():
@@ -90,7 +107,7 @@ def require_writable(file: Path, *, option: str) -> None:
 
 
 def finish(command: Callable[[], int]) -> int:
-    """The exit code of a command: 1 and one message for what a user can mend, 130 for Ctrl-C, 0 for a closed pipe."""
+    """The exit code of a command: 1 and one message for what a user can fix, 130 for Ctrl-C, 0 for a closed pipe."""
     try:
         from switch_lm.storage.checkpoint import CheckpointError
         from switch_lm.training.process_state import restored

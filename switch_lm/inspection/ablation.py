@@ -16,8 +16,8 @@ from switch_lm.model.experts import Experts
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.probe import Probe, Say, silent, switch_layers
 from switch_lm.probe.replay import recorded
-from switch_lm.report.statistics import Estimate
 from switch_lm.stats.clusters import mean, nats
+from switch_lm.stats.intervals import Estimate
 
 WINDOWS = 32
 PAIRS = 28  # of each layer: all of eight experts
@@ -27,7 +27,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class LayerAblation:
-    """What each change of one layer's experts adds to the loss, in nats a character; the router stays as it is."""
+    """What each change of one layer's experts adds to the loss, in nats per character; the router stays as it is."""
 
     off: tuple[Estimate, ...]  # the expert gives 0
     swapped: dict[Pair, Estimate]  # the two change places
@@ -43,12 +43,14 @@ class LayerAblation:
         share_E = self.similarity.share_E
         idle = [e for e, share in enumerate(share_E) if share == 0.0]
         needless = [e for e, change in enumerate(self.off) if not _costs(change) and e not in idle]
-        dearest = max(range(len(self.off)), key=lambda e: self.off[e].mean)
-        if not _costs(self.off[dearest]):
-            return ["switching off any one expert costs nothing that shows"]
-        found = [f"switching off expert {dearest} costs most, {nats(self.off[dearest])}; it has {share_E[dearest]:.0%}"]
+        costliest = max(range(len(self.off)), key=lambda e: self.off[e].mean)
+        if not _costs(self.off[costliest]):
+            return ["switching off any one expert has no visible cost"]
+        found = [
+            f"switching off expert {costliest} costs most, {nats(self.off[costliest])}; it has {share_E[costliest]:.0%}"
+        ]
         found += [f"without a token of the probe: expert {_list(idle)}"] if idle else []
-        return found + ([f"switching off expert {_list(needless)} costs nothing that shows"] if needless else [])
+        return found + ([f"switching off expert {_list(needless)} has no visible cost"] if needless else [])
 
     def _of_swapped(self) -> list[str]:
         if not self.swapped:
@@ -56,14 +58,14 @@ class LayerAblation:
         alike = [f"{i} and {j}" for (i, j), change in self.swapped.items() if not _costs(change)]
         mean_cost = sum(change.mean for change in self.swapped.values()) / len(self.swapped)
         shown = f" ({', '.join(alike)})" if 0 < len(alike) <= PAIRS_SHOWN else ""
-        exceptions = f"nothing that shows for {len(alike)} of {len(self.swapped)} pairs{shown}"
+        exceptions = f"no visible cost for {len(alike)} of {len(self.swapped)} pairs{shown}"
         return [f"swapping two costs {mean_cost:+.4f} nats on average, {exceptions}"]
 
     def _of_all(self) -> list[str]:
         if (between := self.similarity.between) is None:  # of a single one
             return []
         chance = self.similarity.chance
-        settled = "" if _costs(self.averaged) else ": no loss that shows"
+        settled = "" if _costs(self.averaged) else ": no visible loss"
         return [
             f"averaging all into one changes the loss by {nats(self.averaged)}{settled}; without the whole layer it "
             f"changes by {nats(self.all_off)}",
@@ -87,7 +89,7 @@ def ablation(
 ) -> Ablation:
     """Changes a copy, one layer at a time, and reads `num_windows` windows with nothing dropped.
 
-    Of layers with more than `pairs` pairs of experts so many are drawn.
+    Of a layer with more than `pairs` pairs of experts, `pairs` are drawn.
     """
     switch_layers(model)
     copied, probe = deepcopy(model).eval(), probe.smaller(num_windows)
@@ -138,7 +140,7 @@ def _swapped(experts: Experts, i: int, j: int) -> Change:
 def _averaged(experts: Experts) -> Change:
     """Every expert becomes the one whose output is the mean of all: it has the hidden units of all of them.
 
-    The mean of their weights would hang on the order in which each happens to keep its hidden units.
+    The mean of their weights would depend on the order in which each happens to keep its hidden units.
     """
     num_experts = len(experts.w_in_EDF)
     w_in_DG = torch.cat(list(experts.w_in_EDF.detach()), dim=1)  # G = E x F

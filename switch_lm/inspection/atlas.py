@@ -23,7 +23,7 @@ class Atlas:
     explained: tuple[tuple[Explained, ...], ...]
 
     def findings(self) -> list[str]:
-        """One sentence a layer, and how many of their comparisons chance alone would let stand out."""
+        """One sentence per layer, and how many of their comparisons chance alone would let stand out."""
         compared = sum(map(len, self.explained))
         by_chance = (1.0 - CONFIDENCE) * compared
         return [_sentence(layer, found) for layer, found in enumerate(self.explained)] + [

@@ -37,6 +37,8 @@ def build(found: Sequence[Inspection], *, command: str) -> Document:
             parts[heading].append(Bullets(tuple(sentences)))
         if one.text.num_experts <= MOST_EXPERTS:
             parts[ATLAS].append(pictures.coloured(one, key))
+        else:
+            parts[ATLAS].append(Text(f"No coloured text: it tells {MOST_EXPERTS} experts apart, and there are more."))
         parts[ATLAS] += pictures.atlases(one, key)
         if one.drops is not None and one.drops.cost is not None:
             parts[DROPS] += pictures.dropped_pictures(
@@ -84,9 +86,9 @@ def how(found: Sequence[Inspection], command: str) -> Section:
         (
             Text(
                 f"On {B} windows of {S} characters, {B * S:,} in all, spread evenly over the validation split: the "
-                "same for every model with this text. Nothing is dropped, but where it is said. Of several choices the "
+                "same for every model with this text. Nothing is dropped unless stated. Of several choices the "
                 "first counts as a token's expert. Intervals are of 95 %, with windows as the independent draws. "
-                f"The router is judged on {judged:,} of these characters a layer, the experts on {WINDOWS} windows."
+                f"The router is judged on {judged:,} of these characters per layer, the experts on {WINDOWS} windows."
             ),
             Bullets(checkpoints),
             Code(command),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM, evaluating
 from switch_lm.probe.probe import Probe, Say, rewind, silent, switch_layers
 from switch_lm.probe.subject import LayerCall, calls
-from switch_lm.report.statistics import Estimate
 from switch_lm.routers.routing import Routing, gates
 from switch_lm.stats.clusters import mean, nats
+from switch_lm.stats.intervals import Estimate
 
 POSITIONS = 12  # in each window
 SAME = 1e-5  # nats; losses that are closer are equal but for rounding
@@ -46,7 +46,7 @@ class Judgement:
     def findings(self) -> list[str]:
         against = self.chosen_gains_on_random
         word = (
-            "not better or worse than a random one so that it shows" if not against.resolved
+            "not better or worse than a random one by any visible amount" if not against.resolved
             else "better than a random one" if against.mean > 0 else "worse than a random one"
         )  # fmt: skip
         mean_rank = (self.num_experts + 1) / 2
@@ -152,18 +152,9 @@ def _judged(trials: Sequence[Trial], gate: int) -> Judgement:
     )
 
 
-@contextmanager
-def _added(layer: SwitchFeedForward, change_BD: Tensor) -> Iterator[None]:
-    """The layer gives so much more, for one token a row."""
-
-    def more(_: Any, inputs: Any, output: tuple[Tensor, Routing]) -> tuple[Tensor, Routing]:
-        return output[0] + change_BD[:, None], output[1]
-
-    hook = layer.register_forward_hook(more)
-    try:
-        yield
-    finally:
-        hook.remove()
+def _added(layer: SwitchFeedForward, change_BD: Tensor) -> AbstractContextManager[Any]:
+    """Adds `change_BD` to the layer's output, for one token per row."""
+    return layer.register_forward_hook(lambda _, inputs, output: (output[0] + change_BD[:, None], output[1]))
 
 
 def judge(nll_EBN: Tensor, *, chosen_BN: Tensor, open_EBN: Tensor, gate: str) -> Judgement:

@@ -1,4 +1,4 @@
-"""Who finds no place at the capacity of training, and what each token's own drop costs it."""
+"""Who gets no place at the training capacity, and what each token's own drop costs it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import torch
 from torch import Tensor
 
 from switch_lm.inspection.labels import CHARACTER
-from switch_lm.report.statistics import Estimate
+from switch_lm.measure.scoring import negative_log_likelihood
+from switch_lm.model.transformer import SwitchLM
+from switch_lm.probe.probe import Probe, Reading, Say, rewind, silent, switch_layers
+from switch_lm.probe.subject import Subject, noise
+from switch_lm.routers.routing import Routing
 from switch_lm.stats.clusters import difference, mean_where, nats
 from switch_lm.stats.information import Explained, explained
+from switch_lm.stats.intervals import Estimate
 
 FIFTHS = 5
 
 
 @dataclass(frozen=True)
 class Drops:
-    """Tokens of which an expert selected did not compute; rerouted and passed through count as well.
+    """Tokens that a selected expert did not compute; rerouted and passed-through tokens count too.
 
     Shares are NaN where there is no token. `Q`: fifths of the tokens by their loss with nothing dropped, easy first.
     """
@@ -26,7 +31,6 @@ class Drops:
     capacity_factor: float
     batch_size: int
     dropped_LBS: Tensor
-    cost_BS: Tensor  # nats: the loss with the token's own drops less that without; nearly 0 where it has none
     by_character_LV: Tensor
     by_position_LS: Tensor
     by_row_LR: Tensor  # row of its batch
@@ -35,8 +39,7 @@ class Drops:
     late_positions: Estimate | None  # share of the later half of a window less that of the earlier; mean over layers
     late_rows: Estimate | None  # the same of a batch's rows
     hardest: Estimate | None  # the hardest fifth less the easiest
-    cost: Estimate | None  # nats, mean over tokens dropped in any layer
-    cost_by_layers: tuple[Estimate | None, ...]  # of those dropped in exactly 1, 2, .. layers
+    cost: Estimate | None  # nats that their own drops add to the loss of tokens dropped in any layer, mean
     at_once: tuple[float, ...]  # share of tokens dropped in exactly 0, 1, .. layers
     at_once_by_chance: tuple[float, ...]  # if layers dropped independently
 
@@ -46,10 +49,10 @@ class Drops:
         return self.dropped_LBS.float().mean(dim=(1, 2)).tolist()
 
     def findings(self) -> list[str]:
-        """Also where no difference was found, and of a model that drops nothing."""
+        """One sentence each, also where there is no difference or no drop."""
         shares = ", ".join(f"{share:.1%}" for share in self.share_L)
         found = [
-            f"At capacity factor {self.capacity_factor:g}, {self.batch_size} rows a batch, drops by layer: {shares}."
+            f"At capacity factor {self.capacity_factor:g}, {self.batch_size} rows per batch, drops by layer: {shares}."
         ]
         if self.cost is None:
             return [*found, "No token of the probe was dropped."]
@@ -64,13 +67,88 @@ class Drops:
             f"The character explains who is dropped: {', '.join(known)}." if known
             else "The character explains no more of who is dropped than by chance."
         )  # fmt: skip
-        settled = "" if self.cost.resolved else ", which is no difference that this probe can tell from 0"
+        settled = "" if self.cost.resolved else ", which this probe cannot tell from 0"
         found.append(f"Its own drops change a dropped token's loss by {nats(self.cost)}{settled}.")
         several, by_chance = sum(self.at_once[2:]), sum(self.at_once_by_chance[2:])
         found.append(
             f"{several:.2%} of tokens are dropped in several layers ({by_chance:.2%} if layers were independent)."
         )
         return found
+
+
+def drops(
+    model: SwitchLM,
+    probe: Probe,
+    reading: Reading,
+    *,
+    batch_size: int,
+    capacity_factor: float | None = None,
+    seed: int = 0,
+    say: Say = silent,
+) -> Drops:
+    """Runs the model as in training, in whole batches of `batch_size` windows, without dropout, jitter, random drops.
+
+    `capacity_factor`: that of training, unless given; a ValueError where there is none. A router that draws its expert
+    takes the most probable one.
+    """
+    capacity_factor = capacity_factor or model.config.capacity_factor
+    if capacity_factor is None:
+        raise ValueError("trained without a capacity: nothing is dropped; give a capacity_factor to try one")
+    batch_size = min(batch_size, len(probe.ids_BS))
+    dropped_LBS, cost_BS = costs(model, probe, batch_size, capacity_factor, seed=seed, say=say)
+    windows = len(cost_BS)
+    return summary(
+        dropped_LBS,
+        cost_BS,
+        ids_BS=probe.ids_BS[:windows],
+        nll_BS=reading.nll_BS[:windows],
+        num_characters=model.vocab_size,
+        capacity_factor=capacity_factor,
+        batch_size=batch_size,
+        seed=seed,
+    )
+
+
+def costs(
+    model: SwitchLM, probe: Probe, batch_size: int, capacity_factor: float, *, seed: int = 0, say: Say = silent
+) -> tuple[Tensor, Tensor]:
+    """Which tokens each layer drops (L, B, S), and what its own drops add to each token's loss (B, S), in nats.
+
+    Each token is scored a second time with a place in every layer, while all tokens before it stay as they were.
+    """
+    switch_layers(model)
+    dropping = Subject(model, probe.split_ids, batch_size, alpha=0.0).without_noise(selection="argmax")
+    batches = [batch for batch in probe.batches(batch_size) if len(batch[0]) == batch_size]
+    found = []
+    with torch.inference_mode(), noise(seed, probe.ids_BS.device):
+        for number, (ids_BS, target_BS) in enumerate(batches):
+            say(f"drops, window {number * batch_size} of {len(batches) * batch_size}")
+            found.append(_batch(dropping, ids_BS, target_BS, capacity_factor))
+    dropped, cost = zip(*found, strict=True)
+    return torch.cat(dropped, dim=1), torch.cat(cost)
+
+
+def _batch(model: SwitchLM, ids_BS: Tensor, target_BS: Tensor, capacity_factor: float) -> tuple[Tensor, Tensor]:
+    """Which tokens are dropped (L, B, S), and what their own drops add to their loss (B, S).
+
+    From the last position to the first: keys and values of what stands before are those of the pass with drops. A
+    position at which no row has a drop is not read again.
+    """
+    cache = model.new_cache()
+    output = model(ids_BS, cache=cache, capacity_factor=capacity_factor)
+    dropped_LBS = torch.stack([_dropped(routing).view_as(ids_BS) for routing in output.routings])
+    nll_BS = negative_log_likelihood(output.logits, target_BS)
+    placed_BS = nll_BS.clone()
+    for t in reversed(dropped_LBS.any(dim=(0, 1)).nonzero().flatten().tolist()):
+        rewind(cache, t)
+        logits = model(ids_BS[:, t : t + 1], cache=cache, capacity_factor=None).logits
+        placed_BS[:, t : t + 1] = negative_log_likelihood(logits, target_BS[:, t : t + 1])
+    return dropped_LBS, nll_BS - placed_BS
+
+
+def _dropped(routing: Routing) -> Tensor:
+    """(T,)"""
+    return ~(routing.kept_TK & (routing.assigned_TK == routing.expert_TK)).all(dim=1)
 
 
 def summary(
@@ -84,7 +162,10 @@ def summary(
     batch_size: int,
     seed: int = 0,
 ) -> Drops:
-    """`Drops` of what was dropped; `nll_BS` is the difficulty."""
+    """`Drops` from what was dropped (L, B, S) and what its own drops add to each token's loss (B, S), in nats.
+
+    `nll_BS` is the difficulty.
+    """
     (L, B, S), device = dropped_LBS.shape, dropped_LBS.device
     mean_BS, layers_BS = dropped_LBS.float().mean(dim=0), dropped_LBS.sum(dim=0)
     position_BS = torch.arange(S, device=device).expand(B, S)
@@ -100,7 +181,6 @@ def summary(
         capacity_factor,
         batch_size,
         dropped_LBS,
-        cost_BS,
         by_character_LV=share(ids_BS, num_characters),
         by_position_LS=share(position_BS, S),
         by_row_LR=share(row_BS, batch_size),
@@ -113,7 +193,6 @@ def summary(
         late_rows=halves(row_BS, batch_size, B // batch_size),  # rows of a batch share their places
         hardest=difference(mean_BS, fifth_BS == FIFTHS - 1, fifth_BS == 0),
         cost=mean_where(cost_BS, layers_BS > 0),
-        cost_by_layers=tuple(mean_where(cost_BS, layers_BS == n) for n in range(1, L + 1)),
         at_once=tuple((layers_BS == n).float().mean().item() for n in range(L + 1)),
         at_once_by_chance=independent(dropped_LBS.double().mean(dim=(1, 2)).tolist()),
     )
@@ -143,7 +222,7 @@ def _compared(one: str, other: str, found: Estimate | None) -> str:
     if found is None:
         return f"{one.capitalize()} could not be compared with {other}: the probe is too small."
     if found.low is None or found.high is None:
-        return f"Whether {one} is dropped more often than {other} can not be told from one batch."
+        return f"Whether {one} is dropped more often than {other} cannot be told from one batch."
     if not found.resolved:
         interval = f"{found.mean:+.2%} of tokens, 95 % interval {found.low:+.2%} to {found.high:+.2%}"
         return f"Between {one} and {other} no difference shows ({interval})."

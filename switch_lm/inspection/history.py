@@ -19,7 +19,7 @@ from switch_lm.storage.checkpoint import read as read_checkpoint
 from switch_lm.storage.runs import CHECKPOINTS
 
 SETTLED = 0.9  # of what the character explains at the end, beyond chance
-ENOUGH = 50  # tokens of a character, before a share of them is told
+ENOUGH = 50  # tokens of a character, before a share of them is reported
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class History:
     """N checkpoints of one run in order of step. Experts keep their numbers within a run, and only there."""
 
     steps: tuple[int, ...]
-    loss: tuple[float, ...]  # nats a character, on the probe
+    loss: tuple[float, ...]  # nats per character, on the probe
     character: tuple[tuple[Explained, ...], ...]  # N x L: what the character explains of the choice
     since_before: tuple[tuple[Change, ...], ...]  # N - 1 x L: from one checkpoint to the next
     to_last: tuple[tuple[Change, ...], ...]  # N x L: what differs from the last checkpoint
@@ -56,7 +56,8 @@ class History:
 
     def findings(self, characters: str) -> list[str]:
         """`characters`: what each id stands for."""
-        return [self._layer(layer, characters) for layer in range(len(self.character[0]))]
+        left_out = [f"Left out of the history: {reason}." for reason in self.skipped]
+        return left_out + [self._layer(layer, characters) for layer in range(len(self.character[0]))]
 
     def _layer(self, layer: int, characters: str) -> str:
         last, at = self.character[-1][layer], self.specialised_at(layer)
@@ -83,7 +84,7 @@ class History:
                 [f"most of all {', '.join(f'{characters[v]!r} {changing_V[v]:.0%}' for v in most)}"] if most else []
             )
         else:
-            parts.append("a single checkpoint tells of no change")
+            parts.append("a single checkpoint shows no change")
         return f"Layer {layer}: {'; '.join(parts)}."
 
 
@@ -98,7 +99,7 @@ class Moment:
 
 
 def history(run: Path, probe: Probe, *, seed: int = 0, shifts: int = SHIFTS, say: Say = silent) -> History:
-    """Of a run's folder; a CheckpointError where it holds no checkpoint that can be read."""
+    """The history of a run folder; a CheckpointError if no checkpoint in it can be read."""
     moments: list[Moment] = []
     skipped: list[str] = []
     for path in checkpoints_of(run):

@@ -132,7 +132,7 @@ def expert_maps(found: Inspection, key: str) -> list[HeatMap]:
             alt="A row for each layer, a column for each expert, as colour what the loss rises by without it.",
             x_label="expert",
             y_label="layer",
-            value_label=f"nats a character, on {WINDOWS} windows",
+            value_label=f"nats per character, on {WINDOWS} windows",
             x_names=experts(count),
             y_names=tuple(layer_name(n) for n in range(len(layers))),
             values=off,
@@ -162,7 +162,7 @@ def history_pictures(name: str, key: str, history: History) -> list[Picture]:
     steps = tuple(float(step) for step in history.steps)
     share_NL = torch.tensor([[one.share for one in layers] for layers in history.character])
     change_NL = torch.tensor([[one.share for one in layers] for layers in history.to_last])
-    told = {
+    curves = {
         "specialisation": ("how much of the choice the character explains", "share of the choice's entropy", share_NL),
         "changes": ("tokens whose expert is not yet the last one", "share of tokens", change_NL),
     }
@@ -175,5 +175,5 @@ def history_pictures(name: str, key: str, history: History) -> list[Picture]:
             y_label=label,
             series=tuple(Series(layer_name(n), steps, tuple(row)) for n, row in enumerate(values_NL.T.tolist())),
         )
-        for what, (words, label, values_NL) in told.items()
+        for what, (words, label, values_NL) in curves.items()
     ]

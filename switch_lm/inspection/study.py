@@ -1,4 +1,4 @@
-"""All that is found out about one trained model."""
+"""The whole inspection of one trained model."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import Tensor
 from switch_lm.inspection.ablation import Ablation, ablation
 from switch_lm.inspection.atlas import Atlas, atlas
 from switch_lm.inspection.counterfactual import Counterfactual, counterfactual
-from switch_lm.inspection.dropping import drops
-from switch_lm.inspection.drops import Drops
+from switch_lm.inspection.drops import Drops, drops
 from switch_lm.inspection.history import History, history
 from switch_lm.inspection.labels import Label, labels
 from switch_lm.model.transformer import SwitchLM
@@ -39,6 +38,11 @@ class Inspection:
     counterfactual: Counterfactual
     ablation: Ablation
     history: History | None  # None: a checkpoint that is no run's
+
+    @property
+    def warnings(self) -> list[str]:
+        """What could not be read."""
+        return [] if self.history is None else [f"left out of the history: {reason}" for reason in self.history.skipped]
 
     def findings(self) -> dict[str, list[str]]:
         """In sentences, by question."""

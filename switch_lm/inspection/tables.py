@@ -8,7 +8,7 @@ from switch_lm.inspection.ablation import WINDOWS
 from switch_lm.inspection.study import Inspection
 from switch_lm.pages.document import Cell, Table
 from switch_lm.pages.expert_maps import layer_name, visible
-from switch_lm.report.statistics import Estimate
+from switch_lm.stats.intervals import Estimate
 
 Row = dict[str, object]
 
@@ -73,12 +73,12 @@ def expert_table(found: Sequence[Inspection]) -> Table:
     rows = []
     for one in found:
         for number, layer in enumerate(one.ablation.layers):
-            dearest = max(range(len(layer.off)), key=lambda e: layer.off[e].mean)
+            costliest = max(range(len(layer.off)), key=lambda e: layer.off[e].mean)
             swapped, similar = [cost.mean for cost in layer.swapped.values()], layer.similarity.between
             rows.append(
                 (
                     _named(found, one, layer_name(number)),
-                    Cell(f"expert {dearest}: {layer.off[dearest].mean:+.4f}", layer.off[dearest].mean),
+                    Cell(f"expert {costliest}: {layer.off[costliest].mean:+.4f}", layer.off[costliest].mean),
                     Cell(f"{sum(swapped) / len(swapped):+.4f}") if swapped else Cell("-"),
                     _nats(layer.averaged),
                     Cell(f"{layer.all_off.mean:+.4f}", layer.all_off.mean),
@@ -87,9 +87,9 @@ def expert_table(found: Sequence[Inspection]) -> Table:
             )
     return Table(
         "What changing the experts does to the loss",
-        ("layer", "the dearest one off", "two swapped (mean)", "all averaged into one", "the layer off", "cosine"),
+        ("layer", "the costliest one off", "two swapped (mean)", "all averaged into one", "the layer off", "cosine"),
         tuple(rows),
-        f"Nats a character on {WINDOWS} windows, the router as it is. Averaged: all give the mean of their outputs. "
+        f"Nats per character on {WINDOWS} windows, the router as it is. Averaged: all give the mean of their outputs. "
         "Cosine of two experts' outputs for one token, in brackets for two unrelated ones.",
     )
 

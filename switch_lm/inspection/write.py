@@ -9,10 +9,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from switch_lm.commandline.command import writing
 from switch_lm.inspection.contents import build
 from switch_lm.inspection.study import Inspection
 from switch_lm.inspection.tables import Row, files
-from switch_lm.pages.document import HeatMap, Picture
+from switch_lm.pages.document import Document, HeatMap, Picture
 from switch_lm.pages.page import to_html
 from switch_lm.pages.pictures import save
 from switch_lm.storage.files import replace_text
@@ -21,10 +22,20 @@ PAGE, PICTURES, TABLES = "inspect.html", "pictures", "tables"
 
 
 def write(found: Sequence[Inspection], folder: Path, *, command: str) -> Path:
-    """`inspect.html`, `pictures/*.png` and `tables/*.csv`; the page's path. All is made before anything is replaced."""
+    """`inspect.html`, `pictures/*.png` and `tables/*.csv`; the page's path. All is made before anything is replaced.
+
+    A CommandError if the disk does not take them.
+    """
     document = build(found, command=command)
     page = to_html(document)
     tables = {name: as_csv(rows) for name, rows in together(found).items()}
+    num_bytes = sum(len(text.encode()) for text in (page, *tables.values()))  # the pictures come on top
+    with writing(folder, num_bytes=num_bytes, option="--out FOLDER"):
+        _write(document, page, tables, folder)
+    return folder / PAGE
+
+
+def _write(document: Document, page: str, tables: dict[str, str], folder: Path) -> None:
     for place in (PICTURES, TABLES):
         (folder / place).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
@@ -41,7 +52,6 @@ def write(found: Sequence[Inspection], folder: Path, *, command: str) -> Path:
             if file.suffix in (".png", ".csv") and file.name not in names:  # of an inspection before this one
                 file.unlink()
     replace_text(folder / PAGE, page)
-    return folder / PAGE
 
 
 def together(found: Sequence[Inspection]) -> dict[str, list[Row]]:

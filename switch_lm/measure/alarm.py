@@ -1,4 +1,4 @@
-"""When a router counts as dead or collapsed, and what is said then. Pure, without a logger."""
+"""When a router counts as dead or collapsed, and the message for it. Pure, without a logger."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ class RouterAlarmError(Exception):
 
 
 class RouterAlarm:
-    """Counts, layer by layer, the looks in a row that found a router dead or collapsed, and tells of each once."""
+    """Counts for each layer the looks in a row that found its router dead or collapsed, and reports each once."""
 
     def __init__(self, config: HealthConfig, *, alpha: float) -> None:
         self.config, self.alpha = config, alpha
         self._in_a_row: dict[str, int] = {}  # by kind and layer
-        self._told: list[str] = []  # kinds and layers
-        self.messages: list[str] = []  # all that were said
+        self._reported: list[str] = []  # kinds and layers
+        self.messages: list[str] = []  # all so far
 
     def look(self, found: Sequence[RouterHealth], *, step: int) -> list[str]:
-        """What is to be said after this look."""
-        said = []
+        """The messages after this look."""
+        messages = []
         for kind, in_words in ((DEAD, self._dead), (COLLAPSED, self._collapsed)):
             standing = [layer for layer, health in enumerate(found) if self._counts(kind, layer, health)]
-            if new := [layer for layer in standing if f"{kind} {layer}" not in self._told]:
-                self._told += [f"{kind} {layer}" for layer in new]
-                said.append(in_words(new, found[new[0]], step))
-        self.messages += said
-        return said
+            if new := [layer for layer in standing if f"{kind} {layer}" not in self._reported]:
+                self._reported += [f"{kind} {layer}" for layer in new]
+                messages.append(in_words(new, found[new[0]], step))
+        self.messages += messages
+        return messages
 
     @property
     def standing(self) -> bool:
-        """Whether at the last look a router was dead or collapsed for long enough, told before or not."""
+        """Whether a router was dead or collapsed for long enough at the last look, reported before or not."""
         return any(count >= self.config.checks for count in self._in_a_row.values())
 
     def _counts(self, kind: str, layer: int, health: RouterHealth) -> bool:
-        """Whether this is the last of the looks in a row that it takes."""
+        """Whether enough looks in a row have found this."""
         bad = not health.learns if kind == DEAD else self._has_collapsed(health)
         key = f"{kind} {layer}"
         self._in_a_row[key] = self._in_a_row.get(key, 0) + 1 if bad else 0
@@ -75,10 +75,10 @@ class RouterAlarm:
         return "at the last look" if checks == 1 else f"in {checks} looks, {every} steps apart"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"in_a_row": dict(self._in_a_row), "told": list(self._told), "messages": list(self.messages)}
+        return {"in_a_row": dict(self._in_a_row), "told": list(self._reported), "messages": list(self.messages)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._in_a_row, self._told = dict(state["in_a_row"]), list(state["told"])
+        self._in_a_row, self._reported = dict(state["in_a_row"]), list(state["told"])
         self.messages = list(state["messages"])
 
 

@@ -18,9 +18,9 @@ NANOGPT_BATCHES = 20  # eval_iters of nanoGPT's Shakespeare example on a CPU
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one pass over a split found."""
+    """The result of one pass over a split."""
 
-    loss: float  # language loss alone, nats a character
+    loss: float  # language loss alone, nats per character
     dropped: float  # dropped choices / all choices, over all Switch layers
     dropped_per_layer: tuple[float, ...]
     predictions: int

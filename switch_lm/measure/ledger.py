@@ -54,15 +54,15 @@ class Ledger:
     """The matrix products of a run, in FLOPs."""
 
     layers: tuple[LayerWork, ...]  # of every block, in order of depth
-    head: float  # a token, forward
+    head: float  # per token, forward
     tokens: int  # of one micro-batch
-    accumulate: int = 1  # micro-batches of a step
+    accumulate: int = 1  # micro-batches per step
     max_steps: int = 1
     optimizer_per_step: float = 0.0
 
     @property
     def total(self) -> LayerWork:
-        """All blocks together, a token, forward; without the head."""
+        """All blocks together, per token, forward; without the head."""
         return sum(self.layers, LayerWork())
 
     @property
@@ -100,7 +100,7 @@ class Ledger:
         return kinds | {"head": times * self.head, "executed": times * self.forward}
 
     def as_plain(self) -> dict[str, Any]:
-        """For result.json; `layers` are for a token, forward."""
+        """For result.json; `layers` are per token, forward."""
         return {
             "forward_per_token": self.by_kind(),
             "backward_per_token": self.by_kind(BACKWARD),
@@ -117,7 +117,7 @@ class Ledger:
 
 
 def run_ledger(config: Config, *, vocab_size: int, kept_L: Sequence[float] | None = None) -> Ledger:
-    """The whole run of a configuration. `kept_L`: choices kept a token in each Switch layer, as for `ledger`."""
+    """The whole run of a configuration. `kept_L`: choices kept per token in each Switch layer, as for `ledger`."""
     batch = ledger(config.model, vocab_size=vocab_size, batch_size=config.data.batch_size, kept_L=kept_L)
     update = optimizer_flops(config.model, config.optim)
     trainer = config.trainer
@@ -136,16 +136,16 @@ def ledger(
 ) -> Ledger:
     """One micro-batch of `batch_size` rows of `context` tokens (the whole context_length if not given).
 
-    `capacity_factor` is that of training, or of evaluation if not `training`, unless given. `kept_L`: choices kept a
+    `capacity_factor` is that of training, or of evaluation if not `training`, unless given. `kept_L`: choices kept per
     token in each Switch layer, as measured; without it the load is taken as even, which is what can be known before.
-    What is executed does not hang on it.
+    It does not change what is executed.
     """
     context = context or model.context_length
     if isinstance(capacity_factor, EllipsisType):
         capacity_factor = model.capacity_factor if training else model.eval_capacity_factor
     group = context if model.capacity_group == "sequence" else batch_size * context
     capacity = expert_capacity(group, model.num_experts, capacity_factor)
-    places = float(model.top_k) if capacity is None else model.num_experts * capacity / group  # a token
+    places = float(model.top_k) if capacity is None else model.num_experts * capacity / group  # per token
     if kept_L is None:
         spared = 1.0 - model.random_drop_rate if training else 1.0
         kept_L = [spared * min(model.top_k, places)] * model.num_switch_layers

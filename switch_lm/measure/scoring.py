@@ -41,7 +41,7 @@ def one_thread() -> Iterator[None]:
 
 
 def character_by_character(model: SwitchLM, ids_BS: Tensor, target_BS: Tensor) -> Tensor:
-    """The same read as in generation: one character of each window a pass, through the cache, nothing dropped."""
+    """The same read as in generation: one character of each window per pass, through the cache, nothing dropped."""
     cache = model.new_cache()
     with torch.inference_mode(), one_thread():
         logits = [model(id_B1, cache=cache, capacity_factor=None).logits for id_B1 in ids_BS.split(1, dim=1)]

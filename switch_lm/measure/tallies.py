@@ -107,7 +107,7 @@ class ValidationTally:
 
     @property
     def loss(self) -> float:
-        """Nats a character."""
+        """Nats per character."""
         return self._nll / self._count
 
     @property

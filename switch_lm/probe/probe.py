@@ -17,8 +17,8 @@ from switch_lm.model.transformer import SwitchLM, evaluating
 from switch_lm.text.windows import evaluation_batches, fixed_windows
 
 WINDOWS = 128
-ROWS = 32  # windows in a pass; nothing that is read without a capacity hangs on it
-Say = Callable[[str], None]  # what is measured at the moment
+ROWS = 32  # windows in a pass; nothing that is read without a capacity depends on it
+Say = Callable[[str], None]  # what is being measured
 
 
 def silent(_: str) -> None:
@@ -45,7 +45,7 @@ class Probe:
         return fixed_windows(value_N, context_length=S, num_windows=B)[0]
 
     def smaller(self, num_windows: int) -> Self:
-        """At most so many windows of the same split, for what is dear."""
+        """At most `num_windows` windows of the same split, for what is expensive."""
         B, S = self.ids_BS.shape
         return self.of(self.split_ids, context_length=S, num_windows=min(B, num_windows))
 
@@ -62,7 +62,6 @@ class Reading:
     """
 
     expert_LBS: Tensor
-    probability_LBS: Tensor  # of that expert
     gate_LBS: Tensor  # what its output was multiplied by
     second_LBS: Tensor  # the most probable other expert; NOBODY of a single one
     second_probability_LBS: Tensor
@@ -78,7 +77,7 @@ def switch_layers(model: SwitchLM) -> list[SwitchFeedForward]:
 
 
 def read(model: SwitchLM, probe: Probe) -> Reading:
-    """Reads the probe without a capacity, so that no window hangs on another."""
+    """Reads the probe without a capacity, so that no window depends on another."""
     return _read(model, probe.batches(), shape=tuple(probe.ids_BS.shape))
 
 
@@ -95,13 +94,11 @@ def _read(model: SwitchLM, batches: Iterator[tuple[Tensor, Tensor]], *, shape: t
             output = model(ids_BS, capacity_factor=None)
             nll.append(negative_log_likelihood(output.logits, target_BS).flatten())
             facts.append([first_choice(routing) for routing in output.routings])
-    expert, probability, gate, second, second_probability = (
-        torch.stack([torch.cat([batch[layer][fact] for batch in facts]).view(shape) for layer in range(len(layers))])
-        for fact in range(5)
+    expert, gate, second, second_probability = (
+        torch.stack([torch.cat([batch[layer][field] for batch in facts]).view(shape) for layer in range(len(layers))])
+        for field in range(4)
     )
-    return Reading(
-        expert, probability, gate, second, second_probability, torch.cat(nll).view(shape), layers[0].num_experts
-    )
+    return Reading(expert, gate, second, second_probability, torch.cat(nll).view(shape), layers[0].num_experts)
 
 
 def rewind(cache: list[LayerCache], length: int) -> None:

@@ -1,9 +1,9 @@
-"""Reads a text again from one block on: what stands before a change of a layer need not be computed anew."""
+"""Reads a text again from one block on: what precedes a changed layer need not be computed again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +63,7 @@ def _inputs(blocks: list[nn.Module]) -> Iterator[list[Tensor]]:
     def keep(_: Any, inputs: tuple[Tensor, ...]) -> None:
         seen.append(inputs[0])
 
-    hooks = [block.register_forward_pre_hook(keep) for block in blocks]
-    try:
+    with ExitStack() as hooks:
+        for block in blocks:
+            hooks.enter_context(block.register_forward_pre_hook(keep))
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()

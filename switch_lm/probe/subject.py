@@ -1,10 +1,10 @@
-"""What is checked: a model, the text it is checked on, and copies of the model for what changes it."""
+"""What is checked: a model and a text; whatever would change the model runs on a copy."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,7 +35,7 @@ def tried(factor: float | None) -> list[float | None]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model in `eval()`, and how it was trained. The model is never changed: what is, is a copy."""
+    """A model in `eval()`, and how it was trained. The model itself never changes: interventions run on copies."""
 
     model: SwitchLM
     validation_ids: Tensor
@@ -70,7 +70,7 @@ class Subject:
         return deepcopy(self.model).train()
 
     def without_noise(self, *, jitter: bool = False, **rule: Any) -> SwitchLM:
-        """A copy that runs as in training but for dropout, random drops and, unless it is to stay, jitter.
+        """A copy that runs as in training but for dropout, random drops and, unless `jitter`, jitter.
 
         `rule` changes its routing rule.
         """
@@ -110,17 +110,15 @@ def calls(model: SwitchLM) -> Iterator[list[LayerCall]]:
     def keep(layer: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Routing]) -> None:
         seen.append(LayerCall(layer, inputs[0], *output))
 
-    hooks = [layer.register_forward_hook(keep) for layer in model.switch_layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in model.switch_layers:
+            hooks.enter_context(layer.register_forward_hook(keep))
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @dataclass(frozen=True)
 class Gap:
-    """A difference in nats a character, and its standard error."""
+    """A difference in nats per character, and its standard error."""
 
     mean: float
     standard_error: float

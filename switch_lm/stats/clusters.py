@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from switch_lm.report.statistics import Estimate, t_quantile
+from switch_lm.stats.intervals import Estimate, t_quantile
 
 
 def mean(value_BN: Tensor) -> Estimate:

@@ -63,12 +63,11 @@ def _listed(numbers: Sequence[int]) -> str:
 
 def print_end(folder: Path) -> None:
     """What the sweep found, and where its report is; a report that fails does not take the sweep with it."""
-    from switch_lm.report import write_report
-    from switch_lm.report.console import tell
+    from switch_lm.reporting.write import print_report, write_report
 
     print()
     try:
-        tell(write_report([folder]))
+        print_report(write_report([folder]))
     except Exception as error:  # the runs are done and stored
         print(f"no report: {error}\nto try again: python -m switch_lm.report {shlex.quote(str(folder))}")
 

@@ -7,12 +7,31 @@ from collections.abc import Iterator
 from torch import Tensor
 
 TRAIN_SHARE = 0.9  # nanoGPT, data/shakespeare_char/prepare.py
+MIN_TRAINING_WINDOWS = 2  # one to begin at a random offset, and one more
 
 
 def split(ids: Tensor) -> tuple[Tensor, Tensor]:
     """The first 90 % of the characters, for training, and the last 10 %, for validation."""
     num_train = int(TRAIN_SHARE * len(ids))
     return ids[:num_train], ids[num_train:]
+
+
+def too_short(num_training: int, num_validation: int, *, context_length: int) -> str | None:
+    """Which split has too few characters, how many it needs and the fix; None if both have enough."""
+    needed = MIN_TRAINING_WINDOWS * context_length
+    if num_training < needed:
+        rule = f"{MIN_TRAINING_WINDOWS} windows of model.context_length={context_length} need at least {needed}"
+        fix = "use a longer text or a smaller model.context_length"
+        return f"the training split has {num_training} characters; {rule}; {fix}"
+    return validation_too_short(num_validation)
+
+
+def validation_too_short(num_validation: int) -> str | None:
+    """The same of the validation split alone: one prediction needs two characters, whatever the context."""
+    if num_validation >= 2:
+        return None
+    count = f"{num_validation} character{'s' * (num_validation != 1)}"
+    return f"the validation split (the last 10 % of the text) has {count}; it needs at least 2; use a longer text"
 
 
 def evaluation_batches(ids: Tensor, *, context_length: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""What belongs to the whole process: settings that a run or a command changes, and puts back however it ends."""
+"""Settings of the whole process that a run or a command changes, and puts back however it ends."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from switch_lm.storage.run_folder import RESULT, RunFolder, TrainingError
 from switch_lm.storage.runs import LAST, RunError, find_run, newest_whole
 from switch_lm.text.corpus import Corpus, load_corpus
 from switch_lm.text.vocabulary import Vocabulary
-from switch_lm.text.windows import split
+from switch_lm.text.windows import split, too_short
 from switch_lm.training import hparams, summary
 from switch_lm.training.callbacks import checkpoints as saving
 from switch_lm.training.callbacks import console as callbacks
@@ -67,9 +67,9 @@ class Training:
     def prepare(
         cls, config: Config, run: RunFolder, *, signals: StopSignals, heading: str | None = None
     ) -> Iterator[Training]:
-        """A run that is checked and ready to `fit` in this block, which ends with the process as it was before.
+        """A run that is checked and ready to `fit`, which is what writes and locks its folder.
 
-        Nothing is written before `fit`. ConfigError, CorpusError: see `train`.
+        At the block's end the process is as before, except that the C library keeps freed memory. Errors: `train`.
         """
         with restored(LOG, LIGHTNING_LOG), torch.compiler.set_stance("default"):
             yield cls._checked(config, run, signals, heading)
@@ -103,10 +103,7 @@ class Training:
         return cls(config, run, first_step, corpus, hardware, module, data, console, signals, heading)
 
     def fit(self) -> dict[str, Any]:
-        """Makes the run's folder, trains to the last step and returns what it wrote to result.json.
-
-        ConfigError if the folder can't be written or another process trains there; TrainingError if training fails.
-        """
+        """Makes the run's folder, trains to the last step and returns what it wrote to result.json. Errors: `train`."""
         with self.run.create(self.config, asdict(self.hardware)), self.signals:
             self._print_plan()
             try:
@@ -230,7 +227,7 @@ def _watched(trainer: lightning.Trainer) -> dict[str, Any]:
 
 
 def _show_log(console: Console) -> None:
-    """Shows the package's own log, such as a download, as plain lines, and nowhere else."""
+    """Shows the package's own log, such as a download, as plain lines."""
     log = logging.getLogger(LOG)
     log.handlers = [RichHandler(logging.INFO, console, show_time=False, show_level=False, show_path=False)]
     log.setLevel(logging.INFO)
@@ -245,12 +242,9 @@ def _quiet_lightning() -> None:
 
 
 def _check_text(config: Config, num_training: int, num_validation: int) -> None:
-    context = config.model.context_length
-    if num_training < 2 * context or num_validation < 2:
-        raise ConfigError(
-            f"model.context_length={context}: the training split has {num_training} characters and must hold at least "
-            "two windows; use a longer text or a smaller model.context_length"
-        )
+    problem = too_short(num_training, num_validation, context_length=config.model.context_length)
+    if problem is not None:
+        raise ConfigError(problem)
 
 
 def _start_from(config: Config, module: SwitchModule) -> None:

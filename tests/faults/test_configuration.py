@@ -191,7 +191,7 @@ class Fuzz:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         monkeypatch.chdir(folder)
         monkeypatch.setattr(command, "train", described)
-        monkeypatch.setattr("switch_lm.report.write_report", list)  # there is nothing to report
+        monkeypatch.setattr("switch_lm.reporting.write.write_report", list)  # there is nothing to report
         self.folder, self.monkeypatch, self.capsys = folder, monkeypatch, capsys
         self.log_handlers = list(logging.root.handlers)
 

@@ -1,15 +1,29 @@
-"""Rows 3 and 15: a disk that is full, and folders that can not be written."""
+"""Rows 3 and 15: a disk that is full, and folders that cannot be written."""
 
 from __future__ import annotations
 
 import resource
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from conftest import TEXT, MakeRun, checkpoint_of, tiny_model
 from processes import PATIENCE, Started, command, finished, state
 
+from switch_lm.storage import checkpoint
+
+# Each command that writes a result at its end, and the option that says where.
+RESULTS = {
+    "evaluate": "--json",
+    "check": "--json",
+    "inspect": "--out",
+    "generate": "--html",
+    "report": "--out",
+}
 SMALL_DISK = "1500k"  # takes the first checkpoints and not all that are asked for
 
 
@@ -96,3 +110,51 @@ def test_a_file_where_a_folder_should_be_is_told_before_training(blocked: str, t
     assert done.returncode == (1 if blocked == "data.dir" else 2)
     assert "file" in done.stderr and "Traceback" not in done.stderr and "step" not in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "text.txt"]
+
+
+def main_of(name: str, make_run: MakeRun) -> Callable[[list[str]], int]:
+    """A command on a finished run."""
+    folder = make_run("tiny")
+    checkpoint.write(checkpoint_of(tiny_model(), TEXT, "fp32") | {"global_step": 1}, folder / "checkpoints/best.ckpt")
+    of_run = [str(folder)] if name.startswith("report") else ["--run", "tiny"]
+    main: Callable[[list[str]], int] = import_module(f"switch_lm.{name}").main
+    return lambda arguments: main(of_run + arguments)
+
+
+@contextmanager
+def no_file_may_grow(to: int) -> Iterator[None]:
+    """As on a full disk: a write beyond `to` bytes fails."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (to, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.row(15)
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
+    name: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = main_of(name, make_run)
+    monkeypatch.setattr("switch_lm.model.transformer.SwitchLM.forward", None)  # nothing is measured
+    monkeypatch.setattr("switch_lm.reporting.write.read_records", None)
+    assert main([RESULTS[name], "text.txt/below"]) in (1, 2)
+    output = capsys.readouterr()
+    assert "text.txt/below" in output.err and f"give another with {RESULTS[name]} F" in output.err and output.out == ""
+
+
+@pytest.mark.row(3)
+@pytest.mark.parametrize("name", [name for name in RESULTS if not name.startswith("report")])
+def test_a_disk_that_fills_while_a_result_is_written_gives_path_size_and_remedy(
+    name: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = main_of(name, make_run)
+    with no_file_may_grow(to=100):
+        assert main([RESULTS[name], "there"]) in (1, 2)
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        message.startswith("there (") and " bytes) could not be written: File too large; make room, or give " in message
+    )
+    assert not [path for path in Path("there").rglob("*") if path.is_file()]

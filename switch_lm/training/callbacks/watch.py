@@ -54,7 +54,7 @@ class WindowLosses(Callback):
         pl_module.write({"perf/window_loss_seconds": self.seconds}, step)
 
     def _is_due(self, step: int) -> bool:
-        """Never before the first step."""
+        """Whether the validation at `step`, 0 before training, is one of those in the class's rule."""
         return step == self.trainer.max_steps or 0 <= (step - self.trainer.val_every) // EVERY < step // EVERY
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which run folders the paths on the command line mean."""
+"""Which runs the paths on the command line mean."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from switch_lm.config.rules import show
 from switch_lm.storage.run_folder import CONFIG, JOB, RESULT, SWEEP
 from switch_lm.storage.runs import OUTPUTS, RunError, find_run
 
+FIX = "give a sweep's folder, runs or a glob, for example outputs/sweeps/NAME"
+
 
 class ReportError(Exception):
-    """A report can not be made; the message says why and what to do."""
+    """A report cannot be made; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -30,25 +32,23 @@ class Source:
 
 def find_sources(paths: Sequence[str | Path], outputs: Path = OUTPUTS) -> list[Source]:
     """The runs that the paths mean, each once. A path: a sweep, a folder of runs, a run, a run's name, or a glob."""
-    found: dict[object, Source] = {}
+    unique: dict[object, Source] = {}
     for path in paths:
         sources = list(_sources(str(path), outputs))
         if not sources:
-            rule = "there is no run in it: a report is made of runs, which have a config.yaml, and jobs, a job.json"
-            raise ReportError(f"{path}: {rule}; give a sweep's folder, runs or a glob, for example outputs/sweeps/NAME")
+            rule = "it has no run: a report needs runs, which have a config.yaml, or jobs, which have a job.json"
+            raise ReportError(f"{path}: {rule}; {FIX}")
         for source in sources:
-            found.setdefault(source.folder.resolve() if source.folder else (source.sweep, source.name), source)
-    if not found:
-        raise ReportError("no path was given; give a sweep's folder, runs or a glob, for example outputs/sweeps/NAME")
-    return list(found.values())
+            unique.setdefault(source.folder.resolve() if source.folder else (source.sweep, source.name), source)
+    if not unique:
+        raise ReportError(f"no path was given; {FIX}")
+    return list(unique.values())
 
 
 def sweep_of(path: str | Path, outputs: Path = OUTPUTS) -> Path | None:
     """The folder of the sweep, or of runs, that the path means; None if it means something else."""
-    for folder in (Path(path), outputs / "sweeps" / str(path)):
-        if str(path) and folder.is_dir() and not is_run(folder):
-            return folder
-    return None
+    folders = (Path(path), outputs / "sweeps" / str(path)) if str(path) else ()
+    return next((folder for folder in folders if folder.is_dir() and not is_run(folder)), None)
 
 
 def is_run(folder: Path) -> bool:
@@ -56,7 +56,7 @@ def is_run(folder: Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """None if there is no such file, or no mapping in it, as in one that was cut off."""
+    """None if there is no such file, or if it holds no mapping, such as one that was cut off."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -79,6 +79,7 @@ def _sources(path: str, outputs: Path) -> Iterable[Source]:
 
 
 def _matches(pattern: str, outputs: Path) -> Iterator[Source]:
+    """What the glob finds here, or else among the sweeps, or else among the runs."""
     anchor = Path(Path(pattern).anchor or ".")
     for base in (anchor, outputs / "sweeps", outputs / "runs"):
         inner = str(Path(pattern).relative_to(anchor)) if base == anchor else pattern.lstrip("/")
@@ -102,22 +103,15 @@ def _jobs(sweep: Path) -> Iterator[Source]:
     folders = [folder for folder in sorted(sweep.iterdir()) if folder.is_dir() and is_run(folder)]
     jobs = (read_json(sweep / SWEEP) or {}).get("jobs")
     planned = [job if isinstance(job, dict) else {} for job in jobs] if isinstance(jobs, list) else []
-    started = {number for folder in folders if (number := _number(folder, planned)) is not None}
+    recorded = {folder.name: (read_json(folder / JOB) or {}).get("job") for folder in folders}
+    started = {number if isinstance(number, int) else name for name, number in recorded.items()}
     yield from map(_run, folders)
     for number, job in enumerate(planned):
-        if number not in started:
-            yield Source(f"{sweep.name}/{_shown(job) or number}", None, sweep, job)
+        if not {number, _folder_name(job)} & started:
+            yield Source(f"{sweep.name}/{_folder_name(job) or number}", None, sweep, job)
 
 
-def _number(folder: Path, planned: Sequence[Mapping[str, Any]]) -> int | None:
-    """A job's number: as recorded at its end; before, that of the planned job that the folder is named by."""
-    recorded = (read_json(folder / JOB) or {}).get("job")
-    if isinstance(recorded, int):
-        return recorded
-    return next((number for number, job in enumerate(planned) if _shown(job) == folder.name), None)
-
-
-def _shown(job: Mapping[str, Any]) -> str:
+def _folder_name(job: Mapping[str, Any]) -> str:
     """How a sweep names the job's folder, unless that would be too long."""
     text = ",".join(f"{key.removeprefix('model.')}={show(value)}" for key, value in job.items())
     return re.sub(r"[^A-Za-z0-9._=,+-]", "_", text)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from switch_lm.config.rules import RUN_NAME
-from switch_lm.report import DEFAULT_NAME, ReportError, write_report
+from switch_lm.reporting.sources import ReportError
+from switch_lm.reporting.write import DEFAULT_NAME, print_report, write_report
 from switch_lm.storage.runs import OUTPUTS
 
 
@@ -19,20 +20,21 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m switch_lm.report", description=about)
     paths = "a sweep's folder, a run or its name, or a glob; several make one report"
     options.add_argument("paths", nargs="+", metavar="PATH", help=paths)
-    out = f"where it is written (default: the sweep's folder, if there is one PATH; else below {OUTPUTS}/reports)"
+    out = f"where it is written (default: the sweep's folder, if that is the one PATH; else below {OUTPUTS}/reports)"
     options.add_argument("--out", type=Path, metavar="FOLDER", help=out)
     options.add_argument("--name", type=_name, default=DEFAULT_NAME, help=f"of its files (default: {DEFAULT_NAME})")
     threshold = "loss to which steps and seconds are counted (default: that of the dense control, rounded up)"
     options.add_argument("--threshold", type=_threshold, metavar="LOSS", help=threshold)
-    options.add_argument("--outputs", type=Path, default=OUTPUTS, metavar="FOLDER", help=f"(default: {OUTPUTS})")
+    where = f"where runs are looked for (default: {OUTPUTS})"
+    options.add_argument("--outputs", type=Path, default=OUTPUTS, metavar="FOLDER", help=where)
     return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 1 and one message for what a user can mend, 130 for Ctrl-C, 0 for a closed pipe."""
-    options = parser().parse_args(argv)
+    """The exit code: 1 and one message for what a user can fix, 130 for Ctrl-C, 0 for a closed pipe."""
+    asked = vars(parser().parse_args(argv))
     try:
-        return _report(options)
+        print_report(write_report(asked.pop("paths"), **asked))
     except ReportError as error:
         print(error, file=sys.stderr)
         return 1
@@ -40,16 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # as with `| head`; Python would complain once more when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
-def _report(options: argparse.Namespace) -> int:
-    from switch_lm.report.console import tell
-
-    written = write_report(
-        options.paths, out=options.out, name=options.name, threshold=options.threshold, outputs=options.outputs
-    )
-    tell(written)
     return 0
 
 

@@ -1,0 +1,271 @@
+"""What can be compared: with which control, by how much over the seeds of both, and what the loss costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from switch_lm.reporting.keys import is_routing
+from switch_lm.reporting.records import Crossing, Record, crossing
+from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, Variant, group, ladders
+from switch_lm.stats.intervals import Estimate, paired
+
+LOSS, TRAIN_CAPACITY, SECONDS = "val_loss", "val_loss_train_capacity", "seconds to the threshold"
+EQUAL_COMPUTATION, EQUAL_PARAMETERS, UNEQUAL = "equal computation", "equal parameters", "unequal computation"
+RANDOM_DROPS = "model.random_drop_rate"
+KINDS = (EQUAL_COMPUTATION, UNEQUAL, EQUAL_PARAMETERS, CAPACITY, ALPHA, EXPERTS, RANDOM_DROPS)  # in a report's order
+MACHINE = ("device", "name", "precision", "threads", "compile")  # what seconds depend on
+ENOUGH_SEEDS = 5
+TRAINING, PER_TOKEN = "computation.training", "computation.inference_per_token"
+SPEED = "inference_tokens_per_second"
+ROUTER, FORWARD = "computation.forward_per_token.router", "computation.forward_per_token.executed"
+MEGA, TERA = 1e-6, 1e-12
+SAME_WORK = 0.02  # capacities are rounded up to whole slots; more padding than this is no rounding
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`figure` of `ours` minus that of `theirs`, paired by seed; `estimate` is None if they share no seed."""
+
+    ours: Variant
+    theirs: Variant
+    kind: str
+    figure: str
+    estimate: Estimate | None
+
+    @property
+    def verdict(self) -> str:
+        if self.estimate is None:
+            return "not compared"
+        if self.estimate.resolved:
+            return "resolved"
+        return "not resolved" if self.estimate.count < ENOUGH_SEEDS else "no difference shown"
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The loss to which steps and seconds are counted; `origin` says where it comes from."""
+
+    loss: float
+    origin: str
+
+    @property
+    def shown(self) -> str:
+        return f"{self.loss:.4f}".rstrip("0").rstrip(".")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs, grouped. `threshold` is None where no run is finished."""
+
+    records: tuple[Record, ...]
+    variants: tuple[Variant, ...]
+    threshold: Threshold | None
+
+    @property
+    def sparse(self) -> list[Variant]:
+        return [variant for variant in self.variants if not variant.dense]
+
+    @property
+    def dense(self) -> list[Variant]:
+        return [variant for variant in self.variants if variant.dense]
+
+    @property
+    def used(self) -> list[Record]:
+        return [run for variant in self.variants for run in variant.runs]
+
+    def crossings(self, variant: Variant) -> dict[int | None, Crossing | None]:
+        """When each seed with a learning curve reached the threshold."""
+        if self.threshold is None:
+            return {}
+        return {seed: crossing(curve.validations, self.threshold.loss) for seed, curve in variant.curves.items()}
+
+
+def study(records: Sequence[Record], *, threshold: float | None = None) -> Study:
+    variants = group(records)
+    chosen = Threshold(threshold, "as asked for") if threshold is not None else _threshold(variants)
+    return Study(tuple(records), variants, chosen)
+
+
+def _threshold(variants: Sequence[Variant]) -> Threshold | None:
+    """What every seed of the dense control of equal computation reaches, or without one every run; up to 0.01."""
+    controls = [dense for sparse in variants for dense in variants if matches_computation(sparse, dense)][:1]
+    losses = [loss for variant in controls or variants for loss in variant.by_seed(LOSS).values()]
+    if not losses:
+        return None
+    of = f" of {controls[0].label}, the control of equal computation" if controls else ""
+    loss = math.ceil(round(max(losses) * 100, 9)) / 100  # rounded first: 1.53 * 100 is 153.00000000000003
+    return Threshold(loss, f"the highest final loss{of}, rounded up to 0.01")
+
+
+# --- Controls
+
+
+def is_control(sparse: Variant, dense: Variant) -> bool:
+    """A sparse and a dense variant of the same training, text and sizes, but perhaps another d_ff."""
+    if sparse.dense or not dense.dense:
+        return False
+    keys = (sparse.config.keys() | dense.config.keys()) - {"model.d_ff"}
+    return all(is_routing(key) or sparse.config.get(key) == dense.config.get(key) for key in keys)
+
+
+def matches_computation(sparse: Variant, dense: Variant) -> bool:
+    """Whether they execute the same but for the router: equal sizes and training, one expert per token, no padding.
+
+    That is so at capacity factor 1.0 or dropless, top-1 and without a shared expert, unless the ledger shows padding.
+    """
+    if not is_control(sparse, dense) or sparse.config["model.d_ff"] != dense.config["model.d_ff"]:
+        return False
+    one_each = sparse.config["model.top_k"] == 1 and not sparse.config["model.shared_expert"]
+    if not one_each or sparse.capacity_factor not in (None, 1.0):
+        return False
+    own, router, other = sparse.mean(FORWARD), sparse.mean(ROUTER), dense.mean(FORWARD)
+    if own is None or router is None or other is None:
+        return True
+    return abs((own - router) / other - 1.0) <= SAME_WORK
+
+
+def matches_parameters(sparse: Variant, dense: Variant) -> bool:
+    """Whether the dense feed-forwards are as wide as all experts of a layer together, all else being equal."""
+    experts, every = sparse.config[EXPERTS], sparse.config["model.switch_every"]
+    if not is_control(sparse, dense) or every != 1 or sparse.config["model.shared_expert"]:
+        return False
+    return experts > 1 and bool(dense.config["model.d_ff"] == experts * sparse.config["model.d_ff"])
+
+
+def more_training(ours: Variant, theirs: Variant) -> float | None:
+    """By which share `ours` executes more in training than `theirs`, without the optimizer."""
+    own, other = ours.mean(TRAINING), theirs.mean(TRAINING)
+    return own / other - 1.0 if own is not None and other else None
+
+
+def machines(*variants: Variant) -> set[str]:
+    """On what the runs were computed; a run that does not say is taken to be on one unknown machine."""
+    return {" ".join(str(r.result.get(f"hardware.{k}")) for k in MACHINE) for v in variants for r in v.runs}
+
+
+def dropped_of(variant: Variant) -> Estimate | None:
+    """The share of choices dropped in training: over the whole run, or at its end where an older run says no more."""
+    return variant.estimate("dropped_whole_run") or variant.estimate("dropped")
+
+
+# --- Differences
+
+
+def compare(study: Study) -> list[Difference]:
+    """Every difference that a report states, so that their number can be stated too."""
+    found = [*_against_dense(study), *_on_ladders(study), *_random_drops(study)]
+    figures = (LOSS, TRAIN_CAPACITY, SECONDS)
+    controlled = [d for figure in figures for d in found if d.kind == EQUAL_COMPUTATION and d.figure == figure]
+    return controlled + [d for kind in KINDS[1:] for d in found if d.kind == kind]
+
+
+def _difference(ours: Variant, theirs: Variant, kind: str, figure: str = LOSS) -> Difference:
+    return Difference(ours, theirs, kind, figure, paired(ours.by_seed(figure), theirs.by_seed(figure)))
+
+
+def _against_dense(study: Study) -> Iterator[Difference]:
+    for sparse in (variant for variant in study.sparse if not _only_a_control(variant, study)):
+        for dense in (variant for variant in study.dense if is_control(sparse, variant)):
+            if matches_computation(sparse, dense):
+                yield _difference(sparse, dense, EQUAL_COMPUTATION)
+                if not sparse.dropless and sparse.by_seed(TRAIN_CAPACITY):
+                    yield _difference(sparse, dense, EQUAL_COMPUTATION, TRAIN_CAPACITY)
+                yield _seconds(study, sparse, dense)
+            elif matches_parameters(sparse, dense):
+                yield _difference(sparse, dense, EQUAL_PARAMETERS)
+            elif sparse.config["model.d_ff"] == dense.config["model.d_ff"]:
+                yield _difference(sparse, dense, UNEQUAL)
+
+
+def _seconds(study: Study, sparse: Variant, dense: Variant) -> Difference:
+    """Only on one machine, and if every seed of both reached the threshold: the mean of those that did is too low."""
+    own, other = ({s: c and c.seconds for s, c in study.crossings(v).items()} for v in (sparse, dense))
+    shared = own.keys() & other.keys()
+    reached = all(own[seed] is not None and other[seed] is not None for seed in shared)
+    alike = reached and len(machines(sparse, dense)) == 1
+    pairs = [{seed: side[seed] or 0.0 for seed in shared} if alike else {} for side in (own, other)]
+    return Difference(sparse, dense, EQUAL_COMPUTATION, SECONDS, paired(*pairs))
+
+
+def _on_ladders(study: Study) -> Iterator[Difference]:
+    """From each rung to the next: the loss, and at the training capacity where that is another figure."""
+    for key in (CAPACITY, ALPHA, EXPERTS):
+        for lower, upper in (pair for ladder in ladders(study.variants, key) for pair in ladder.pairs):
+            loss, at_capacity = (_difference(upper, lower, key, figure) for figure in (LOSS, TRAIN_CAPACITY))
+            yield loss
+            if key == CAPACITY and at_capacity.estimate not in (None, loss.estimate):
+                yield at_capacity
+
+
+def _random_drops(study: Study) -> Iterator[Difference]:
+    """Random drops without a capacity against neither, and the nearest capacity against random drops."""
+    for control in study.sparse:
+        if not control.dropless or not (rate := control.config.get(RANDOM_DROPS)):
+            continue
+        alike = [v for v in study.sparse if _rest(v) == _rest(control) and not v.config.get(RANDOM_DROPS)]
+        yield from (_difference(control, v, RANDOM_DROPS) for v in alike if v.dropless)
+        limited = [(abs(dropped.mean - rate), v) for v in alike if not v.dropless and (dropped := dropped_of(v))]
+        if limited:
+            nearest = min(limited, key=lambda entry: entry[0])[1]
+            yield _difference(nearest, control, RANDOM_DROPS)
+
+
+def _only_a_control(variant: Variant, study: Study) -> bool:
+    """Whether it is there to show what random drops do: the same without them is there too."""
+    alike = (other for other in study.sparse if _rest(other) == _rest(variant))
+    return bool(variant.config.get(RANDOM_DROPS)) and any(not other.config.get(RANDOM_DROPS) for other in alike)
+
+
+def _rest(variant: Variant) -> dict[str, object]:
+    return {key: value for key, value in variant.config.items() if key not in (RANDOM_DROPS, CAPACITY)}
+
+
+# --- Frontier
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A cost: the figure that holds it, as `scale` x it, or `scale` / it where a speed is given."""
+
+    name: str
+    heading: str
+    loss: str
+    figure: str
+    scale: float = 1.0
+    inverse: bool = False
+
+    def cost(self, variant: Variant) -> float | None:
+        value = variant.mean(self.figure)
+        if value is None or (self.inverse and value == 0.0):
+            return None
+        return self.scale / value if self.inverse else self.scale * value
+
+    def places(self, variants: Iterable[Variant]) -> list[tuple[Variant, float, Estimate]]:
+        """The variants of which both the cost and the loss are known."""
+        pairs = [(variant, self.cost(variant), variant.estimate(self.loss)) for variant in variants]
+        return [(variant, cost, loss) for variant, cost, loss in pairs if cost is not None and loss is not None]
+
+    def front(self, variants: Iterable[Variant]) -> set[str]:
+        """The labels of the Pareto set, by means."""
+        known = self.places(variants)
+        marks = pareto([(cost, loss.mean) for _, cost, loss in known])
+        return {variant.label for (variant, _, _), mark in zip(known, marks, strict=True) if mark}
+
+
+AXES = (
+    Axis("training_computation", "Training computation (TFLOP)", LOSS, TRAINING, TERA),
+    Axis("training_seconds", "Training time (s)", LOSS, "training_seconds"),
+    Axis("parameters", "Parameters (millions)", LOSS, "parameters", MEGA),
+    Axis("inference_computation", "Inference computation (MFLOP per token)", TRAIN_CAPACITY, PER_TOKEN, MEGA),
+    Axis("inference_time", "Inference time (microseconds per token)", TRAIN_CAPACITY, SPEED, 1e6, inverse=True),
+    Axis("inference_parameters", "Parameters (millions), at capacity", TRAIN_CAPACITY, "parameters", MEGA),
+)
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> tuple[bool, ...]:
+    """For each point, whether no other is at least as low in both coordinates and lower in one."""
+    return tuple(
+        not any(x <= own_x and y <= own_y and (x, y) != (own_x, own_y) for x, y in points) for own_x, own_y in points
+    )

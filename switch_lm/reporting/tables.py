@@ -1,0 +1,264 @@
+"""The tables of a report: Table 1 of the paper, comparisons, balance, the frontier, computation, what was run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from switch_lm.config.rules import show
+from switch_lm.pages.document import Bullets, Cell, Code, Part, Table
+from switch_lm.reporting.comparisons import (
+    AXES,
+    LOSS,
+    MACHINE,
+    MEGA,
+    PER_TOKEN,
+    SECONDS,
+    TERA,
+    TRAIN_CAPACITY,
+    TRAINING,
+    Difference,
+    Study,
+    more_training,
+)
+from switch_lm.reporting.records import DONE, Crossing, Record
+from switch_lm.reporting.sources import read_json
+from switch_lm.reporting.variants import Variant
+from switch_lm.reporting.words import MISSING, count, figures, interval, plain, share, spread
+from switch_lm.stats.intervals import Estimate, estimate
+from switch_lm.storage.run_folder import SWEEP
+
+WORK = ("useful", "padded", "dropped", "router", "feed_forward", "attention", "head", "executed")
+BALANCE = (
+    "Model", "Capacity factor", "Alpha", "Dropped at the end", "Dropped in the whole run", "Dropped in validation",
+    "Busiest expert / mean", "Router entropy (nats)", "Loss", "Loss at capacity",
+)  # fmt: skip
+DEFINITIONS = (
+    "The loss is the language loss alone, in nats per character, over the whole validation split, each prediction "
+    "once, at the last step. The lowest of all validations is not compared: it is chosen by the same split, so "
+    "it is too low.",
+    "An interval is a 95 % interval by Student's t over the seeds; differences are paired by seed. Runs that repeat a "
+    "seed of the same variant are averaged: they are no further sample. A run of unknown seed stands alone.",
+    "A threshold counts as reached on the straight line between two validations, the first time. With a learning rate "
+    "that falls to the end of a run, all runs reach a loss near the final one late: see the seconds of all steps. "
+    "The line lies above a curve that flattens, so times are a little long, by less than the time between validations.",
+    "Seconds are those of training steps alone, without validation, samples and compiling.",
+    "A dense run is a control of equal computation only for a Switch at factor 1.0 or dropless, with top-1, no shared "
+    "expert, and equal sizes and training. The router's own products are not in dense and come on top.",
+)
+
+
+def table_1(study: Study) -> Table:
+    """Table 1 of the paper: model, capacity factor, quality, time to a threshold, speed."""
+    steps = {int(value) for variant in study.variants for value in variant.by_seed("steps").values()}
+    after = f"Loss after {steps.pop():,} steps" if len(steps) == 1 else "Loss at the last step"
+    to = f"to a loss of {study.threshold.shown}" if study.threshold else "to the threshold"
+    note = (
+        "Mean ± standard deviation over seeds. Loss: nats per character on the whole validation split, nothing "
+        "dropped, at the last step, not at the best one."
+    )
+    if study.threshold:
+        note += f" Threshold: {study.threshold.origin}; reached on the straight line between two validations."
+    rows = [
+        (
+            Cell(variant.model),
+            _capacity(variant),
+            _mean(variant.estimate(LOSS), 4),
+            _crossed(crossings := study.crossings(variant), "steps", 0),
+            _crossed(crossings, "seconds", 1),
+            _mean(variant.estimate("tokens_per_second"), 0),
+            Cell(str(len(variant.by_seed(LOSS)))),
+        )
+        for variant in study.variants
+    ]
+    headings = ("Model", "Capacity factor", after, f"Steps {to}", f"Seconds {to}", "Tokens per second", "Seeds")
+    return Table("Model against capacity factor, as in Table 1 of the paper", headings, tuple(rows), note)
+
+
+def _mean(estimate: Estimate | None, digits: int) -> Cell:
+    return Cell(spread(estimate, digits), estimate.mean if estimate else None)
+
+
+def _capacity(variant: Variant) -> Cell:
+    if variant.dense:
+        return Cell(MISSING)
+    factor = variant.capacity_factor
+    return Cell("dropless", float("inf")) if factor is None else Cell(show(factor), factor)
+
+
+def _crossed(crossings: dict[int | None, Crossing | None], key: str, digits: int) -> Cell:
+    """Mean ± deviation of the seeds that reach the threshold, and how many do if not all."""
+    hits = [crossing for crossing in crossings.values() if crossing is not None]
+    if not hits:
+        return Cell("not reached", float("inf")) if crossings else Cell(MISSING)
+    time = estimate([float(value) for hit in hits if (value := getattr(hit, key)) is not None])
+    text = ("at most " if any(hit.at_most for hit in hits) else "") + spread(time, digits)
+    if len(hits) < len(crossings):
+        text += f" (not reached in {len(crossings) - len(hits)} of {len(crossings)} seeds)"
+    return Cell(text, time.mean if time else None)
+
+
+def comparison_table(differences: Iterable[Difference]) -> Table:
+    return Table(
+        "All comparisons, paired by seed",
+        ("First", "Second", "Kind", "What", "First minus second", "95 % interval", "Seeds", "Resolved", "Computation"),
+        tuple(_comparison(difference) for difference in differences),
+        "Below 0 the first is lower. Kind: what is equal, or the key in which they differ; nothing follows from "
+        "unequal computation about equal. At capacity: that of training. Seconds: to the threshold. Interval: "
+        "Student's t over the seeds that both have. Fewer than 5 seeds are not resolved unless the interval excludes "
+        "0; with 5 or more that include 0, no difference is shown. Not compared: no seed in common; of seconds also "
+        "a seed that does not reach the threshold, or different machines. Computation: of the first in training, "
+        "relative to the second, without the optimizer's.",
+    )
+
+
+def _comparison(difference: Difference) -> tuple[Cell, ...]:
+    result, digits = difference.estimate, 1 if difference.figure == SECONDS else 4
+    more = more_training(difference.ours, difference.theirs)
+    what = {LOSS: "loss", TRAIN_CAPACITY: "loss at capacity", SECONDS: "seconds"}[difference.figure]
+    return (
+        Cell(difference.ours.label),
+        Cell(difference.theirs.label),
+        Cell(difference.kind.removeprefix("model.").replace("_", " ")),
+        Cell(what),
+        Cell(plain(result.mean if result else None, digits)),
+        Cell(interval(result, digits), result.low if result else None),
+        Cell(str(result.count if result else 0)),
+        Cell(difference.verdict),
+        Cell(MISSING if more is None else f"{more * 100:+.1f} %", more),
+    )
+
+
+def balance_table(study: Study) -> Table:
+    return Table(
+        "Who drops, and who balances",
+        BALANCE,
+        tuple(_balance(variant) for variant in study.sparse),
+        "Means over seeds. Dropped: share of choices that found no slot, in training since the validation before the "
+        "last, in all of it, and in validation at the training capacity. Busiest expert: of the worst layer, over the "
+        "validation split. Entropy: of the router's probabilities at the last validation, mean over layers. Loss at "
+        "capacity: the whole split with the capacity of training.",
+    )
+
+
+def _balance(variant: Variant) -> tuple[Cell, ...]:
+    drops = [variant.mean(key) for key in ("dropped", "dropped_whole_run", "train_capacity_dropped")]
+    return (
+        Cell(variant.model),
+        _capacity(variant),
+        Cell(show(variant.config["alpha"])),
+        *(Cell(share(value)) for value in drops),
+        Cell(plain(variant.mean("load_max_over_mean"), 2)),
+        Cell(plain(variant.mean("router_entropy"), 3)),
+        _mean(variant.estimate(LOSS), 4),
+        _mean(variant.estimate(TRAIN_CAPACITY), 4),
+    )
+
+
+def frontier_table(study: Study) -> Table:
+    """Every axis of the frontier as a column; a star where no other variant is at least as good in both."""
+    fronts = {axis: axis.front(study.variants) for axis in AXES}
+    rows = []
+    for variant in study.variants:
+        costs = [(axis.cost(variant), " *" if variant.label in front else "") for axis, front in fronts.items()]
+        rows.append((Cell(variant.label), *(Cell(figures(cost, 4) + star, cost) for cost, star in costs)))
+    return Table(
+        "What the loss costs",
+        ("Variant", *(axis.heading for axis in AXES)),
+        tuple(rows),
+        "Means over seeds; * marks the Pareto set by means: no other variant is at least as low in this cost and in "
+        "the loss (the first three: dropless loss; the others: loss at the training capacity), and lower in one. Where "
+        "intervals overlap the mark is not resolved.",
+    )
+
+
+def computation_table(study: Study) -> Table:
+    totals = {
+        "Training (TFLOP)": (TRAINING, TERA),
+        "Optimizer (TFLOP)": ("computation.optimizer", TERA),
+        "Inference (MFLOP per token)": (PER_TOKEN, MEGA),
+        "Parameters (millions)": ("parameters", MEGA),
+        "Active per token (millions)": ("active_parameters", MEGA),
+    }
+    rows = []
+    for variant in study.variants:
+        kinds = [variant.mean(f"computation.forward_per_token.{kind}") for kind in WORK]
+        values = [(variant.mean(figure), scale) for figure, scale in totals.values()]
+        cells = [Cell(plain(value, 3, MEGA)) for value in kinds]
+        cells += [Cell(figures(None if value is None else value * scale, 4)) for value, scale in values]
+        rows.append((Cell(variant.label), *cells))
+    return Table(
+        "Where the computation goes",
+        ("Variant", *(kind.replace("_", " ").capitalize() for kind in WORK), *totals),
+        tuple(rows),
+        "Matrix products; a multiply-add is 2. The kinds: MFLOP per token in the forward pass of training, all layers. "
+        "Of the experts' slots, useful ones hold a token, padded ones are empty and executed all the same; dropped is "
+        "what the dropped choices would have cost and is not executed. The backward pass takes twice that. Training: "
+        "forward and backward of the whole run. The optimizer's products (Muon) come on top and are in no picture.",
+    )
+
+
+# --- What was run
+
+
+def what_was_run(study: Study) -> tuple[Part, ...]:
+    """Commands, facts, definitions, and the runs that have no figures, or not all."""
+    sweeps = sorted({record.sweep for record in study.records if record.sweep is not None})
+    plans = [plan for sweep in sweeps if (plan := read_json(sweep / SWEEP)) is not None]
+    commands = [str(plan["command"]) for plan in plans if plan.get("command")]
+    parts: list[Part] = [Code("\n".join(commands))] if commands else []
+    parts.append(Bullets((*_facts(study, plans), *DEFINITIONS)))
+    unfinished = [(run, run.reason) for run in study.records if run.status != DONE]
+    faulty = [(run, "; ".join(run.faults)) for run in study.records if run.faults]
+    for caption, heading, runs in (
+        ("Runs without a result", "Reason", unfinished),
+        ("Runs of which not all is known", "What is missing", faulty),
+    ):
+        rows = tuple((Cell(_plain(run.name)), Cell(run.status), Cell(_plain(text))) for run, text in runs)
+        parts += [Table(caption, ("Run", "Status", heading), rows)] if rows else []
+    return tuple(parts)
+
+
+def _facts(study: Study, plans: Sequence[dict[str, object]]) -> list[str]:
+    statuses = [record.status for record in study.records]
+    counted = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+    facts = [f"{count(len(statuses), 'run')}: {counted}; {count(len(study.variants), 'variant')}."]
+    used = study.used
+    for words, values in (
+        ("Machine", {_machine(run) for run in used}),
+        ("Versions", {_versions(run) for run in used}),
+        ("Commit", {str(run.result.get("commit") or "") for run in used}),
+        ("Text (sha256)", {str(run.result.get("corpus_sha256") or "") for run in used}),
+        ("Started", {str(plan.get("started") or "") for plan in plans}),
+    ):
+        shown = sorted(_plain(value) for value in values if value)
+        facts.append(f"{words}: {'; '.join(shown) if shown else 'not recorded'}.")
+    if any(isinstance(n := plan.get("side_by_side"), int) and n > 1 for plan in plans):
+        facts.append("Jobs ran side by side: their seconds are longer than those of a run alone.")
+    if differing := differing_keys(study):
+        facts.append(f"Keys in which the runs differ, but for the seed: {', '.join(f'`{key}`' for key in differing)}.")
+    return facts
+
+
+def differing_keys(study: Study) -> list[str]:
+    """The keys in which the runs that have a configuration differ, but for seed and name."""
+    configs = [run.config for run in study.records if run.folder is not None and run.config]
+    keys = sorted({key for config in configs for key in config} - {"seed", "name"})
+    return [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
+
+
+def _machine(run: Record) -> str:
+    values = {key: run.result.get(f"hardware.{key}") for key in MACHINE}
+    words = [str(values[key]) for key in ("device", "name", "precision") if values[key] is not None]
+    words += [f"{values['threads']} threads"] if values["threads"] is not None else []
+    words += ["compiled" if values["compile"] else "not compiled"] if isinstance(values["compile"], bool) else []
+    return ", ".join(words)
+
+
+def _versions(run: Record) -> str:
+    prefix = "versions."
+    return ", ".join(f"{k.removeprefix(prefix)} {show(v)}" for k, v in run.result.items() if k.startswith(prefix))
+
+
+def _plain(text: str) -> str:
+    """Names and messages of others hold no markup of ours."""
+    return text.replace("`", "'")
