@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -20,7 +21,7 @@ from switch_lm.pages.document import Document, HeatMap, Section
 from switch_lm.pages.heat_map import colours
 from switch_lm.pages.markdown import to_markdown
 from switch_lm.pages.page import to_html
-from switch_lm.pages.pictures import as_image, as_inline_svg, draw, save
+from switch_lm.pages.pictures import SCREEN_DPI, as_image, as_inline_svg, draw, save
 
 MAP = HeatMap(
     "loads", "Loads", "One falls.", "step", "expert", "share", ("0", "10", "20"), ("00", "01"),
@@ -74,11 +75,13 @@ def test_the_scale_is_that_of_the_map_whatever_its_numbers_are() -> None:
         assert [label.get_text() for label in draw(heat_map).axes[1].get_xticklabels()] == ticks
 
 
-def test_a_drawn_map_and_the_image_that_is_filled_in_are_the_same(tmp_path: Path) -> None:
-    save(LOAD, tmp_path)
-    with Image.open(tmp_path / "loads.png") as file:
-        drawn = file.convert("RGB").resize(as_image(LOAD).shape[1::-1])
-    assert np.abs(np.asarray(drawn, dtype=int) - as_image(LOAD)).mean() < 4
+def test_a_drawn_map_and_the_image_that_is_filled_in_are_the_same() -> None:
+    figure = draw(LOAD)
+    figure.set_dpi(SCREEN_DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    assert np.abs(drawn - as_image(LOAD)).mean() < 0.1
     other = replace(LOAD, values=LOAD.values[::-1])
     assert cell_centres(other) == cell_centres(LOAD)[::-1]  # the first image left nothing in the second
 
@@ -153,9 +156,8 @@ def test_in_a_page_a_map_has_a_caption_a_description_and_its_colours_as_data() -
     html = to_html(Document("Report", "", (Section("Routing", (LOAD,)),)))
     assert "<figcaption>Loads</figcaption>" in html and 'aria-label="One falls."' in html and "A note." in html
     sources = re.findall(r'href="(data:image/png;base64,[^"]+)"', html)
-    assert len(sources) == 2  # cells and scale
     sizes = [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).size for source in sources]
-    assert sorted(sizes) == [(3, 2), (256, 1)]
+    assert len(sizes) == 2 and (3, 2) in sizes  # scale and cells
     assert "currentColor" in as_inline_svg(LOAD)
 
 

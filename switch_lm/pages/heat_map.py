@@ -10,13 +10,15 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from switch_lm.pages.document import HeatMap
-from switch_lm.pages.plots import wrapped
+from switch_lm.pages.plots import short, wrapped
 
 # Everyone can tell blue from orange; the middle is grey, because white is the colour of a missing value.
 TWO_SIDED = LinearSegmentedColormap.from_list("two_sided", ["#053a66", "#3f8ac0", "#dedbd3", "#e08214", "#7f3b08"])
-NAME_SIZE, CHARACTER, WIDTH = 7.5, 5.2, 300.0  # points: height and width of a letter, least width of the cells
+# In points: the height of the scale, height and width of a letter, least width of the cells.
+SCALE, NAME_SIZE, CHARACTER, WIDTH = 9.0, 7.5, 5.2, 300.0
 
 
 def colours(heat_map: HeatMap) -> tuple[Colormap, Normalize]:
@@ -32,10 +34,11 @@ def values_of(heat_map: HeatMap) -> np.ma.MaskedArray[tuple[int, ...], np.dtype[
 
 
 def draw_heat_map(figure: Figure, heat_map: HeatMap) -> float:
-    """Draws on a figure whose layout is constrained; how high the cells should be, in points."""
-    axes, (cmap, norm) = figure.add_subplot(), colours(heat_map)
+    """Draws on a figure whose layout is constrained; how high the cells and the scale should be together, in points."""
     rows, columns = max(1, len(heat_map.y_names)), max(1, len(heat_map.x_names))
     row, extent = min(18.0, max(2.5, 300.0 / rows)), (-0.5, columns - 0.5, rows - 0.5, -0.5)
+    grid, (cmap, norm) = figure.add_gridspec(2, height_ratios=[SCALE, row * rows]), colours(heat_map)
+    axes, scale = figure.add_subplot(grid[1]), figure.add_subplot(grid[0])
     image = axes.imshow(values_of(heat_map), cmap, norm, aspect="auto", interpolation="none", extent=extent)
     axes.set(xlabel=wrapped(heat_map.x_label), ylabel=wrapped(heat_map.y_label, 36))
     axes.spines[:].set_visible(True)
@@ -46,9 +49,9 @@ def draw_heat_map(figure: Figure, heat_map: HeatMap) -> float:
     crowd = columns * (CHARACTER * (longest if longest > 2 else mean) + 2) / WIDTH
     axes.set_xticks(*_names(heat_map.x_names, crowd, lines=1 if longest > 2 else 3))
     middle = (heat_map.low + heat_map.high) / 2 if heat_map.centre is None else heat_map.centre
-    ticks = [heat_map.low, middle, heat_map.high]
-    figure.colorbar(image, location="top", label=wrapped(heat_map.value_label), ticks=ticks, format="%g", aspect=40)
-    return row * rows
+    look = {"ticks": [heat_map.low, middle, heat_map.high], "format": FuncFormatter(short), "ticklocation": "top"}
+    figure.colorbar(image, scale, orientation="horizontal", label=wrapped(heat_map.value_label), **look)
+    return row * rows + SCALE
 
 
 def _names(names: Sequence[str], crowd: float, *, lines: int = 1) -> tuple[list[int], list[str]]:

@@ -17,6 +17,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -43,16 +44,18 @@ STYLE = {
 def draw(picture: Picture | HeatMap, *, title: bool = True) -> Figure:
     """The picture on a figure of its own; its axes have a fixed height, and the figure is as high as it has to be."""
     with _style(picture):  # no pyplot: it keeps every figure and the last caller's settings
-        figure, height = Figure(figsize=(WIDTH, 8.0), dpi=72, layout="constrained"), HEIGHT  # a pixel is a point
+        layout, height = ConstrainedLayoutEngine(hspace=0), HEIGHT
+        figure = Figure(figsize=(WIDTH, 40.0), dpi=72, layout=layout)  # a pixel is a point
         if title:
             figure.suptitle(wrapped(picture.title, 44), x=0.02, ha="left", fontweight="bold")
         if isinstance(picture, HeatMap):
             height = draw_heat_map(figure, picture)
         else:
             draw_series(figure, picture)
-        for _ in range(2):
-            figure.draw_without_rendering()
-            figure.set_figheight(figure.get_figheight() + (height - figure.axes[0].bbox.height) / 72)
+        figure.draw_without_rendering()  # what stands around the axes takes the same room at any height
+        drawn = sum(axes.bbox.height for axes in figure.axes)
+        figure.set_figheight(figure.get_figheight() + (height - drawn) / 72)
+        figure.draw_without_rendering()
         figure.set_layout_engine("none")  # the layout is settled: this makes all that follows quick
     return figure
 
@@ -71,10 +74,11 @@ def save(picture: Picture | HeatMap, folder: Path) -> None:
 def as_image(heat_map: HeatMap) -> NDArray[np.uint8]:
     """The map on white: height x width x RGB. A map that differs in its numbers alone takes a fraction of the time."""
     figure, canvas, background = _empty(replace(heat_map, values=()))
-    image = figure.axes[0].images[0]
-    image.set_data(values_of(heat_map))
+    axes = figure.axes[0]
+    axes.images[0].set_data(values_of(heat_map))
     canvas.restore_region(background)
-    figure.axes[0].draw_artist(image)
+    for part in (axes.images[0], *axes.spines.values()):
+        axes.draw_artist(part)
     return np.array(canvas.buffer_rgba())[..., :3]
 
 

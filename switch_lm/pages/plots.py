@@ -81,7 +81,7 @@ def _draw(axes: Axes, picture: Picture, i: int, *, first: int) -> Entries:
 
 def _tick(axes: Axes, picture: Picture) -> None:
     """Few ticks, at round numbers, or a name below each group of bars."""
-    axes.yaxis.set_major_formatter(_short)
+    axes.yaxis.set_major_formatter(short)
     if picture.x_names:
         length = max(6, 60 // len(picture.x_names))
         axes.set_xticks(range(len(picture.x_names)), [wrapped(name, length) for name in picture.x_names])
@@ -91,9 +91,9 @@ def _tick(axes: Axes, picture: Picture) -> None:
     decades = math.log10(high / low) if picture.x_log else 0.0
     whole = all(float(x).is_integer() for series in picture.series for x in series.x)
     few = LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)) if decades > 1 else MaxNLocator(6, integer=whole)
-    axes.xaxis.set(major_locator=few, major_formatter=_short, minor_formatter=NullFormatter())
+    axes.xaxis.set(major_locator=few, major_formatter=short, minor_formatter=NullFormatter())
 
 
-def _short(value: float, _: object) -> str:
+def short(value: float, _: object) -> str:
     """The number as it is, with a unit from 10k on."""
     return EngFormatter(sep="")(value) if abs(value) >= 1e4 else f"{value:g}".replace("-", "−")
