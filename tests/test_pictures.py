@@ -9,12 +9,14 @@ import sys
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
+from test_heat_map import MAP
 
 from switch_lm.pages.document import Picture, Series
 from switch_lm.pages.pictures import FILE_DPI, HEIGHT, WIDTH, as_inline_svg, draw, save
@@ -60,17 +62,19 @@ def test_the_same_picture_is_the_same_bytes_in_another_process_whatever_its_sett
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import matplotlib\n"
         "matplotlib.rcParams.update({'font.size': 30, 'axes.facecolor': 'red', 'lines.linewidth': 9})\n"
-        "from test_pictures import *; save(PICTURE, Path(sys.argv[2])); print(as_inline_svg(PICTURE), end='')\n"
+        "from test_heat_map import MAP; from test_pictures import *\n"
+        "for one in (PICTURE, MAP): save(one, Path(sys.argv[2])); print(as_inline_svg(one), end='')\n"
         "assert 'matplotlib.pyplot' not in sys.modules and matplotlib.rcParams['font.size'] == 30\n"
     )
-    save(PICTURE, tmp_path / "here")
+    for one in (PICTURE, MAP):
+        save(one, tmp_path / "here")
     command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "there")]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout == as_inline_svg(PICTURE)
-    for name in ("frontier.png", "frontier.svg"):
+    assert done.stdout == as_inline_svg(PICTURE) + as_inline_svg(MAP)
+    for name in ("frontier.png", "frontier.svg", "loads.png", "loads.svg"):
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
 
 
@@ -98,7 +102,7 @@ def test_series_and_labelled_points_differ_in_marker_and_in_colour() -> None:
     points = replace(POINTS, x=X * 4, y=Y * 4, low=None, high=None, labels=tuple(map(str, range(16))), marked=None)
     for picture, count in ((KINDS["lines"], 9), (replace(PICTURE, series=(points,)), 16)):
         lines = draw(picture).axes[0].lines
-        looks = [(line.get_color(), line.get_marker()) for line in lines if line.get_marker() in MARKERS]
+        looks = [(line.get_color(), line.get_marker()) for line in lines if str(line.get_marker()) in MARKERS]
         assert len(looks) == len(set(looks)) == count
         assert all(before[0] != after[0] and before[1] != after[1] for before, after in pairwise(looks))
 
@@ -124,7 +128,7 @@ def test_an_interval_is_a_band_along_a_line_and_a_bar_through_a_point_from_its_l
 
 
 def test_bars_stand_on_zero_side_by_side_and_one_of_no_height_is_a_line() -> None:
-    bars = draw(replace(PICTURE, series=(BARS, replace(BARS, y=(0.0,) * 4)), x_names=NAMED)).axes[0].patches
+    bars: Any = draw(replace(PICTURE, series=(BARS, replace(BARS, y=(0.0,) * 4)), x_names=NAMED)).axes[0].patches
     places = [(bar.get_x() + bar.get_width() / 2, bar.get_y(), bar.get_height()) for bar in bars]
     assert places == [pytest.approx((x - 0.2, 0.0, y)) for x, y in enumerate(Y)] + [
         pytest.approx((x + 0.2, 0.0, 0.0)) for x in range(4)
@@ -144,7 +148,8 @@ def test_points_that_are_not_dominated_are_ringed_and_joined_across_series_from_
 @pytest.mark.parametrize("picture", KINDS.values(), ids=KINDS)
 def test_nothing_is_covered_and_nothing_leaves_the_picture(picture: Picture) -> None:
     figure = draw(picture)
-    axes, frame = figure.axes[0], figure.bbox.padded(0.5)
+    axes: Any = figure.axes[0]
+    frame = figure.bbox.padded(0.5)
     title = [text.get_window_extent() for text in figure.texts]
     legends = [legend.get_window_extent() for legend in figure.legends]
     boxes = [*title, *legends, axes.get_tightbbox()]

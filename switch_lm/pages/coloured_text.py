@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PAGE = 3000  # characters shown at a time
-NOBODY = -1  # where an expert is asked for and there is none
+NOBODY = -1  # instead of an expert, where there is none
 UNLIKELY = (  # 1 - probability, up to; and how that reads
     (0.5, "50 % or more"), (0.8, "20 to 50 %"), (0.95, "5 to 20 %"), (0.99, "1 to 5 %"), (1.0, "below 1 %"),
 )  # fmt: skip
@@ -37,7 +37,7 @@ class Odds:
 
 @dataclass(frozen=True)
 class ColouredText:
-    """A text as a part of a document: `name` as in `coloured_text`, `caption` what is to be seen."""
+    """A text as a part of a document: `name` as in `coloured_text`; `caption` describes it."""
 
     name: str
     caption: str
@@ -78,7 +78,7 @@ def _layer_view(layer: LayerText) -> dict[str, Any]:
 
 
 def _odds_view(odds: Sequence[Odds | None]) -> dict[str, Any]:
-    """Five classes, from what was to be expected to what was not."""
+    """Five classes, from likely to unlikely."""
     limits = [limit for limit, _ in UNLIKELY]
     return {
         "label": "probability",

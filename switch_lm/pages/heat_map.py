@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -49,7 +50,11 @@ def draw_heat_map(figure: Figure, heat_map: HeatMap) -> float:
     crowd = columns * (CHARACTER * (longest if longest > 2 else mean) + 2) / WIDTH
     axes.set_xticks(*_names(heat_map.x_names, crowd, lines=1 if longest > 2 else 3))
     middle = (heat_map.low + heat_map.high) / 2 if heat_map.centre is None else heat_map.centre
-    look = {"ticks": [heat_map.low, middle, heat_map.high], "format": FuncFormatter(short), "ticklocation": "top"}
+    look: dict[str, Any] = {
+        "ticks": [heat_map.low, middle, heat_map.high],
+        "format": FuncFormatter(short),
+        "ticklocation": "top",
+    }
     figure.colorbar(image, scale, orientation="horizontal", label=wrapped(heat_map.value_label), **look)
     return row * rows + SCALE
 

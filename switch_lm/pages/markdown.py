@@ -21,7 +21,9 @@ def to_markdown(document: Document, *, pictures: str) -> str:
         "alt": lambda text: re.sub(r"([\\\[\]`*<>])", r"\\\1", " ".join(text.split())),
         "quote": quote,
     }
-    return environment.get_template("document.md.jinja").render(document=document, pictures=pictures).rstrip("\n") + "\n"
+    return (
+        environment.get_template("document.md.jinja").render(document=document, pictures=pictures).rstrip("\n") + "\n"
+    )
 
 
 def _line(text: str) -> str:
@@ -35,7 +37,7 @@ def _paragraph(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """The text with everything that GitHub takes for markup behind a backslash; underscores inside words are no markup."""
+    """The text with all markup of GitHub behind a backslash; an underscore inside a word is none."""
     text = re.sub(r"([\\`*\[\]<>$~])", r"\\\1", text).replace("&", "&amp;")
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
 

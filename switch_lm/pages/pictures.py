@@ -28,7 +28,9 @@ from switch_lm.pages.plots import INK, PAPER, draw_series, plain, wrapped
 WIDTH, HEIGHT = 5.2, 220.0  # of a picture in inches, narrow enough for a phone; of the axes in points
 SCREEN_DPI, FILE_DPI = 120, 160
 STYLE = {
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK),
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK
+    ),
     "font.family": ["DejaVu Sans"],  # comes with matplotlib, so that every machine draws the same
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "axes.grid": True,
@@ -83,11 +85,11 @@ def as_image(heat_map: HeatMap) -> NDArray[np.uint8]:
 
 
 @lru_cache(maxsize=8)
-def _empty(heat_map: HeatMap) -> tuple[Figure, FigureCanvasAgg, Any]:
+def _empty(heat_map: HeatMap) -> tuple[Figure, Any, Any]:
     """A map without numbers, and what it looks like."""
     figure = draw(heat_map)
     figure.set_dpi(SCREEN_DPI)
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)  # matplotlib gives its methods no types
     with _style(heat_map):
         canvas.draw()
     return figure, canvas, canvas.copy_from_bbox(figure.bbox)
@@ -96,9 +98,13 @@ def _empty(heat_map: HeatMap) -> tuple[Figure, FigureCanvasAgg, Any]:
 def as_inline_svg(picture: Picture | HeatMap) -> str:
     """The picture without its title, as one `<svg>` that takes its width, font and colours from the page around it."""
     svg = _file(draw(picture, title=False), picture, "svg", transparent=True, pad_inches=0).decode()
-    svg = re.sub(r"<(metadata|style).*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)  # styles: for all the page
+    svg = re.sub(
+        r"<(metadata|style).*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL
+    )  # styles: for all the page
     prefix, box = re.sub(r"\W", "-", picture.name), re.findall(r'viewBox="[^"]*"', svg)[0]
-    svg = f'<svg {box} role="img" aria-label="{escape(plain(picture.alt))}"' + svg[svg.index(">") :].replace("xlink:", "")
+    svg = f'<svg {box} role="img" aria-label="{escape(plain(picture.alt))}"' + svg[svg.index(">") :].replace(
+        "xlink:", ""
+    )
     svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
     return svg.replace(INK, "currentColor").replace(PAPER, "var(--paper)").replace("'DejaVu Sans'", "var(--sans)")
 

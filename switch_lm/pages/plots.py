@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from switch_lm.pages.document import Picture
+from switch_lm.pages.document import Picture, Series
 
 INK, PAPER = "#1b1b1f", "#ffffff"  # a page replaces these two by its own
 # Okabe and Ito's colours; the light ones are darkened or left out, so that each can be seen on white and on black.
@@ -36,8 +36,8 @@ def draw_series(figure: Figure, picture: Picture) -> None:
     """Draws all series, the ticks, and a legend below them; the layout of the figure is constrained."""
     axes, entries, front = figure.add_subplot(), Entries(), list[tuple[float, float]]()
     axes.set(xlabel=wrapped(picture.x_label), ylabel=wrapped(picture.y_label, 36))
-    for i, series in enumerate(picture.series):
-        entries += _draw(axes, picture, i, first=len(entries))
+    for series in picture.series:
+        entries += _draw(axes, picture, series, first=len(entries))
         marks = zip(series.x, series.y, series.marked or (), strict=False)
         front += [(x, y) for x, y, marked in marks if marked and math.isfinite(y)]
     if front:
@@ -45,37 +45,38 @@ def draw_series(figure: Figure, picture: Picture) -> None:
         entries += [(axes.plot(*zip(*sorted(front), strict=True), "o--", **look)[0], "not dominated")]
     _tick(axes, picture)
     if len(entries) > 1:
-        names = [wrapped(name).replace("_", " _", name.startswith("_")) for _, name in entries]  # "_a" would be left out
+        names = [wrapped(name) for _, name in entries]
+        names = [f" {name}" if name.startswith("_") else name for name in names]  # matplotlib would leave it out
         columns = max(1, min(4, LINE_LENGTH // (max(map(len, names)) + 6)))
         figure.legend([drawn for drawn, _ in entries], names, loc="outside lower left", ncols=columns)
 
 
-def _draw(axes: Axes, picture: Picture, i: int, *, first: int) -> Entries:
-    """One series; `first`: how many entries there are already. Labelled points are an entry each."""
-    series, colour, width = picture.series[i], COLOURS[i % len(COLOURS)], 0.8 / len(picture.series)
+def _draw(axes: Axes, picture: Picture, series: Series, *, first: int) -> Entries:
+    """One series; `first`: how many entries there are already. Each labelled point is an entry."""
+    colour, width = COLOURS[first % len(COLOURS)], 0.8 / len(picture.series)
     nothing = (math.nan,) * len(series.x)
     data = np.array([series.x, series.y, series.low or nothing, series.high or nothing], dtype=float)
     x, y, low, high = np.where(np.isfinite(data), data, math.nan)  # what is not finite is a gap
     if picture.x_names:
-        x += (i - (len(picture.series) - 1) / 2) * width
-    if picture.x_names or not series.line:
-        axes.errorbar(x, (low + high) / 2, yerr=(high - low) / 2, fmt="none", ecolor=INK, capsize=2.5, zorder=3.5)
-    else:
+        x += (first - (len(picture.series) - 1) / 2) * width
+    if series.line and not picture.x_names:
         axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
+    else:
+        axes.errorbar(x, (low + high) / 2, yerr=(high - low) / 2, fmt="none", ecolor=INK, capsize=2.5, zorder=3.5)
     if picture.x_names:  # the edge shows a bar of no height
         return [(axes.bar(x, y, width, color=colour, edgecolor=colour), series.label)]
-    if not series.labels:
-        look: dict[str, Any] = {"color": colour, "linestyle": LINES[i % len(LINES)] if series.line else ""}
-        look["markevery"] = math.ceil(len(x) / MOST_MARKERS) if series.line and series.x else 1
-        return [(axes.plot(x, y, marker=MARKERS[i % len(MARKERS)], **look)[0], series.label)]
-    if series.line:
-        axes.plot(x, y, color=colour)
+    look: dict[str, Any] = {"linestyle": LINES[first % len(LINES)] if series.line else "", "markersize": 6.5}
+    look["markevery"] = max(1, math.ceil(len(x) / MOST_MARKERS)) if series.line else 1
+    groups = [(series.label, slice(None))]
+    if series.labels:
+        axes.plot(x, y, look["linestyle"], color=colour)
+        of = f"{series.label}: " if len(picture.series) > 1 else ""
+        names = [name if series.label in name else of + name for name in series.labels]
+        groups = [(name, slice(n, n + 1)) for n, name in enumerate(names)]
     entries = Entries()
-    for n, label in enumerate(series.labels, first):
-        colour = colour if series.line else COLOURS[n % len(COLOURS)]
-        at, name = n - first, label if series.label in label else f"{series.label}: {label}"
-        (point,) = axes.plot(x[at], y[at], MARKERS[n % len(MARKERS)], color=colour, markersize=8)
-        entries.append((point, name if len(picture.series) > 1 else label))
+    for n, (name, points) in enumerate(groups, first):
+        look |= {"color": colour if series.line else COLOURS[n % len(COLOURS)], "marker": MARKERS[n % len(MARKERS)]}
+        entries.append((axes.plot(x[points], y[points], **look)[0], name))
     return entries
 
 
@@ -96,4 +97,4 @@ def _tick(axes: Axes, picture: Picture) -> None:
 
 def short(value: float, _: object) -> str:
     """The number as it is, with a unit from 10k on."""
-    return EngFormatter(sep="")(value) if abs(value) >= 1e4 else f"{value:g}".replace("-", "−")
+    return EngFormatter(sep="")(value) if abs(value) >= 1e4 else f"{round(value, 12) + 0.0:g}".replace("-", "−")
