@@ -97,5 +97,5 @@ def _numbers(odds: Odds) -> list[Any]:
 
 
 def _bytes(values: Iterable[int]) -> str:
-    """A byte for each number; NOBODY, which is -1, becomes 255."""
-    return base64.b64encode(bytes(value & 255 for value in values)).decode()
+    """A byte for each number; NOBODY becomes 255."""
+    return base64.b64encode(bytes(255 if value == NOBODY else value for value in values)).decode()

@@ -40,12 +40,13 @@ STYLE = {
     "grid.alpha": 0.13,
     "legend.frameon": False,
     "svg.fonttype": "none",
+    "svg.hashsalt": "switch_lm",  # the same identifiers each time
 }
 
 
 def draw(picture: Picture | HeatMap, *, title: bool = True) -> Figure:
     """The picture on a figure of its own; its axes have a fixed height, and the figure is as high as it has to be."""
-    with _style(picture):  # no pyplot: it keeps every figure and the last caller's settings
+    with _style():  # no pyplot: it keeps every figure and the last caller's settings
         layout, height = ConstrainedLayoutEngine(hspace=0), HEIGHT
         figure = Figure(figsize=(WIDTH, 40.0), dpi=72, layout=layout)  # a pixel is a point
         if title:
@@ -67,10 +68,10 @@ def save(picture: Picture | HeatMap, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     figure = draw(picture)
     about = {"Date": None, "Creator": None, "Title": plain(picture.title), "Description": plain(picture.alt)}
-    image = Image.open(io.BytesIO(_file(figure, picture, "png", dpi=FILE_DPI))).convert("RGB")
+    image = Image.open(io.BytesIO(_file(figure, "png", dpi=FILE_DPI))).convert("RGB")
     few = image.quantize(256, dither=Image.Dither.NONE)  # a third of the bytes
     few.save(folder / f"{picture.name}.png", optimize=True)
-    (folder / f"{picture.name}.svg").write_bytes(_file(figure, picture, "svg", metadata=about))
+    (folder / f"{picture.name}.svg").write_bytes(_file(figure, "svg", metadata=about))
 
 
 def as_image(heat_map: HeatMap) -> NDArray[np.uint8]:
@@ -90,14 +91,14 @@ def _empty(heat_map: HeatMap) -> tuple[Figure, Any, Any]:
     figure = draw(heat_map)
     figure.set_dpi(SCREEN_DPI)
     canvas: Any = FigureCanvasAgg(figure)  # matplotlib gives its methods no types
-    with _style(heat_map):
+    with _style():
         canvas.draw()
     return figure, canvas, canvas.copy_from_bbox(figure.bbox)
 
 
 def as_inline_svg(picture: Picture | HeatMap) -> str:
     """The picture without its title, as one `<svg>` that takes its width, font and colours from the page around it."""
-    svg = _file(draw(picture, title=False), picture, "svg", transparent=True, pad_inches=0).decode()
+    svg = _file(draw(picture, title=False), "svg", transparent=True, pad_inches=0).decode()
     svg = re.sub(
         r"<(metadata|style).*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL
     )  # styles: for all the page
@@ -109,17 +110,16 @@ def as_inline_svg(picture: Picture | HeatMap) -> str:
     return svg.replace(INK, "currentColor").replace(PAPER, "var(--paper)").replace("'DejaVu Sans'", "var(--sans)")
 
 
-def _file(figure: Figure, picture: Picture | HeatMap, kind: str, **how: Any) -> bytes:
+def _file(figure: Figure, kind: str, **how: Any) -> bytes:
     buffer = io.BytesIO()
-    with _style(picture):
+    with _style():
         figure.savefig(buffer, format=kind, bbox_inches="tight", **how)  # tight: whatever is too wide is not cut
     return buffer.getvalue()
 
 
 @contextmanager
-def _style(picture: Picture | HeatMap) -> Iterator[None]:
+def _style() -> Iterator[None]:
     """matplotlib's defaults and ours, whatever the user's matplotlibrc says."""
-    style = {**STYLE, "svg.hashsalt": picture.name}
-    with matplotlib.style.context(style, after_reset=True), warnings.catch_warnings():
+    with matplotlib.style.context(STYLE, after_reset=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # a name in another script
         yield
