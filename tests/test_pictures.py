@@ -107,6 +107,18 @@ def test_series_and_labelled_points_differ_in_marker_and_in_colour() -> None:
         assert all(before[0] != after[0] and before[1] != after[1] for before, after in pairwise(looks))
 
 
+@pytest.mark.parametrize("labels", [None, LABELS])
+def test_points_are_joined_if_they_are_a_line_and_not_otherwise(labels: tuple[str, ...] | None) -> None:
+    for joined, styles in ((True, {"-"}), (False, set[str]())):
+        series = replace(POINTS, line=joined, labels=labels, low=None, high=None, marked=None)
+        lines = [
+            line
+            for line in draw(replace(PICTURE, series=(series,))).axes[0].lines
+            if len(np.asarray(line.get_xydata())) > 1
+        ]
+        assert {line.get_linestyle() for line in lines} - {"None"} == styles
+
+
 def test_the_legend_names_each_labelled_point_with_its_series_where_that_says_more() -> None:
     dense = Series("dense", (3.0,), (1.65,), labels=("dense, d_ff 4",), line=False)
     assert legend_of(KINDS["gaps"]) == [*LABELS, "not dominated"]

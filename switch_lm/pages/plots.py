@@ -62,14 +62,14 @@ def _draw(axes: Axes, picture: Picture, series: Series, *, first: int) -> Entrie
     if series.line and not picture.x_names:
         axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
     else:
-        axes.errorbar(x, (low + high) / 2, yerr=(high - low) / 2, fmt="none", ecolor=INK, capsize=2.5, zorder=3.5)
+        axes.errorbar(x, (low + high) / 2, yerr=(high - low) / 2, fmt="none", ecolor=INK, capsize=2.5, zorder=1.9)
     if picture.x_names:  # the edge shows a bar of no height
         return [(axes.bar(x, y, width, color=colour, edgecolor=colour), series.label)]
     look: dict[str, Any] = {"linestyle": LINES[first % len(LINES)] if series.line else "", "markersize": 6.5}
     look["markevery"] = max(1, math.ceil(len(x) / MOST_MARKERS)) if series.line else 1
     groups = [(series.label, slice(None))]
     if series.labels:
-        axes.plot(x, y, look["linestyle"], color=colour)
+        axes.plot(x, y, linestyle=look["linestyle"], color=colour)
         of = f"{series.label}: " if len(picture.series) > 1 else ""
         names = [name if series.label in name else of + name for name in series.labels]
         groups = [(name, slice(n, n + 1)) for n, name in enumerate(names)]
