@@ -1,1 +1,1 @@
-"""What a report or page says, and its two forms: Markdown and a self-contained HTML file."""
+"""Reports and pages: their contents, and their two forms, Markdown and a self-contained HTML file."""
