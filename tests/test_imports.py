@@ -16,7 +16,8 @@ PACKAGE = Path(switch_lm.__file__).parent
 FILES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in PACKAGE.rglob("*.py")}
 
 # These import the standard library, each other and nothing else ...
-PLAIN = {"architecture", "ledger", "pages.coloured_text", "pages.document", "pages.markdown", "rule", "settings"}
+PLAIN = {"architecture", "ledger", "pages.coloured_text", "pages.document", "pages.markdown", "rule"}
+PLAIN |= {"pages.templates", "settings"}
 # ... and these torch as well, so that they work in a notebook without Hydra or Lightning.
 CORE = {
     "queueing",
@@ -36,6 +37,7 @@ CORE = {
     "vocab",
 }
 ALLOWED = {name: (PLAIN, set[str]()) for name in PLAIN} | {name: (PLAIN | CORE, {"torch"}) for name in CORE}
+ALLOWED["pages.templates"] = (PLAIN, {"jinja2"})
 
 # Only these may import the package on the left; a folder counts as its name.
 ONLY_IN = {
