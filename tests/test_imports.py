@@ -39,7 +39,7 @@ ALLOWED = {name: (PLAIN, set[str]()) for name in PLAIN} | {name: (PLAIN | CORE, 
 
 # Only these may import the package on the left; a folder counts as its name.
 ONLY_IN = {
-    "hydra": {"train", "sweep", "cli"},
+    "hydra": {"train", "launchers", "sweep", "cli"},
     "lightning": {
         "train",
         "training",

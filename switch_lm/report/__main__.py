@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from switch_lm.closed_pipe import survive_closed_pipe
 from switch_lm.config import RUN_NAME
 from switch_lm.report import DEFAULT_NAME, ReportError, write_report
 from switch_lm.runs import OUTPUTS
@@ -28,8 +28,9 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
+@survive_closed_pipe()
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 1 and one message for what a user can mend, 130 for Ctrl-C, 0 for a closed pipe."""
+    """The exit code: 1 and one message for what a user can mend, 130 for Ctrl-C."""
     options = parser().parse_args(argv)
     try:
         return _report(options)
@@ -38,9 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # as with `| head`; Python would complain once more when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _report(options: argparse.Namespace) -> int:
