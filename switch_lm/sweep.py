@@ -26,10 +26,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from switch_lm.closed_pipe import survive_closed_pipe
-from switch_lm.config import RUN_NAME, ConfigError, show
+from switch_lm.config import ConfigError, show
 from switch_lm.corpus import CorpusError
 from switch_lm.files import replace_text
-from switch_lm.run_folder import JOB, NOT_COMPARED, RESULT, SWEEP, Lock, RunFolder, Stopped, TrainingError
+from switch_lm.run_folder import JOB, RESULT, SWEEP, Lock, RunFolder, Stopped, TrainingError
+from switch_lm.schema import RUN_NAME
+from switch_lm.settings import KEYS
 from switch_lm.signals import StopSignals
 
 MAX_NAME = 80
@@ -204,9 +206,10 @@ def _plan(config: DictConfig, overrides: list[Override], *, began: dict[str, Any
     from switch_lm.result import commit  # torch is behind it
 
     jobs, trials = planned_jobs(overrides), config.hydra.sweeper.get("n_trials")
-    task = [*config.hydra.overrides.task, *(o for o in config.hydra.overrides.hydra if o.startswith("hydra/"))]
+    given = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
+    words = ["-m" if override == "hydra.mode=MULTIRUN" else shlex.quote(override) for override in given]
     return {
-        "command": " ".join(["python -m switch_lm.train", *(shlex.quote(o) for o in task)]),
+        "command": " ".join(["python -m switch_lm.train", *words]),
         "start": secrets.token_hex(4),  # tells the records of this start from those of an earlier one
         "started": began["started"] if began else datetime.now().isoformat(timespec="seconds"),
         "commit": commit(),
@@ -225,7 +228,8 @@ def _folder(config: DictConfig, overrides: list[Override]) -> Path:
     name = config.get("name")
     if name is None:
         task = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        named = [o for o in task if o.get_key_element() not in (*NOT_COMPARED, "experiment")]
+        unnamed = {"experiment", *(key.name for key in KEYS.values() if not key.changes_result)}
+        named = [o for o in task if o.get_key_element() not in unnamed]
         parts = sorted(str(o.input_line) for o in named)
         name = _as_name([config.hydra.runtime.choices.get("experiment") or "", *parts]) or "sweep"
     elif RUN_NAME.fullmatch(str(name)) is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -89,7 +90,8 @@ def _compose_and_run(run_job: Callable[[DictConfig], float | None]) -> None:
         try:
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(run_job)()
         except Exception as error:
-            if launches.begun or isinstance(error, OSError):
+            of_disk = isinstance(error, OSError) and not isinstance(error, HydraException)  # of which one is both
+            if launches.begun or of_disk:
                 raise
             raise ConfigError(cli.explain(error)) from error
 

@@ -16,7 +16,16 @@ PACKAGE = Path(switch_lm.__file__).parent
 FILES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in PACKAGE.rglob("*.py")}
 
 # These import the standard library, each other and nothing else ...
-PLAIN = {"architecture", "ledger", "pages.coloured_text", "pages.document", "pages.markdown", "rule", "settings"}
+PLAIN = {
+    "architecture",
+    "ledger",
+    "pages.coloured_text",
+    "pages.document",
+    "pages.markdown",
+    "rule",
+    "schema",
+    "settings",
+}
 # ... and these torch as well, so that they work in a notebook without Hydra or Lightning.
 CORE = {
     "queueing",

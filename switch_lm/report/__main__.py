@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from switch_lm.closed_pipe import survive_closed_pipe
-from switch_lm.config import RUN_NAME
 from switch_lm.report import DEFAULT_NAME, ReportError, write_report
 from switch_lm.runs import OUTPUTS
+from switch_lm.schema import RUN_NAME
 
 
 def parser() -> argparse.ArgumentParser:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from switch_lm.config import flatten, show
+from switch_lm.config import ConfigError, flatten, show
 from switch_lm.report.curves import Curves, read_curves
 from switch_lm.report.sources import Source, read_json
-from switch_lm.run_folder import CONFIG, JOB, RESULT
-from switch_lm.settings import Config
+from switch_lm.run_folder import CONFIG, JOB, RESULT, read_config
 
 DONE, FAILED, UNFINISHED, NOT_RUN = "done", "failed", "unfinished", "not run"
 LONGEST_REASON = 300
@@ -73,16 +70,12 @@ def _read(source: Source) -> Record:
 
 def _config(folder: Path) -> tuple[dict[str, Any], str]:
     """Every key, those that the run did not know yet at their defaults; or {} and what is wrong."""
-    path = folder / CONFIG
-    if not path.is_file():
+    if not (folder / CONFIG).is_file():
         return {}, "" if (folder / JOB).is_file() else f"it has no {CONFIG}"
     try:
-        stored = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-        if not isinstance(stored, dict):
-            raise ValueError("no mapping")
-    except Exception as error:  # YAML's errors and OmegaConf's share no base class
-        return {}, f"{CONFIG} can not be read ({' '.join(str(error).split())[:200]})"
-    return flatten(asdict(Config())) | flatten({str(key): value for key, value in stored.items()}), ""
+        return read_config(folder), ""
+    except ConfigError as error:
+        return {}, str(error)
 
 
 def _cut_off(curves: Curves, result: Mapping[str, Any]) -> list[str]:
