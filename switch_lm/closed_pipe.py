@@ -38,7 +38,7 @@ class _Unbroken:
 def survive_closed_pipe() -> Iterator[None]:
     """In its block, or in the function it decorates, a closed standard output or error raises nothing."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (stream and _Unbroken(stream) for stream in before)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (stream and _Unbroken(stream) for stream in before)
     try:
         yield
     finally:

@@ -33,7 +33,7 @@ def every_job_returned() -> Iterator[Launches]:
         inner = Plugins.instantiate_launcher(plugins, **arguments)
         return _Complete(inner, Path(str(arguments["config"].hydra.sweep.dir)), launches)
 
-    plugins.instantiate_launcher = instantiate_launcher  # type: ignore[method-assign]
+    plugins.instantiate_launcher = instantiate_launcher  # type: ignore[method-assign,assignment]
     try:
         yield launches
     finally:
@@ -62,13 +62,13 @@ class _Complete(Launcher):
             return [_completed(outcome(self.sweep, plan, *job)) for job in jobs]
         try:
             with _submitit_returns_errors():
-                results = list(self.inner.launch(job_overrides, initial_job_idx))
+                results: list[JobReturn | Exception] = list(self.inner.launch(job_overrides, initial_job_idx))
         except Exception as error:
             if len(jobs) > 1 and any("status" in recorded(self.sweep, plan, *job) for job in jobs):
                 middle = len(jobs) // 2
                 first = self.launch(job_overrides[:middle], initial_job_idx)
                 return [*first, *self.launch(job_overrides[middle:], initial_job_idx + middle)]
-            results = [error] * len(jobs)
+            results = [error for _ in jobs]
         for job, result in zip(jobs, results, strict=True):
             record, lost = recorded(self.sweep, plan, *job), _error(result)
             if lost is not None and record.get("status") not in ENDED:

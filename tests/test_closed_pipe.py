@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("generate --length 5 --html page.html", "page.html"),
         ("evaluate --json figures.json", "figures.json"),
         ("check --json checks.json", "checks.json"),
-        ("inspect --out looked", "looked/index.html"),
+        ("inspect --out looked", "looked/inspect.html"),
         ("report run --out compared", "compared/report.html"),
         ("corpus", "text.txt"),
     ],

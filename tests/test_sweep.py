@@ -252,7 +252,7 @@ def test_a_clusters_job_has_the_threads_it_asked_for_and_a_configured_number_sta
 
 JOBLIB = ("hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"])
 SUBMITIT = ("hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=1"])
-BASIC = ("", [])
+BASIC: tuple[str, list[str]] = ("", [])
 # Each is run at the start of every Python process, and harms the job of seed 1 or every worker.
 IN_JOB = """
 from switch_lm import run_folder
