@@ -88,13 +88,15 @@ def test_a_failing_job_is_listed_with_its_reason_and_the_others_run(swept: tuple
 def test_it_is_told_at_once_how_many_jobs_of_what_will_run_and_each_adds_one_row(
     swept: tuple[Path, Done, Done],
 ) -> None:
-    _, done, _ = swept
+    folder, done, _ = swept
     lines = done.stdout.splitlines()
     assert lines[0] == "Sweep of 3 jobs: model.capacity_factor 1.0, -1, null"
     heads = [number for number, line in enumerate(lines) if line.split()[:2] == ["job", "capacity_factor"]]
     assert len(heads) == 1 and [line.split()[0] for line in lines[heads[0] + 1 :][:3]] == ["1/3", "2/3", "3/3"]
     assert {len(line) for line in rows(done)[::2]} == {len(lines[heads[0]])}  # aligned with the head
     assert rows(done)[-1].endswith(" 0 s")  # nothing is left
+    command = json.loads((folder / "sweep.json").read_text())["command"]
+    assert command.startswith("python -m switch_lm.train ") and command.endswith(" name=three -m")
 
 
 def test_the_same_command_keeps_what_is_done_and_tries_what_failed_again(swept: tuple[Path, Done, Done]) -> None:

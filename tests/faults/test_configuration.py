@@ -174,7 +174,7 @@ WORDS = [
     "int(1)", "str(1)", "\\", "é", "\x00", "\t", " ", "a b", "a=b", "#", "%s", "${hydra:runtime.cwd}", "00:01:00",
 ]  # fmt: skip
 keys = st.sampled_from(
-    [*DEFAULTS, *GROUPS, "hydra.mode", "hydra.run.dir", "hydra", "defaults", "_target_", "model.x", "", "+"]
+    [*DEFAULTS, *GROUPS, "hydra.mode", "defaults", "_target_", "model.x", "", "+"]
 )
 values = st.one_of(
     st.sampled_from(WORDS),
