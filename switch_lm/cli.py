@@ -102,7 +102,7 @@ def explain(error: Exception) -> str:
     text = str(error)
     if isinstance(error, ConfigError):
         return text
-    if match := re.search(r"Could not override '([^']+)'", text):
+    if match := re.search(r"Could not override '(?!hydra\b)([^']+)'", text):
         return unknown_key(match[1])
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if match := re.search(r"Could not find '([^']+)/([^']*)'", text):

@@ -76,6 +76,7 @@ BAD = [
     ("seed=1,2", "seed=1,2"),
     ("data.num_workers=2", "data.num_workers: no such key any more; batches need no workers: leave it out"),
     ("+data.num_workers=2", "data.num_workers: no such key any more; batches need no workers: leave it out"),
+    ("hydra.launcher.setup=[a]", "To append to your config use +hydra.launcher.setup"),  # of this launcher
     ("+alpha=0.1", "+alpha=0.1: the key exists already; write alpha=0.1"),
 ]
 
@@ -173,9 +174,7 @@ WORDS = [
     "interval(0,1)",
     "int(1)", "str(1)", "\\", "é", "\x00", "\t", " ", "a b", "a=b", "#", "%s", "${hydra:runtime.cwd}", "00:01:00",
 ]  # fmt: skip
-keys = st.sampled_from(
-    [*DEFAULTS, *GROUPS, "hydra.mode", "defaults", "_target_", "model.x", "", "+"]
-)
+keys = st.sampled_from([*DEFAULTS, *GROUPS, "hydra.mode", "defaults", "_target_", "model.x", "", "+"])
 values = st.one_of(
     st.sampled_from(WORDS),
     st.integers(-10, 2000).map(str),
