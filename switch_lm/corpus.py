@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from switch_lm import mirrors, plays
+from switch_lm.closed_pipe import survive_closed_pipe
 from switch_lm.files import replacing
 
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -140,6 +141,7 @@ def _sources(offline: bool) -> Iterator[tuple[str, Callable[[], bytes]]]:
     yield plays.SOURCE, partial(plays.rebuild_plays, TINY_SHAKESPEARE_BYTES)
 
 
+@survive_closed_pipe()
 def main() -> int:
     """Fetch Tiny Shakespeare once, so that later runs need no network."""
     parser = argparse.ArgumentParser(prog="python -m switch_lm.corpus", description=main.__doc__)

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
 from switch_lm.architecture import ModelConfig
 from switch_lm.ledger import ledger, run_ledger
+from switch_lm.run_folder import as_yaml
 from switch_lm.settings import Config
 
 VOCAB, STEPS, EVERY = 65, 100, 25
@@ -73,7 +73,7 @@ def write_run(
 ) -> Path:
     """A run's folder. `loss` None: it has no result yet. `curve`: (step, val/loss, training seconds)."""
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    (folder / "config.yaml").write_text(as_yaml(config))
     if loss is not None:
         (folder / "result.json").write_text(json.dumps(result_of(config, loss, **changes)))
     if job is not None:
