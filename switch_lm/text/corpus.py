@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.storage.files import replacing
 from switch_lm.text import mirrors, plays
 
@@ -140,6 +141,7 @@ def _sources(offline: bool) -> Iterator[tuple[str, Callable[[], bytes]]]:
     yield plays.SOURCE, partial(plays.rebuild_plays, TINY_SHAKESPEARE_BYTES)
 
 
+@survive_closed_pipe()
 def main() -> int:
     """Fetch Tiny Shakespeare once, so that later runs need no network."""
     parser = argparse.ArgumentParser(prog="python -m switch_lm.corpus", description=main.__doc__)
