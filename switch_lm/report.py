@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from switch_lm.config.rules import RUN_NAME
-from switch_lm.reporting.sources import ReportError
+from switch_lm.reporting.records import ReportError
 from switch_lm.reporting.write import DEFAULT_NAME, print_report, write_report
 from switch_lm.storage.runs import OUTPUTS
 

@@ -20,7 +20,7 @@ from switch_lm.reporting.comparisons import (
     study,
 )
 from switch_lm.reporting.records import Record
-from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, Variant, group, ladders
+from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, Variant, group, ladders, pairs
 
 
 def record(config: Config, loss: float = 1.5, **changes: Any) -> Record:
@@ -159,10 +159,10 @@ def test_the_difference_in_computation_is_the_routers_at_factor_one() -> None:
 def test_a_ladder_holds_all_else_equal_and_no_limit_is_its_top() -> None:
     found = variants({"capacity_factor": 2.0}, DROPLESS, ONE, ONE | {"num_experts": 4}, DENSE, ONE | {"alpha": 0.1})
     (capacity,) = ladders(found, CAPACITY)
-    assert [capacity.shown(variant) for variant in capacity.rungs] == ["1.0", "2.0", "dropless"]
-    assert [(a.capacity_factor, b.capacity_factor) for a, b in capacity.pairs] == [(1, 2), (2, None), (1, None)]
-    assert [[v.config["alpha"] for v in ladder.rungs] for ladder in ladders(found, ALPHA)] == [[0.01, 0.1]]
-    assert [[ladder.value(v) for v in ladder.rungs] for ladder in ladders(found, EXPERTS)] == [[4, 8]]
+    assert [rung.shown(CAPACITY) for rung in capacity] == ["1.0", "2.0", "dropless"]
+    assert [(a.capacity_factor, b.capacity_factor) for a, b in pairs(capacity)] == [(1, 2), (2, None), (1, None)]
+    assert [[v.config["alpha"] for v in ladder] for ladder in ladders(found, ALPHA)] == [[0.01, 0.1]]
+    assert [[v.level(EXPERTS) for v in ladder] for ladder in ladders(found, EXPERTS)] == [[4, 8]]
 
 
 def test_a_point_is_on_the_front_unless_another_is_as_low_in_both_and_lower_in_one() -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from report_runs import DENSE, DROPLESS, ONE, config_of, write_plan, write_run, write_sweep
 
-from switch_lm.reporting.records import Point, Record, crossing, read_records
-from switch_lm.reporting.sources import ReportError, find_sources
+from switch_lm.reporting.records import Point, Record, ReportError, crossing, find_sources, read_records
 
 
 def records(*paths: object, outputs: Path = Path("outputs")) -> dict[str, Record]:

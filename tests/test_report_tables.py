@@ -14,8 +14,7 @@ from report_runs import DENSE, DROPLESS, ONE, config_of, write_run, write_sweep
 
 from switch_lm.pages.document import Document, Picture, Table
 from switch_lm.reporting.comparisons import Study, compare, study
-from switch_lm.reporting.records import read_records
-from switch_lm.reporting.sources import find_sources
+from switch_lm.reporting.records import find_sources, read_records
 from switch_lm.reporting.write import FIGURES, build, summary_csv
 
 VARIANTS: dict[str, dict[str, Any]] = {"dense": DENSE, "one": ONE, "dropless": DROPLESS}

@@ -20,8 +20,7 @@ from switch_lm.reporting.comparisons import (
     Study,
     more_training,
 )
-from switch_lm.reporting.records import DONE, Crossing, Record
-from switch_lm.reporting.sources import read_json
+from switch_lm.reporting.records import DONE, Crossing, Record, read_json
 from switch_lm.reporting.variants import Variant
 from switch_lm.reporting.words import MISSING, count, figures, interval, plain, share, spread
 from switch_lm.stats.intervals import Estimate, estimate
@@ -51,7 +50,7 @@ def table_1(study: Study) -> Table:
     """Table 1 of the paper: model, capacity factor, quality, time to a threshold, speed."""
     steps = {int(value) for variant in study.variants for value in variant.by_seed("steps").values()}
     after = f"Loss after {steps.pop():,} steps" if len(steps) == 1 else "Loss at the last step"
-    to = f"to a loss of {study.threshold.shown}" if study.threshold else "to the threshold"
+    to = f"to a loss of {round(study.threshold.loss, 4):g}" if study.threshold else "to the threshold"
     note = (
         "Mean ± standard deviation over seeds. Loss: nats per character on the whole validation split, nothing "
         "dropped, at the last step, not at the best one."
@@ -129,28 +128,27 @@ def _comparison(difference: Difference) -> tuple[Cell, ...]:
 
 
 def balance_table(study: Study) -> Table:
+    rows = [
+        (
+            Cell(variant.model),
+            _capacity(variant),
+            Cell(show(variant.config["alpha"])),
+            *(Cell(share(variant.mean(key))) for key in ("dropped", "dropped_whole_run", "train_capacity_dropped")),
+            Cell(plain(variant.mean("load_max_over_mean"), 2)),
+            Cell(plain(variant.mean("router_entropy"), 3)),
+            _mean(variant.estimate(LOSS), 4),
+            _mean(variant.estimate(TRAIN_CAPACITY), 4),
+        )
+        for variant in study.sparse
+    ]
     return Table(
         "Who drops, and who balances",
         BALANCE,
-        tuple(_balance(variant) for variant in study.sparse),
+        tuple(rows),
         "Means over seeds. Dropped: share of choices that found no slot, in training since the validation before the "
         "last, in all of it, and in validation at the training capacity. Busiest expert: of the worst layer, over the "
         "validation split. Entropy: of the router's probabilities at the last validation, mean over layers. Loss at "
         "capacity: the whole split with the capacity of training.",
-    )
-
-
-def _balance(variant: Variant) -> tuple[Cell, ...]:
-    drops = [variant.mean(key) for key in ("dropped", "dropped_whole_run", "train_capacity_dropped")]
-    return (
-        Cell(variant.model),
-        _capacity(variant),
-        Cell(show(variant.config["alpha"])),
-        *(Cell(share(value)) for value in drops),
-        Cell(plain(variant.mean("load_max_over_mean"), 2)),
-        Cell(plain(variant.mean("router_entropy"), 3)),
-        _mean(variant.estimate(LOSS), 4),
-        _mean(variant.estimate(TRAIN_CAPACITY), 4),
     )
 
 
