@@ -34,7 +34,7 @@ def words(study: Study) -> tuple[str, str]:
 
 
 def rows(study: Study) -> list[tuple[str, ...]]:
-    """The table of all comparisons: first, second, kind, what, difference, interval, seeds, verdict, computation."""
+    """The table of all comparisons: first, second, what, difference, interval, seeds, verdict, kind (computation)."""
     return [tuple(cell.text for cell in row) for row in comparison_table(compare(study)).rows]
 
 
@@ -95,7 +95,7 @@ def test_a_dense_run_of_unequal_computation_is_compared_and_nobody_wins(
     top, text = words(found)
     assert "No dense run here is a control of equal computation" in top
     assert "wins" not in text + top
-    assert [(*row[2:5], row[-1]) for row in rows(found)] == [(kind, "loss", loss, work)]
+    assert [(*row[2:4], row[-1]) for row in rows(found)] == [("loss", loss, f"{kind} ({work})")]
 
 
 def test_a_capacity_may_win_dropless_and_lose_at_its_own_capacity(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_the_clock_is_compared_apart_from_the_steps(tmp_path: Path) -> None:
 def test_a_threshold_that_some_seeds_miss_gives_no_comparison_of_times(tmp_path: Path) -> None:
     found = studied(tmp_path, {"dense": [1.5, 1.7], "dropless": [1.4, 1.5]}, threshold=1.51)
     assert "seconds" not in words(found)[1]
-    (seconds,) = [row for row in rows(found) if row[3] == "seconds"]
-    assert seconds[4:8] == ("-", "-", "0", "not compared")
+    (seconds,) = [row for row in rows(found) if row[2] == "seconds"]
+    assert seconds[3:7] == ("-", "-", "0", "not compared")
 
 
 def test_runs_on_two_machines_are_not_compared_on_the_clock(tmp_path: Path) -> None:
@@ -161,12 +161,12 @@ def test_the_threshold_is_what_every_seed_of_the_control_reaches_or_every_run_ro
 def test_neighbouring_capacities_are_compared_in_cost_and_loss(tmp_path: Path) -> None:
     found = studied(tmp_path, {"one": [1.5, 1.6], "2.0": [1.49, 1.59], "dropless": [1.48, 1.58]})
     label = "Switch, factor "
-    assert [(row[0].removeprefix(label), row[1].removeprefix(label), *row[2:5], row[-1]) for row in rows(found)] == [
-        ("2.0", "1.0", "capacity factor", "loss", "-0.0100", "+56.4 %"),
-        ("2.0", "1.0", "capacity factor", "loss at capacity", "-0.0600", "+56.4 %"),
-        ("Switch, dropless", "2.0", "capacity factor", "loss", "-0.0100", "-36.1 %"),
-        ("Switch, dropless", "1.0", "capacity factor", "loss", "-0.0200", "+0.0 %"),
-        ("Switch, dropless", "1.0", "capacity factor", "loss at capacity", "-0.0700", "+0.0 %"),
+    assert [(row[0].removeprefix(label), row[1].removeprefix(label), *row[2:4], row[-1]) for row in rows(found)] == [
+        ("2.0", "1.0", "loss", "-0.0100", "capacity factor (+56.4 %)"),
+        ("2.0", "1.0", "loss at capacity", "-0.0600", "capacity factor (+56.4 %)"),
+        ("Switch, dropless", "2.0", "loss", "-0.0100", "capacity factor (-36.1 %)"),
+        ("Switch, dropless", "1.0", "loss", "-0.0200", "capacity factor (+0.0 %)"),
+        ("Switch, dropless", "1.0", "loss at capacity", "-0.0700", "capacity factor (+0.0 %)"),
     ]
     assert "No run has `random_drop_rate`" in words(found)[1]
 

@@ -99,31 +99,30 @@ def _crossed(crossings: dict[int | None, Crossing | None], key: str, digits: int
 def comparison_table(differences: Iterable[Difference]) -> Table:
     return Table(
         "All comparisons, paired by seed",
-        ("First", "Second", "Kind", "What", "First minus second", "95 % interval", "Seeds", "Resolved", "Computation"),
+        ("First", "Second", "What", "First minus second", "95 % interval", "Seeds", "Resolved", "Kind"),
         tuple(_comparison(difference) for difference in differences),
-        "Below 0 the first is lower. Kind: what is equal, or the key in which they differ; nothing follows from "
-        "unequal computation about equal. At capacity: that of training. Seconds: to the threshold. Interval: "
-        "Student's t over the seeds that both have. Fewer than 5 seeds are not resolved unless the interval excludes "
-        "0; with 5 or more that include 0, no difference is shown. Not compared: no seed in common; of seconds also "
-        "a seed that does not reach the threshold, or different machines. Computation: of the first in training, "
-        "relative to the second, without the optimizer's.",
+        "Below 0 the first is lower. At capacity: that of training. Seconds: to the threshold. Interval: Student's t "
+        "over the seeds that both have. Fewer than 5 seeds are not resolved unless the interval excludes 0; with 5 or "
+        "more that include 0, no difference is shown. Not compared: no seed in common; for seconds also a seed that "
+        "does not reach the threshold, or different machines. Kind: what is equal, or the key in which they differ, "
+        "and in brackets how much more the first computes in training, without the optimizer; nothing follows from "
+        "unequal computation about equal.",
     )
 
 
 def _comparison(difference: Difference) -> tuple[Cell, ...]:
     result, digits = difference.estimate, 1 if difference.figure == SECONDS else 4
     more = more_training(difference.ours, difference.theirs)
-    what = {LOSS: "loss", TRAIN_CAPACITY: "loss at capacity", SECONDS: "seconds"}[difference.figure]
+    kind = difference.kind.removeprefix("model.").replace("_", " ")
     return (
         Cell(difference.ours.label),
         Cell(difference.theirs.label),
-        Cell(difference.kind.removeprefix("model.").replace("_", " ")),
-        Cell(what),
+        Cell({LOSS: "loss", TRAIN_CAPACITY: "loss at capacity", SECONDS: "seconds"}[difference.figure]),
         Cell(plain(result.mean if result else None, digits)),
         Cell(interval(result, digits), result.low if result else None),
         Cell(str(result.count if result else 0)),
         Cell(difference.verdict),
-        Cell(MISSING if more is None else f"{more * 100:+.1f} %", more),
+        Cell(kind if more is None else f"{kind} ({more * 100:+.1f} %)"),
     )
 
 
