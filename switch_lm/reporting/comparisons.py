@@ -78,20 +78,20 @@ class Study:
 
 
 def study(records: Sequence[Record], *, threshold: float | None = None) -> Study:
-    variants = group(records)
-    chosen = Threshold(threshold, "as asked for") if threshold is not None else _threshold(variants)
-    return Study(tuple(records), variants, chosen)
+    """The threshold is by default what every seed of the dense control of equal computation reaches, or else every run.
 
-
-def _threshold(variants: Sequence[Variant]) -> Threshold | None:
-    """What every seed of the dense control of equal computation reaches, or without one every run; up to 0.01."""
+    It is rounded up to 0.01.
+    """
+    variants, chosen = group(records), None
     controls = [dense for sparse in variants for dense in variants if matches_computation(sparse, dense)][:1]
     losses = [loss for variant in controls or variants for loss in variant.by_seed(LOSS).values()]
-    if not losses:
-        return None
-    of = f" of {controls[0].label}, the control of equal computation" if controls else ""
-    loss = math.ceil(round(max(losses) * 100, 9)) / 100  # rounded first: 1.53 * 100 is 153.00000000000003
-    return Threshold(loss, f"the highest final loss{of}, rounded up to 0.01")
+    if threshold is not None:
+        chosen = Threshold(threshold, "as asked for")
+    elif losses:
+        of = f" of {controls[0].label}, the control of equal computation" if controls else ""
+        loss = math.ceil(round(max(losses) * 100, 9)) / 100  # rounded first: 1.53 * 100 is 153.00000000000003
+        chosen = Threshold(loss, f"the highest final loss{of}, rounded up to 0.01")
+    return Study(tuple(records), variants, chosen)
 
 
 # --- Controls
@@ -110,10 +110,11 @@ def matches_computation(sparse: Variant, dense: Variant) -> bool:
 
     That is so at capacity factor 1.0 or dropless, top-1 and without a shared expert, unless the ledger shows padding.
     """
-    if not is_control(sparse, dense) or sparse.config["model.d_ff"] != dense.config["model.d_ff"]:
-        return False
     one_each = sparse.config["model.top_k"] == 1 and not sparse.config["model.shared_expert"]
-    if not one_each or sparse.capacity_factor not in (None, 1.0):
+    fits = (
+        one_each and sparse.capacity_factor in (None, 1.0) and sparse.config["model.d_ff"] == dense.config["model.d_ff"]
+    )
+    if not fits or not is_control(sparse, dense):
         return False
     own, router, other = sparse.mean(FORWARD), sparse.mean(ROUTER), dense.mean(FORWARD)
     if own is None or router is None or other is None:

@@ -189,7 +189,10 @@ def _read(record: Record, folder: Path) -> Record:
     if result is None and (folder / RESULT).exists():
         faults.append(f"{RESULT} cannot be read: it is cut off, or is not JSON")
     if result:
-        faults.append(curves.fault or _cut_off(curves, flat.get("steps")))
+        end, steps = [point.step for point in curves.validations[-1:]], flat.get("steps")
+        cut_off = end and isinstance(steps, int) and end[0] < steps
+        ending = f"its events file ends at the validation of step {end[0]}, of {steps}" if cut_off else ""
+        faults.append(curves.fault or ending)
     if result and config and record.seed is None:
         faults.append("its seed is not known: it is neither averaged nor compared with other runs")
     return replace(record, faults=tuple(filter(None, faults)))
@@ -211,13 +214,6 @@ def _config(folder: Path) -> tuple[dict[str, Any], str]:
         return {}, f"{CONFIG} cannot be read ({_one_line(error, LONGEST_FAULT)})"
     defaults = {key: value for key, value in flatten(asdict(Config())).items() if key != "seed"}
     return defaults | flatten({str(key): value for key, value in stored.items()}), ""
-
-
-def _cut_off(curves: Curves, steps: object) -> str:
-    last = curves.validations[-1].step if curves.validations else None
-    if last is None or not isinstance(steps, int) or last >= steps:
-        return ""
-    return f"its events file ends at the validation of step {last}, of {steps}"
 
 
 def _one_line(error: object, longest: int) -> str:
@@ -272,7 +268,7 @@ def crossing(curve: Sequence[Point], threshold: float) -> Crossing | None:
     if i == 0:
         return Crossing(point.step, point.seconds, at_most=True)
     share = (before.loss - threshold) / (before.loss - point.loss)
-    seconds = None
-    if before.seconds is not None and point.seconds is not None:
-        seconds = before.seconds + share * (point.seconds - before.seconds)
-    return Crossing(before.step + share * (point.step - before.step), seconds)
+    steps = before.step + share * (point.step - before.step)
+    if before.seconds is None or point.seconds is None:
+        return Crossing(steps, None)
+    return Crossing(steps, before.seconds + share * (point.seconds - before.seconds))

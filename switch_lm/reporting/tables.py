@@ -22,11 +22,12 @@ from switch_lm.reporting.comparisons import (
 )
 from switch_lm.reporting.records import DONE, Crossing, Record, read_json
 from switch_lm.reporting.variants import Variant
-from switch_lm.reporting.words import MISSING, count, figures, interval, plain, share, spread
+from switch_lm.reporting.words import MISSING, count, figures, interval, plain, spread
 from switch_lm.stats.intervals import Estimate, estimate
 from switch_lm.storage.run_folder import SWEEP
 
 WORK = ("useful", "padded", "dropped", "router", "feed_forward", "attention", "head", "executed")
+DROPS = ("dropped", "dropped_whole_run", "train_capacity_dropped")
 BALANCE = (
     "Model", "Capacity factor", "Alpha", "Dropped at the end", "Dropped in the whole run", "Dropped in validation",
     "Busiest expert / mean", "Router entropy (nats)", "Loss", "Loss at capacity",
@@ -132,7 +133,7 @@ def balance_table(study: Study) -> Table:
             Cell(variant.model),
             _capacity(variant),
             Cell(show(variant.config["alpha"])),
-            *(Cell(share(variant.mean(key))) for key in ("dropped", "dropped_whole_run", "train_capacity_dropped")),
+            *(Cell(plain(variant.mean(key), 1, 100.0, " %")) for key in DROPS),
             Cell(plain(variant.mean("load_max_over_mean"), 2)),
             Cell(plain(variant.mean("router_entropy"), 3)),
             _mean(variant.estimate(LOSS), 4),
@@ -157,7 +158,7 @@ def frontier_table(study: Study) -> Table:
     rows = []
     for variant in study.variants:
         costs = [(axis.cost(variant), " *" if variant.label in front else "") for axis, front in fronts.items()]
-        rows.append((Cell(variant.label), *(Cell(figures(cost, 4) + star, cost) for cost, star in costs)))
+        rows.append((Cell(variant.label), *(Cell(figures(cost) + star, cost) for cost, star in costs)))
     return Table(
         "What the loss costs",
         ("Variant", *(axis.heading for axis in AXES)),
@@ -176,13 +177,14 @@ def computation_table(study: Study) -> Table:
         "Parameters (millions)": ("parameters", MEGA),
         "Active per token (millions)": ("active_parameters", MEGA),
     }
-    rows = []
-    for variant in study.variants:
-        kinds = [variant.mean(f"computation.forward_per_token.{kind}") for kind in WORK]
-        values = [(variant.mean(figure), scale) for figure, scale in totals.values()]
-        cells = [Cell(plain(value, 3, MEGA)) for value in kinds]
-        cells += [Cell(figures(None if value is None else value * scale, 4)) for value, scale in values]
-        rows.append((Cell(variant.label), *cells))
+    rows = [
+        (
+            Cell(variant.label),
+            *(Cell(plain(variant.mean(f"computation.forward_per_token.{kind}"), 3, MEGA)) for kind in WORK),
+            *(Cell(figures(variant.mean(figure), scale)) for figure, scale in totals.values()),
+        )
+        for variant in study.variants
+    ]
     return Table(
         "Where the computation goes",
         ("Variant", *(kind.replace("_", " ").capitalize() for kind in WORK), *totals),
@@ -252,8 +254,8 @@ def _machine(run: Record) -> str:
 
 
 def _versions(run: Record) -> str:
-    prefix = "versions."
-    return ", ".join(f"{k.removeprefix(prefix)} {show(v)}" for k, v in run.result.items() if k.startswith(prefix))
+    versions = ((key.partition("."), value) for key, value in run.result.items())
+    return ", ".join(f"{name} {show(value)}" for (start, _, name), value in versions if start == "versions")
 
 
 def _plain(text: str) -> str:

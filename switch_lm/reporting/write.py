@@ -190,12 +190,12 @@ def print_report(written: Written) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else LINE_WIDTH, highlight=False, markup=False)
     results = written.results
-    shown = RichTable(title=results.caption, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for heading, right in zip(results.headings, numeric_columns(results), strict=True):
-        shown.add_column(heading, justify="right" if right else "left", overflow="fold")
-    for row in results.rows:
-        shown.add_row(*(cell.text.replace("`", "") for cell in row))
     if results.rows:
+        shown = RichTable(title=results.caption, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for heading, right in zip(results.headings, numeric_columns(results), strict=True):
+            shown.add_column(heading, justify="right" if right else "left", overflow="fold")
+        for row in results.rows:
+            shown.add_row(*(cell.text.replace("`", "") for cell in row))
         console.print(shown)
     lead, *others = (text.replace("`", "") for text in written.words)
     console.print("\n".join(f"- {text}" for text in others))
