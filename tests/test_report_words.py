@@ -91,11 +91,11 @@ UNEQUAL = [
 def test_a_dense_run_of_unequal_computation_is_compared_and_nobody_wins(
     control: str, name: str, kind: str, work: str, loss: str, tmp_path: Path
 ) -> None:
-    found = studied(tmp_path, {control: [1.5, 1.6], name: [1.4, 1.5]})
-    top, text = words(found)
+    result = studied(tmp_path, {control: [1.5, 1.6], name: [1.4, 1.5]})
+    top, text = words(result)
     assert "No dense run here is a control of equal computation" in top
     assert "wins" not in text + top
-    assert [(*row[2:4], row[-1]) for row in rows(found)] == [("loss", loss, f"{kind} ({work})")]
+    assert [(*row[2:4], row[-1]) for row in rows(result)] == [("loss", loss, f"{kind} ({work})")]
 
 
 def test_a_capacity_may_win_dropless_and_lose_at_its_own_capacity(tmp_path: Path) -> None:
@@ -125,26 +125,26 @@ def test_the_clock_is_compared_apart_from_the_steps(tmp_path: Path) -> None:
 
 
 def test_a_threshold_that_some_seeds_miss_gives_no_comparison_of_times(tmp_path: Path) -> None:
-    found = studied(tmp_path, {"dense": [1.5, 1.7], "dropless": [1.4, 1.5]}, threshold=1.51)
-    assert "seconds" not in words(found)[1]
-    (seconds,) = [row for row in rows(found) if row[2] == "seconds"]
+    result = studied(tmp_path, {"dense": [1.5, 1.7], "dropless": [1.4, 1.5]}, threshold=1.51)
+    assert "seconds" not in words(result)[1]
+    (seconds,) = [row for row in rows(result) if row[2] == "seconds"]
     assert seconds[3:7] == ("-", "-", "0", "not compared")
 
 
 def test_runs_on_two_machines_are_not_compared_on_the_clock(tmp_path: Path) -> None:
-    found = studied(tmp_path, {"dense": [1.5, 1.5], "dropless": [1.4, 1.4]})
-    assert "on the clock" in words(found)[1]
-    for run in found.variants[0].runs:
+    result = studied(tmp_path, {"dense": [1.5, 1.5], "dropless": [1.4, 1.4]})
+    assert "on the clock" in words(result)[1]
+    for run in result.variants[0].runs:
         dict.__setitem__(run.result, "hardware.name", "another machine")  # type: ignore[index]
-    _, text = words(found)
+    _, text = words(result)
     assert "on the clock" not in text and "in 2 ways: compare no seconds." in text
 
 
 def test_losses_of_two_texts_are_not_compared(tmp_path: Path) -> None:
-    found = studied(tmp_path, {"dense": [1.5, 1.5], "dropless": [1.4, 1.4]})
-    assert "texts" not in words(found)[1]
+    result = studied(tmp_path, {"dense": [1.5, 1.5], "dropless": [1.4, 1.4]})
+    assert "texts" not in words(result)[1]
     other = studied(tmp_path / "other", {"dense": [1.5, 1.5]}, corpus_sha256="f" * 64)
-    both = study([*found.records, *other.records])
+    both = study([*result.records, *other.records])
     assert "trained on different texts: their losses cannot be compared" in words(both)[1]
     assert {row[:2] for row in rows(both)} == {("Switch, text 012345", "dense, text 012345")}
 
@@ -159,16 +159,16 @@ def test_the_threshold_is_what_every_seed_of_the_control_reaches_or_every_run_ro
 
 
 def test_neighbouring_capacities_are_compared_in_cost_and_loss(tmp_path: Path) -> None:
-    found = studied(tmp_path, {"one": [1.5, 1.6], "2.0": [1.49, 1.59], "dropless": [1.48, 1.58]})
+    result = studied(tmp_path, {"one": [1.5, 1.6], "2.0": [1.49, 1.59], "dropless": [1.48, 1.58]})
     label = "Switch, factor "
-    assert [(row[0].removeprefix(label), row[1].removeprefix(label), *row[2:4], row[-1]) for row in rows(found)] == [
+    assert [(row[0].removeprefix(label), row[1].removeprefix(label), *row[2:4], row[-1]) for row in rows(result)] == [
         ("2.0", "1.0", "loss", "-0.0100", "capacity factor (+56.4 %)"),
         ("2.0", "1.0", "loss at capacity", "-0.0600", "capacity factor (+56.4 %)"),
         ("Switch, dropless", "2.0", "loss", "-0.0100", "capacity factor (-36.1 %)"),
         ("Switch, dropless", "1.0", "loss", "-0.0200", "capacity factor (+0.0 %)"),
         ("Switch, dropless", "1.0", "loss at capacity", "-0.0700", "capacity factor (+0.0 %)"),
     ]
-    assert "No run has `random_drop_rate`" in words(found)[1]
+    assert "No run has `random_drop_rate`" in words(result)[1]
 
 
 def test_a_capacity_is_compared_with_drops_at_random(tmp_path: Path) -> None:
@@ -189,5 +189,5 @@ def test_the_number_of_comparisons_is_stated(tmp_path: Path) -> None:
 
 def test_a_loss_that_was_not_measured_dropless_is_stated(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep", {"a": ONE | {"eval_capacity_factor": 1.2}}, {"a": [1.5]})
-    found = study(read_records(find_sources([sweep])))
-    assert "validates at factor 1.2: its loss is not a dropless one" in words(found)[1]
+    result = study(read_records(find_sources([sweep])))
+    assert "validates at factor 1.2: its loss is not a dropless one" in words(result)[1]

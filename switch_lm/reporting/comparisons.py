@@ -178,7 +178,7 @@ def _against_dense(study: Study) -> Iterator[Difference]:
 
 def _seconds(study: Study, sparse: Variant, dense: Variant) -> Difference:
     """Only on one machine, and if every seed of both reached the threshold: the mean of those that did is too low."""
-    sides = [{seed: c and c.seconds for seed, c in study.crossings(v).items()} for v in (sparse, dense)]
+    sides = [{seed: hit.seconds if hit else None for seed, hit in study.crossings(v).items()} for v in (sparse, dense)]
     shared = sides[0].keys() & sides[1].keys()
     known = [{seed: seconds for seed in shared if (seconds := side[seed]) is not None} for side in sides]
     comparable = len(machines(sparse, dense)) == 1 and all(len(side) == len(shared) for side in known)

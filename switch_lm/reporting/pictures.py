@@ -21,7 +21,8 @@ ROUTING = {
     "router_entropy": "router entropy (nats)",
 }
 Places = Sequence[tuple[float, Estimate]]
-Xs, Ys = Mapping[Variant, float | None], Mapping[Variant, Estimate | None]
+Xs = Mapping[Variant, float | None]
+Ys = Mapping[Variant, Estimate | None]
 
 
 def frontier_pictures(study: Study) -> list[Picture]:

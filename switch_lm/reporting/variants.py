@@ -87,12 +87,12 @@ def group(records: Iterable[Record]) -> tuple[Variant, ...]:
 
 
 def comparable(record: Record) -> dict[str, Any]:
-    """The configuration as far as it changes what is computed, with the text's hash and the device as found.
+    """The configuration as far as it changes what is computed, with the text's hash and the device that was used.
 
     A run of unknown seed is a variant of its own: it may repeat any other run, so it is no further sample.
     """
     flat = {key: value for key, value in record.config.items() if not is_ignored(key)}
-    flat |= {key: record.result[found] for key, found in RESOLVED.items() if record.result.get(found) is not None}
+    flat |= {key: record.result[used] for key, used in RESOLVED.items() if record.result.get(used) is not None}
     if (text := record.result.get("corpus_sha256")) is not None:
         flat |= {"data.path": None, "text": str(text)}
     if record.seed is None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from switch_lm.reporting.comparisons import (
     EQUAL_COMPUTATION,
     LOSS,
-    RANDOM_DROPS,
     SECONDS,
     TRAIN_CAPACITY,
     Difference,
@@ -16,6 +15,7 @@ from switch_lm.reporting.comparisons import (
     machines,
 )
 from switch_lm.reporting.records import DONE, FAILED, NOT_RUN, UNFINISHED
+from switch_lm.reporting.variants import RANDOM_DROPS
 from switch_lm.stats.intervals import Estimate
 
 MISSING = "-"
