@@ -6,7 +6,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,41 +82,42 @@ def _refused(message: str) -> int:
 
 def _check(options: argparse.Namespace, verdicts: list[Verdict]) -> int:
     """Fills `verdicts` with those of all checks."""
-    from switch_lm.certificate import certify as certificate
     from switch_lm.certificate import policies, show
+    from switch_lm.certificate.certify import PARTS, certify
+    from switch_lm.probe.progress import progress
 
     subject, facts, folder = _of_configuration(options) if options.overrides else _of_run(options)
     file = options.json or folder / "check.json"
     require_writable(file, option="--json FILE")
     if options.all_policies and not subject.model.config.num_switch_layers:
         raise CommandError("--all-policies: a dense model routes nothing; leave it out, or give a Switch model")
-    with show.progress() as say:
-        found = certificate.certify(subject, say=say)
-    show.findings(found)
-    facts["findings"] = [finding.as_plain() for finding in found]
-    verdicts += [finding.verdict for finding in found]
+    with progress(len(PARTS)) as say:
+        findings = certify(subject, say=say)
+    show.certificate(findings)
+    facts["findings"] = [asdict(finding) for finding in findings]
+    verdicts += [finding.verdict for finding in findings]
     if options.all_policies:
         factor = policies.factor_of(subject)
-        with show.progress(len(policies.policies(subject))) as say:
+        with progress(len(policies.policies(subject))) as say:
             measured = policies.measure(subject, factor=factor, say=say)
         show.policies(measured, factor=factor)
-        facts["policies"] = {"capacity_factor": factor, "measured": [one.as_plain() for one in measured]}
+        facts["policies"] = {"capacity_factor": factor, "measured": [asdict(one) for one in measured]}
         verdicts += [verdict for one in measured for verdict in (one.sees_future, one.depends_on_rows)]
     write_json(facts, file)
     if (checkpoint := facts.get("checkpoint")) is not None:
-        _to_tensorboard(found, Path(checkpoint))
+        _to_tensorboard(findings, Path(checkpoint))
     return 0
 
 
-def _to_tensorboard(found: Sequence[Finding], checkpoint: Path) -> None:
+def _to_tensorboard(findings: Sequence[Finding], checkpoint: Path) -> None:
     """Beside the run's samples, if it is a run's checkpoint and its folder can be written."""
-    from switch_lm.certificate.dashboard import certificate_markdown, write_text
+    from switch_lm.certificate.show import certificate_markdown, write_text
     from switch_lm.storage.checkpoint import read
 
     if (run_of(checkpoint) / CONFIG).is_file():
         try:
             step = int(read(checkpoint).get("global_step", 0))
-            write_text(run_of(checkpoint), "certificate", certificate_markdown(found), step)
+            write_text(run_of(checkpoint), "certificate", certificate_markdown(findings), step)
         except OSError as error:
             print(f"not shown in TensorBoard: {error.strerror or error}", file=sys.stderr)
 

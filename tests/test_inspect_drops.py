@@ -12,7 +12,7 @@ from torch import Tensor
 from switch_lm.inspection.drops import Drops, costs, drops, independent, summary
 from switch_lm.measure.scoring import whole
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.probe import Probe, read
+from switch_lm.probe.reading import Probe, read
 from switch_lm.stats.clusters import difference, mean, mean_where
 from switch_lm.stats.intervals import t_quantile
 from switch_lm.text.vocabulary import Vocabulary

@@ -11,13 +11,11 @@ from conftest import TEXT, tiny_model
 from torch import Tensor
 from torch.nn import functional as F
 
-from switch_lm.inspection.ablation import Ablation, ablation
+from switch_lm.inspection.ablation import Ablation, ablation, similarities
 from switch_lm.inspection.counterfactual import HELD, Counterfactual, counterfactual, judge
-from switch_lm.inspection.similarity import similarities
 from switch_lm.measure.scoring import negative_log_likelihood, whole
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.probe import Probe
-from switch_lm.probe.replay import recorded
+from switch_lm.probe.reading import Probe, recorded
 from switch_lm.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(TEXT)

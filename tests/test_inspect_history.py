@@ -12,7 +12,7 @@ from torch import Tensor
 
 from switch_lm.inspection.history import History, Moment, compared, history
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.probe import Probe
+from switch_lm.probe.reading import Probe
 from switch_lm.storage import checkpoint
 from switch_lm.storage.checkpoint import CheckpointError
 from switch_lm.text.vocabulary import Vocabulary

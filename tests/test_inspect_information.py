@@ -15,7 +15,7 @@ from switch_lm.inspection.atlas import Atlas, atlas
 from switch_lm.inspection.labels import CHARACTER, CLASS, NEXT, WINDOW, character_class, in_speaker_name, labels
 from switch_lm.inspection.labels import position_in_line as line_positions
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.probe import Probe, Reading, read
+from switch_lm.probe.reading import Probe, Reading, read
 from switch_lm.stats.information import Explained, entropy, explained, shifted_within
 from switch_lm.text.vocabulary import Vocabulary
 

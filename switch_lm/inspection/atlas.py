@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from switch_lm.inspection.labels import CHARACTER, CLASS, Label
-from switch_lm.probe.probe import Reading, Say, silent
+from switch_lm.probe.progress import Say, silent
+from switch_lm.probe.reading import Reading
 from switch_lm.stats.information import CONFIDENCE, SHIFTS, Explained, explained
 
 PLAIN = (CHARACTER, CLASS)  # the class follows from the character: beyond it, it explains nothing
@@ -26,7 +27,7 @@ class Atlas:
         """One sentence per layer, and how many of their comparisons chance alone would let stand out."""
         compared = sum(map(len, self.explained))
         by_chance = (1.0 - CONFIDENCE) * compared
-        return [_sentence(layer, found) for layer, found in enumerate(self.explained)] + [
+        return [_sentence(layer, of_layer) for layer, of_layer in enumerate(self.explained)] + [
             f"Of these {compared} comparisons about {by_chance:.0f} would stand out by chance alone."
         ]
 
@@ -36,35 +37,36 @@ def atlas(
 ) -> Atlas:
     """What each of `labels` explains of the first choice; all but the character and its class beyond the character."""
     [character] = [label for label in labels if label.name == CHARACTER]
-    character_T, num_experts = character.id_BS.flatten(), reading.num_experts
-    num_cells = len(character.values) * num_experts
-    counts, found = [], []
-    for layer, expert_BS in enumerate(reading.expert_LBS):
+    character_T, shape = character.id_BS.flatten(), (len(character.values), reading.num_experts)
+    counts, result = [], []
+    for layer, expert_T in enumerate(reading.expert_LBS.flatten(1)):
         say(f"atlas, layer {layer}")
-        expert_T = expert_BS.flatten()
-        counts.append(torch.bincount(character_T * num_experts + expert_T, minlength=num_cells).view(-1, num_experts))
-        found.append(
-            tuple(
+        code_T = character_T * reading.num_experts + expert_T
+        counts.append(torch.bincount(code_T, minlength=shape[0] * shape[1]).view(shape))
+        of_layer = []
+        for label in labels:
+            given_T, given = (None, None) if label.name in PLAIN else (character_T, CHARACTER)
+            of_layer.append(
                 explained(
                     expert_T,
                     label.id_BS.flatten(),
                     label=label.name,
-                    given_T=None if label.name in PLAIN else character_T,
-                    given=None if label.name in PLAIN else CHARACTER,
+                    given_T=given_T,
+                    given=given,
                     seed=seed,
                     shifts=shifts,
                 )
-                for label in labels
             )
-        )
-    return Atlas(torch.stack(counts), tuple(found))
+        result.append(tuple(of_layer))
+    return Atlas(torch.stack(counts), tuple(result))
 
 
-def _sentence(layer: int, found: Sequence[Explained]) -> str:
-    alone = ", ".join(map(str, (one for one in found if one.given is None and one.beyond_chance)))
-    beyond = ", ".join(map(str, (one for one in found if one.given is not None and one.beyond_chance)))
-    nothing = ", ".join(str(one) for one in found if not one.beyond_chance)
-    parts = [f"the choice of expert is explained by {alone}"] if alone else []
-    parts += [f"beyond the character by {beyond}"] if beyond else []
-    parts += [f"no more than by chance by {nothing}"] if nothing else []
+def _sentence(layer: int, labels: Sequence[Explained]) -> str:
+    clear = [label for label in labels if label.beyond_chance]
+    groups = {
+        "the choice of expert is explained by": [label for label in clear if label.given is None],
+        "beyond the character by": [label for label in clear if label.given is not None],
+        "no more than by chance by": [label for label in labels if not label.beyond_chance],
+    }
+    parts = [f"{words} {', '.join(map(str, group))}" for words, group in groups.items() if group]
     return f"Layer {layer}: {'; '.join(parts)}."

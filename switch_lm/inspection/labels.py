@@ -1,4 +1,4 @@
-"""What a router could go by: labels of every character of the probe."""
+"""What a router's choice could depend on: labels of every character of the probe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from switch_lm.probe.probe import Probe
+from switch_lm.probe.reading import Probe
 from switch_lm.text.vocabulary import Vocabulary
 
 CHARACTER, NEXT, CLASS = "character", "next character", "character class"
@@ -26,7 +26,7 @@ class Label:
 
 
 def labels(probe: Probe, vocabulary: Vocabulary) -> tuple[Label, ...]:
-    """The character first. Positions are told apart in doubling steps: 0, 1, 2 to 3, 4 to 7, ..."""
+    """The character comes first. Positions are grouped in doubling steps: 0, 1, 2 to 3, 4 to 7, ..."""
     characters = tuple(vocabulary.characters)
     class_V = torch.tensor([CLASSES.index(character_class(character)) for character in characters])
     ids_BS, device = probe.ids_BS, probe.ids_BS.device
@@ -57,12 +57,12 @@ def character_class(character: str) -> str:
 
 
 def position_in_line(text: str) -> Tensor:
-    """How many characters of its line stand before each one (N,). A newline is the last one of its line."""
+    """How many characters of its line precede each character (N,). A newline is the last character of its line."""
     return torch.tensor([position for line in text.splitlines(keepends=True) for position in range(len(line))])
 
 
 def in_speaker_name(text: str) -> Tensor:
-    """Which characters (N,) are of a line that names a speaker: it follows an empty line, and ends with a colon."""
+    """Which characters (N,) belong to a line that names a speaker: it follows an empty line and ends with a colon."""
     inside, before = [], None
     for line in text.splitlines(keepends=True):
         name = line.rstrip("\n")

@@ -101,6 +101,11 @@ class LayerCall:
     y_BSD: Tensor
     routing: Routing
 
+    def every_output_ETD(self) -> Tensor:
+        """What every expert gives for every token, wherever the router sends it; without gates."""
+        x_TD = self.x_BSD.flatten(0, 1)
+        return self.layer.experts.padded(x_TD.expand(self.layer.num_experts, *x_TD.shape))
+
 
 @contextmanager
 def calls(model: SwitchLM) -> Iterator[list[LayerCall]]:
@@ -135,6 +140,11 @@ class Gap:
             return "0"
         form = "+.0e" if abs(self.mean) < 5e-5 and not self.standard_error >= 5e-5 else "+.4f"
         return f"{self.mean:{form}} ± {self.standard_error:{form[1:]}}"
+
+
+def placed_TK(routing: Routing) -> Tensor:
+    """Which choices (T, K) the selected expert computed; a rerouted choice is computed by another one."""
+    return routing.kept_TK & (routing.assigned_TK == routing.expert_TK)
 
 
 def largest(moves: list[Tensor]) -> float:
