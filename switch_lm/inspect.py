@@ -36,8 +36,9 @@ def parser() -> argparse.ArgumentParser:
     options = model_parser(prog="python -m switch_lm.inspect", about=about)
     options.add_argument("--compare", metavar="NAME", help="a second run, to be put beside the first")
     options.add_argument("--data", type=Path, metavar="FILE", help="the text, if it is not where the run found it")
-    where = f"where to write (default: {FOLDER}/ in the first run's folder)"
-    options.add_argument("--out", type=Path, metavar="FOLDER", help=where)
+    options.add_argument(
+        "--out", type=Path, metavar="FOLDER", help=f"where to write (default: {FOLDER}/ in the first run's folder)"
+    )
     return options
 
 

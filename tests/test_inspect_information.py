@@ -11,9 +11,18 @@ import torch
 from conftest import TEXT, tiny_model
 from torch import Tensor
 
-from switch_lm.inspection.atlas import Atlas, atlas
-from switch_lm.inspection.labels import CHARACTER, CLASS, NEXT, WINDOW, character_class, in_speaker_name, labels
-from switch_lm.inspection.labels import position_in_line as line_positions
+from switch_lm.inspection.atlas import (
+    CHARACTER,
+    CLASS,
+    NEXT,
+    WINDOW,
+    Atlas,
+    atlas,
+    character_class,
+    in_speaker_name,
+    labels,
+)
+from switch_lm.inspection.atlas import position_in_line as line_positions
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.reading import Probe, Reading, read
 from switch_lm.stats.information import Explained, entropy, explained, shifted_within

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from fractions import Fraction
 
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from switch_lm.certificate.finding import Finding, judged
-from switch_lm.certificate.layers import Case
-from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.certificate.layers import Case, run
 from switch_lm.probe.subject import noise
 from switch_lm.routers.routing import Routing
 
@@ -66,32 +65,22 @@ def _counted(experts: Tensor, routing: Routing) -> Tensor:
 
 
 def _computed(case: Case) -> Tensor:
-    """How many tokens each expert computed (E): those whose output changes with the sign of its first matrix."""
-    counts = []
-    for expert in range(case.layer.num_experts):
-        with _redrawn(case.layer, expert) as w_in_DF:
-            first_BSD, _ = case.again()
-            w_in_DF.neg_()
-            second_BSD, _ = case.again()
+    """How many tokens each expert computed (E): those whose output changes with the sign of its first matrix.
+
+    Its weights are drawn and gates are 1, so that nothing it computes is lost.
+    """
+    layer, counts = deepcopy(case.layer), []
+    layer.rule = replace(layer.rule, gate_scale="straight_through", renormalize_gates=False)
+    for expert in range(layer.num_experts):
+        w_in_DF, w_out_FD = layer.experts.w_in_EDF.data[expert], layer.experts.w_out_EFD.data[expert]
+        with noise(expert, w_in_DF.device):
+            w_in_DF.normal_()
+            w_out_FD.normal_()
+        first_BSD, _ = run(layer, case.x_BSD, case.factor)
+        w_in_DF.neg_()
+        second_BSD, _ = run(layer, case.x_BSD, case.factor)
         counts.append((first_BSD != second_BSD).any(dim=-1).sum())
     return torch.stack(counts)
-
-
-@contextmanager
-def _redrawn(layer: SwitchFeedForward, expert: int) -> Iterator[Tensor]:
-    """Random weights for one expert and gates of 1, so that nothing it computes is lost; gives its first matrix."""
-    rule, weights = layer.rule, [layer.experts.w_in_EDF.data[expert], layer.experts.w_out_EFD.data[expert]]
-    originals = [weight.clone() for weight in weights]
-    with noise(expert, weights[0].device):
-        for weight in weights:
-            weight.normal_()
-    layer.rule = replace(rule, gate_scale="straight_through", renormalize_gates=False)
-    try:
-        yield weights[0]
-    finally:
-        layer.rule = rule
-        for weight, original in zip(weights, originals, strict=True):
-            weight.copy_(original)
 
 
 def capacity(cases: Sequence[Case]) -> Finding:
@@ -101,7 +90,7 @@ def capacity(cases: Sequence[Case]) -> Finding:
     for case in cases:
         tokens_TD = case.x_BSD.flatten(0, 1)
         for num_tokens in sorted({min(number, len(tokens_TD)) for number in (*NUM_TOKENS, len(tokens_TD))}):
-            _, routing = case.again(tokens_TD[None, :num_tokens])
+            _, routing = run(case.layer, tokens_TD[None, :num_tokens], case.factor)
             slots, fullest = routing.capacity, int(routing.kept_E.max())
             if not _is_capacity(slots, num_tokens, routing.load_E.numel(), case.configured):
                 wrong.append(f"layer {case.number:02d}, {case.condition}, {num_tokens:,} tokens: {slots} places")

@@ -12,7 +12,7 @@ from torch import Tensor
 from switch_lm.certificate.leaks import named
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.subject import LayerCall, Subject, calls, noise, seeded
+from switch_lm.probe.subject import LayerCall, Subject, calls, noise, seeded, tried
 from switch_lm.routers.routing import Routing
 
 SMALLEST = 1e-20  # a straight-through gate divides by no smaller p
@@ -28,13 +28,9 @@ class Case(LayerCall):
     factor: Factor
     configured: float | None  # the capacity factor that should hold
 
-    def again(self, x_BSD: Tensor | None = None, *, seed: int = 0) -> tuple[Tensor, Routing]:
-        """The layer on its input, or on another one, with equal noise for equal seeds."""
-        return _run(self.layer, self.x_BSD if x_BSD is None else x_BSD, self.factor, seed=seed)
 
-
-def _run(layer: SwitchFeedForward, x_BSD: Tensor, factor: Factor, *, seed: int = 0) -> tuple[Tensor, Routing]:
-    """On a copy of the input, so that whatever the layer does to it is lost."""
+def run(layer: SwitchFeedForward, x_BSD: Tensor, factor: Factor, *, seed: int = 0) -> tuple[Tensor, Routing]:
+    """The layer alone, with equal noise for equal seeds. Whatever it does to its input is lost."""
     with noise(seed, x_BSD.device), torch.inference_mode():
         result: tuple[Tensor, Routing] = layer(x_BSD.clone(), capacity_factor=factor)
         return result
@@ -45,7 +41,7 @@ def cases_of(subject: Subject) -> list[Case]:
     training, evaluated = subject.without_noise(jitter=True), deepcopy(subject.model)
     ids_BS, config = subject.few[0], subject.model.config
     conditions: list[tuple[str, SwitchLM, Tensor, Factor, float | None]] = [
-        *((named(factor), training, ids_BS, factor, factor) for factor in subject.factors),
+        *((named(factor), training, ids_BS, factor, factor) for factor in tried(config.capacity_factor)),
         ("as trained", training, ids_BS, ..., config.capacity_factor),
         ("evaluation", evaluated, ids_BS, ..., config.eval_capacity_factor),
         ("one character", evaluated, ids_BS[:1, :1], None, None),
@@ -55,7 +51,7 @@ def cases_of(subject: Subject) -> list[Case]:
         with calls(model) as seen:
             seeded(model, input_BS, seed=0, capacity_factor=factor)
         for number, call in enumerate(seen):
-            alone = _run(call.layer, call.x_BSD, factor)
+            alone = run(call.layer, call.x_BSD, factor)
             result.append(Case(call.layer, call.x_BSD, *alone, condition, number, factor, configured))
     return result
 

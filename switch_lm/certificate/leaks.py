@@ -11,7 +11,7 @@ from torch import Tensor
 
 from switch_lm.certificate.finding import Finding, Verdict, leak
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.subject import Subject, Windows, largest, placed_TK, precise, seeded
+from switch_lm.probe.subject import Subject, Windows, largest, placed_TK, precise, seeded, tried
 from switch_lm.routers.options import RoutingRule
 
 MOVED = 1e-5  # a logit; by rounding it moves less
@@ -89,7 +89,7 @@ ALONE = dict.fromkeys(ROWS, "the text has a single window: there are no other ro
 def check(subject: Subject) -> list[Finding]:
     """Training's rule at its capacity, at tighter ones and at none, where nothing may leak; then validation's."""
     config, training = subject.model.config, subject.in_training()
-    factors = [*subject.factors, None] if subject.limited(config.capacity_factor) else [None]
+    factors = [*tried(config.capacity_factor), None] if subject.limited(config.capacity_factor) else [None]
     unlimited = subject.in_training()
     for layer in unlimited.switch_layers:  # its noise follows a token's index among all, which other tokens move
         layer.experts.dropout.rate = 0.0
@@ -103,29 +103,29 @@ def check(subject: Subject) -> list[Finding]:
     for where, moves in (("training", in_training), ("evaluation", in_evaluation)):
         limited = {factor: subject.limited(factor) for factor in moves}
         known = {f: sees_future(config.rule, limited=limited[f], training=where == "training") for f in moves}
-        by_future = {factor: moved.by_future for factor, moved in moves.items()}
-        future.append(_finding(f"own future, {where}", FUTURE, by_future, known, moves))
+        future.append(_finding(f"own future, {where}", FUTURE, moves, "by_future", known))
         known = {f: depends_on_rows(config.rule, limited=limited[f]) for f in moves}
-        by_rows = {factor: moved.by_rows for factor, moved in moves.items()}
         meanings = ROWS if len(subject.few[0]) > 1 else ALONE
-        rows.append(_finding(f"other rows, {where}", meanings, by_rows, known, moves))
+        rows.append(_finding(f"other rows, {where}", meanings, moves, "by_rows", known))
     return future + rows
 
 
 def _finding(
     name: str,
     meanings: Mapping[tuple[Verdict, bool], str],
-    move_by_factor: Mapping[float | None, float],
-    known: Mapping[float | None, bool],
     moves: Mapping[float | None, Moves],
+    by: str,
+    known: Mapping[float | None, bool],
 ) -> Finding:
-    verdicts = [leak(not move <= MOVED, known=known[factor]) for factor, move in move_by_factor.items()]  # a NaN moved
+    """`by`: which field of `moves`; both by capacity factor."""
+    largest_move = {factor: float(getattr(moved, by)) for factor, moved in moves.items()}
+    verdicts = [leak(not move <= MOVED, known=known[factor]) for factor, move in largest_move.items()]  # a NaN moved
     worst = max(verdicts, key=list(Verdict).index)
     measured = ", ".join(
         f"{move:.2g} at {named(factor)}{f' ({moves[factor].not_placed:.1%} not placed)' * (factor is not None)}"
-        for factor, move in move_by_factor.items()
+        for factor, move in largest_move.items()
     )
-    figures = {f"move, {named(factor)}": move for factor, move in move_by_factor.items()}
+    figures = {f"move, {named(factor)}": move for factor, move in largest_move.items()}
     figures |= {f"not placed, {named(factor)}": moved.not_placed for factor, moved in moves.items()}
     meaning = meanings[worst, worst != Verdict.FAIL and any(known.values())]
     return Finding(name, worst, f"logit moves {measured}", meaning, figures)

@@ -29,7 +29,7 @@ SWITCH: dict[str, Any] = {
 }
 BY_ROW = {"capacity_group": "sequence"}
 BIAS, NO_LIMIT = "selection bias, by position", "no limit"
-DEFAULT_FACTOR = 1.0  # of a model that was trained without a limit
+DEFAULT_FACTOR = 1.0  # for a model that was trained without a limit
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,8 @@ def policies(subject: Subject) -> dict[str, dict[str, Any]]:
     return rules | {"sampled, by position": SWITCH | {"selection": "sample"}, BIAS: SWITCH, NO_LIMIT: SWITCH}
 
 
-def factor_of(subject: Subject) -> float:
-    """The capacity that the policies are compared at: that of training."""
-    return subject.model.config.capacity_factor or DEFAULT_FACTOR
-
-
 def measure(subject: Subject, *, factor: float, say: Say = silent) -> list[Measured]:
-    """Each in training without dropout and jitter."""
+    """Each in training without dropout and jitter, with `factor` as its capacity factor."""
     text, result = subject.scored, []
     one_by_one: dict[tuple[int, bool], Tensor] = {}  # the same for all rules that select the same experts
     for name, changes in policies(subject).items():

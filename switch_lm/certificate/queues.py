@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from switch_lm.certificate.finding import Finding, judged
-from switch_lm.certificate.layers import Case
+from switch_lm.certificate.layers import Case, run
 
 TIE = 1e-6  # of a probability
 FIVE_SIGMA = 5.0
@@ -112,7 +112,8 @@ def _no_room_is_left(case: Case) -> bool:
 
 def _other_with_another_seed(case: Case) -> bool:
     """The same number under every seed, but not the same tokens, unless nothing or everything is dropped."""
-    kept_TK, again_TK, other_TK = (x.kept_TK for x in (case.routing, case.again()[1], case.again(seed=1)[1]))
+    again_TK, other_TK = (run(case.layer, case.x_BSD, case.factor, seed=seed)[1].kept_TK for seed in (0, 1))
+    kept_TK = case.routing.kept_TK
     if not torch.equal(again_TK, kept_TK):
         return False
     if case.layer.rule.selection == "sample" or int((~kept_TK).sum()) < 2:  # others are selected, or all but one stay

@@ -32,12 +32,8 @@ class Similarity:
 
     share_E: tuple[float, ...]  # of the choices
     same_EE: Tensor  # mean cosine of two outputs for the same token
-    chance: float  # mean over pairs with one of the two tokens half a batch further on; 0 for a single expert
-
-    @property
-    def between(self) -> float | None:
-        """Mean over pairs of different experts; None for a single one."""
-        return _between(self.same_EE)
+    between: float | None  # mean of those over pairs of different experts; None for a single expert
+    chance: float  # the same with one of the two tokens half a batch further on; 0 for a single expert
 
 
 @dataclass(frozen=True)
@@ -175,7 +171,7 @@ def similarities(model: SwitchLM, probe: Probe) -> list[Similarity]:
                 load_LE[number] += call.routing.load_E.cpu()
     share_LE = load_LE / load_LE.sum(dim=1, keepdim=True)
     return [
-        Similarity(tuple(share_E.tolist()), same_EE, _between(apart_EE) or 0.0)
+        Similarity(tuple(share_E.tolist()), same_EE, _between(same_EE), _between(apart_EE) or 0.0)
         for share_E, same_EE, apart_EE in zip(share_LE, same_LEE, apart_LEE, strict=True)
     ]
 

@@ -17,7 +17,7 @@ from switch_lm.model.transformer import SwitchLM, evaluating
 from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.reading import Probe, rewind, switch_layers
 from switch_lm.probe.subject import LayerCall, calls
-from switch_lm.routers.routing import Routing, gates
+from switch_lm.routers.routing import gates
 from switch_lm.stats.clusters import mean, nats
 from switch_lm.stats.intervals import Estimate
 
@@ -132,14 +132,10 @@ def _changes(call: LayerCall) -> list[Tensor]:
     routing, y_EBD = call.routing, call.every_output_ETD()
     first_B, held_B = routing.expert_TK[:, 0], routing.gate_TK[:, 0]
     now_BD = held_B[:, None] * y_EBD[first_B, torch.arange(len(first_B), device=first_B.device)]
-    own_EB = torch.stack([_own_gate(routing, call.layer, expert) for expert in range(call.layer.num_experts)])
+    others_BK = routing.probs_TE.gather(1, routing.expert_TK[:, 1:])
+    first_or_other = (torch.cat([p_B[:, None], others_BK], dim=1) for p_B in routing.probs_TE.T)
+    own_EB = torch.stack([gates(prob_BK, call.layer.rule)[:, 0] for prob_BK in first_or_other])
     return [gate_EB[..., None] * y_EBD - now_BD for gate_EB in (held_B.expand_as(own_EB), own_EB)]
-
-
-def _own_gate(routing: Routing, layer: SwitchFeedForward, expert: int) -> Tensor:
-    """The gate (B,) of an expert if it is the first choice."""
-    others_TK = routing.probs_TE.gather(1, routing.expert_TK[:, 1:])
-    return gates(torch.cat([routing.probs_TE[:, expert, None], others_TK], dim=1), layer.rule)[:, 0]
 
 
 def _added(layer: SwitchFeedForward, change_BD: Tensor) -> AbstractContextManager[Any]:

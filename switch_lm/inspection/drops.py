@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from switch_lm.inspection.labels import CHARACTER
+from switch_lm.inspection.atlas import CHARACTER
 from switch_lm.measure.scoring import negative_log_likelihood
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.progress import Say, silent

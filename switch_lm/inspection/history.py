@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from switch_lm.inspection.labels import CHARACTER
+from switch_lm.inspection.atlas import CHARACTER
 from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.reading import Probe, read
 from switch_lm.stats.information import SHIFTS, Explained, explained

@@ -8,11 +8,10 @@ from pathlib import Path
 from torch import Tensor
 
 from switch_lm.inspection.ablation import Ablation, ablation
-from switch_lm.inspection.atlas import Atlas, atlas
+from switch_lm.inspection.atlas import Atlas, atlas, labels
 from switch_lm.inspection.counterfactual import Counterfactual, counterfactual
 from switch_lm.inspection.drops import Drops, drops
 from switch_lm.inspection.history import History, history
-from switch_lm.inspection.labels import labels
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.reading import Probe, Reading, read, read_text

@@ -29,7 +29,7 @@ Windows = tuple[Tensor, Tensor]
 
 
 def tried(factor: float | None) -> list[float | None]:
-    """A capacity factor, and tighter ones."""
+    """A capacity factor, and tighter ones, at which a rule shows what it does."""
     return [factor] if factor is None else [factor, *(tight for tight in TIGHT if tight < factor)]
 
 
@@ -50,11 +50,6 @@ class Subject:
     @cached_property
     def few(self) -> Windows:
         return self.windows(ROWS)
-
-    @property
-    def factors(self) -> list[float | None]:
-        """The capacity factor of training, and tighter ones, at which a rule shows what it does."""
-        return tried(self.model.config.capacity_factor)
 
     @cached_property
     def scored(self) -> Windows:
