@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they ne
     from switch_lm.certificate.finding import Finding, Verdict
     from switch_lm.config.schema import Config
     from switch_lm.model.transformer import SwitchLM
-    from switch_lm.probe.subject import Subject
     from switch_lm.storage.checkpoint import Header
 
 STEPS = 100
@@ -95,9 +94,12 @@ def _refused(message: str) -> int:
 
 def _check(options: argparse.Namespace, verdicts: list[Verdict]) -> int:
     """Fills `verdicts` with those of all checks."""
+    import torch
+
     from switch_lm.certificate import policies, show
     from switch_lm.certificate.certify import PARTS, certify
     from switch_lm.probe.progress import progress
+    from switch_lm.probe.subject import Subject
 
     checkpoint: Path | None = None
     if options.overrides:
@@ -107,7 +109,9 @@ def _check(options: argparse.Namespace, verdicts: list[Verdict]) -> int:
     else:
         checkpoint, model, header = open_model(options.run, options.outputs)
         facts, folder = {"checkpoint": str(checkpoint)}, run_of(checkpoint)
-    subject = _subject(model, header, options.data)
+    data, device = validation_ids(header, options.data), "cuda" if torch.cuda.is_available() else "cpu"
+    alpha = header.config.get("alpha", 0.0)
+    subject = Subject(model.to(device), data.to(device), header.config["data"]["batch_size"], alpha)
     file = options.json or folder / "check.json"
     require_writable(file, option="--json FILE")
     if options.all_policies and not model.config.num_switch_layers:
@@ -172,16 +176,6 @@ def _trained(config: Config, steps: int) -> tuple[SwitchLM, Header]:
         job, signals = run_folder.of_job(run, config), StopSignals(run)
         with Training.prepare(config, job, signals=signals, heading=heading) as training:
             return training.module.model.eval(), Header(**training.module.header)
-
-
-def _subject(model: SwitchLM, header: Header, data: Path | None) -> Subject:
-    import torch
-
-    from switch_lm.probe.subject import Subject
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    ids, config = validation_ids(header, data), header.config
-    return Subject(model.to(device), ids.to(device), config["data"]["batch_size"], config.get("alpha", 0.0))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from switch_lm.certificate import choices, leaks, outputs, queues, routers, scores
+from switch_lm.certificate import choices, leaks, outputs, routers, scores
 from switch_lm.certificate.finding import Finding
 from switch_lm.certificate.layers import cases_of
 from switch_lm.probe.progress import Say, silent
@@ -14,8 +14,8 @@ from switch_lm.probe.subject import Subject
 def _layers(subject: Subject) -> list[Finding]:
     cases = cases_of(subject)
     return [
-        queues.selected(cases),
-        queues.slots(cases),
+        choices.selected(cases),
+        choices.slots(cases),
         choices.conserved(cases),
         choices.capacity(cases),
         outputs.output(cases),

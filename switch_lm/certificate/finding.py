@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Verdict(StrEnum):
-    """PASS: as promised. LEAKS: it does what is known of this rule. FAIL: it contradicts its rule."""
+    """PASS: as promised. LEAKS: as this rule is known to do. FAIL: it contradicts its rule."""
 
     PASS = "PASS"
     LEAKS = "LEAKS"

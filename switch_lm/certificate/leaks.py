@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from types import EllipsisType
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from switch_lm.certificate.finding import Finding, Verdict, leak
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.subject import Subject, Windows, largest, placed_TK, precise, seeded, tried
+from switch_lm.probe.subject import Subject, Windows, largest, placed_TK, seeded, tried
 from switch_lm.routers.options import RoutingRule
 
 MOVED = 1e-5  # a logit; by rounding it moves less
@@ -48,7 +49,9 @@ def intervene(model: SwitchLM, text: Windows, *, capacity_factor: float | Ellips
 
     The inputs of `text` are read, and each is replaced by parts of another one.
     """
-    model, ids_BS = precise(model), text[0]
+    model, ids_BS = deepcopy(model).double(), text[0]  # where rounding is not taken for a leak
+    for layer in model.switch_layers:
+        layer.w_router_DE.data = layer.w_router_DE.data.float()  # routers promise float32
     other_BS = ids_BS.roll(1, dims=0).roll(1, dims=1)
     draw = torch.Generator().manual_seed(0)
     by_future, by_rows, not_placed = list[Tensor](), list[Tensor](), 0.0
@@ -88,9 +91,9 @@ ALONE = dict.fromkeys(ROWS, "the text has a single window: there are no other ro
 
 def check(subject: Subject) -> list[Finding]:
     """Training's rule at its capacity, at tighter ones and at none, where nothing may leak; then validation's."""
-    config, training = subject.model.config, subject.in_training()
+    config, training = subject.model.config, deepcopy(subject.model).train()
     factors = [*tried(config.capacity_factor), None] if subject.limited(config.capacity_factor) else [None]
-    unlimited = subject.in_training()
+    unlimited = deepcopy(training)
     for layer in unlimited.switch_layers:  # its noise follows a token's index among all, which other tokens move
         layer.experts.dropout.rate = 0.0
     in_training = {

@@ -94,15 +94,15 @@ def ablation(
     If a layer has more than `pairs` pairs of experts, `pairs` of them are drawn.
     """
     copied, probe = deepcopy(model).eval(), probe.smaller(num_windows)
-    layers, replay = switch_layers(copied), recorded(copied, probe)
-    before_BS = replay.nll(0)
+    layers, nll_from = switch_layers(copied), recorded(copied, probe)
+    before_BS = nll_from(0)
 
     def cost(number: int, name: str, weights: Weights) -> Estimate:
         say(f"ablation, layer {number}: {name}")
         experts = layers[number].experts
         before = experts.w_in_EDF.data, experts.w_out_EFD.data
         experts.w_in_EDF.data, experts.w_out_EFD.data = weights
-        after_BS = replay.nll(number)
+        after_BS = nll_from(number)
         experts.w_in_EDF.data, experts.w_out_EFD.data = before
         return mean(after_BS - before_BS)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,35 +16,28 @@ from switch_lm.text.vocabulary import Vocabulary
 CHARACTER, NEXT, CLASS = "character", "next character", "character class"
 LINE, WINDOW, SPEAKER = "position in the line", "position in the window", "speaker names"
 CLASSES = ("vowel", "consonant", "upper case", "digit", "punctuation", "space", "newline")
-LAST_EDGE = 512  # positions from here on are one label
+LAST_STEP = 512  # positions from here on are one label
 PLAIN = (CHARACTER, CLASS)  # the class follows from the character: beyond it, it explains nothing
 
 
-@dataclass(frozen=True)
-class Label:
-    """One label of each character, as a number (B, S), and what each number stands for."""
+def labels(probe: Probe, vocabulary: Vocabulary) -> dict[str, Tensor]:
+    """Numbers (B, S) from 0, by the name of the label. Positions are in doubling steps: 0, 1, 2 to 3, 4 to 7, ..."""
+    class_V = torch.tensor([CLASSES.index(character_class(character)) for character in vocabulary.characters])
+    ids_BS, text = probe.ids_BS, vocabulary.decode(probe.split_ids)
+    window_BS = torch.arange(ids_BS.shape[1], device=ids_BS.device).expand_as(ids_BS)
+    return {
+        CHARACTER: ids_BS,
+        NEXT: probe.target_BS,
+        CLASS: class_V.to(ids_BS.device)[ids_BS],
+        LINE: _doubling(probe.cut(position_in_line(text).to(ids_BS.device))),
+        WINDOW: _doubling(window_BS),
+        SPEAKER: probe.cut(in_speaker_name(text).to(ids_BS.device)).long(),
+    }
 
-    name: str
-    id_BS: Tensor
-    values: tuple[str, ...]
 
-
-def labels(probe: Probe, vocabulary: Vocabulary) -> tuple[Label, ...]:
-    """The character comes first. Positions are grouped in doubling steps: 0, 1, 2 to 3, 4 to 7, ..."""
-    characters = tuple(vocabulary.characters)
-    class_V = torch.tensor([CLASSES.index(character_class(character)) for character in characters])
-    ids_BS, device = probe.ids_BS, probe.ids_BS.device
-    line_BS = probe.cut(position_in_line(vocabulary.decode(probe.split_ids)).to(device))
-    window_BS = torch.arange(ids_BS.shape[1], device=device).expand_as(ids_BS)
-    speaker_BS = probe.cut(in_speaker_name(vocabulary.decode(probe.split_ids)).to(device))
-    return (
-        Label(CHARACTER, ids_BS, characters),
-        Label(NEXT, probe.target_BS, characters),
-        Label(CLASS, class_V.to(device)[ids_BS], CLASSES),
-        _doubling(LINE, line_BS),
-        _doubling(WINDOW, window_BS),
-        Label(SPEAKER, speaker_BS.long(), ("elsewhere", "in a speaker's name")),
-    )
+def _doubling(position_BS: Tensor) -> Tensor:
+    """The number of binary digits of a position."""
+    return position_BS.clamp(max=LAST_STEP).float().frexp().exponent.long()
 
 
 def character_class(character: str) -> str:
@@ -76,17 +69,6 @@ def in_speaker_name(text: str) -> Tensor:
     return torch.tensor(inside)
 
 
-def _doubling(name: str, position_BS: Tensor) -> Label:
-    edges = [2**power for power in range(LAST_EDGE.bit_length()) if 2**power <= int(position_BS.max())]
-    ends = [*edges[1:], None] if edges else []
-    values = ["0"] + [
-        f"{low} and more" if end is None else str(low) if end == low + 1 else f"{low} to {end - 1}"
-        for low, end in zip(edges, ends, strict=True)
-    ]
-    edge_N = torch.tensor(edges, device=position_BS.device, dtype=position_BS.dtype)
-    return Label(name, torch.bucketize(position_BS.contiguous(), edge_N, right=True), tuple(values))
-
-
 @dataclass(frozen=True)
 class Atlas:
     """Characters sent to each expert as its first choice, and what explains the choice, layer by layer."""
@@ -104,24 +86,29 @@ class Atlas:
 
 
 def atlas(
-    reading: Reading, labels: Sequence[Label], *, seed: int = 0, shifts: int = SHIFTS, say: Say = silent
+    reading: Reading,
+    labels: Mapping[str, Tensor],
+    *,
+    num_characters: int,
+    seed: int = 0,
+    shifts: int = SHIFTS,
+    say: Say = silent,
 ) -> Atlas:
     """What each of `labels` explains of the first choice; all but the character and its class beyond the character."""
-    [character] = [label for label in labels if label.name == CHARACTER]
-    character_T, shape = character.id_BS.flatten(), (len(character.values), reading.num_experts)
+    character_T, shape = labels[CHARACTER].flatten(), (num_characters, reading.num_experts)
     counts, result = [], []
     for layer, expert_T in enumerate(reading.expert_LBS.flatten(1)):
         say(f"atlas, layer {layer}")
         code_T = character_T * reading.num_experts + expert_T
         counts.append(torch.bincount(code_T, minlength=shape[0] * shape[1]).view(shape))
         of_layer = []
-        for label in labels:
-            given_T, given = (None, None) if label.name in PLAIN else (character_T, CHARACTER)
+        for name, label_BS in labels.items():
+            given_T, given = (None, None) if name in PLAIN else (character_T, CHARACTER)
             of_layer.append(
                 explained(
                     expert_T,
-                    label.id_BS.flatten(),
-                    label=label.name,
+                    label_BS.flatten(),
+                    label=name,
                     given_T=given_T,
                     given=given,
                     seed=seed,

@@ -22,7 +22,7 @@ from switch_lm.stats.clusters import mean, nats
 from switch_lm.stats.intervals import Estimate
 
 POSITIONS = 12  # in each window
-SAME = 1e-5  # nats; losses that are closer are equal but for rounding
+SAME = 1e-5  # nats; losses that are closer differ only by rounding
 HELD, OWN = "the chosen expert's gate", "its own gate"
 
 

@@ -50,22 +50,18 @@ class Drops:
     def findings(self) -> list[str]:
         """One sentence each, also where there is no difference or no drop."""
         shares = ", ".join(f"{share:.1%}" for share in self.share_L)
-        result = [
-            f"At capacity factor {self.capacity_factor:g}, {self.batch_size} rows per batch, drops by layer: {shares}."
-        ]
+        setting = f"At capacity factor {self.capacity_factor:g}, {self.batch_size} rows per batch"
         if self.cost is None:
-            return [*result, "No token of the probe was dropped."]
-        result += [
-            _compared("the later half of a window", "the earlier one", self.late_positions),
-            _compared("the later half of a batch's rows", "the earlier one", self.late_rows),
-            _compared("the fifth that is hardest to predict", "the easiest", self.hardest),
-        ]
+            return [f"{setting}, drops by layer: {shares}.", "No token of the probe was dropped."]
         known = [f"layer {layer} {one.share:.1%} (chance {one.chance:.1%})" for layer, one in enumerate(self.character)
                  if one.beyond_chance]  # fmt: skip
         settled = "" if self.cost.resolved else ", which this probe cannot tell from 0"
         several, by_chance = sum(self.at_once[2:]), sum(self.at_once_by_chance[2:])
         return [
-            *result,
+            f"{setting}, drops by layer: {shares}.",
+            _compared("the later half of a window", "the earlier one", self.late_positions),
+            _compared("the later half of a batch's rows", "the earlier one", self.late_rows),
+            _compared("the fifth that is hardest to predict", "the easiest", self.hardest),
             f"The character explains who is dropped: {', '.join(known)}." if known
             else "The character explains no more of who is dropped than by chance.",
             f"Its own drops change a dropped token's loss by {nats(self.cost)}{settled}.",

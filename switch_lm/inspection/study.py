@@ -82,7 +82,7 @@ def inspect(
     reading = read(model, probe)
     text = read_text(model, validation_ids, context_length=context_length)
     say("atlas", stage=True)
-    explained = atlas(reading, labels(probe, vocabulary), say=say)
+    explained = atlas(reading, labels(probe, vocabulary), num_characters=len(vocabulary), say=say)
     say("drops", stage=True)
     batch_size, limited = header.config["data"]["batch_size"], model.config.capacity_factor is not None
     dropped = drops(model, probe, reading, batch_size=batch_size, say=say) if limited else None

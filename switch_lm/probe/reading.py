@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
@@ -103,39 +103,30 @@ def rewind(cache: list[LayerCache], length: int) -> None:
         layer.length = length
 
 
-@dataclass(frozen=True)
-class Replay:
-    """What reached each block with a Switch layer when the model read the probe with nothing dropped.
+def recorded(model: SwitchLM, probe: Probe) -> Callable[[int], Tensor]:
+    """Reads the probe once, with nothing dropped, and keeps what reached each block. The model must be in `eval()`.
 
-    A change of one layer needs only the blocks from there on.
+    The result takes the number of a Switch layer and gives the nats (B, S) of each target, with the blocks from that
+    layer on as they are then: a change of one layer needs no others.
     """
-
-    model: SwitchLM
-    probe: Probe
-    blocks: tuple[int, ...]  # the numbers of the blocks with a Switch layer
-    reached: tuple[Tensor, ...]  # (B, S, D) of each batch, and within it of each Switch layer
-
-    def nll(self, layer: int) -> Tensor:
-        """Nats (B, S) of each target, with the blocks from Switch layer number `layer` on as they are now."""
-        model, logits = self.model, []
-        with torch.inference_mode():
-            for x_BSD in self.reached[layer :: len(self.blocks)]:
-                length, rotary = x_BSD.shape[1], model.config.position == "rotary"
-                rotation = (model.cos_SW[:length], model.sin_SW[:length]) if rotary else None
-                for block in model.blocks[self.blocks[layer] :]:
-                    x_BSD, _ = block(x_BSD, rotation=rotation, capacity_factor=None)
-                logits.append(model.head(model.norm(x_BSD)))
-        return negative_log_likelihood(torch.cat(logits), self.probe.target_BS)
-
-
-def recorded(model: SwitchLM, probe: Probe) -> Replay:
-    """Reads the probe once. The model must be in `eval()`."""
     numbers = [i for i, block in enumerate(model.blocks) if isinstance(block.ffn, SwitchFeedForward)]
-    reached: list[Tensor] = []
+    reached: list[Tensor] = []  # (B, S, D) of each batch, and within it of each Switch layer
     with torch.inference_mode(), ExitStack() as hooks:
         for number in numbers:
             hook = model.blocks[number].register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0]))
             hooks.enter_context(hook)
         for ids_BS, _ in probe.batches():
             model(ids_BS, capacity_factor=None)
-    return Replay(model, probe, tuple(numbers), tuple(reached))
+
+    @torch.inference_mode()
+    def nll(layer: int) -> Tensor:
+        logits = []
+        for x_BSD in reached[layer :: len(numbers)]:
+            length, rotary = x_BSD.shape[1], model.config.position == "rotary"
+            rotation = (model.cos_SW[:length], model.sin_SW[:length]) if rotary else None
+            for block in model.blocks[numbers[layer] :]:
+                x_BSD, _ = block(x_BSD, rotation=rotation, capacity_factor=None)
+            logits.append(model.head(model.norm(x_BSD)))
+        return negative_log_likelihood(torch.cat(logits), probe.target_BS)
+
+    return nll
