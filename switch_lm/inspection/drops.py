@@ -160,12 +160,6 @@ def summary(
     row_BS = (torch.arange(B, device=device) % batch_size)[:, None].expand(B, S)
     fifth_BS = (nll_BS.flatten().argsort(stable=True).argsort() * FIFTHS // nll_BS.numel()).view(B, S)
 
-    def share(label_BS: Tensor, size: int) -> Tensor:
-        label_T = label_BS.reshape(-1)
-        count_N = torch.bincount(label_T, minlength=size).double()
-        counts = [torch.bincount(label_T, x_BS.flatten().double(), minlength=size) for x_BS in dropped_LBS]
-        return torch.stack(counts) / count_N
-
     def halves(index_BS: Tensor, size: int, rows: int) -> Estimate | None:
         late_BS, early_BS = index_BS >= (size + 1) // 2, index_BS < size // 2
         return difference(*(x_BS.reshape(rows, -1) for x_BS in (mean_BS, late_BS, early_BS)))
@@ -174,10 +168,10 @@ def summary(
         capacity_factor,
         batch_size,
         dropped_LBS,
-        by_character_LV=share(ids_BS, num_characters),
-        by_position_LS=share(position_BS, S),
-        by_row_LR=share(row_BS, batch_size),
-        by_difficulty_LQ=share(fifth_BS, FIFTHS),
+        by_character_LV=_shares(dropped_LBS, ids_BS, num_characters),
+        by_position_LS=_shares(dropped_LBS, position_BS, S),
+        by_row_LR=_shares(dropped_LBS, row_BS, batch_size),
+        by_difficulty_LQ=_shares(dropped_LBS, fifth_BS, FIFTHS),
         character=tuple(
             explained(dropped_BS.flatten().long(), ids_BS.flatten(), label=CHARACTER, seed=seed)
             for dropped_BS in dropped_LBS
@@ -189,6 +183,14 @@ def summary(
         at_once=tuple((layers_BS == n).float().mean().item() for n in range(L + 1)),
         at_once_by_chance=independent(dropped_LBS.double().mean(dim=(1, 2)).tolist()),
     )
+
+
+def _shares(dropped_LBS: Tensor, label_BS: Tensor, size: int) -> Tensor:
+    """The share of tokens with each label from 0 to `size` - 1 that each layer drops (L, size)."""
+    label_T = label_BS.reshape(-1)
+    count_N = torch.bincount(label_T, minlength=size).double()
+    dropped_LN = [torch.bincount(label_T, x_BS.flatten().double(), minlength=size) for x_BS in dropped_LBS]
+    return torch.stack(dropped_LN) / count_N
 
 
 def independent(share_L: list[float]) -> tuple[float, ...]:
