@@ -133,7 +133,7 @@ def test_what_cannot_be_inspected_is_refused_in_one_line(make_run: MakeRun, caps
 def test_a_full_disk_is_reported_with_the_size_and_leaves_the_page_of_before(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_run("tiny", model=tiny_model(len(Vocabulary.of(LONG))), text=LONG)
+    run_with_history(make_run)
     Path("there").mkdir()
     Path("there/inspect.html").write_text("before")
 

@@ -1,4 +1,4 @@
-"""Which experts are selected, who gets a slot, is every choice accounted for: against a plain loop, by intervention."""
+"""Are experts selected and capacity slots given by the rule, and is every choice computed once or dropped?"""
 
 from __future__ import annotations
 
