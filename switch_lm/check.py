@@ -6,9 +6,9 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
@@ -29,7 +29,6 @@ if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they ne
     from switch_lm.certificate.finding import Finding, Verdict
     from switch_lm.config.schema import Config
     from switch_lm.model.transformer import SwitchLM
-    from switch_lm.probe.subject import Subject
     from switch_lm.storage.checkpoint import Header
 
 STEPS = 100
@@ -42,15 +41,28 @@ def parser() -> argparse.ArgumentParser:
         "code 1)."
     )
     options = model_parser(prog="python -m switch_lm.check", about=about)
-    overrides = "in place of --run: a configuration, as for switch_lm.train, which is trained for some steps first"
-    options.add_argument("overrides", nargs="*", metavar="key=value", help=overrides)
-    steps = f"how many steps a configuration is trained; 0: as initialised (default: {STEPS})"
-    options.add_argument("--steps", type=whole_number(at_least=0, example=STEPS), metavar="N", help=steps)
-    every = "also every drop order and overflow rule on the same weights"
-    options.add_argument("--all-policies", action="store_true", help=every)
+    options.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="in place of --run: a configuration, as for switch_lm.train, which is trained for some steps first",
+    )
+    options.add_argument(
+        "--steps",
+        type=whole_number(at_least=0, example=STEPS),
+        metavar="N",
+        help=f"how many steps a configuration is trained; 0: as initialised (default: {STEPS})",
+    )
+    options.add_argument(
+        "--all-policies", action="store_true", help="also every drop order and overflow rule on the same weights"
+    )
     options.add_argument("--data", type=Path, metavar="FILE", help="the text, if it is not where the run found it")
-    where = "(default: check.json in the run's folder, or of a configuration in its outputs)"
-    options.add_argument("--json", type=Path, metavar="FILE", help=where)
+    options.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="(default: check.json in the run's folder, or of a configuration in its outputs)",
+    )
     return options
 
 
@@ -84,68 +96,70 @@ def _refused(message: str) -> int:
 
 def _check(options: argparse.Namespace, verdicts: list[Verdict]) -> int:
     """Fills `verdicts` with those of all checks."""
-    from switch_lm.certificate import certify as certificate
-    from switch_lm.certificate import policies, show
+    import torch
 
-    subject, facts, folder = _of_configuration(options) if options.overrides else _of_run(options)
+    from switch_lm.certificate import policies, show
+    from switch_lm.certificate.certify import PARTS, certify
+    from switch_lm.probe.progress import progress
+    from switch_lm.probe.subject import Subject
+
+    checkpoint: Path | None = None
+    if options.overrides:
+        config, steps = _configuration(options), STEPS if options.steps is None else options.steps
+        model, header = _trained(config, steps)
+        facts, folder = {"overrides": options.overrides, "steps": steps}, Path(config.outputs)
+    else:
+        checkpoint, model, header = open_model(options.run, options.outputs)
+        facts, folder = {"checkpoint": str(checkpoint)}, run_of(checkpoint)
+    data, device = validation_ids(header, options.data), "cuda" if torch.cuda.is_available() else "cpu"
+    alpha = header.config.get("alpha", 0.0)
+    subject = Subject(model.to(device), data.to(device), header.config["data"]["batch_size"], alpha)
     file = options.json or folder / "check.json"
     require_writable(file, option="--json FILE")
-    if options.all_policies and not subject.model.config.num_switch_layers:
+    if options.all_policies and not model.config.num_switch_layers:
         raise CommandError("--all-policies: a dense model routes nothing; leave it out, or give a Switch model")
-    with show.progress() as say:
-        found = certificate.certify(subject, say=say)
-    show.findings(found)
-    facts["findings"] = [finding.as_plain() for finding in found]
-    verdicts += [finding.verdict for finding in found]
+    with progress(len(PARTS)) as say:
+        findings = certify(subject, say=say)
+    show.certificate(findings)
+    facts["findings"] = [asdict(finding) for finding in findings]
+    verdicts += [finding.verdict for finding in findings]
     if options.all_policies:
-        factor = policies.factor_of(subject)
-        with show.progress(len(policies.policies(subject))) as say:
+        factor = model.config.capacity_factor or policies.DEFAULT_FACTOR
+        with progress(len(policies.policies(subject))) as say:
             measured = policies.measure(subject, factor=factor, say=say)
         show.policies(measured, factor=factor)
-        facts["policies"] = {"capacity_factor": factor, "measured": [one.as_plain() for one in measured]}
+        facts["policies"] = {"capacity_factor": factor, "measured": [asdict(one) for one in measured]}
         verdicts += [verdict for one in measured for verdict in (one.sees_future, one.depends_on_rows)]
     write_json(facts, file)
-    if (checkpoint := facts.get("checkpoint")) is not None:
-        _to_tensorboard(found, Path(checkpoint))
+    if checkpoint is not None:
+        _to_tensorboard(findings, checkpoint)
     return 0
 
 
-def _to_tensorboard(found: Sequence[Finding], checkpoint: Path) -> None:
+def _to_tensorboard(findings: Sequence[Finding], checkpoint: Path) -> None:
     """Beside the run's samples, if it is a run's checkpoint and its folder can be written."""
-    from switch_lm.certificate.dashboard import certificate_markdown, write_text
+    from switch_lm.certificate.show import certificate_markdown, write_text
     from switch_lm.storage.checkpoint import read
 
     if (run_of(checkpoint) / CONFIG).is_file():
         try:
             step = int(read(checkpoint).get("global_step", 0))
-            write_text(run_of(checkpoint), "certificate", certificate_markdown(found), step)
+            write_text(run_of(checkpoint), "certificate", certificate_markdown(findings), step)
         except OSError as error:
             print(f"not shown in TensorBoard: {error.strerror or error}", file=sys.stderr)
 
 
-def _of_run(options: argparse.Namespace) -> tuple[Subject, dict[str, Any], Path]:
-    """What to check, the facts for its file, and the folder of that file."""
-    path, model, header = open_model(options.run, options.outputs)
-    return _subject(model, header, options.data), {"checkpoint": str(path)}, run_of(path)
-
-
-def _of_configuration(options: argparse.Namespace) -> tuple[Subject, dict[str, Any], Path]:
-    """The same of a model that is trained for a few steps, in a folder that is thrown away."""
+def _configuration(options: argparse.Namespace) -> Config:
     from switch_lm.config import overrides as cli
 
     config = cli.composed(options.overrides)
     if config.resume is not None:
         raise ConfigError(f"resume={config.resume}: a check does not resume a run; check a run with --run NAME")
-    if options.data is not None:
-        config = replace(config, data=replace(config.data, path=str(options.data)))
-    steps = STEPS if options.steps is None else options.steps
-    model, header = _trained(config, steps)
-    facts = {"overrides": options.overrides, "steps": steps}
-    return _subject(model, header, options.data), facts, Path(config.outputs)
+    return config if options.data is None else replace(config, data=replace(config.data, path=str(options.data)))
 
 
 def _trained(config: Config, steps: int) -> tuple[SwitchLM, Header]:
-    """After `steps` steps; after none as initialised, or as `init_from` gives it."""
+    """A model after `steps` steps in a scratch folder; after none as initialised, or as `init_from` gives it."""
     from switch_lm.storage import run_folder
     from switch_lm.storage.checkpoint import Header, read_model
     from switch_lm.training.run import Training
@@ -164,16 +178,6 @@ def _trained(config: Config, steps: int) -> tuple[SwitchLM, Header]:
         job, signals = run_folder.of_job(run, config), StopSignals(run)
         with Training.prepare(config, job, signals=signals, heading=heading) as training:
             return training.module.model.eval(), Header(**training.module.header)
-
-
-def _subject(model: SwitchLM, header: Header, data: Path | None) -> Subject:
-    import torch
-
-    from switch_lm.probe.subject import Subject
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    ids, config = validation_ids(header, data), header.config
-    return Subject(model.to(device), ids.to(device), config["data"]["batch_size"], config.get("alpha", 0.0))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from switch_lm.certificate.dashboard import certificate_markdown, write_text
 from switch_lm.certificate.finding import Finding, Verdict
+from switch_lm.certificate.show import certificate_markdown, write_text
 from switch_lm.config.schema import Config, DataConfig, HealthConfig, LoggerConfig, TrainerConfig
 from switch_lm.model.config import ModelConfig
 from switch_lm.training.start import train

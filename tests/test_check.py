@@ -1,4 +1,4 @@
-"""The certificate: sound models pass, or leak as their rule is known to; test_check_faults plants what must fail."""
+"""The certificate: sound models pass, or leak as their rule is known to; test_check_faults plants faults that fail."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from test_causality import TABLE
 
 from switch_lm.certificate.certify import certify
 from switch_lm.certificate.choices import _is_capacity
-from switch_lm.certificate.expected import depends_on_rows, sees_future
 from switch_lm.certificate.finding import Finding, Verdict
+from switch_lm.certificate.leaks import depends_on_rows, sees_future
 from switch_lm.certificate.policies import measure, policies
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.subject import Gap, Subject, seeded
@@ -26,12 +26,12 @@ def subject_of(model: SwitchLM | None = None, **changes: Any) -> Subject:
     return Subject(model or tiny_model(**changes), IDS, BATCH_SIZE, alpha=0.01)
 
 
-def found(subject: Subject) -> dict[str, Finding]:
+def findings_of(subject: Subject) -> dict[str, Finding]:
     return {finding.check: finding for finding in certify(subject)}
 
 
 def verdicts(subject: Subject) -> dict[str, Verdict]:
-    return {name: finding.verdict for name, finding in found(subject).items()}
+    return {name: finding.verdict for name, finding in findings_of(subject).items()}
 
 
 LEAKY_ROWS = {"other rows, training"}
@@ -53,7 +53,10 @@ SOUND: dict[str, tuple[dict[str, Any], set[str]]] = {
     "shared expert": ({"shared_expert": True}, LEAKY_ROWS),
     "random drops": ({"random_drop_rate": 0.3}, LEAKY_ROWS),
     "every second block": ({"switch_every": 2}, LEAKY_ROWS),
-    "one expert": ({"num_experts": 1, "capacity_factor": 0.75}, set()),  # who comes last is dropped, whatever the text
+    "one expert": (
+        {"num_experts": 1, "capacity_factor": 0.75},
+        set(),
+    ),  # the last tokens are dropped, whatever the text
     "a capacity in evaluation": (
         {"eval_capacity_factor": 0.5},
         LEAKY_ROWS | {"other rows, evaluation", "batch size, evaluation", "loss gap, evaluation"},
@@ -65,7 +68,7 @@ SOUND: dict[str, tuple[dict[str, Any], set[str]]] = {
 @pytest.mark.parametrize("name", SOUND)
 def test_a_sound_model_passes_and_leaks_what_its_rule_is_known_to_leak(name: str) -> None:
     changes, leaks = SOUND[name]
-    result = found(subject_of(**changes))
+    result = findings_of(subject_of(**changes))
     assert [check for check, finding in result.items() if finding.verdict == Verdict.FAIL] == []
     leaking = {check for check, finding in result.items() if finding.verdict == Verdict.LEAKS}
     assert leaking - {"loss gap, training"} == leaks  # a leak need not lower the loss
@@ -92,15 +95,15 @@ def test_a_sound_model_passes_where_the_probability_of_a_choice_underflows(name:
     smallest = min(routing.probs_TE.gather(1, routing.assigned_TK).min().item() for routing in routings)
     assert smallest < torch.finfo(torch.float32).tiny
     failed = {check for check, verdict in verdicts(subject).items() if verdict == Verdict.FAIL}
-    assert failed <= {"router learns"}  # so sure a router may have no gradient left
+    assert failed <= {"router learns"}  # a router that is so sure may have no gradient left
 
 
-def test_a_model_of_tiny_weights_still_learns() -> None:
+def test_a_model_with_tiny_weights_still_learns() -> None:
     assert verdicts(subject_of(init_scale=1e-6))["router learns"] == Verdict.PASS
 
 
 def test_a_single_window_says_nothing_about_other_rows() -> None:
-    result = found(Subject(tiny_model(), IDS[:17], BATCH_SIZE, alpha=0.01))
+    result = findings_of(Subject(tiny_model(), IDS[:17], BATCH_SIZE, alpha=0.01))
     assert result["other rows, evaluation"].meaning == "the text has a single window: there are no other rows"
     assert (
         "too short to judge" in result["every expert used"].meaning or result["every expert used"].figures["idle"] == 0
@@ -109,7 +112,7 @@ def test_a_single_window_says_nothing_about_other_rows() -> None:
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_interventions_find_what_a_rule_is_known_to_do(name: str) -> None:
+def test_the_expected_leaks_of_a_rule_are_those_that_interventions_show(name: str) -> None:
     options, verdict = TABLE[name]
     rule = RoutingRule(**{key: value for key, value in options.items() if hasattr(RoutingRule(), key)})
     limited = options["capacity_factor"] is not None
@@ -129,7 +132,7 @@ def test_a_check_changes_neither_the_model_nor_the_random_state() -> None:
 def test_every_policy_does_what_the_table_says_on_the_same_weights() -> None:
     subject = subject_of(tiny_model(capacity_factor=0.75))
     result = {one.policy: one for one in measure(subject, factor=0.75)}
-    assert list(result) == [policy.name for policy in policies(subject)] and len(result) == 23
+    assert list(result) == list(policies(subject)) and len(result) == 23
     assert all(Verdict.FAIL not in (one.sees_future, one.depends_on_rows) for one in result.values())
     assert result["position, drop"].sees_future == Verdict.PASS
     for leaking in ("random, drop", "probability, drop, by row", "position, reroute", "top 2, choice order, by row"):
@@ -152,7 +155,7 @@ def test_a_capacity_is_judged_in_fractions(
     assert _is_capacity(capacity, tokens, experts, factor) == right
 
 
-def test_a_gap_is_paired_and_counts_windows_not_characters() -> None:
+def test_a_gap_is_paired_with_windows_as_the_independent_draws() -> None:
     gap = Gap.of(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), torch.tensor([[1.0, 1.0], [5.0, 5.0]]))
     assert gap.mean == -1.0  # windows: +1 and -3
     assert gap.standard_error == pytest.approx(2.0)  # their deviation, sqrt(8), over sqrt(2)

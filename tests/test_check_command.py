@@ -1,17 +1,15 @@
-"""`python -m switch_lm.check`: what it is given, what it prints and writes, how it ends."""
+"""`python -m switch_lm.check`: its arguments, what it prints and writes, and its exit codes."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import MakeRun, tiny_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from switch_lm.check import main
+from switch_lm.check import main, parser
 
 SMALL = ["data.path=text.txt", "model.num_layers=2", "model.d_model=16", "model.num_heads=2", "model.d_ff=16"]
 SMALL += ["model.context_length=8", "model.num_experts=4", "data.batch_size=4", "trainer.device=cpu"]
@@ -35,9 +33,7 @@ def test_the_certificate_of_a_run_is_printed_and_written_to_its_folder(
     assert b"own future, training" in result.tensor_proto.string_val[0]
 
 
-def test_a_fault_ends_with_exit_code_1_and_stands_in_the_file(
-    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fault_gives_exit_code_1_and_is_in_the_file(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_model()
     for layer in model.switch_layers:
         layer.experts.w_in_EDF.data[1:] = layer.experts.w_in_EDF.data[0]
@@ -49,9 +45,7 @@ def test_a_fault_ends_with_exit_code_1_and_stands_in_the_file(
     assert f"{len(failed)} FAIL" in capsys.readouterr().out
 
 
-def test_all_policies_have_a_line_each_with_what_was_measured(
-    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_policy_has_a_line_with_what_was_measured(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_run("tiny", model=tiny_model(capacity_factor=0.75))
     assert main(["--run", "tiny", "--all-policies"]) == 0
     out, policies = capsys.readouterr().out, json.loads((folder / "check.json").read_text())["policies"]
@@ -62,16 +56,18 @@ def test_all_policies_have_a_line_each_with_what_was_measured(
         assert f"{one['loss']:.4f}" in line and f"{one['not_placed']:.1%}" in line
 
 
-def test_a_configuration_is_trained_for_some_steps_or_checked_as_it_is_drawn(
+def test_a_configuration_is_trained_for_some_steps_or_checked_as_initialised(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_run("tiny")  # the text lies beside it
+    make_run("tiny")  # writes the text too
     assert main(["--steps", "0", *SMALL, "model.drop_order=probability"]) in (0, 1)
-    drawn = json.loads(Path("outputs/check.json").read_text())
+    initialised = json.loads(Path("outputs/check.json").read_text())
     assert main(["--steps", "30", *SMALL, "model.drop_order=probability"]) in (0, 1)
     trained = json.loads(Path("outputs/check.json").read_text())
     assert trained["overrides"][-1] == "model.drop_order=probability" and trained["steps"] == 30
-    losses = [f["figures"]["val_loss"] for w in (drawn, trained) for f in w["findings"] if "val_loss" in f["figures"]]
+    losses = [
+        f["figures"]["val_loss"] for w in (initialised, trained) for f in w["findings"] if "val_loss" in f["figures"]
+    ]
     assert losses[1] < losses[0] - 0.1
     assert [f["verdict"] for f in trained["findings"] if f["check"] == "own future, training"] == ["LEAKS"]
     assert sorted(path.name for path in Path("outputs").iterdir()) == ["check.json", "runs"]
@@ -89,7 +85,7 @@ def test_a_dense_model_is_checked_for_what_concerns_it(make_run: MakeRun, capsys
     assert not (folder / "check.json").exists()
 
 
-def test_of_a_single_expert_no_second_choice_is_tried(make_run: MakeRun) -> None:
+def test_with_a_single_expert_no_second_choice_is_tried(make_run: MakeRun) -> None:
     folder = make_run("one", model=tiny_model(num_experts=1, capacity_factor=0.75))
     assert main(["--run", "one", "--all-policies"]) == 0
     measured = json.loads((folder / "check.json").read_text())["policies"]["measured"]
@@ -121,8 +117,5 @@ def test_what_cannot_be_checked_is_refused_with_exit_code_2(
     assert not list(Path("outputs").glob("**/check.json"))
 
 
-def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "switch_lm.check", "--help"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0 and "LEAKS" in done.stdout
-    assert "torch" not in {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+def test_the_help_explains_every_verdict() -> None:
+    assert all(verdict in parser().format_help() for verdict in ("PASS", "LEAKS", "FAIL"))

@@ -30,7 +30,7 @@ def capacity_rounded_down(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
     )
 
 
-def counted_inclusively(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+def slots_counted_inclusively(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
     real = queueing.queue_slots
 
     def one_later(expert_GN: Tensor, num_experts: int) -> Any:
@@ -44,8 +44,8 @@ def load_after_dropping(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
     real = routing.route
 
     def route(*args: Any, **options: Any) -> Any:
-        made = real(*args, **options)
-        return replace(made, load_E=made.kept_E)
+        result = real(*args, **options)
+        return replace(result, load_E=result.kept_E)
 
     patch.setattr("switch_lm.model.switch.route", route)
 
@@ -89,7 +89,7 @@ def copies(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
 
 def an_idle_expert(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
     w_router_DE = model.switch_layers[1].w_router_DE.data
-    w_router_DE[:, 3] = w_router_DE[:, 1]  # of equals the first is taken
+    w_router_DE[:, 3] = w_router_DE[:, 1]  # among equal experts the first is selected
 
 
 def drops_in_evaluation(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -101,7 +101,7 @@ def select_the_worst(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
     patch.setattr(routing, "select", lambda logits_TE, probs_TE, **_: probs_TE.argmin(dim=-1, keepdim=True))
 
 
-def a_rule_not_carried_out(order: str, instead: str) -> Break:
+def a_drop_order_not_followed(order: str, instead: str) -> Break:
     def fault(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
         patch.setitem(queueing.DROP_ORDERS, order, queueing.DROP_ORDERS[instead])
 
@@ -109,18 +109,18 @@ def a_rule_not_carried_out(order: str, instead: str) -> Break:
     return fault
 
 
-def rerouting_that_does_not(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+def rerouting_that_does_nothing(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
     def stay(expert_GN: Tensor, probs_GNE: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
         return expert_GN, queueing.queue_slots(expert_GN, probs_GNE.shape[-1]).slot_GN
 
     patch.setattr(queueing, "_reroute", stay)
 
 
-def a_router_that_is_not_taught(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+def a_router_that_is_not_trained(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
     patch.setattr(switch._NarrowProduct, "backward", lambda ctx, g: (g @ ctx.saved_tensors[1].T, torch.randn(16, 4)))
 
 
-def experts_that_are_not_taught(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+def experts_that_are_not_trained(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
     real = experts.Experts.padded
     patch.setattr(experts.Experts, "padded", lambda self, x_ECD: real(self, x_ECD).detach() + 0 * x_ECD)
 
@@ -138,11 +138,11 @@ def a_dead_balance_loss(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
     patch.setattr(routing.Routing, "mean_prob_E", property(lambda self: self.probs_TE.detach().mean(dim=0)))
 
 
-def balance_of_what_is_kept(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+def balance_of_kept_choices_only(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
     patch.setattr(routing.Routing, "mean_prob_E", property(lambda self: self.probs_TE[self.kept_TK[:, 0]].mean(dim=0)))
 
 
-def always_the_first_expert_when_writing(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+def always_the_first_expert_when_generating(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
     real = experts.Experts.one_token
     patch.setattr(experts.Experts, "one_token", lambda self, x_1D, expert_11: real(self, x_1D, 0 * expert_11))
 
@@ -167,7 +167,7 @@ def another_capacity_than_configured(patch: pytest.MonkeyPatch, model: SwitchLM)
         layer.capacity_factor = None
 
 
-def places_of_a_row_are_the_batchs(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+def a_rows_capacity_is_the_batchs(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
     for layer in model.switch_layers:
         layer.rule = replace(layer.rule, capacity_group="batch")
 
@@ -190,7 +190,7 @@ EVERY_FUTURE = {"own future, training", "own future, evaluation"}
 FAULTS: dict[Break, tuple[set[str], dict[str, Any]]] = {  # what must fail, and the options of the model
     softmax_after_top_k: ({"router learns", "gates", "layer's output"}, {}),
     capacity_rounded_down: ({"capacity"}, {}),
-    counted_inclusively: ({"choices conserved", "places"}, {}),
+    slots_counted_inclusively: ({"choices conserved", "places"}, {}),
     load_after_dropping: ({"choices conserved"}, {}),
     last_come_first_served: ({"own future, training", "places"}, {}),
     attention_without_a_mask: (EVERY_FUTURE | {"cache", "loss gap, evaluation"}, {}),
@@ -202,18 +202,18 @@ FAULTS: dict[Break, tuple[set[str], dict[str, Any]]] = {  # what must fail, and 
     an_idle_expert: ({"every expert used"}, {}),
     drops_in_evaluation: ({"other rows, evaluation", "batch size, evaluation", "loss gap, evaluation", "capacity"}, {}),
     select_the_worst: ({"selection"}, {}),
-    a_rule_not_carried_out("random", "position"): ({"places"}, {"drop_order": "random"}),
-    a_rule_not_carried_out("probability", "position"): ({"places"}, {"drop_order": "probability"}),
-    rerouting_that_does_not: ({"places"}, {"overflow": "reroute"}),
-    a_router_that_is_not_taught: ({"layer's gradients"}, {}),
-    experts_that_are_not_taught: ({"layer's gradients"}, {}),
+    a_drop_order_not_followed("random", "position"): ({"places"}, {"drop_order": "random"}),
+    a_drop_order_not_followed("probability", "position"): ({"places"}, {"drop_order": "probability"}),
+    rerouting_that_does_nothing: ({"places"}, {"overflow": "reroute"}),
+    a_router_that_is_not_trained: ({"layer's gradients"}, {}),
+    experts_that_are_not_trained: ({"layer's gradients"}, {}),
     a_dead_balance_loss: ({"router learns"}, {}),
-    balance_of_what_is_kept: ({"balance loss"}, {}),
-    always_the_first_expert_when_writing: ({"layer's output", "cache"}, {}),
+    balance_of_kept_choices_only: ({"balance loss"}, {}),
+    always_the_first_expert_when_generating: ({"layer's output", "cache"}, {}),
     gates_of_one_in_evaluation: ({"gates"}, {}),
     sees_all_in_training: ({"own future, training"}, {"drop_order": "random"}),
     another_capacity_than_configured: ({"capacity"}, {}),
-    places_of_a_row_are_the_batchs: ({"other rows, training"}, {"capacity_group": "sequence"}),
+    a_rows_capacity_is_the_batchs: ({"other rows, training"}, {"capacity_group": "sequence"}),
     a_nan: (EVERY_FUTURE | {"batch size, evaluation", "cache", "loss gap, training"}, {}),
     training_scores_better: ({"loss gap, training"}, {}),
 }

@@ -12,7 +12,7 @@ from dashboard_server import DENSE, FINDINGS, RUN, Server, server  # noqa: F401 
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from switch_lm.certificate.dashboard import certificate_markdown, write_text
+from switch_lm.certificate.show import certificate_markdown, write_text
 from switch_lm.config.schema import Config
 from switch_lm.measure.metrics import chart_layout
 from switch_lm.model.config import ModelConfig

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
+import errno
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,14 +130,27 @@ def test_what_cannot_be_inspected_is_refused_in_one_line(make_run: MakeRun, caps
     assert not list(Path("outputs").glob("**/inspect.html"))
 
 
-def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "switch_lm.inspect", "--help"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0 and "--compare" in done.stdout
-    assert "torch" not in {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+def test_a_full_disk_is_reported_with_the_size_and_leaves_the_page_of_before(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with_history(make_run)
+    Path("there").mkdir()
+    Path("there/inspect.html").write_text("before")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["--run", "tiny", "--out", "there"]) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        r"there \(\d{2,3},\d{3} bytes\) could not be written: .*; make room, or give .* --out FOLDER", message
+    )
+    assert [path.name for path in Path("there").rglob("*") if path.is_file()] == ["inspect.html"]
+    assert Path("there/inspect.html").read_text() == "before"
 
 
-def test_two_checkpoints_of_one_run_have_names_of_their_own_and_nothing_of_before_is_left(make_run: MakeRun) -> None:
+def test_two_checkpoints_of_one_run_have_different_names_and_old_pictures_are_removed(make_run: MakeRun) -> None:
     folder = run_with_history(make_run, capacity_factor=0.5)
     early = str(folder / "checkpoints" / "step_000005.ckpt")
     assert main(["--run", "tiny", "--compare", early, "--out", "both"]) == 0

@@ -1,4 +1,4 @@
-"""Who is dropped, and what it costs: closed forms under position order, planted differences, and drops at random."""
+"""Which tokens are dropped, and what it costs: closed forms in position order, planted differences, random drops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from switch_lm.inspection.drops import Drops, costs, drops, independent, summary
 from switch_lm.measure.scoring import whole
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.probe import Probe, read
+from switch_lm.probe.reading import Probe, read
 from switch_lm.stats.clusters import difference, mean, mean_where
 from switch_lm.stats.intervals import t_quantile
 from switch_lm.text.vocabulary import Vocabulary
@@ -22,12 +22,12 @@ PROBE = Probe.of(VOCABULARY.encode(TEXT), context_length=16, num_windows=16)
 BATCH_SIZE = 4
 
 
-def found(model: SwitchLM, **options: Any) -> Drops:
+def drops_of(model: SwitchLM, **options: Any) -> Drops:
     return drops(model, PROBE, read(model, PROBE), batch_size=BATCH_SIZE, **options)
 
 
 def all_to_one(model: SwitchLM) -> SwitchLM:
-    """Every token of every layer goes to expert 0: of equals the first is taken."""
+    """Every token of every layer goes to expert 0: among equal experts the first is selected."""
     for layer in model.switch_layers:
         layer.w_router_DE.data.zero_()
     return model
@@ -57,7 +57,7 @@ def at_random(share: float, seed: int = 0) -> Tensor:
 def test_under_position_order_all_but_the_first_of_a_full_expert_are_dropped() -> None:
     """Four rows of 16 tokens, four experts, factor 0.5: expert 0 takes 8 of the 64."""
     model = all_to_one(tiny_model(len(VOCABULARY), capacity_factor=0.5))
-    result = found(model)
+    result = drops_of(model)
     assert result.by_row_LR.tolist() == [[0.5, 1.0, 1.0, 1.0]] * 2
     assert result.by_position_LS.tolist() == [[0.75] * 8 + [1.0] * 8] * 2
     assert result.share_L == [0.875, 0.875]
@@ -71,7 +71,7 @@ def test_under_position_order_all_but_the_first_of_a_full_expert_are_dropped() -
 def test_with_a_single_layer_the_cost_is_the_difference_of_two_passes() -> None:
     """There a drop moves nobody else's logits."""
     model = tiny_model(len(VOCABULARY), num_layers=1, capacity_factor=0.5)
-    result = found(model)
+    result = drops_of(model)
     rows = zip(PROBE.ids_BS.split(BATCH_SIZE), PROBE.target_BS.split(BATCH_SIZE), strict=True)
     with_drops_BS = torch.cat([whole(model, *batch, capacity_factor=0.5) for batch in rows])
     without_BS = whole(model, PROBE.ids_BS, PROBE.target_BS, capacity_factor=None)
@@ -89,7 +89,7 @@ def test_with_a_single_layer_the_cost_is_the_difference_of_two_passes() -> None:
      {"dropout": 0.5, "router_jitter": 0.5, "expert_dropout": 0.5, "random_drop_rate": 0.5, "selection": "sample"}],
     ids=str,
 )  # fmt: skip
-def test_what_earlier_tokens_lose_is_not_put_down_to_a_token_that_keeps_its_place(changes: dict[str, Any]) -> None:
+def test_what_earlier_tokens_lose_is_not_attributed_to_a_token_that_is_kept(changes: dict[str, Any]) -> None:
     model = tiny_model(len(VOCABULARY), num_layers=3, capacity_factor=0.6, **changes)
     dropped_LBS, cost_BS = costs(model, PROBE, BATCH_SIZE, 0.6)
     placed_BS = ~dropped_LBS.any(dim=0)
@@ -98,32 +98,32 @@ def test_what_earlier_tokens_lose_is_not_put_down_to_a_token_that_keeps_its_plac
     assert cost_BS[~placed_BS].abs().max() > 1e-2
 
 
-def test_experts_that_give_nothing_are_no_loss() -> None:
+def test_experts_that_give_nothing_cost_nothing_to_drop() -> None:
     model = tiny_model(len(VOCABULARY), capacity_factor=0.5)
     for layer in model.switch_layers:
         layer.experts.w_out_EFD.data.zero_()
-    result = found(model)
+    result = drops_of(model)
     assert result.cost is not None and result.cost.mean == pytest.approx(0.0, abs=1e-5)
     assert result.at_once[0] < 0.9
 
 
 def test_a_model_that_drops_nothing_says_so() -> None:
-    result = found(tiny_model(len(VOCABULARY), capacity_factor=4.0))
+    result = drops_of(tiny_model(len(VOCABULARY), capacity_factor=4.0))
     assert result.share_L == [0.0, 0.0] and result.cost is None
     assert result.findings()[-1] == "No token of the probe was dropped."
 
 
-def test_a_model_without_a_capacity_needs_one_to_try() -> None:
+def test_a_model_without_a_capacity_needs_a_given_one() -> None:
     model = tiny_model(len(VOCABULARY), capacity_factor=None)
     with pytest.raises(ValueError, match="give a capacity_factor"):
-        found(model)
-    assert found(model, capacity_factor=0.5).capacity_factor == 0.5
+        drops_of(model)
+    assert drops_of(model, capacity_factor=0.5).capacity_factor == 0.5
 
 
 def test_random_drops_follow_from_the_seed_and_leave_model_and_random_state_alone() -> None:
     model = tiny_model(len(VOCABULARY), capacity_factor=0.5, drop_order="random")
     state, weights = torch.get_rng_state(), {name: x.clone() for name, x in model.state_dict().items()}
-    first, again, other = found(model), found(model), found(model, seed=1)
+    first, again, other = drops_of(model), drops_of(model), drops_of(model, seed=1)
     assert torch.equal(first.dropped_LBS, again.dropped_LBS)
     assert not torch.equal(first.dropped_LBS, other.dropped_LBS)
     assert torch.equal(torch.get_rng_state(), state) and not model.training
@@ -133,7 +133,7 @@ def test_random_drops_follow_from_the_seed_and_leave_model_and_random_state_alon
 # --- Planted differences, and none
 
 
-def test_the_fifth_that_is_hardest_is_found() -> None:
+def test_drops_of_the_hardest_fifth_are_detected() -> None:
     nll_BS = torch.rand(PROBE.ids_BS.shape, generator=torch.Generator().manual_seed(0))
     threshold = nll_BS.flatten().sort().values[int(0.8 * nll_BS.numel())]
     result = summarized(nll_BS >= threshold, nll_BS)
@@ -141,7 +141,7 @@ def test_the_fifth_that_is_hardest_is_found() -> None:
     assert any("hardest to predict is dropped more often" in text for text in result.findings())
 
 
-def test_a_character_that_is_dropped_is_found() -> None:
+def test_drops_of_one_character_are_detected() -> None:
     result = summarized(PROBE.ids_BS == 5)
     assert result.by_character_LV[0, 5] == 1.0 and result.by_character_LV[0].nansum() == 1.0
     assert result.character[0].share == pytest.approx(1.0)
@@ -159,14 +159,14 @@ def test_drops_at_random_have_no_favourites() -> None:
     assert any("the easiest no difference shows" in text for text in quiet.findings())
 
 
-def test_a_cost_is_told_apart_from_none() -> None:
+def test_a_cost_is_distinguished_from_none() -> None:
     dropped_BS = at_random(0.3)
     noise_BS = torch.randn(PROBE.ids_BS.shape, generator=torch.Generator().manual_seed(2))
-    dear, free = (summarized(dropped_BS, cost_BS=noise_BS + shift) for shift in (1.0, -noise_BS[dropped_BS].mean()))
-    assert dear.cost is not None and dear.cost.low is not None and 0.5 < dear.cost.low < 1.0
+    costly, free = (summarized(dropped_BS, cost_BS=noise_BS + shift) for shift in (1.0, -noise_BS[dropped_BS].mean()))
+    assert costly.cost is not None and costly.cost.low is not None and 0.5 < costly.cost.low < 1.0
     assert free.cost is not None and free.cost.mean == pytest.approx(0.0, abs=1e-6)
     assert any("which this probe cannot tell from 0" in text for text in free.findings())
-    assert not any("which this probe cannot tell" in text for text in dear.findings())
+    assert not any("which this probe cannot tell" in text for text in costly.findings())
 
 
 def test_independent_layers_drop_together_as_often_as_the_product_of_their_shares() -> None:
@@ -177,11 +177,11 @@ def test_independent_layers_drop_together_as_often_as_the_product_of_their_share
 # --- Estimates over windows
 
 
-def test_windows_are_the_draws_not_characters() -> None:
-    found = mean(torch.tensor([[1.0, 1.0, 1.0], [3.0, 3.0, 3.0]]))
+def test_windows_not_characters_are_the_independent_draws() -> None:
+    result = mean(torch.tensor([[1.0, 1.0, 1.0], [3.0, 3.0, 3.0]]))
     error = 1.0  # their deviation, sqrt(2), over sqrt(2)
-    assert found.mean == 2.0 and found.count == 2
-    assert found.high == pytest.approx(2.0 + t_quantile(1) * error)
+    assert result.mean == 2.0 and result.count == 2
+    assert result.high == pytest.approx(2.0 + t_quantile(1) * error)
 
 
 def test_marked_values_and_their_differences_have_means_of_their_own() -> None:

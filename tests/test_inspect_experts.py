@@ -11,13 +11,11 @@ from conftest import TEXT, tiny_model
 from torch import Tensor
 from torch.nn import functional as F
 
-from switch_lm.inspection.ablation import Ablation, ablation
+from switch_lm.inspection.ablation import Ablation, ablation, similarities
 from switch_lm.inspection.counterfactual import HELD, Counterfactual, counterfactual, judge
-from switch_lm.inspection.similarity import similarities
 from switch_lm.measure.scoring import negative_log_likelihood, whole
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.probe import Probe
-from switch_lm.probe.replay import recorded
+from switch_lm.probe.reading import Probe, recorded
 from switch_lm.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(TEXT)
@@ -35,7 +33,7 @@ def copies(**changes: Any) -> SwitchLM:
 
 
 def one_useful_expert(chosen: int) -> SwitchLM:
-    """Of text in one letter: expert 0 foretells it, 1 and 2 say nothing, 3 speaks against it."""
+    """For a text of one letter: expert 0 predicts it, 1 and 2 contribute nothing, 3 makes it less probable."""
     model = tiny_model(len(VOCABULARY), num_layers=1)
     block: Any = model.blocks[0]
     block.attention.out.weight.data.zero_()
@@ -81,76 +79,78 @@ def slow(model: SwitchLM, layer: int, gate: str, *, positions: list[int]) -> Any
 @torch.no_grad()
 def test_every_expert_is_scored_as_a_slow_loop_scores_it(changes: dict[str, Any]) -> None:
     model = tiny_model(len(VOCABULARY), **changes)
-    found = counterfactual(model, PROBE, positions=2)
-    assert found.num_tokens == 16
+    result = counterfactual(model, PROBE, positions=2)
+    assert result.num_tokens == 16
     for layer in range(2):
-        for one in (found.held[layer], found.own[layer]):
+        for one in (result.held[layer], result.own[layer]):
             expected = slow(model, layer, one.gate, positions=[4, 12])
             for name in ("best", "rank", "best_gains", "best_gains_on_random", "chosen_gains_on_random"):
                 mine, theirs = getattr(one, name), getattr(expected, name)
                 assert mine.mean == pytest.approx(theirs.mean, abs=1e-5), name
                 assert mine.low == pytest.approx(theirs.low, abs=1e-4), name
-    assert found.held[0] != found.own[0] and found.held[0].best_gains.mean > 1e-3
+    assert result.held[0] != result.own[0] and result.held[0].best_gains.mean > 1e-3
 
 
-def test_a_router_that_is_always_wrong_is_found() -> None:
-    found = counterfactual(one_useful_expert(chosen=3), ONE_LETTER).held[0]
-    assert (found.best.mean, found.rank.mean, found.chance) == (0.0, 4.0, 0.25)
-    assert found.best_gains.mean > found.best_gains_on_random.mean > 0.1
-    assert found.chosen_gains_on_random.mean < -0.1 and found.chosen_gains_on_random.resolved
-    assert "worse than a random one" in found.findings()[0]
+def test_a_router_that_is_always_wrong_is_detected() -> None:
+    result = counterfactual(one_useful_expert(chosen=3), ONE_LETTER).held[0]
+    assert (result.best.mean, result.rank.mean, result.chance) == (0.0, 4.0, 0.25)
+    assert result.best_gains.mean > result.best_gains_on_random.mean > 0.1
+    assert result.chosen_gains_on_random.mean < -0.1 and result.chosen_gains_on_random.resolved
+    assert "worse than a random one" in result.findings()[0]
 
 
-def test_a_router_that_is_always_right_is_found() -> None:
-    found = counterfactual(one_useful_expert(chosen=0), ONE_LETTER)
-    for one in (found.held[0], found.own[0]):
+def test_a_router_that_is_always_right_is_detected() -> None:
+    result = counterfactual(one_useful_expert(chosen=0), ONE_LETTER)
+    for one in (result.held[0], result.own[0]):
         assert (one.best.mean, one.rank.mean, one.best_gains.mean) == (1.0, 1.0, 0.0)
         assert one.chosen_gains_on_random.mean == pytest.approx(one.best_gains_on_random.mean) != 0.0
         assert "better than a random one" in one.findings()[0]
 
 
-def test_between_two_experts_that_say_nothing_the_rank_is_shared() -> None:
-    found = counterfactual(one_useful_expert(chosen=1), ONE_LETTER).held[0]
-    assert (found.best.mean, found.rank.mean) == (0.0, 2.5)
+def test_two_experts_that_contribute_nothing_share_their_rank() -> None:
+    result = counterfactual(one_useful_expert(chosen=1), ONE_LETTER).held[0]
+    assert (result.best.mean, result.rank.mean) == (0.0, 2.5)
 
 
 def test_between_copies_there_is_nothing_to_gain() -> None:
-    found = counterfactual(copies(), PROBE)
-    for one in found.held:
+    result = counterfactual(copies(), PROBE)
+    for one in result.held:
         assert (one.best.mean, one.rank.mean) == (0.25, 2.5)  # as by chance
         assert one.best_gains.mean == pytest.approx(0.0, abs=1e-5)
         assert one.chosen_gains_on_random.mean == pytest.approx(0.0, abs=1e-5)
-    assert all(one.best_gains_on_random.mean > 0 for one in found.own)  # their gates still differ
+    assert all(one.best_gains_on_random.mean > 0 for one in result.own)  # their gates still differ
 
 
 def test_a_router_that_chooses_at_random_is_no_better_than_a_random_one() -> None:
-    draw, found = torch.Generator().manual_seed(0), []
+    draw, judgements = torch.Generator().manual_seed(0), []
     for _ in range(40):
         nll_EBN, chosen_BN = torch.rand(4, 30, 10, generator=draw), torch.randint(4, (30, 10), generator=draw)
-        found.append(judge(nll_EBN, chosen_BN=chosen_BN, open_EBN=torch.ones(4, 30, 10, dtype=torch.bool), gate=HELD))
-    assert sum(one.chosen_gains_on_random.resolved for one in found) <= 6
-    assert sum(one.best.low <= 0.25 <= one.best.high for one in found) >= 34  # type: ignore[operator]
-    quiet = next(one for one in found if not one.chosen_gains_on_random.resolved)
+        judgements.append(
+            judge(nll_EBN, chosen_BN=chosen_BN, open_EBN=torch.ones(4, 30, 10, dtype=torch.bool), gate=HELD)
+        )
+    assert sum(one.chosen_gains_on_random.resolved for one in judgements) <= 6
+    assert sum(one.best.low <= 0.25 <= one.best.high for one in judgements) >= 34  # type: ignore[operator]
+    quiet = next(one for one in judgements if not one.chosen_gains_on_random.resolved)
     assert "not better or worse than a random one by any visible amount" in quiet.findings()[0]
 
 
 def test_losses_are_judged_by_hand() -> None:
     nll_EBN = torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1).expand(3, 2, 1)
     chosen_BN = torch.tensor([[1], [1]])
-    found = judge(nll_EBN, chosen_BN=chosen_BN, open_EBN=torch.ones_like(nll_EBN, dtype=torch.bool), gate=HELD)
-    assert (found.best.mean, found.rank.mean, found.best_gains.mean) == (0.0, 2.0, 1.0)
-    assert found.chosen_gains_on_random.mean == pytest.approx(1 / 3)
+    result = judge(nll_EBN, chosen_BN=chosen_BN, open_EBN=torch.ones_like(nll_EBN, dtype=torch.bool), gate=HELD)
+    assert (result.best.mean, result.rank.mean, result.best_gains.mean) == (0.0, 2.0, 1.0)
+    assert result.chosen_gains_on_random.mean == pytest.approx(1 / 3)
     closed_EBN = torch.tensor([False, True, True]).view(3, 1, 1).expand(3, 2, 1)
     closed = judge(nll_EBN, chosen_BN=chosen_BN, open_EBN=closed_EBN, gate=HELD)
     assert (closed.num_experts, closed.best.mean, closed.rank.mean, closed.best_gains.mean) == (2, 1.0, 1.0, 0.0)
 
 
 @pytest.mark.parametrize("renormalize", [False, True])
-def test_of_two_choices_the_second_stays(renormalize: bool) -> None:
+def test_with_two_choices_the_second_one_stays(renormalize: bool) -> None:
     model = tiny_model(len(VOCABULARY), top_k=2, renormalize_gates=renormalize)
-    found = counterfactual(model, PROBE, positions=3)
-    assert {one.num_experts for one in found.held} == {3}
-    assert all(1.0 <= one.rank.mean <= 3.0 and one.best_gains.mean >= 0.0 for one in (*found.held, *found.own))
+    result = counterfactual(model, PROBE, positions=3)
+    assert {one.num_experts for one in result.held} == {3}
+    assert all(1.0 <= one.rank.mean <= 3.0 and one.best_gains.mean >= 0.0 for one in (*result.held, *result.own))
 
 
 def states(model: SwitchLM) -> dict[str, Tensor]:
@@ -183,8 +183,8 @@ def test_a_model_with_a_capacity_in_evaluation_is_read_without_it() -> None:
 # --- Ablation
 
 
-def costs(found: Ablation) -> list[float]:
-    return [one.mean for layer in found.layers for one in (*layer.off, *layer.swapped.values(), layer.averaged)]
+def costs(result: Ablation) -> list[float]:
+    return [one.mean for layer in result.layers for one in (*layer.off, *layer.swapped.values(), layer.averaged)]
 
 
 def loss(model: SwitchLM) -> float:
@@ -194,27 +194,27 @@ def loss(model: SwitchLM) -> float:
 @pytest.mark.parametrize("changes", [{}, {"num_layers": 4, "switch_every": 2}, {"position": "learned"}], ids=str)
 def test_swapping_two_experts_is_swapping_their_columns_in_the_router(changes: dict[str, Any]) -> None:
     model = tiny_model(len(VOCABULARY), **changes)
-    found = ablation(model, PROBE)
-    assert found.loss == pytest.approx(loss(model)) and len(found.layers[0].swapped) == 6
-    for number, layer in enumerate(found.layers):
+    result = ablation(model, PROBE)
+    assert result.loss == pytest.approx(loss(model)) and len(result.layers[0].swapped) == 6
+    for number, layer in enumerate(result.layers):
         for (i, j), cost in layer.swapped.items():
             other = deepcopy(model)
             w_router_DE = other.switch_layers[number].w_router_DE.data
             w_router_DE[:, [i, j]] = w_router_DE[:, [j, i]].clone()
             assert cost.mean == pytest.approx(loss(other) - loss(model), abs=1e-5)
-    assert max(map(abs, costs(found))) > 1e-3
+    assert max(map(abs, costs(result))) > 1e-3
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_layers": 4, "switch_every": 2}, {"position": "none"}], ids=str)
-def test_what_is_read_from_a_layer_on_is_what_the_whole_model_says(changes: dict[str, Any]) -> None:
+def test_reading_from_a_layer_on_gives_what_the_whole_model_gives(changes: dict[str, Any]) -> None:
     model = tiny_model(len(VOCABULARY), **changes)
-    replay = recorded(model, PROBE)
+    nll_from = recorded(model, PROBE)
     for number, layer in enumerate(model.switch_layers):
         layer.experts.w_out_EFD.data.mul_(2.0)
         expected_BS = whole(model, PROBE.ids_BS, PROBE.target_BS, capacity_factor=None)
-        assert torch.allclose(replay.nll(number), expected_BS, atol=1e-5)
+        assert torch.allclose(nll_from(number), expected_BS, atol=1e-5)
         layer.experts.w_out_EFD.data.mul_(0.5)
-        assert not torch.allclose(replay.nll(number), expected_BS, atol=1e-3)
+        assert not torch.allclose(nll_from(number), expected_BS, atol=1e-3)
 
 
 @pytest.mark.parametrize("expert", [0, 3])
@@ -230,10 +230,10 @@ def test_an_expert_that_is_off_gives_its_tokens_nothing(expert: int) -> None:
     assert cost.mean == pytest.approx(loss(model) - before, abs=1e-5) and abs(cost.mean) > 1e-4
 
 
-def test_an_expert_without_tokens_is_no_loss() -> None:
+def test_an_expert_without_tokens_costs_nothing_to_switch_off() -> None:
     model = tiny_model(len(VOCABULARY))
     w_router_DE = model.switch_layers[0].w_router_DE.data
-    w_router_DE[:, 2] = w_router_DE[:, 1]  # of equals the first is taken
+    w_router_DE[:, 2] = w_router_DE[:, 1]  # among equal experts the first is selected
     layer = ablation(model, PROBE).layers[0]
     assert layer.similarity.share_E[2] == 0.0 and layer.off[2].mean == 0.0
     assert any("without a token of the probe: expert 2" in text for text in layer.findings())
@@ -257,13 +257,13 @@ def test_copies_that_keep_their_hidden_units_in_another_order_are_still_copies()
         for w_in_DF, w_out_FD in zip(layer.experts.w_in_EDF.data, layer.experts.w_out_EFD.data, strict=True):
             order_F = torch.randperm(len(w_out_FD), generator=draw)
             w_in_DF[:], w_out_FD[:] = w_in_DF[:, order_F], w_out_FD[order_F]
-    for found in ablation(model, PROBE).layers:
-        assert found.averaged.mean == pytest.approx(0.0, abs=1e-6)
-        assert max(abs(cost.mean) for cost in found.swapped.values()) < 1e-6
-        assert found.all_off.mean != pytest.approx(0.0, abs=1e-4)
+    for result in ablation(model, PROBE).layers:
+        assert result.averaged.mean == pytest.approx(0.0, abs=1e-6)
+        assert max(abs(cost.mean) for cost in result.swapped.values()) < 1e-6
+        assert result.all_off.mean != pytest.approx(0.0, abs=1e-4)
 
 
-def test_averaging_opposites_leaves_nothing() -> None:
+def test_averaging_opposite_experts_leaves_nothing() -> None:
     """Experts 0 and 1 undo each other, as 2 and 3 do: their mean is a layer that is off."""
     model = copies()
     experts = model.switch_layers[1].experts
@@ -275,7 +275,7 @@ def test_averaging_opposites_leaves_nothing() -> None:
     assert torch.allclose(layer.similarity.same_EE, torch.tensor(expected).double(), atol=1e-5)
 
 
-def test_experts_that_have_nothing_to_do_with_each_other_are_no_more_alike_than_by_chance() -> None:
+def test_unrelated_experts_are_no_more_alike_than_by_chance() -> None:
     model = tiny_model(len(VOCABULARY), d_model=64, num_experts=8)
     for one in similarities(model, PROBE):
         assert one.between is not None and abs(one.between - one.chance) < 0.05
@@ -288,7 +288,7 @@ def test_the_swaps_of_many_experts_are_drawn_and_the_same_each_time() -> None:
     assert len(first) == 5 and first == again
 
 
-def test_a_single_expert_has_none_to_be_compared_with() -> None:
+def test_a_single_expert_is_compared_with_none() -> None:
     model = tiny_model(len(VOCABULARY), num_experts=1)
     layer = ablation(model, PROBE).layers[0]
     assert layer.swapped == {} and layer.similarity.between is None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from switch_lm.inspection.history import History, Moment, compared, history
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.probe import Probe
+from switch_lm.probe.reading import Probe
 from switch_lm.storage import checkpoint
 from switch_lm.storage.checkpoint import CheckpointError
 from switch_lm.text.vocabulary import Vocabulary
@@ -42,7 +42,7 @@ def write(folder: Path, name: str, model: SwitchLM, step: int) -> None:
 
 
 def trained(steps: int) -> SwitchLM:
-    """Its first router is another one after every step, to the third."""
+    """Its first router changes at every step until the third."""
     model = tiny_model(len(VOCABULARY))
     w_router_DE = model.switch_layers[0].w_router_DE.data
     w_router_DE += 3 * torch.randn(w_router_DE.shape, generator=torch.Generator().manual_seed(min(steps, 3)))
@@ -52,20 +52,20 @@ def trained(steps: int) -> SwitchLM:
 # --- Planted in choices
 
 
-def test_routes_that_stop_changing_are_seen_to_stop() -> None:
-    found = run_of(at_random(0), at_random(1), by_character(), by_character())
-    shares = [layers[0].share for layers in found.since_before]
+def test_routes_that_stop_changing_are_reported_to_stop() -> None:
+    result = run_of(at_random(0), at_random(1), by_character(), by_character())
+    shares = [layers[0].share for layers in result.since_before]
     assert shares[:2] == pytest.approx([0.75, 0.75], abs=0.05) and shares[2] == 0.0
-    assert [layers[0].share for layers in found.to_last][2:] == [0.0, 0.0]
-    assert found.changing_LV.sum() == 0.0
-    assert "from step 300 to 400 0.0% of tokens changed" in found.findings(VOCABULARY.characters)[0]
+    assert [layers[0].share for layers in result.to_last][2:] == [0.0, 0.0]
+    assert result.changing_LV.sum() == 0.0
+    assert "from step 300 to 400 0.0% of tokens changed" in result.findings(VOCABULARY.characters)[0]
 
 
 def test_the_step_at_which_experts_specialised_is_found() -> None:
-    found = run_of(at_random(0), at_random(1), by_character(), by_character())
-    assert found.specialised_at(0) == 300
-    assert found.character[0][0].share < 0.1 and found.character[-1][0].share == pytest.approx(1.0)
-    assert "nearly as much since step 300, though 0% of tokens" in found.findings(VOCABULARY.characters)[0]
+    result = run_of(at_random(0), at_random(1), by_character(), by_character())
+    assert result.specialised_at(0) == 300
+    assert result.character[0][0].share < 0.1 and result.character[-1][0].share == pytest.approx(1.0)
+    assert "nearly as much since step 300, though 0% of tokens" in result.findings(VOCABULARY.characters)[0]
 
 
 def test_experts_that_forget_and_learn_again_specialised_the_second_time() -> None:
@@ -75,24 +75,24 @@ def test_experts_that_forget_and_learn_again_specialised_the_second_time() -> No
 
 def test_a_run_that_never_specialised_says_so() -> None:
     runs = [run_of(at_random(3 * seed), at_random(3 * seed + 1), at_random(3 * seed + 2)) for seed in range(20)]
-    never = [found for found in runs if found.specialised_at(0) is None]
+    never = [one for one in runs if one.specialised_at(0) is None]
     assert len(never) >= 16
-    for found in never:
-        assert "explains no more of the choice than by chance" in found.findings(VOCABULARY.characters)[0]
-        last = found.since_before[-1][0]
-        assert last.share == pytest.approx(last.chance, abs=0.05)  # as of routers that have nothing in common
+    for one in never:
+        assert "explains no more of the choice than by chance" in one.findings(VOCABULARY.characters)[0]
+        last = one.since_before[-1][0]
+        assert last.share == pytest.approx(last.chance, abs=0.05)  # as for unrelated routers
 
 
 def test_the_characters_whose_routes_still_change_are_named() -> None:
     before, last = by_character(), by_character().clone()
     last[0][PROBE.ids_BS == 5] += 1
-    found = run_of(before, last)
-    assert found.changing_LV[0].nonzero().tolist() == [[5]] and found.changing_LV[0, 5] == 1.0
-    assert found.count_V[5] == (PROBE.ids_BS == 5).sum()
-    assert f"most of all {VOCABULARY.characters[5]!r} 100%" in found.findings(VOCABULARY.characters)[0]
+    result = run_of(before, last)
+    assert result.changing_LV[0].nonzero().tolist() == [[5]] and result.changing_LV[0, 5] == 1.0
+    assert result.count_V[5] == (PROBE.ids_BS == 5).sum()
+    assert f"most of all {VOCABULARY.characters[5]!r} 100%" in result.findings(VOCABULARY.characters)[0]
 
 
-def test_chance_counts_with_the_loads() -> None:
+def test_chance_depends_on_the_loads() -> None:
     """Two routers that send nine tokens in ten to one expert agree often by themselves."""
     one, other = (
         at_random(seed).clamp(max=0) + (at_random(seed + 5) == 0) * (at_random(seed + 9) < 2) for seed in (0, 1)
@@ -103,10 +103,10 @@ def test_chance_counts_with_the_loads() -> None:
     assert change.share == pytest.approx(change.chance, abs=0.03)
 
 
-def test_a_single_checkpoint_tells_of_no_change() -> None:
-    found = run_of(by_character())
-    assert found.since_before == () and found.steps == (100,)
-    assert "a single checkpoint shows no change" in found.findings(VOCABULARY.characters)[0]
+def test_a_single_checkpoint_shows_no_change() -> None:
+    result = run_of(by_character())
+    assert result.since_before == () and result.steps == (100,)
+    assert "a single checkpoint shows no change" in result.findings(VOCABULARY.characters)[0]
 
 
 # --- From files
@@ -115,21 +115,21 @@ def test_a_single_checkpoint_tells_of_no_change() -> None:
 def test_the_checkpoints_of_a_run_are_read_in_order_of_step_and_each_step_once(tmp_path: Path) -> None:
     for name, step in {"step_000002.ckpt": 2, "step_000010.ckpt": 10, "best.ckpt": 2, "last.ckpt": 12}.items():
         write(tmp_path, name, trained(step), step)
-    found = history(tmp_path, PROBE)
-    assert found.steps == (2, 10, 12) and found.skipped == ()
-    first, second = found.since_before
+    result = history(tmp_path, PROBE)
+    assert result.steps == (2, 10, 12) and result.skipped == ()
+    first, second = result.since_before
     assert first[0].share > 0.05 and second[0].share == 0.0  # none after the third step
-    assert found.loss[1] == found.loss[2] != found.loss[0]
-    assert len(found.findings(VOCABULARY.characters)) == 2
+    assert result.loss[1] == result.loss[2] != result.loss[0]
+    assert len(result.findings(VOCABULARY.characters)) == 2
 
 
 def test_a_damaged_checkpoint_is_left_out_and_named(tmp_path: Path) -> None:
     write(tmp_path, "step_000001.ckpt", trained(1), 1)
     write(tmp_path, "last.ckpt", trained(2), 2)
     (tmp_path / "checkpoints" / "step_000001.ckpt").write_bytes(b"not a checkpoint")
-    found = history(tmp_path, PROBE)
-    assert found.steps == (2,) and "step_000001.ckpt" in found.skipped[0]
-    assert found.findings(VOCABULARY.characters)[0] == f"Left out of the history: {found.skipped[0]}."
+    result = history(tmp_path, PROBE)
+    assert result.steps == (2,) and "step_000001.ckpt" in result.skipped[0]
+    assert result.findings(VOCABULARY.characters)[0] == f"Left out of the history: {result.skipped[0]}."
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The atlas: labels of a text, what they explain of a choice, planted specialists, and routers that go by nothing."""
+"""The atlas: labels of a text, how much of a choice they explain, planted specialists, and routers that ignore all."""
 
 from __future__ import annotations
 
@@ -11,17 +11,27 @@ import torch
 from conftest import TEXT, tiny_model
 from torch import Tensor
 
-from switch_lm.inspection.atlas import Atlas, atlas
-from switch_lm.inspection.labels import CHARACTER, CLASS, NEXT, WINDOW, character_class, in_speaker_name, labels
-from switch_lm.inspection.labels import position_in_line as line_positions
+from switch_lm.inspection.atlas import (
+    CHARACTER,
+    CLASS,
+    NEXT,
+    WINDOW,
+    Atlas,
+    atlas,
+    character_class,
+    in_speaker_name,
+    labels,
+    position_in_line,
+)
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.probe import Probe, Reading, read
+from switch_lm.probe.reading import Probe, Reading, read
 from switch_lm.stats.information import Explained, entropy, explained, shifted_within
 from switch_lm.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(TEXT)
 PROBE = Probe.of(torch.randint(len(VOCABULARY), (3000,), generator=torch.Generator().manual_seed(5)), context_length=16)
-STRIDE = 2999 // len(PROBE.ids_BS)  # characters from one window's begin to the next
+LABELS = labels(PROBE, VOCABULARY)
+STRIDE = 2999 // len(PROBE.ids_BS)  # characters from the beginning of one window to that of the next
 VOWELS = [i for i, character in enumerate(VOCABULARY.characters) if character in "aeiou"]
 
 
@@ -30,13 +40,17 @@ def drawn(seed: int, high: int, tokens: int = 2000) -> Tensor:
 
 
 def reading_of(expert_BS: Tensor) -> Reading:
-    """Of one layer of four experts, as far as the atlas looks at it."""
+    """One layer of four experts, with what the atlas reads."""
     none_LBS = torch.zeros(1, *expert_BS.shape)
     return Reading(expert_BS[None], none_LBS, expert_BS[None], none_LBS, none_LBS[0], num_experts=4)
 
 
-def told(found: Atlas, layer: int = 0) -> dict[str, Explained]:
-    return {one.label: one for one in found.explained[layer]}
+def atlas_of(reading: Reading, seed: int = 0) -> Atlas:
+    return atlas(reading, LABELS, num_characters=len(VOCABULARY), seed=seed)
+
+
+def by_label(of_layers: Atlas, layer: int = 0) -> dict[str, Explained]:
+    return {one.label: one for one in of_layers.explained[layer]}
 
 
 # --- Labels
@@ -52,10 +66,10 @@ def test_every_character_has_a_class(character: str, kind: str) -> None:
 
 
 def test_a_newline_is_the_last_character_of_its_line() -> None:
-    assert line_positions("ab\n\nc").tolist() == [0, 1, 2, 0, 0]
+    assert position_in_line("ab\n\nc").tolist() == [0, 1, 2, 0, 0]
 
 
-def test_a_speaker_is_named_after_an_empty_line_up_to_the_colon() -> None:
+def test_a_speaker_name_follows_an_empty_line_and_ends_with_a_colon() -> None:
     text = "no name:\n\nKING:\nHe said:\n\nnot one\nALL:\n\nAll:"
     marked = "".join(c if inside else "." for c, inside in zip(text, in_speaker_name(text).tolist(), strict=True))
     assert marked.replace(".", "") == "KING:All:"
@@ -63,25 +77,24 @@ def test_a_speaker_is_named_after_an_empty_line_up_to_the_colon() -> None:
 
 
 def test_labels_of_a_window_know_the_line_that_began_before_it() -> None:
-    found = {label.name: label for label in labels(PROBE, VOCABULARY)}
-    line = found["position in the line"]
-    text = VOCABULARY.decode(PROBE.split_ids)
+    line_BS, text = LABELS["position in the line"], VOCABULARY.decode(PROBE.split_ids)
     for row in range(1, 20):
         before = text[: row * STRIDE].rpartition("\n")[2]
-        assert line.id_BS[row, 0] == len(before).bit_length()  # 0, 1, 2 to 3, ...
-    after = [line.id_BS[row, s + 1].item() for row, s in (PROBE.ids_BS[:, :-1] == 0).nonzero().tolist()]
+        assert line_BS[row, 0] == len(before).bit_length()  # 0, 1, 2 to 3, ...
+    after = [line_BS[row, s + 1].item() for row, s in (PROBE.ids_BS[:, :-1] == 0).nonzero().tolist()]
     assert VOCABULARY.characters[0] == "\n" and set(after) == {0}
 
 
-def test_positions_are_told_apart_in_doubling_steps() -> None:
-    window = next(label for label in labels(PROBE, VOCABULARY) if label.name == WINDOW)
-    assert window.id_BS[0].tolist() == [0, 1, 2, 2, 3, 3, 3, 3] + [4] * 8
-    assert window.values == ("0", "1", "2 to 3", "4 to 7", "8 and more")
+def test_positions_are_labelled_in_doubling_steps_up_to_512() -> None:
+    assert LABELS[WINDOW][0].tolist() == [0, 1, 2, 2, 3, 3, 3, 3] + [4] * 8
+    text = VOCABULARY.characters[1] * 1500
+    long = Probe.of(VOCABULARY.encode(text), context_length=1499, num_windows=1)
+    label_S = labels(long, VOCABULARY)["position in the line"][0]
+    assert [label_S[position].item() for position in (255, 256, 511, 512, 1023, 1024)] == [8, 9, 9, 10, 10, 10]
 
 
 def test_the_next_character_is_what_the_model_predicts() -> None:
-    found = {label.name: label.id_BS for label in labels(PROBE, VOCABULARY)}
-    assert torch.equal(found[NEXT][:, :-1], found[CHARACTER][:, 1:])
+    assert torch.equal(LABELS[NEXT][:, :-1], LABELS[CHARACTER][:, 1:])
 
 
 # --- Information
@@ -107,9 +120,9 @@ def test_half_of_a_choice_of_four_is_explained_by_one_of_its_two_bits() -> None:
     assert beyond.share == pytest.approx(1.0) and beyond.beyond_chance
 
 
-def test_nothing_is_left_to_explain_of_a_single_expert() -> None:
-    found = explained(torch.zeros(50, dtype=torch.long), drawn(1, 5, 50), label="it")
-    assert (found.share, found.chance, found.beyond_chance) == (0.0, 0.0, False)
+def test_with_a_single_expert_there_is_nothing_to_explain() -> None:
+    result = explained(torch.zeros(50, dtype=torch.long), drawn(1, 5, 50), label="it")
+    assert (result.share, result.chance, result.beyond_chance) == (0.0, 0.0, False)
 
 
 def test_labels_are_shifted_in_a_circle_within_their_group_and_never_stay() -> None:
@@ -118,19 +131,19 @@ def test_labels_are_shifted_in_a_circle_within_their_group_and_never_stay() -> N
         assert torch.equal(source_T.sort().values, torch.arange(60))
         assert torch.equal(group_T[source_T], group_T)
         for group in range(3):
-            places_n, sources_n = torch.where(group_T == group)[0], source_T[group_T == group]
-            offset = int((places_n == sources_n[0]).nonzero())
-            assert offset > 0 and torch.equal(sources_n, places_n.roll(-offset))
+            token_N, source_N = torch.where(group_T == group)[0], source_T[group_T == group]
+            offset = int((token_N == source_N[0]).nonzero())
+            assert offset > 0 and torch.equal(source_N, token_N.roll(-offset))
 
 
 def stands_out(seed: int, choice_T: Tensor, label_T: Tensor, **options: Any) -> bool:
     return explained(choice_T, label_T, label="it", seed=seed, **options).beyond_chance
 
 
-def test_a_random_choice_stands_out_about_as_often_as_one_time_in_twenty() -> None:
+def test_a_random_choice_stands_out_about_one_time_in_twenty() -> None:
     runs_T = drawn(3, 6, 200).repeat_interleave(10)  # labels that change slowly
-    found = [stands_out(seed, drawn(100 + seed, 4), runs_T) for seed in range(100)]
-    assert 0 < sum(found) <= 12
+    outcomes = [stands_out(seed, drawn(100 + seed, 4), runs_T) for seed in range(100)]
+    assert 0 < sum(outcomes) <= 12
 
 
 def in_runs(seed: int) -> Tensor:
@@ -147,10 +160,10 @@ def test_runs_of_a_choice_beside_runs_of_a_label_are_not_called_a_discovery() ->
     assert sum(explained(*pair, label="it").share > drawn_high for pair in runs) == 40
 
 
-def test_what_the_character_explains_is_not_put_down_to_what_goes_with_it() -> None:
+def test_what_the_character_explains_is_not_attributed_to_a_label_that_depends_on_it() -> None:
     character_T = drawn(4, 8)
-    label_T = (character_T + drawn(5, 3)) % 8  # goes with the character
-    choice_T = torch.where(drawn(6, 10) < 7, character_T % 4, drawn(7, 4))  # goes by the character alone
+    label_T = (character_T + drawn(5, 3)) % 8  # depends on the character
+    choice_T = torch.where(drawn(6, 10) < 7, character_T % 4, drawn(7, 4))  # depends on the character alone
     alone = explained(choice_T, label_T, label="it")
     assert alone.share > 5 * alone.chance_high
     beyond = [
@@ -164,8 +177,8 @@ def test_what_the_character_explains_is_not_put_down_to_what_goes_with_it() -> N
 # --- The atlas of a model
 
 
-def goes_by_vowels() -> SwitchLM:
-    """The first layer's expert 0 gets the vowels, and the other three what the rest of the character says."""
+def vowels_to_expert_0() -> SwitchLM:
+    """In the first layer expert 0 gets the vowels, and the rest of the character decides among the other three."""
     model = tiny_model(len(VOCABULARY), num_layers=1, d_model=16)
     block: Any = model.blocks[0]
     block.attention.out.weight.data.zero_()
@@ -176,47 +189,48 @@ def goes_by_vowels() -> SwitchLM:
     return model
 
 
-def test_an_expert_that_only_sees_vowels_is_found() -> None:
-    found = atlas(read(goes_by_vowels(), PROBE), labels(PROBE, VOCABULARY))
-    count_VE = found.count_LVE[0]
+def test_an_expert_that_only_sees_vowels_is_detected() -> None:
+    result = atlas_of(read(vowels_to_expert_0(), PROBE))
+    count_VE, by_name = result.count_LVE[0], by_label(result)
     others = [i for i in range(len(VOCABULARY)) if i not in VOWELS]
     assert count_VE[VOWELS, 0].sum() == count_VE[VOWELS].sum() > 0 and count_VE[others, 0].sum() == 0
-    by_class = told(found)[CLASS]
+    by_class = by_name[CLASS]
     assert by_class.share > 0.3 and by_class.share > 5 * by_class.chance_high
-    assert told(found)[CHARACTER].share == pytest.approx(1.0)
-    assert all(told(found)[name].share == 0.0 for name in (NEXT, WINDOW))  # the character says it all
-    assert f"explained by {by_class.label}" in found.findings()[0] or f", {by_class.label} " in found.findings()[0]
+    assert by_name[CHARACTER].share == pytest.approx(1.0)
+    assert all(by_name[name].share == 0.0 for name in (NEXT, WINDOW))  # the character explains everything
+    sentence = result.findings()[0]
+    assert f"explained by {by_class.label}" in sentence or f", {by_class.label} " in sentence
 
 
-def test_a_router_that_goes_by_nothing_explains_no_more_than_chance() -> None:
+def test_of_a_random_router_nothing_explains_more_than_chance() -> None:
     outcomes = []
     for seed in range(5):
         expert_BS = drawn(20 + seed, 4, PROBE.ids_BS.numel()).view_as(PROBE.ids_BS)
-        found = atlas(reading_of(expert_BS), labels(PROBE, VOCABULARY), seed=seed)
-        outcomes += [one.beyond_chance for one in found.explained[0]]
+        result = atlas_of(reading_of(expert_BS), seed=seed)
+        outcomes += [one.beyond_chance for one in result.explained[0]]
     assert sum(outcomes) <= 4 and len(outcomes) == 30
-    assert "no more than by chance by" in found.findings()[0]
-    assert found.findings()[-1] == "Of these 6 comparisons about 0 would stand out by chance alone."
+    assert "no more than by chance by" in result.findings()[0]
+    assert result.findings()[-1] == "Of these 6 comparisons about 0 would stand out by chance alone."
 
 
-def test_a_router_that_goes_by_the_position_in_the_window_is_found() -> None:
+def test_a_router_that_depends_on_the_position_in_the_window_is_detected() -> None:
     """Shifted along the text such labels would stay in step with the windows; within a character they do not."""
     position_BS = torch.arange(16).expand_as(PROBE.ids_BS)
-    found = told(atlas(reading_of(position_BS // 4), labels(PROBE, VOCABULARY)))
-    assert found[WINDOW].share > 0.5 and found[WINDOW].share > 2 * found[WINDOW].chance_high
+    window = by_label(atlas_of(reading_of(position_BS // 4)))[WINDOW]
+    assert window.share > 0.5 and window.share > 2 * window.chance_high
 
 
 def test_the_same_seed_gives_the_same_atlas() -> None:
     reading = read(tiny_model(len(VOCABULARY)), PROBE)
-    first, again = (atlas(reading, labels(PROBE, VOCABULARY), seed=3) for _ in range(2))
+    first, again = (atlas_of(reading, seed=3) for _ in range(2))
     assert first.explained == again.explained
-    assert atlas(reading, labels(PROBE, VOCABULARY), seed=4).explained != first.explained
+    assert atlas_of(reading, seed=4).explained != first.explained
 
 
 # --- The probe and its reading
 
 
-def test_windows_do_not_hang_on_the_model_and_a_smaller_probe_is_of_the_same_split() -> None:
+def test_windows_do_not_depend_on_the_model_and_a_smaller_probe_is_of_the_same_split() -> None:
     ids = drawn(9, 5, 1000)
     probe = Probe.of(ids, context_length=10, num_windows=20)
     assert torch.equal(probe.ids_BS[:, 1:], probe.target_BS[:, :-1]) and probe.ids_BS.shape == (20, 10)
@@ -246,8 +260,7 @@ def test_a_dense_model_is_refused() -> None:
         read(tiny_model(len(VOCABULARY), switch_every=0), PROBE)
 
 
-def test_labels_need_no_model_and_an_atlas_only_its_choices() -> None:
+def test_an_atlas_needs_only_the_choices_of_a_model() -> None:
     reading = read(tiny_model(len(VOCABULARY)), PROBE)
     other = replace(reading, nll_BS=reading.nll_BS + 1.0, gate_LBS=-reading.gate_LBS)
-    first, second = (atlas(one, labels(PROBE, VOCABULARY)).explained for one in (reading, other))
-    assert first == second
+    assert atlas_of(reading).explained == atlas_of(other).explained

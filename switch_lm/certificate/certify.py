@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from switch_lm.certificate import choices, leaks, outputs, queues, routers, scores
+from switch_lm.certificate import choices, leaks, outputs, routers, scores
 from switch_lm.certificate.finding import Finding
-from switch_lm.certificate.layers import layer_runs
+from switch_lm.certificate.layers import cases_of
+from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.subject import Subject
-
-Say = Callable[[str], None]  # what is being measured
 
 
 def _layers(subject: Subject) -> list[Finding]:
-    runs = list(layer_runs(subject))
+    cases = cases_of(subject)
     return [
-        queues.selected(runs),
-        queues.places(runs),
-        choices.conserved(runs),
-        choices.capacity(runs),
-        outputs.output(runs),
+        choices.selected(cases),
+        choices.slots(cases),
+        choices.conserved(cases),
+        choices.capacity(cases),
+        outputs.output(cases),
         outputs.gradients(subject),
-        outputs.gates(runs),
+        outputs.gates(cases),
         outputs.float32_router(subject),
     ]
 
@@ -35,11 +34,11 @@ PARTS: dict[str, Callable[[Subject], list[Finding]]] = {
 OF_SWITCH_LAYERS = (_layers, routers.check)
 
 
-def certify(subject: Subject, *, say: Say = lambda _: None) -> list[Finding]:
+def certify(subject: Subject, *, say: Say = silent) -> list[Finding]:
     """A dense model has no choices and routers to check."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for name, check in PARTS.items():
         if subject.model.config.num_switch_layers or check not in OF_SWITCH_LAYERS:
-            say(name)
-            found += check(subject)
-    return found
+            say(name, stage=True)
+            findings += check(subject)
+    return findings

@@ -1,14 +1,14 @@
-"""What a check found: its verdict, what was measured, and what that means."""
+"""What a check reports: its verdict, what was measured, and what that means."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 
 class Verdict(StrEnum):
-    """PASS: as promised. LEAKS: it does what is known of this rule. FAIL: it contradicts its rule."""
+    """PASS: as promised. LEAKS: as this rule is known to do. FAIL: it contradicts its rule."""
 
     PASS = "PASS"
     LEAKS = "LEAKS"
@@ -25,17 +25,10 @@ class Finding:
     meaning: str
     figures: dict[str, Any] = field(default_factory=dict)  # what `measured` shows, as plain numbers
 
-    def as_plain(self) -> dict[str, Any]:
-        return asdict(self) | {"verdict": str(self.verdict)}
-
-
-def held(holds: bool) -> Verdict:
-    return Verdict.PASS if holds else Verdict.FAIL
-
 
 def judged(check: str, holds: bool, measured: str, figures: dict[str, Any], *, good: str, bad: str) -> Finding:
     """PASS with the meaning `good`, or FAIL with `bad`."""
-    return Finding(check, held(holds), measured, good if holds else bad, figures)
+    return Finding(check, Verdict.PASS if holds else Verdict.FAIL, measured, good if holds else bad, figures)
 
 
 def leak(seen: bool, *, known: bool) -> Verdict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from types import EllipsisType
@@ -13,7 +12,7 @@ from torch import Tensor
 from switch_lm.certificate.leaks import named
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.subject import LayerCall, Subject, calls, noise, seeded
+from switch_lm.probe.subject import LayerCall, Subject, calls, noise, seeded, tried
 from switch_lm.routers.routing import Routing
 
 SMALLEST = 1e-20  # a straight-through gate divides by no smaller p
@@ -21,41 +20,44 @@ Factor = float | EllipsisType | None  # ...: as the layer has it
 
 
 @dataclass(frozen=True)
-class LayerRun:
-    """The calls of all layers under one condition, and what repeats them."""
+class Case(LayerCall):
+    """One layer's call under one condition."""
 
-    name: str
+    condition: str
+    number: int  # of the layer
     factor: Factor
     configured: float | None  # the capacity factor that should hold
-    calls: list[LayerCall]
 
 
-def run(layer: SwitchFeedForward, x_BSD: Tensor, factor: Factor) -> tuple[Tensor, Routing]:
-    """With the same noise each time, so that a random order is the same order; what it may do to its input is lost."""
-    with noise(0, x_BSD.device), torch.inference_mode():
-        found: tuple[Tensor, Routing] = layer(x_BSD.clone(), capacity_factor=factor)
-        return found
+def run(layer: SwitchFeedForward, x_BSD: Tensor, factor: Factor, *, seed: int = 0) -> tuple[Tensor, Routing]:
+    """The layer alone, with equal noise for equal seeds. Whatever it does to its input is lost."""
+    with noise(seed, x_BSD.device), torch.inference_mode():
+        result: tuple[Tensor, Routing] = layer(x_BSD.clone(), capacity_factor=factor)
+        return result
 
 
-def layer_runs(subject: Subject) -> Iterator[LayerRun]:
-    """In training but for dropout and random drops; as validation routes; and one character, as generation does."""
+def cases_of(subject: Subject) -> list[Case]:
+    """In training without dropout and random drops; as validation routes; and one character, as in generation."""
     training, evaluated = subject.without_noise(jitter=True), deepcopy(subject.model)
     ids_BS, config = subject.few[0], subject.model.config
-    for factor in subject.factors:
-        yield LayerRun(named(factor), factor, factor, _calls(training, ids_BS, factor))
-    yield LayerRun("as trained", ..., config.capacity_factor, _calls(training, ids_BS, ...))
-    yield LayerRun("evaluation", ..., config.eval_capacity_factor, _calls(evaluated, ids_BS, ...))
-    yield LayerRun("one character", None, None, _calls(evaluated, ids_BS[:1, :1], None))
-
-
-def _calls(model: SwitchLM, ids_BS: Tensor, factor: Factor) -> list[LayerCall]:
-    with calls(model) as seen:
-        seeded(model, ids_BS, seed=0, capacity_factor=factor)
-    return [LayerCall(c.layer, c.x_BSD, *run(c.layer, c.x_BSD, factor)) for c in seen]
+    conditions: list[tuple[str, SwitchLM, Tensor, Factor, float | None]] = [
+        *((named(factor), training, ids_BS, factor, factor) for factor in tried(config.capacity_factor)),
+        ("as trained", training, ids_BS, ..., config.capacity_factor),
+        ("evaluation", evaluated, ids_BS, ..., config.eval_capacity_factor),
+        ("one character", evaluated, ids_BS[:1, :1], None, None),
+    ]
+    result = []
+    for condition, model, input_BS, factor, configured in conditions:
+        with calls(model) as seen:
+            seeded(model, input_BS, seed=0, capacity_factor=factor)
+        for number, call in enumerate(seen):
+            alone = run(call.layer, call.x_BSD, factor)
+            result.append(Case(call.layer, call.x_BSD, *alone, condition, number, factor, configured))
+    return result
 
 
 def gates_of(layer: SwitchFeedForward, prob_TE: Tensor, assigned_TK: Tensor) -> Tensor:
-    """The gates (T, K) that the rule makes of the probability among all experts (eq. 1 and 2)."""
+    """The gates (T, K) that follow by the rule from the probability among all experts (eq. 1 and 2)."""
     prob_TK = prob_TE.gather(1, assigned_TK)
     if layer.rule.renormalize_gates:
         return prob_TK / prob_TK.sum(dim=-1, keepdim=True)

@@ -5,38 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from switch_lm.certificate.finding import Finding, judged
-from switch_lm.certificate.layers import LayerRun, by_a_loop, gates_of
-from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.certificate.layers import Case, by_a_loop, gates_of
 from switch_lm.probe.subject import Subject, calls, largest, noise
-from switch_lm.routers.routing import Routing
 
 SAME = 1e-4  # of the largest output or gradient, float32
 SAME_LOGITS = 1e-5  # of the largest one; a bf16 product is off by 1e-3 and more
 ENOUGH = 16  # gates, before it shows that they are all the same
 
 
-def output(runs: Sequence[LayerRun]) -> Finding:
-    """gate x expert(the layer's clean input) for kept choices, 0 or what overflow says for others."""
-    differences = [
-        (call.y_BSD.flatten(0, 1) - _expected(call.layer, call.x_BSD.flatten(0, 1), call.routing))
-        / call.y_BSD.abs().max().clamp(min=1e-20)
-        for one in runs
-        for call in one.calls
-    ]
-    difference = largest(differences)
-    dropped = "gate x input" if runs[0].calls[0].layer.rule.overflow == "passthrough" else "nothing"
-    promise = f"gate x expert(clean input) for what was kept, {dropped} for what was dropped"
-    measured = f"differs by {difference:.1e} of the largest output from a plain loop"
-    good, bad = f"{promise}; in evaluation too", f"a layer does not give {promise}"
-    return judged("layer's output", difference <= SAME, measured, {"difference": difference}, good=good, bad=bad)
-
-
 @torch.inference_mode()
-def _expected(layer: SwitchFeedForward, x_TD: Tensor, routing: Routing) -> Tensor:
-    return by_a_loop(layer, x_TD, routing, gates_of(layer, routing.logits_TE.softmax(dim=-1), routing.assigned_TK))
+def output(cases: Sequence[Case]) -> Finding:
+    """gate x expert(the layer's clean input) for kept choices, 0 or what overflow says for others."""
+    differences = []
+    for case in cases:
+        x_TD, routing = case.x_BSD.flatten(0, 1), case.routing
+        gate_TK = gates_of(case.layer, routing.logits_TE.softmax(dim=-1), routing.assigned_TK)
+        difference_TD = case.y_BSD.flatten(0, 1) - by_a_loop(case.layer, x_TD, routing, gate_TK)
+        differences.append(difference_TD / case.y_BSD.abs().max().clamp(min=1e-20))
+    difference = largest(differences)
+    dropped = "gate x input" if cases[0].layer.rule.overflow == "passthrough" else "nothing"
+    promise = f"gate x expert(clean input) for what was kept, {dropped} for what was dropped"
+    return judged(
+        "layer's output",
+        difference <= SAME,
+        f"differs by {difference:.1e} of the largest output from a plain loop",
+        {"difference": difference},
+        good=f"{promise}; in evaluation too",
+        bad=f"a layer does not give {promise}",
+    )
 
 
 def gradients(subject: Subject) -> Finding:
@@ -54,43 +52,46 @@ def gradients(subject: Subject) -> Finding:
             x_TD = x_BSD.flatten(0, 1)
             prob_TE = (x_TD @ layer.w_router_DE).softmax(dim=-1)
             loop_TD = by_a_loop(layer, x_TD, routing, gates_of(layer, prob_TE, routing.assigned_TK))
-            pairs = [_gradients((y * weight.view_as(y)).sum(), inputs) for y in (y_BSD, loop_TD)]
-        for name, found, wanted in zip(off, *pairs, strict=True):
-            off[name] = torch.tensor([off[name], _relative(found, wanted)]).max().item()  # NaN stays
+            gradients, expected = (
+                torch.autograd.grad((y * weight.view_as(y)).sum(), inputs, allow_unused=True, materialize_grads=True)
+                for y in (y_BSD, loop_TD)
+            )
+        for name, gradient, should_be in zip(off, gradients, expected, strict=True):
+            relative = (gradient - should_be).abs().max() / should_be.abs().max().clamp(min=1e-20)
+            off[name] = torch.tensor([off[name], relative.item()]).max().item()  # NaN stays
     worst = max(off, key=lambda name: (off[name] != off[name], off[name]))
-    measured = f"differ by {off[worst]:.1e} of the largest ({worst})"
-    good = "router and experts are taught by the code that trains as by autograd through a plain loop"
-    bad = f"the gradient of the {worst} is not that of a plain loop: training does not move it as it should"
-    return judged("layer's gradients", off[worst] <= SAME, measured, dict(off), good=good, bad=bad)
+    return judged(
+        "layer's gradients",
+        off[worst] <= SAME,
+        f"differ by {off[worst]:.1e} of the largest ({worst})",
+        dict(off),
+        good="router and experts are taught by the code that trains as by autograd through a plain loop",
+        bad=f"the gradient of the {worst} is not that of a plain loop: training does not move it as it should",
+    )
 
 
-def _gradients(loss: Tensor, inputs: list[Tensor]) -> Sequence[Tensor]:
-    return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
-
-
-def _relative(found: Tensor, wanted: Tensor) -> float:
-    return ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-20)).item()
-
-
-def gates(runs: Sequence[LayerRun]) -> Finding:
+def gates(cases: Sequence[Case]) -> Finding:
     """Each gate against the softmax over all experts, in float64, of the router's logits."""
-    off, broken, seen = [], [], [call for one in runs for call in one.calls]
-    for call in seen:
-        gate_TK, layer = call.routing.gate_TK, call.layer
-        should_be_TK = gates_of(layer, call.routing.logits_TE.double().softmax(dim=-1), call.routing.assigned_TK)
+    off, broken = [], []
+    for case in cases:
+        gate_TK, layer = case.routing.gate_TK, case.layer
+        should_be_TK = gates_of(layer, case.routing.logits_TE.double().softmax(dim=-1), case.routing.assigned_TK)
         off.append(gate_TK.double() - should_be_TK)
         if gate_TK.min() < 0.0 or gate_TK.max() > 1.0 + SAME_LOGITS:
             broken.append("one leaves 0 .. 1")
         varies = layer.rule.gate_scale == "probability" and layer.num_experts > 1 and gate_TK.numel() >= ENOUGH
         if varies and gate_TK.max() == gate_TK.min():
             broken.append("those of a layer are constant")
-    gate_N = torch.cat([call.routing.gate_TK.flatten() for call in seen])
+    gate_N = torch.cat([case.routing.gate_TK.flatten() for case in cases])
     low, high, furthest = gate_N.min().item(), gate_N.max().item(), largest(off)
-    holds = furthest <= SAME_LOGITS and not broken
-    good = "what the rule makes of the chosen expert's probability among all experts"
-    bad = f"not what the rule makes of the probability among all experts ({broken[0] if broken else 'see how far'})"
-    figures = {"lowest": low, "highest": high, "off": furthest}
-    return judged("gates", holds, f"{low:.3f} .. {high:.3f}, off by {furthest:.1e}", figures, good=good, bad=bad)
+    return judged(
+        "gates",
+        furthest <= SAME_LOGITS and not broken,
+        f"{low:.3f} .. {high:.3f}, off by {furthest:.1e}",
+        {"lowest": low, "highest": high, "off": furthest},
+        good="what the rule makes of the chosen expert's probability among all experts",
+        bad=f"not what the rule makes of the probability among all experts ({broken[0] if broken else 'see how far'})",
+    )
 
 
 def float32_router(subject: Subject) -> Finding:
@@ -106,7 +107,11 @@ def float32_router(subject: Subject) -> Finding:
             off.append((logits_TE.double() - exact_TE) / exact_TE.abs().max().clamp(min=1e-20))
             dtypes |= {logits_TE.dtype, call.routing.gate_TK.dtype}
     furthest = largest(off)
-    holds = furthest <= SAME_LOGITS and dtypes == {torch.float32}
-    measured = f"logits off by {furthest:.1e} under bf16 autocast, in training and evaluation"
-    good, bad = "bf16 is kept out of who goes where", "the router computes in bf16: near ties go either way"
-    return judged("float32 router", holds, measured, {"off": furthest}, good=good, bad=bad)
+    return judged(
+        "float32 router",
+        furthest <= SAME_LOGITS and dtypes == {torch.float32},
+        f"logits off by {furthest:.1e} under bf16 autocast, in training and evaluation",
+        {"off": furthest},
+        good="bf16 is kept out of who goes where",
+        bad="the router computes in bf16: near ties go either way",
+    )

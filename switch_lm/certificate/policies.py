@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from switch_lm.certificate.certify import Say
-from switch_lm.certificate.expected import depends_on_rows, sees_future
 from switch_lm.certificate.finding import Verdict, leak
-from switch_lm.certificate.leaks import MOVED, intervene
+from switch_lm.certificate.leaks import MOVED, depends_on_rows, intervene, sees_future
 from switch_lm.certificate.scores import future_gap, in_batches
 from switch_lm.measure.scoring import character_by_character
+from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.subject import Gap, Subject, tried
 from switch_lm.routers.queueing import DROP_ORDERS
 
 OVERFLOWS = ("drop", "reroute", "passthrough")
+SWITCH: dict[str, Any] = {
+    "top_k": 1,
+    "renormalize_gates": False,
+    "selection": "argmax",
+    "drop_order": "position",
+    "queue_order": "token",
+    "overflow": "drop",
+    "capacity_group": "batch",
+}
 BY_ROW = {"capacity_group": "sequence"}
-DEFAULT_FACTOR = 1.0  # of a model that was trained without a limit
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A routing rule, as changes to Switch's own."""
-
-    name: str
-    changes: dict[str, Any]
-    limited: bool = True
+BIAS, NO_LIMIT = "selection bias, by position", "no limit"
+DEFAULT_FACTOR = 1.0  # for a model that was trained without a limit
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one policy was found to do."""
+    """What one policy was measured to do."""
 
     policy: str
     sees_future: Verdict
@@ -44,71 +44,45 @@ class Measured:
     not_placed: float  # at the capacity of training, as what follows
     loss: float  # nats per character, as training scores
     gap: Gap  # to scoring character by character
-    future: Gap | None  # what of it the future makes; None: nothing of it can
-
-    def as_plain(self) -> dict[str, Any]:
-        return asdict(self) | {
-            "sees_future": str(self.sees_future),
-            "depends_on_rows": str(self.depends_on_rows),
-        }
+    future: Gap | None  # how much of it the future makes; None: nothing of it can
 
 
-def policies(subject: Subject) -> list[Policy]:
-    """By drop order and overflow, with places shared by the batch and by row; then the rules beside them."""
-    switch: dict[str, Any] = {"top_k": 1, "renormalize_gates": False, "selection": "argmax", "queue_order": "token"}
-    second = switch | {"drop_order": "position", "overflow": "drop", "top_k": 2, "queue_order": "choice"}
-    orders = [
-        Policy(
-            f"{order}, {overflow}{', by row' * bool(group)}",
-            switch | {"drop_order": order, "overflow": overflow, "capacity_group": "batch"} | group,
-        )
+def policies(subject: Subject) -> dict[str, dict[str, Any]]:
+    """Routing rules by name: drop order and overflow, with capacity shared by the batch and by row; then all others."""
+    rules = {
+        f"{order}, {overflow}{', by row' * bool(group)}": SWITCH | {"drop_order": order, "overflow": overflow} | group
         for group, order, overflow in product(({}, BY_ROW), DROP_ORDERS, OVERFLOWS)
-    ]
-    plain = switch | {"drop_order": "position", "overflow": "drop", "capacity_group": "batch"}
-    two = [
-        Policy("top 2, choice order", second | {"capacity_group": "batch"}),
-        Policy("top 2, choice order, by row", second | BY_ROW),
-    ]
-    return [
-        *orders,
-        *(two if subject.model.config.num_experts >= 2 else []),
-        Policy("sampled, by position", plain | {"selection": "sample"}),
-        Policy("selection bias, by position", plain),
-        Policy("no limit", plain, limited=False),
-    ]
+    }
+    if subject.model.config.num_experts >= 2:
+        second = SWITCH | {"top_k": 2, "queue_order": "choice"}
+        rules |= {"top 2, choice order": second, "top 2, choice order, by row": second | BY_ROW}
+    return rules | {"sampled, by position": SWITCH | {"selection": "sample"}, BIAS: SWITCH, NO_LIMIT: SWITCH}
 
 
-def factor_of(subject: Subject) -> float:
-    """The capacity that the policies are compared at: that of training."""
-    return subject.model.config.capacity_factor or DEFAULT_FACTOR
-
-
-def measure(subject: Subject, *, factor: float, say: Say = lambda _: None) -> list[Measured]:
-    """Each in training without dropout and jitter."""
-    text, found = subject.scored, []
+def measure(subject: Subject, *, factor: float, say: Say = silent) -> list[Measured]:
+    """Each in training without dropout and jitter, with `factor` as its capacity factor."""
+    text, result = subject.scored, []
     one_by_one: dict[tuple[int, bool], Tensor] = {}  # the same for all rules that select the same experts
-    for policy in policies(subject):
-        say(policy.name)
-        model = subject.without_noise(**policy.changes)
-        if "bias" in policy.name:
+    for name, changes in policies(subject).items():
+        say(name, stage=True)
+        model = subject.without_noise(**changes)
+        if name == BIAS:
             _bias(model)
-        limit = factor if policy.limited else None
-        rule = model.switch_layers[0].rule
+        limit = None if name == NO_LIMIT else factor
+        rule, limited = model.switch_layers[0].rule, limit is not None
         moves = {tight: intervene(model, subject.few, capacity_factor=tight) for tight in tried(limit)}
-        by_future, by_rows = (
-            torch.tensor([getattr(m, name) for m in moves.values()]).max().item() for name in ("by_future", "by_rows")
-        )  # a NaN stays one
+        by_future, by_rows = torch.tensor([[m.by_future, m.by_rows] for m in moves.values()]).amax(0).tolist()  # or NaN
         together_BS = in_batches(model, text, batch_size=subject.batch_size, capacity_factor=limit)
-        selects = (rule.top_k, "bias" in policy.name)
+        selects = (rule.top_k, name == BIAS)
         if selects not in one_by_one:
             one_by_one[selects] = character_by_character(model.eval(), *text)
             model.train()
-        known = sees_future(rule, limited=policy.limited, training=True)
-        found.append(
+        known = sees_future(rule, limited=limited, training=True)
+        result.append(
             Measured(
-                policy.name,
+                name,
                 leak(not by_future <= MOVED, known=known),
-                leak(not by_rows <= MOVED, known=depends_on_rows(rule, limited=policy.limited)),
+                leak(not by_rows <= MOVED, known=depends_on_rows(rule, limited=limited)),
                 by_future,
                 by_rows,
                 moves[limit].not_placed,
@@ -117,7 +91,7 @@ def measure(subject: Subject, *, factor: float, say: Say = lambda _: None) -> li
                 future_gap(model, text, batch_size=subject.batch_size, capacity_factor=limit) if known else None,
             )
         )
-    return found
+    return result
 
 
 def _bias(model: Any) -> None:

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import torch
 
-from switch_lm.certificate.finding import Finding, held, judged
+from switch_lm.certificate.finding import Finding, Verdict, judged
 from switch_lm.measure.router_health import router_health
 from switch_lm.measure.tallies import ValidationTally
 from switch_lm.model.losses import language_loss, load_balancing_loss
@@ -29,21 +29,23 @@ def check(subject: Subject) -> list[Finding]:
 def _learns(subject: Subject, model: SwitchLM) -> Finding:
     """In training's rule and capacity."""
     with noise(0, subject.few[0].device):
-        found = router_health(model, *subject.few, alpha=subject.alpha)
-    layers = [
+        layers = router_health(model, *subject.few, alpha=subject.alpha)
+    gradients = "; ".join(
         f"{h.language_gradient:.2g}, {h.balance_gradient:.2g}, {'-' if h.cosine is None else f'{h.cosine:+.2f}'}"
-        for h in found
-    ]
-    deaf = any(not health.learns for health in found)
-    unbalanced = subject.alpha > 0.0 and any(h.num_experts > 1 and h.balance_gradient == 0.0 for h in found)
-    meaning = "the language loss moves every router, not the balance loss alone"
-    if deaf:
-        meaning = "a router learns nothing from the text: its choices only even the load"
-    elif unbalanced:
-        meaning = f"the balance loss does not reach a router, although alpha is {subject.alpha:g}"
-    figures = {f"layer {layer:02d}": health.scalars() for layer, health in enumerate(found)}
-    measured = f"|d CE/d W_r|, |alpha d balance/d W_r|, cosine by layer: {'; '.join(layers)}"
-    return Finding("router learns", held(not deaf and not unbalanced), measured, meaning, figures)
+        for h in layers
+    )
+    deaf = any(not health.learns for health in layers)
+    unbalanced = subject.alpha > 0.0 and any(h.num_experts > 1 and h.balance_gradient == 0.0 for h in layers)
+    return judged(
+        "router learns",
+        not deaf and not unbalanced,
+        f"|d CE/d W_r|, |alpha d balance/d W_r|, cosine by layer: {gradients}",
+        {f"layer {number:02d}": health.scalars() for number, health in enumerate(layers)},
+        good="the language loss moves every router, not the balance loss alone",
+        bad="a router learns nothing from the text: its choices only even the load"
+        if deaf
+        else f"the balance loss does not reach a router, although alpha is {subject.alpha:g}",
+    )
 
 
 def _balance(seen: list[LayerCall]) -> Finding:
@@ -56,9 +58,14 @@ def _balance(seen: list[LayerCall]) -> Finding:
         values.append(load_balancing_loss(call.routing).double())
         off.append(values[-1] - num_experts * (f_E * p_E).sum())
     furthest = largest(off)
-    measured = f"{', '.join(f'{value.item():.3f}' for value in values)} by layer, off by {furthest:.1e}"
-    good = "E x sum f P: of what was selected before drops, and of p without a bias"
-    return judged("balance loss", furthest <= SAME, measured, {"off": furthest}, good=good, bad="not E x sum f P")
+    return judged(
+        "balance loss",
+        furthest <= SAME,
+        f"{', '.join(f'{value.item():.3f}' for value in values)} by layer, off by {furthest:.1e}",
+        {"off": furthest},
+        good="E x sum f P: of what was selected before drops, and of p without a bias",
+        bad="not E x sum f P",
+    )
 
 
 @torch.inference_mode()
@@ -66,19 +73,23 @@ def _different(seen: list[LayerCall]) -> Finding:
     """The outputs of any two experts of a layer on the same tokens."""
     distances = {}
     for number, call in enumerate(seen):
-        x_TD, experts = call.x_BSD.flatten(0, 1), call.layer.experts
-        y_ETD = experts.padded(x_TD.expand(call.layer.num_experts, *x_TD.shape))
+        y_ETD = call.every_output_ETD()
         for i, j in combinations(range(len(y_ETD)), 2):
             scale = torch.stack([y_ETD[i].norm(), y_ETD[j].norm()]).square().mean().sqrt().clamp(min=1e-20)
             distances[number, i, j] = ((y_ETD[i] - y_ETD[j]).norm() / scale).item()
     if not distances:
-        return Finding("experts differ", held(True), "a single expert in a layer", "there is no other to be equal to")
+        alone = "there is no other to be equal to"
+        return Finding("experts differ", Verdict.PASS, "a single expert in a layer", alone)
     layer, i, j = nearest = min(distances, key=lambda pair: distances[pair])
     distance = distances[nearest]
-    measured = f"nearest pair {distance:.3g} apart (layer {layer:02d}, experts {i} and {j})"
-    good = "no two experts of a layer are copies (unrelated ones are 1.41 apart)"
-    bad = "experts are copies: not drawn independently, or taken from a dense run (init_from) and not trained since"
-    return judged("experts differ", distance > COPIES, measured, {"distance": distance}, good=good, bad=bad)
+    return judged(
+        "experts differ",
+        distance > COPIES,
+        f"nearest pair {distance:.3g} apart (layer {layer:02d}, experts {i} and {j})",
+        {"distance": distance},
+        good="no two experts of a layer are copies (unrelated ones are 1.41 apart)",
+        bad="experts are copies: not drawn independently, or taken from a dense run (init_from) and not trained since",
+    )
 
 
 @torch.inference_mode()
@@ -94,12 +105,15 @@ def _used(subject: Subject) -> Finding:
     assert tally.load_LE is not None
     share_LE = tally.load_LE / tally.load_LE.sum(dim=1, keepdim=True) * tally.load_LE.shape[1]
     layer, expert = divmod(int(share_LE.argmin()), share_LE.shape[1])
-    idle, least = int((tally.load_LE == 0).sum()), share_LE.min().item()
-    enough = subject.validation_ids.numel() >= ENOUGH * share_LE.shape[1]
-    meaning = "no expert starves" if idle == 0 else f"{idle} of {share_LE.numel()} experts never get a character"
-    if idle and not enough:
-        meaning += ", but the text is too short to judge"
-    measured = f"the idlest gets {least:.2f} x an even share (layer {layer:02d}, expert {expert}), the busiest "
-    measured += f"{share_LE.max().item():.2f} x; val/loss {tally.loss:.4f}"
-    figures = {"least": least, "most": share_LE.max().item(), "idle": idle, "val_loss": tally.loss}
-    return Finding("every expert used", held(idle == 0 or not enough), measured, meaning, figures)
+    idle, least, most = int((tally.load_LE == 0).sum()), share_LE.min().item(), share_LE.max().item()
+    judgeable = subject.validation_ids.numel() >= ENOUGH * share_LE.shape[1]
+    starving = f"{idle} of {share_LE.numel()} experts never get a character"
+    return judged(
+        "every expert used",
+        idle == 0 or not judgeable,
+        f"the idlest gets {least:.2f} x an even share (layer {layer:02d}, expert {expert}), the busiest {most:.2f} x; "
+        f"val/loss {tally.loss:.4f}",
+        {"least": least, "most": most, "idle": idle, "val_loss": tally.loss},
+        good="no expert starves" if idle == 0 else f"{starving}, but the text is too short to judge",
+        bad=starving,
+    )

@@ -7,9 +7,8 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
-from switch_lm.certificate.expected import depends_on_rows, sees_future
 from switch_lm.certificate.finding import Finding, Verdict, judged, leak
-from switch_lm.certificate.leaks import named
+from switch_lm.certificate.leaks import depends_on_rows, named, sees_future
 from switch_lm.measure.scoring import character_by_character, whole
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.subject import Gap, Subject, Windows, largest, noise, seeded
@@ -30,22 +29,21 @@ def check(subject: Subject) -> list[Finding]:
 
 def _batch_size(subject: Subject) -> Finding:
     """Rows together, one by one, and in unequal parts."""
-    model, ids_BS = subject.model, subject.few[0]
-    config, together = model.config, seeded(model, ids_BS, seed=0).logits
+    model, ids_BS, factor = subject.model, subject.few[0], subject.model.config.eval_capacity_factor
+    together = seeded(model, ids_BS, seed=0).logits
     parts = [torch.cat([seeded(model, rows, seed=0).logits for rows in ids_BS.split(size)]) for size in (1, 3)]
     move = largest([part - together for part in parts])
-    known, same = depends_on_rows(config.rule, limited=subject.limited(config.eval_capacity_factor)), move <= SAME
+    known, same = depends_on_rows(model.config.rule, limited=subject.limited(factor)), move <= SAME
     meaning = (
         "a validation loss does not depend on the batch size"
         if same
-        else f"validation has a capacity ({named(config.eval_capacity_factor)}), which a batch's rows share"
+        else f"validation has a capacity ({named(factor)}), which a batch's rows share"
         if known
         else "rows of one batch change each other's scores"
     )
-    measured = _moved(move, f"between 1, 3 and {len(ids_BS)} rows per batch")
-    return Finding(
-        "batch size, evaluation", leak(not same, known=known and move == move), measured, meaning, {"move": move}
-    )
+    verdict = leak(not same, known=known and move == move)
+    measured = f"logit moves {move:.2g} between 1, 3 and {len(ids_BS)} rows per batch"
+    return Finding("batch size, evaluation", verdict, measured, meaning, {"move": move})
 
 
 def _cache(subject: Subject) -> Finding:
@@ -55,9 +53,14 @@ def _cache(subject: Subject) -> Finding:
     pieces = _in_pieces(model, ids_BS, (1, 3, 1, 5)) - whole_BSV
     alone = _in_pieces(model, ids_BS[:1], (1,)) - whole_BSV[:1]
     move = largest([pieces, alone])
-    measured = _moved(move, "between pieces, single characters and one pass")
-    good, bad = "generation gives what one pass gives", "generation does not give what one pass gives"
-    return judged("cache", move <= SAME, measured, {"move": move}, good=good, bad=bad)
+    return judged(
+        "cache",
+        move <= SAME,
+        f"logit moves {move:.2g} between pieces, single characters and one pass",
+        {"move": move},
+        good="generation gives what one pass gives",
+        bad="generation does not give what one pass gives",
+    )
 
 
 @torch.inference_mode()
@@ -72,15 +75,19 @@ def _in_pieces(model: SwitchLM, ids_BS: Tensor, sizes: tuple[int, ...]) -> Tenso
 def _randomness(subject: Subject) -> Finding:
     first, second = (seeded(subject.model, subject.few[0], seed=seed).logits for seed in (1, 2))
     move = largest([first - second])
-    good, bad = "no dropout, jitter or random drop is on", "something random is on in evaluation"
-    measured = _moved(move, "between two seeds")
-    return judged("no randomness, evaluation", move == 0, measured, {"move": move}, good=good, bad=bad)
+    return judged(
+        "no randomness, evaluation",
+        move == 0,
+        f"logit moves {move:.2g} between two seeds",
+        {"move": move},
+        good="no dropout, jitter or random drop is on",
+        bad="something random is on in evaluation",
+    )
 
 
 def _gap_in_evaluation(subject: Subject) -> Finding:
     """As validation scores, less as generation does."""
-    text, config = subject.scored, subject.model.config
-    factor = config.eval_capacity_factor
+    text, factor = subject.scored, subject.model.config.eval_capacity_factor
     together = in_batches(subject.model, text, batch_size=subject.batch_size, capacity_factor=...)
     gap = Gap.of(together, character_by_character(subject.model, *text))
     limited, same = subject.limited(factor), abs(gap.mean) <= SAME
@@ -92,44 +99,45 @@ def _gap_in_evaluation(subject: Subject) -> Finding:
         else "a window as a whole is not scored as generation would"
     )
     verdict = leak(not same, known=limited and gap.mean == gap.mean)
-    measured = f"{gap} nats per character ({len(text[0])} windows)"
-    return Finding("loss gap, evaluation", verdict, measured, meaning, _figures(gap))
+    return Finding("loss gap, evaluation", verdict, _measured(gap, text), meaning, _figures(gap))
 
 
 def _gap_in_training(subject: Subject) -> Finding:
-    """As training scores, without its noise, less as generation does; and what of it the future makes."""
-    text, config = subject.scored, subject.model.config
+    """As training scores, without its noise, less as generation does; and how much of it the future makes."""
+    name, text, config, batch_size = "loss gap, training", subject.scored, subject.model.config, subject.batch_size
     factor, model = config.capacity_factor, subject.without_noise()
     one_by_one_BS = character_by_character(subject.model, *text)
-    gap = Gap.of(in_batches(model, text, batch_size=subject.batch_size, capacity_factor=factor), one_by_one_BS)
-    measured, figures = f"{gap} nats per character ({len(text[0])} windows)", _figures(gap)
+    gap = Gap.of(in_batches(model, text, batch_size=batch_size, capacity_factor=factor), one_by_one_BS)
+    measured, figures = _measured(gap, text), _figures(gap)
     drawn_as_validated = subject.without_noise(selection="argmax")
-    unlimited_BS = in_batches(drawn_as_validated, text, batch_size=subject.batch_size, capacity_factor=None)
+    unlimited_BS = in_batches(drawn_as_validated, text, batch_size=batch_size, capacity_factor=None)
     free = Gap.of(unlimited_BS, one_by_one_BS)
     if not abs(free.mean) <= SAME:
         meaning = f"without a limit training does not score as generation does: by {free}"
-        return Finding("loss gap, training", Verdict.FAIL, measured, meaning, figures)
+        return Finding(name, Verdict.FAIL, measured, meaning, figures)
     if not subject.limited(factor) or gap.mean != gap.mean:
         good, bad = "trained without a limit: nothing is lost", "training does not score as generation does"
-        return judged("loss gap, training", abs(gap.mean) <= SAME, measured, figures, good=good, bad=bad)
-    verdict = Verdict.PASS
-    meaning = f"what the capacity of training ({named(factor)}) costs; the future is no part of it"
-    if sees_future(config.rule, limited=subject.limited(factor), training=True):
-        future = future_gap(model, text, batch_size=subject.batch_size, capacity_factor=factor)
-        measured += f"; {future} of it by seeing the future"
-        figures |= {f"future {name}": value for name, value in _figures(future).items()}
-        exploited = future.mean < -max(SAME, 2 * future.standard_error)
-        verdict = Verdict.LEAKS if exploited else Verdict.PASS
-        meaning = "its loss in training is lower for seeing the future" if exploited else (
-            "the leak is not seen to lower the loss"
-        )  # fmt: skip
-    return Finding("loss gap, training", verdict, measured, meaning, figures)
+        return judged(name, abs(gap.mean) <= SAME, measured, figures, good=good, bad=bad)
+    if not sees_future(config.rule, limited=True, training=True):
+        meaning = f"what the capacity of training ({named(factor)}) costs; the future is no part of it"
+        return Finding(name, Verdict.PASS, measured, meaning, figures)
+    future = future_gap(model, text, batch_size=batch_size, capacity_factor=factor)
+    exploited = future.mean < -max(SAME, 2 * future.standard_error)
+    return Finding(
+        name,
+        leak(exploited, known=True),
+        f"{measured}; {future} of it by seeing the future",
+        "its loss in training is lower for seeing the future"
+        if exploited
+        else "the leak is not seen to lower the loss",
+        figures | {f"future {key}": value for key, value in _figures(future).items()},
+    )
 
 
 def in_batches(
     model: SwitchLM, text: Windows, *, batch_size: int, capacity_factor: float | EllipsisType | None
 ) -> Tensor:
-    """Nats (B, S) of each target, in the model's mode, in batches that share their experts' places."""
+    """Nats (B, S) of each target, in the model's mode, in batches whose rows share the experts' capacity."""
     parts = zip(*(part.split(batch_size) for part in text), strict=True)
     with noise(0, text[0].device):
         return torch.cat([whole(model, *part, capacity_factor=capacity_factor) for part in parts])
@@ -152,8 +160,8 @@ def future_gap(model: SwitchLM, text: Windows, *, batch_size: int, capacity_fact
     return Gap.of(*(torch.stack(arm, dim=1) for arm in arms))
 
 
-def _moved(move: float, between: str) -> str:
-    return f"logit moves {move:.2g} {between}"
+def _measured(gap: Gap, text: Windows) -> str:
+    return f"{gap} nats per character ({len(text[0])} windows)"
 
 
 def _figures(gap: Gap) -> dict[str, float]:

@@ -1,18 +1,18 @@
-"""How the certificate is shown: its table, the table of all policies, and a progress bar."""
+"""How the certificate is shown: its table, the table of all policies, and a text on the dashboard of its run."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from textwrap import wrap
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from switch_lm.certificate.certify import PARTS, Say
 from switch_lm.certificate.finding import Finding, Verdict
 from switch_lm.certificate.policies import Measured
 from switch_lm.probe.subject import TIGHT
@@ -26,42 +26,26 @@ NOTES = (
 )
 LINE_WIDTH = 120  # where the console is no terminal
 POLICIES_WIDTH = 124  # no column is cut, whatever the terminal
+CELL_WIDTH = 28  # characters: beside longer lines TensorBoard breaks the words of the short columns
 STYLES = {Verdict.PASS: "green", Verdict.LEAKS: "yellow", Verdict.FAIL: "bold red"}
 
 
-def _console(at_least: int = 0) -> Console:
-    width = Console().width if sys.stdout.isatty() else LINE_WIDTH
-    return Console(width=max(width, at_least), highlight=False)
-
-
-@contextmanager
-def progress(total: int = len(PARTS)) -> Iterator[Say]:
-    """A bar on stderr, which is gone at the end; each call names what begins."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total, completed=-1)
-        yield lambda text: bar.update(task, description=text, advance=1)
-
-
-def findings(found: Sequence[Finding]) -> None:
-    """The certificate."""
-    table = Table(box=box.SIMPLE_HEAD, title="Certificate", title_justify="left", title_style="bold", pad_edge=False)
+def certificate(findings: Sequence[Finding]) -> None:
+    table = _table("Certificate")
     table.add_column("check", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("measured, and what it means", overflow="fold")
-    for finding in found:
+    for finding in findings:
         verdict = f"[{STYLES[finding.verdict]}]{finding.verdict}[/]"
         table.add_row(finding.check, verdict, f"{finding.measured}\n[dim]{finding.meaning}[/dim]")
     console = _console()
     console.print(table)
-    counts = Counter(finding.verdict for finding in found)
-    console.print(", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict]), markup=False)
+    console.print(_summary(findings), markup=False)
 
 
 def policies(measured: Sequence[Measured], *, factor: float) -> None:
     """Every rule on the same weights."""
-    title = f"Every rule on the same weights, capacity factor {factor:g}"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    table = _table(f"Every rule on the same weights, capacity factor {factor:g}")
     for heading in ("rule", "own future", "other rows"):
         table.add_column(heading, no_wrap=True)
     for heading in ("not placed", "loss", "gap", "of the future"):
@@ -80,6 +64,50 @@ def policies(measured: Sequence[Measured], *, factor: float) -> None:
     _console().print(NOTES, markup=False)
 
 
+def _table(title: str) -> Table:
+    return Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+
+
+def _console(at_least: int = 0) -> Console:
+    width = Console().width if sys.stdout.isatty() else LINE_WIDTH
+    return Console(width=max(width, at_least), highlight=False)
+
+
 def _seen(verdict: Verdict, move: float) -> str:
     words = {Verdict.PASS: "no", Verdict.LEAKS: "yes", Verdict.FAIL: "FAIL: yes"}
     return f"[{STYLES[verdict]}]{words[verdict]} ({move:.2g})[/]"
+
+
+def _summary(findings: Iterable[Finding]) -> str:
+    """How many findings there are of each verdict."""
+    counts = Counter(finding.verdict for finding in findings)
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
+
+
+def certificate_markdown(findings: Sequence[Finding]) -> str:
+    """The findings as a table in TensorBoard's Markdown, below how many there are of each verdict."""
+    rows = [(_cell(f.check), f"**{f.verdict}**", _cell(f.measured), _cell(f.meaning)) for f in findings]
+    lines = ["| check | verdict | measured | what it means |", "| --- | --- | --- | --- |"]
+    return "\n".join([_summary(findings), "", *lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _cell(text: str) -> str:
+    """The text in short lines without any markup: character references stand for what could be read as such."""
+    lines = [
+        re.sub(r"[\\`*_{}\[\]<>&|~]", lambda match: f"&#{ord(match[0])};", line) for line in wrap(text, CELL_WIDTH)
+    ]
+    return "<br>".join(lines)
+
+
+def write_text(run_folder: Path, tag: str, text: str, step: int) -> Path:
+    """Adds a text to the run's events, in a file of its own, which replaces the one that an earlier call wrote."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    suffix = f".{re.sub(r'[^a-z0-9]+', '-', tag.lower())}.text"
+    before = list(run_folder.glob(f"events.out.tfevents.*{suffix}"))
+    with SummaryWriter(run_folder, filename_suffix=suffix) as writer:
+        writer.add_text(tag, text, step)
+    for file in before:
+        file.unlink()
+    (written,) = run_folder.glob(f"events.out.tfevents.*{suffix}")
+    return written

@@ -1,18 +1,72 @@
-"""The routing atlas: which characters each expert gets, and how much of the choice each label explains."""
+"""What explains the choice of expert? Labels of every character, and the routing atlas."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from switch_lm.inspection.labels import CHARACTER, CLASS, Label
-from switch_lm.probe.probe import Reading, Say, silent
+from switch_lm.probe.progress import Say, silent
+from switch_lm.probe.reading import Probe, Reading
 from switch_lm.stats.information import CONFIDENCE, SHIFTS, Explained, explained
+from switch_lm.text.vocabulary import Vocabulary
 
+CHARACTER, NEXT, CLASS = "character", "next character", "character class"
+LINE, WINDOW, SPEAKER = "position in the line", "position in the window", "speaker names"
+CLASSES = ("vowel", "consonant", "upper case", "digit", "punctuation", "space", "newline")
+LAST_STEP = 512  # positions from here on are one label
 PLAIN = (CHARACTER, CLASS)  # the class follows from the character: beyond it, it explains nothing
+
+
+def labels(probe: Probe, vocabulary: Vocabulary) -> dict[str, Tensor]:
+    """Numbers (B, S) from 0, by the name of the label. Positions are in doubling steps: 0, 1, 2 to 3, 4 to 7, ..."""
+    class_V = torch.tensor([CLASSES.index(character_class(character)) for character in vocabulary.characters])
+    ids_BS, text = probe.ids_BS, vocabulary.decode(probe.split_ids)
+    window_BS = torch.arange(ids_BS.shape[1], device=ids_BS.device).expand_as(ids_BS)
+    return {
+        CHARACTER: ids_BS,
+        NEXT: probe.target_BS,
+        CLASS: class_V.to(ids_BS.device)[ids_BS],
+        LINE: _doubling(probe.cut(position_in_line(text).to(ids_BS.device))),
+        WINDOW: _doubling(window_BS),
+        SPEAKER: probe.cut(in_speaker_name(text).to(ids_BS.device)).long(),
+    }
+
+
+def _doubling(position_BS: Tensor) -> Tensor:
+    """The number of binary digits of a position."""
+    return position_BS.clamp(max=LAST_STEP).float().frexp().exponent.long()
+
+
+def character_class(character: str) -> str:
+    """One of `CLASSES`. An upper-case vowel is upper case; white space other than a newline is space."""
+    tests = {
+        "newline": character == "\n",
+        "space": character.isspace(),
+        "digit": character.isdigit(),
+        "upper case": character.isupper(),
+        "vowel": character in "aeiou",
+        "consonant": character.isalpha(),
+    }
+    return next((name for name, holds in tests.items() if holds), "punctuation")
+
+
+def position_in_line(text: str) -> Tensor:
+    """How many characters of its line precede each character (N,). A newline is the last character of its line."""
+    return torch.tensor([position for line in text.splitlines(keepends=True) for position in range(len(line))])
+
+
+def in_speaker_name(text: str) -> Tensor:
+    """Which characters (N,) belong to a line that names a speaker: it follows an empty line and ends with a colon."""
+    inside, before = [], None
+    for line in text.splitlines(keepends=True):
+        name = line.rstrip("\n")
+        speaks = before == "\n" and name.endswith(":")
+        inside += [speaks] * len(name) + [False] * (len(line) - len(name))
+        before = line
+    return torch.tensor(inside)
 
 
 @dataclass(frozen=True)
@@ -26,45 +80,51 @@ class Atlas:
         """One sentence per layer, and how many of their comparisons chance alone would let stand out."""
         compared = sum(map(len, self.explained))
         by_chance = (1.0 - CONFIDENCE) * compared
-        return [_sentence(layer, found) for layer, found in enumerate(self.explained)] + [
+        return [_sentence(layer, of_layer) for layer, of_layer in enumerate(self.explained)] + [
             f"Of these {compared} comparisons about {by_chance:.0f} would stand out by chance alone."
         ]
 
 
 def atlas(
-    reading: Reading, labels: Sequence[Label], *, seed: int = 0, shifts: int = SHIFTS, say: Say = silent
+    reading: Reading,
+    labels: Mapping[str, Tensor],
+    *,
+    num_characters: int,
+    seed: int = 0,
+    shifts: int = SHIFTS,
+    say: Say = silent,
 ) -> Atlas:
     """What each of `labels` explains of the first choice; all but the character and its class beyond the character."""
-    [character] = [label for label in labels if label.name == CHARACTER]
-    character_T, num_experts = character.id_BS.flatten(), reading.num_experts
-    num_cells = len(character.values) * num_experts
-    counts, found = [], []
-    for layer, expert_BS in enumerate(reading.expert_LBS):
+    character_T, shape = labels[CHARACTER].flatten(), (num_characters, reading.num_experts)
+    counts, result = [], []
+    for layer, expert_T in enumerate(reading.expert_LBS.flatten(1)):
         say(f"atlas, layer {layer}")
-        expert_T = expert_BS.flatten()
-        counts.append(torch.bincount(character_T * num_experts + expert_T, minlength=num_cells).view(-1, num_experts))
-        found.append(
-            tuple(
+        code_T = character_T * reading.num_experts + expert_T
+        counts.append(torch.bincount(code_T, minlength=shape[0] * shape[1]).view(shape))
+        of_layer = []
+        for name, label_BS in labels.items():
+            given_T, given = (None, None) if name in PLAIN else (character_T, CHARACTER)
+            of_layer.append(
                 explained(
                     expert_T,
-                    label.id_BS.flatten(),
-                    label=label.name,
-                    given_T=None if label.name in PLAIN else character_T,
-                    given=None if label.name in PLAIN else CHARACTER,
+                    label_BS.flatten(),
+                    label=name,
+                    given_T=given_T,
+                    given=given,
                     seed=seed,
                     shifts=shifts,
                 )
-                for label in labels
             )
-        )
-    return Atlas(torch.stack(counts), tuple(found))
+        result.append(tuple(of_layer))
+    return Atlas(torch.stack(counts), tuple(result))
 
 
-def _sentence(layer: int, found: Sequence[Explained]) -> str:
-    alone = ", ".join(map(str, (one for one in found if one.given is None and one.beyond_chance)))
-    beyond = ", ".join(map(str, (one for one in found if one.given is not None and one.beyond_chance)))
-    nothing = ", ".join(str(one) for one in found if not one.beyond_chance)
-    parts = [f"the choice of expert is explained by {alone}"] if alone else []
-    parts += [f"beyond the character by {beyond}"] if beyond else []
-    parts += [f"no more than by chance by {nothing}"] if nothing else []
+def _sentence(layer: int, labels: Sequence[Explained]) -> str:
+    clear = [label for label in labels if label.beyond_chance]
+    groups = {
+        "the choice of expert is explained by": [label for label in clear if label.given is None],
+        "beyond the character by": [label for label in clear if label.given is not None],
+        "no more than by chance by": [label for label in labels if not label.beyond_chance],
+    }
+    parts = [f"{words} {', '.join(map(str, group))}" for words, group in groups.items() if group]
     return f"Layer {layer}: {'; '.join(parts)}."

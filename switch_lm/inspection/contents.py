@@ -1,4 +1,4 @@
-"""What the page of an inspection says, of one model or of two side by side."""
+"""What the page of an inspection says about one model, or about two side by side."""
 
 from __future__ import annotations
 
@@ -6,33 +6,27 @@ from collections.abc import Sequence
 
 from switch_lm.inspection import pictures
 from switch_lm.inspection.ablation import WINDOWS
-from switch_lm.inspection.study import Inspection
-from switch_lm.inspection.tables import expert_table, explained_table, router_table
-from switch_lm.pages.document import Bullets, Code, Document, Part, Section, Text
+from switch_lm.inspection.study import ATLAS, DROPS, EXPERTS, ROUTER, TIME, Inspection
+from switch_lm.pages.document import Bullets, Cell, Code, Document, Part, Section, Table, Text
+from switch_lm.pages.expert_maps import layer_name
+from switch_lm.stats.intervals import Estimate
 
 MOST_EXPERTS = 64  # that a coloured text tells apart
-ATLAS, DROPS, ROUTER, EXPERTS, TIME = (
-    "What explains the choice of expert?",
-    "Who is dropped?",
-    "Was the router right?",
-    "Are the experts different?",
-    "When did they specialise?",
-)
 
 
-def build(found: Sequence[Inspection], *, command: str) -> Document:
+def build(inspections: Sequence[Inspection], *, command: str) -> Document:
     """Tables hold all models; texts and pictures follow one another, model by model."""
-    keys = [str(i) for i in range(len(found))]
     parts: dict[str, list[Part]] = {
-        ATLAS: [explained_table(found)],
+        ATLAS: [_explained_table(inspections)],
         DROPS: [],
-        ROUTER: [router_table(found)],
-        EXPERTS: [expert_table(found)],
+        ROUTER: [_router_table(inspections)],
+        EXPERTS: [_expert_table(inspections)],
         TIME: [],
     }
-    for one, key in zip(found, keys, strict=True):
+    for number, one in enumerate(inspections):
+        key = str(number)
         for heading, sentences in one.findings().items():
-            if len(found) > 1:
+            if len(inspections) > 1:
                 parts[heading].append(Text(f"`{one.name}`:"))
             parts[heading].append(Bullets(tuple(sentences)))
         if one.text.num_experts <= MOST_EXPERTS:
@@ -40,47 +34,37 @@ def build(found: Sequence[Inspection], *, command: str) -> Document:
         else:
             parts[ATLAS].append(Text(f"No coloured text: it tells {MOST_EXPERTS} experts apart, and there are more."))
         parts[ATLAS] += pictures.atlases(one, key)
-        if one.drops is not None and one.drops.cost is not None:
-            parts[DROPS] += pictures.dropped_pictures(
-                one.name, key, one.drops, one.atlas.count_LVE[0].sum(dim=1), one.vocabulary.characters
-            )
+        parts[DROPS] += pictures.dropped_pictures(one, key)
         parts[ROUTER].append(pictures.router_picture(one, key))
         parts[EXPERTS] += pictures.expert_maps(one, key)
-        if one.history is not None and len(one.history.steps) > 1:
-            parts[TIME] += pictures.history_pictures(one.name, key, one.history)
-    sections = [Section(heading, tuple(of_it)) for heading, of_it in parts.items()]
-    names = " and ".join(f"`{one.name}`" for one in found)
-    return Document(f"What the experts of {names} do", lead(found), (*sections, how(found, command)))
+        parts[TIME] += pictures.history_pictures(one, key)
+    sections = [Section(heading, tuple(of_section)) for heading, of_section in parts.items()]
+    names = " and ".join(f"`{one.name}`" for one in inspections)
+    lead = " ".join(_summary(one) for one in inspections)
+    return Document(f"What the experts of {names} do", lead, (*sections, _how(inspections, command)))
 
 
-def lead(found: Sequence[Inspection]) -> str:
-    """The main figures, from the least to the greatest of a model's layers."""
-    return " ".join(_summary(one) for one in found)
-
-
-def _summary(found: Inspection) -> str:
-    character = [layer[0].share for layer in found.atlas.explained]
-    chance = max(layer[0].chance for layer in found.atlas.explained)
-    gains = [one.chosen_gains_on_random for one in found.counterfactual.held]
+def _summary(one: Inspection) -> str:
+    """The main figures, from the lowest to the highest of a model's layers."""
+    character = [layer[0].share for layer in one.atlas.explained]
+    chance = max(layer[0].chance for layer in one.atlas.explained)
+    explained = f"{character[0]:.0%}" if len(character) == 1 else f"{min(character):.0%} to {max(character):.0%}"
+    gains = [judged.chosen_gains_on_random for judged in one.counterfactual.held]
     better = [gain.mean for gain in gains if gain.resolved and gain.mean > 0]
     by = f", by {min(better):.2f} to {max(better):.2f} nats" if better else ""
-    costs = [layer.averaged for layer in found.ablation.layers]
+    costs = [layer.averaged for layer in one.ablation.layers]
     worth = sum(cost.resolved and cost.mean > 0 for cost in costs)
     return (
-        f"In `{found.name}` the character itself explains {_span(character)} of the choice of expert (chance at most "
+        f"In `{one.name}` the character itself explains {explained} of the choice of expert (chance at most "
         f"{chance:.1%}); the router beats a random one in {len(better)} of {len(gains)} layers{by}; and its experts "
         f"are worth more than their mean in {worth} of {len(costs)}."
     )
 
 
-def _span(shares: Sequence[float]) -> str:
-    return f"{min(shares):.0%} to {max(shares):.0%}" if len(shares) > 1 else f"{shares[0]:.0%}"
-
-
-def how(found: Sequence[Inspection], command: str) -> Section:
-    B, S = found[0].probe.ids_BS.shape
-    judged = found[0].counterfactual.num_tokens
-    checkpoints = tuple(f"`{one.name}`: {one.checkpoint}" for one in found)
+def _how(inspections: Sequence[Inspection], command: str) -> Section:
+    B, S = inspections[0].probe.ids_BS.shape
+    judged = inspections[0].counterfactual.num_tokens
+    checkpoints = tuple(f"`{one.name}`: {one.checkpoint}" for one in inspections)
     return Section(
         "How it was measured",
         (
@@ -94,3 +78,85 @@ def how(found: Sequence[Inspection], command: str) -> Section:
             Code(command),
         ),
     )
+
+
+def _explained_table(inspections: Sequence[Inspection]) -> Table:
+    """Labels down, layers across; beside each share what chance explains."""
+    num_layers = max(len(one.atlas.explained) for one in inspections)
+    rows = []
+    for one in inspections:
+        for of_label in zip(*one.atlas.explained, strict=True):
+            cells = [Cell(f"{x.share:.1%} ({x.chance:.1%})", x.share) for x in of_label]
+            beyond = f", beyond the {of_label[0].given}" if of_label[0].given else ""
+            first = _named(inspections, one, of_label[0].label + beyond)
+            rows.append((first, *cells, *[Cell("-")] * (num_layers - len(cells))))
+    return Table(
+        "How much of the choice of expert a label explains",
+        ("label", *(layer_name(n) for n in range(num_layers))),
+        tuple(rows),
+        "The share of the choice's entropy: 0 % nothing, 100 % the label determines the expert. In brackets by chance: "
+        "the same label shifted along the text, mean of 100 shifts.",
+    )
+
+
+def _router_table(inspections: Sequence[Inspection]) -> Table:
+    rows = [
+        (
+            _named(inspections, one, f"{layer_name(number)}, {judged.gate}"),
+            Cell(f"{judged.best.mean:.1%} ({judged.chance:.1%})", judged.best.mean),
+            Cell(f"{judged.rank.mean:.2f}", judged.rank.mean),
+            _nats(judged.chosen_gains_on_random),
+            _nats(judged.best_gains),
+        )
+        for one in inspections
+        for number, pair in enumerate(zip(one.counterfactual.held, one.counterfactual.own, strict=True))
+        for judged in pair
+    ]
+    return Table(
+        "The chosen expert against all others in its place",
+        (
+            "layer, and what multiplies every expert",
+            "was the best",
+            "mean rank",
+            "gains on a random one",
+            "the best gains on it",
+        ),
+        tuple(rows),
+        "In brackets by chance. Nats of the token's next character, with 95 % intervals. The best one is known in "
+        "hindsight only.",
+    )
+
+
+def _expert_table(inspections: Sequence[Inspection]) -> Table:
+    rows = []
+    for one in inspections:
+        for number, layer in enumerate(one.ablation.layers):
+            worst = max(range(len(layer.off)), key=lambda e: layer.off[e].mean)
+            swapped, similar = [cost.mean for cost in layer.swapped.values()], layer.similarity.between
+            rows.append(
+                (
+                    _named(inspections, one, layer_name(number)),
+                    Cell(f"expert {worst}: {layer.off[worst].mean:+.4f}", layer.off[worst].mean),
+                    Cell(f"{sum(swapped) / len(swapped):+.4f}") if swapped else Cell("-"),
+                    _nats(layer.averaged),
+                    Cell(f"{layer.all_off.mean:+.4f}", layer.all_off.mean),
+                    Cell("-" if similar is None else f"{similar:.2f} ({layer.similarity.chance:.2f})", similar),
+                )
+            )
+    return Table(
+        "What changing the experts does to the loss",
+        ("layer", "the costliest one off", "two swapped (mean)", "all averaged into one", "the layer off", "cosine"),
+        tuple(rows),
+        f"Nats per character on {WINDOWS} windows, the router as it is. Averaged: all give the mean of their outputs. "
+        "Cosine of two experts' outputs for one token, in brackets for two unrelated ones.",
+    )
+
+
+def _named(inspections: Sequence[Inspection], one: Inspection, name: str) -> Cell:
+    """With the model's name in front if there are several."""
+    return Cell(name if len(inspections) == 1 else f"{one.name}: {name}")
+
+
+def _nats(estimate: Estimate) -> Cell:
+    interval = "" if estimate.low is None else f" ({estimate.low:+.4f} to {estimate.high:+.4f})"
+    return Cell(f"{estimate.mean:+.4f}{interval}", estimate.mean)

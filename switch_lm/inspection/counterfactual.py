@@ -1,8 +1,8 @@
-"""Was the router right? The loss of a token's next character under every expert in the place of the chosen one."""
+"""Was the router right? The loss of a token's next character with every expert in place of the chosen one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -14,30 +14,31 @@ from switch_lm.measure.scoring import negative_log_likelihood
 from switch_lm.model.attention import LayerCache
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM, evaluating
-from switch_lm.probe.probe import Probe, Say, rewind, silent, switch_layers
+from switch_lm.probe.progress import Say, silent
+from switch_lm.probe.reading import Probe, rewind, switch_layers
 from switch_lm.probe.subject import LayerCall, calls
-from switch_lm.routers.routing import Routing, gates
+from switch_lm.routers.routing import gates
 from switch_lm.stats.clusters import mean, nats
 from switch_lm.stats.intervals import Estimate
 
 POSITIONS = 12  # in each window
-SAME = 1e-5  # nats; losses that are closer are equal but for rounding
+SAME = 1e-5  # nats; losses that are closer differ only by rounding
 HELD, OWN = "the chosen expert's gate", "its own gate"
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One layer's router against all experts that it could have taken; losses in nats of the next character.
+    """One layer's router against all experts that it could have chosen; losses in nats of the next character.
 
-    `gate`: what every expert's output is multiplied by. Under the chosen expert's, experts differ by what they compute
-    alone; under its own, which is its probability, one that was not chosen is nearly silent too.
+    `gate`: what every expert's output is multiplied by. With the chosen expert's gate, experts differ only by what they
+    compute; with its own gate, which is its probability, an expert that was not chosen is nearly silent too.
     The best expert is known in hindsight only: no router could have every gain.
     """
 
     gate: str
-    num_experts: int  # that could take the place of the first choice
+    num_experts: int  # that could replace the first choice
     chance: float  # that an expert drawn at random is the best one
-    best: Estimate  # share of tokens whose chosen expert had the lowest loss; equals share it
+    best: Estimate  # share of tokens whose chosen expert had the lowest loss; equal losses share it
     rank: Estimate  # of the chosen expert, 1 is the lowest loss; (num_experts + 1) / 2 by chance
     best_gains: Estimate  # loss of the chosen expert less that of the best one
     best_gains_on_random: Estimate  # mean loss of all experts less that of the best one
@@ -60,11 +61,11 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """For each layer its router judged with the chosen expert's gate, and with each expert's own."""
+    """Each layer's router, judged with the chosen expert's gate and with each expert's own."""
 
     held: tuple[Judgement, ...]
     own: tuple[Judgement, ...]
-    num_tokens: int  # of each layer
+    num_tokens: int  # per layer
 
     def findings(self) -> list[str]:
         pairs = enumerate(zip(self.held, self.own, strict=True))
@@ -75,11 +76,11 @@ def counterfactual(model: SwitchLM, probe: Probe, *, positions: int = POSITIONS,
     """Forces every expert on one token of each window at a time, at one layer; later layers route as they then will.
 
     Nothing before the token changes, and only its own loss is read, so that no expert is judged by what it does to
-    others. Of several choices the first is replaced, by any expert that is not among the others.
+    others. If there are several choices, the first is replaced by any expert that is not among the others.
     """
     num_layers, (B, S) = len(switch_layers(model)), probe.ids_BS.shape
     chosen_at = sorted({int((i + 0.5) * S / positions) for i in range(positions)})
-    trials: list[list[Trial]] = [[] for _ in range(num_layers)]
+    trials: list[list[tuple[Tensor, ...]]] = [[] for _ in range(num_layers)]
     cache = model.new_cache()
     with torch.inference_mode(), evaluating(model):
         for t in chosen_at:
@@ -88,21 +89,20 @@ def counterfactual(model: SwitchLM, probe: Probe, *, positions: int = POSITIONS,
                 model(probe.ids_BS[:, cache[0].length : t], cache=cache, capacity_factor=None)
             for layer, trial in enumerate(_position(model, probe, cache)):
                 trials[layer].append(trial)
-    held, own = (tuple(_judged(found, gate) for found in trials) for gate in range(2))
+    of_layers = [[torch.stack(parts, dim=-1) for parts in zip(*of_layer, strict=True)] for of_layer in trials]
+    held, own = (
+        tuple(judge(nll[i], chosen_BN=chosen, open_EBN=free, gate=gate) for nll, chosen, free in of_layers)
+        for i, gate in enumerate((HELD, OWN))
+    )
     return Counterfactual(held, own, num_tokens=B * len(chosen_at))
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One token of each of B windows under every expert of one layer."""
+def _position(model: SwitchLM, probe: Probe, cache: list[LayerCache]) -> Iterator[tuple[Tensor, ...]]:
+    """For each layer, the token after those in the cache under every expert, in B windows; the cache stays as it was.
 
-    nll_GEB: Tensor  # G: gate held, and its own
-    chosen_B: Tensor
-    open_EB: Tensor  # experts that could take the first choice's place
-
-
-def _position(model: SwitchLM, probe: Probe, cache: list[LayerCache]) -> Iterator[Trial]:
-    """A trial of each layer with the character after those in the cache, which stays as it was."""
+    Losses (2, E, B) with the held gate and with each expert's own, the experts chosen (B), and which experts could
+    replace them (E, B).
+    """
     t = cache[0].length
     ids_B1, target_B1 = probe.ids_BS[:, t : t + 1], probe.target_BS[:, t : t + 1]
 
@@ -121,35 +121,21 @@ def _position(model: SwitchLM, probe: Probe, cache: list[LayerCache]) -> Iterato
                     nll.append(nll_B())
         expert_BK = call.routing.expert_TK
         open_BE = torch.ones_like(call.routing.probs_TE, dtype=torch.bool).scatter(1, expert_BK[:, 1:], False)
-        yield Trial(torch.stack(nll).unflatten(0, (2, -1)), expert_BK[:, 0], open_BE.T)
+        yield torch.stack(nll).unflatten(0, (2, -1)), expert_BK[:, 0], open_BE.T
 
 
 def _changes(call: LayerCall) -> list[Tensor]:
-    """What each expert in the place of the first choice adds to the layer's output (E, B, D): gate held, and its own.
+    """What each expert instead of the first choice adds to the layer's output (E, B, D): gate held, and its own.
 
     Other choices keep their gates.
     """
-    routing, x_BD = call.routing, call.x_BSD.flatten(0, 1)
-    y_EBD = call.layer.experts.padded(x_BD.expand(call.layer.num_experts, *x_BD.shape))
+    routing, y_EBD = call.routing, call.every_output_ETD()
     first_B, held_B = routing.expert_TK[:, 0], routing.gate_TK[:, 0]
     now_BD = held_B[:, None] * y_EBD[first_B, torch.arange(len(first_B), device=first_B.device)]
-    own_EB = torch.stack([_own_gate(routing, call.layer, expert) for expert in range(call.layer.num_experts)])
+    others_BK = routing.probs_TE.gather(1, routing.expert_TK[:, 1:])
+    first_or_other = (torch.cat([p_B[:, None], others_BK], dim=1) for p_B in routing.probs_TE.T)
+    own_EB = torch.stack([gates(prob_BK, call.layer.rule)[:, 0] for prob_BK in first_or_other])
     return [gate_EB[..., None] * y_EBD - now_BD for gate_EB in (held_B.expand_as(own_EB), own_EB)]
-
-
-def _own_gate(routing: Routing, layer: SwitchFeedForward, expert: int) -> Tensor:
-    """The gate (B,) of an expert that is the first choice."""
-    others_TK = routing.probs_TE.gather(1, routing.expert_TK[:, 1:])
-    return gates(torch.cat([routing.probs_TE[:, expert, None], others_TK], dim=1), layer.rule)[:, 0]
-
-
-def _judged(trials: Sequence[Trial], gate: int) -> Judgement:
-    return judge(
-        torch.stack([trial.nll_GEB[gate] for trial in trials], dim=-1),
-        chosen_BN=torch.stack([trial.chosen_B for trial in trials], dim=-1),
-        open_EBN=torch.stack([trial.open_EB for trial in trials], dim=-1),
-        gate=(HELD, OWN)[gate],
-    )
 
 
 def _added(layer: SwitchFeedForward, change_BD: Tensor) -> AbstractContextManager[Any]:
@@ -167,7 +153,7 @@ def judge(nll_EBN: Tensor, *, chosen_BN: Tensor, open_EBN: Tensor, gate: str) ->
     is_best_BN = (chosen_nll_BN <= best_nll_BN + SAME) / best_EBN.sum(dim=0)
     lower_BN = ((nll_EBN < chosen_nll_BN - SAME) & open_EBN).sum(dim=0)
     not_higher_BN = ((nll_EBN <= chosen_nll_BN + SAME) & open_EBN).sum(dim=0)
-    rank_BN = (1 + lower_BN + not_higher_BN) / 2  # the mean of the ranks that equals share
+    rank_BN = (1 + lower_BN + not_higher_BN) / 2  # equal losses share the mean of their ranks
     return Judgement(
         gate,
         num_open,

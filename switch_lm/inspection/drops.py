@@ -1,19 +1,18 @@
-"""Who gets no place at the training capacity, and what each token's own drop costs it."""
+"""Which tokens are dropped at the training capacity, and what each token's own drop costs it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from switch_lm.inspection.labels import CHARACTER
+from switch_lm.inspection.atlas import CHARACTER
 from switch_lm.measure.scoring import negative_log_likelihood
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.probe import Probe, Reading, Say, rewind, silent, switch_layers
-from switch_lm.probe.subject import Subject, noise
-from switch_lm.routers.routing import Routing
+from switch_lm.probe.progress import Say, silent
+from switch_lm.probe.reading import Probe, Reading, rewind, switch_layers
+from switch_lm.probe.subject import Subject, noise, placed_TK
 from switch_lm.stats.clusters import difference, mean_where, nats
 from switch_lm.stats.information import Explained, explained
 from switch_lm.stats.intervals import Estimate
@@ -25,7 +24,7 @@ FIFTHS = 5
 class Drops:
     """Tokens that a selected expert did not compute; rerouted and passed-through tokens count too.
 
-    Shares are NaN where there is no token. `Q`: fifths of the tokens by their loss with nothing dropped, easy first.
+    Shares are NaN where there is no token. `Q`: fifths of the tokens by their loss with nothing dropped, easiest first.
     """
 
     capacity_factor: float
@@ -35,7 +34,7 @@ class Drops:
     by_position_LS: Tensor
     by_row_LR: Tensor  # row of its batch
     by_difficulty_LQ: Tensor
-    character: tuple[Explained, ...]  # of each layer, what the character explains of being dropped
+    character: tuple[Explained, ...]  # per layer, how much of who is dropped the character explains
     late_positions: Estimate | None  # share of the later half of a window less that of the earlier; mean over layers
     late_rows: Estimate | None  # the same of a batch's rows
     hardest: Estimate | None  # the hardest fifth less the easiest
@@ -51,29 +50,23 @@ class Drops:
     def findings(self) -> list[str]:
         """One sentence each, also where there is no difference or no drop."""
         shares = ", ".join(f"{share:.1%}" for share in self.share_L)
-        found = [
-            f"At capacity factor {self.capacity_factor:g}, {self.batch_size} rows per batch, drops by layer: {shares}."
-        ]
+        setting = f"At capacity factor {self.capacity_factor:g}, {self.batch_size} rows per batch"
         if self.cost is None:
-            return [*found, "No token of the probe was dropped."]
-        found += [
+            return [f"{setting}, drops by layer: {shares}.", "No token of the probe was dropped."]
+        known = [f"layer {layer} {one.share:.1%} (chance {one.chance:.1%})" for layer, one in enumerate(self.character)
+                 if one.beyond_chance]  # fmt: skip
+        settled = "" if self.cost.resolved else ", which this probe cannot tell from 0"
+        several, by_chance = sum(self.at_once[2:]), sum(self.at_once_by_chance[2:])
+        return [
+            f"{setting}, drops by layer: {shares}.",
             _compared("the later half of a window", "the earlier one", self.late_positions),
             _compared("the later half of a batch's rows", "the earlier one", self.late_rows),
             _compared("the fifth that is hardest to predict", "the easiest", self.hardest),
-        ]
-        known = [f"layer {layer} {one.share:.1%} (chance {one.chance:.1%})" for layer, one in enumerate(self.character)
-                 if one.beyond_chance]  # fmt: skip
-        found.append(
             f"The character explains who is dropped: {', '.join(known)}." if known
-            else "The character explains no more of who is dropped than by chance."
-        )  # fmt: skip
-        settled = "" if self.cost.resolved else ", which this probe cannot tell from 0"
-        found.append(f"Its own drops change a dropped token's loss by {nats(self.cost)}{settled}.")
-        several, by_chance = sum(self.at_once[2:]), sum(self.at_once_by_chance[2:])
-        found.append(
-            f"{several:.2%} of tokens are dropped in several layers ({by_chance:.2%} if layers were independent)."
-        )
-        return found
+            else "The character explains no more of who is dropped than by chance.",
+            f"Its own drops change a dropped token's loss by {nats(self.cost)}{settled}.",
+            f"{several:.2%} of tokens are dropped in several layers ({by_chance:.2%} if layers were independent).",
+        ]  # fmt: skip
 
 
 def drops(
@@ -114,17 +107,17 @@ def costs(
 ) -> tuple[Tensor, Tensor]:
     """Which tokens each layer drops (L, B, S), and what its own drops add to each token's loss (B, S), in nats.
 
-    Each token is scored a second time with a place in every layer, while all tokens before it stay as they were.
+    Each token is scored a second time with a slot in every layer, while all tokens before it stay as they were.
     """
     switch_layers(model)
     dropping = Subject(model, probe.split_ids, batch_size, alpha=0.0).without_noise(selection="argmax")
     batches = [batch for batch in probe.batches(batch_size) if len(batch[0]) == batch_size]
-    found = []
+    result = []
     with torch.inference_mode(), noise(seed, probe.ids_BS.device):
         for number, (ids_BS, target_BS) in enumerate(batches):
             say(f"drops, window {number * batch_size} of {len(batches) * batch_size}")
-            found.append(_batch(dropping, ids_BS, target_BS, capacity_factor))
-    dropped, cost = zip(*found, strict=True)
+            result.append(_batch(dropping, ids_BS, target_BS, capacity_factor))
+    dropped, cost = zip(*result, strict=True)
     return torch.cat(dropped, dim=1), torch.cat(cost)
 
 
@@ -136,7 +129,7 @@ def _batch(model: SwitchLM, ids_BS: Tensor, target_BS: Tensor, capacity_factor: 
     """
     cache = model.new_cache()
     output = model(ids_BS, cache=cache, capacity_factor=capacity_factor)
-    dropped_LBS = torch.stack([_dropped(routing).view_as(ids_BS) for routing in output.routings])
+    dropped_LBS = torch.stack([~placed_TK(routing).all(dim=1).view_as(ids_BS) for routing in output.routings])
     nll_BS = negative_log_likelihood(output.logits, target_BS)
     placed_BS = nll_BS.clone()
     for t in reversed(dropped_LBS.any(dim=(0, 1)).nonzero().flatten().tolist()):
@@ -144,11 +137,6 @@ def _batch(model: SwitchLM, ids_BS: Tensor, target_BS: Tensor, capacity_factor: 
         logits = model(ids_BS[:, t : t + 1], cache=cache, capacity_factor=None).logits
         placed_BS[:, t : t + 1] = negative_log_likelihood(logits, target_BS[:, t : t + 1])
     return dropped_LBS, nll_BS - placed_BS
-
-
-def _dropped(routing: Routing) -> Tensor:
-    """(T,)"""
-    return ~(routing.kept_TK & (routing.assigned_TK == routing.expert_TK)).all(dim=1)
 
 
 def summary(
@@ -172,25 +160,24 @@ def summary(
     row_BS = (torch.arange(B, device=device) % batch_size)[:, None].expand(B, S)
     fifth_BS = (nll_BS.flatten().argsort(stable=True).argsort() * FIFTHS // nll_BS.numel()).view(B, S)
 
-    def halves(place_BS: Tensor, size: int, rows: int) -> Estimate | None:
-        late_BS, early_BS = place_BS >= (size + 1) // 2, place_BS < size // 2
+    def halves(index_BS: Tensor, size: int, rows: int) -> Estimate | None:
+        late_BS, early_BS = index_BS >= (size + 1) // 2, index_BS < size // 2
         return difference(*(x_BS.reshape(rows, -1) for x_BS in (mean_BS, late_BS, early_BS)))
 
-    share = _by_label(dropped_LBS)
     return Drops(
         capacity_factor,
         batch_size,
         dropped_LBS,
-        by_character_LV=share(ids_BS, num_characters),
-        by_position_LS=share(position_BS, S),
-        by_row_LR=share(row_BS, batch_size),
-        by_difficulty_LQ=share(fifth_BS, FIFTHS),
+        by_character_LV=_shares(dropped_LBS, ids_BS, num_characters),
+        by_position_LS=_shares(dropped_LBS, position_BS, S),
+        by_row_LR=_shares(dropped_LBS, row_BS, batch_size),
+        by_difficulty_LQ=_shares(dropped_LBS, fifth_BS, FIFTHS),
         character=tuple(
             explained(dropped_BS.flatten().long(), ids_BS.flatten(), label=CHARACTER, seed=seed)
             for dropped_BS in dropped_LBS
         ),
         late_positions=halves(position_BS, S, B),
-        late_rows=halves(row_BS, batch_size, B // batch_size),  # rows of a batch share their places
+        late_rows=halves(row_BS, batch_size, B // batch_size),  # rows of a batch share their experts' capacity
         hardest=difference(mean_BS, fifth_BS == FIFTHS - 1, fifth_BS == 0),
         cost=mean_where(cost_BS, layers_BS > 0),
         at_once=tuple((layers_BS == n).float().mean().item() for n in range(L + 1)),
@@ -198,8 +185,16 @@ def summary(
     )
 
 
+def _shares(dropped_LBS: Tensor, label_BS: Tensor, size: int) -> Tensor:
+    """The share of tokens with each label from 0 to `size` - 1 that each layer drops (L, size)."""
+    label_T = label_BS.reshape(-1)
+    count_N = torch.bincount(label_T, minlength=size).double()
+    dropped_LN = [torch.bincount(label_T, x_BS.flatten().double(), minlength=size) for x_BS in dropped_LBS]
+    return torch.stack(dropped_LN) / count_N
+
+
 def independent(share_L: list[float]) -> tuple[float, ...]:
-    """The probabilities that exactly 0, 1, .. of independent events happen."""
+    """The probabilities that exactly 0, 1, ... of independent events happen."""
     probability = [1.0]
     for share in share_L:
         here, one_more = [p * (1 - share) for p in probability] + [0.0], [0.0] + [p * share for p in probability]
@@ -207,24 +202,13 @@ def independent(share_L: list[float]) -> tuple[float, ...]:
     return tuple(probability)
 
 
-def _by_label(dropped_LBS: Tensor) -> Callable[[Tensor, int], Tensor]:
-    def share(label_BS: Tensor, size: int) -> Tensor:
-        label_T = label_BS.reshape(-1)
-        count_N = torch.bincount(label_T, minlength=size).double()
-        return torch.stack(
-            [torch.bincount(label_T, x_BS.flatten().double(), minlength=size) / count_N for x_BS in dropped_LBS]
-        )
-
-    return share
-
-
-def _compared(one: str, other: str, found: Estimate | None) -> str:
-    if found is None:
+def _compared(one: str, other: str, estimate: Estimate | None) -> str:
+    if estimate is None:
         return f"{one.capitalize()} could not be compared with {other}: the probe is too small."
-    if found.low is None or found.high is None:
+    if estimate.low is None or estimate.high is None:
         return f"Whether {one} is dropped more often than {other} cannot be told from one batch."
-    if not found.resolved:
-        interval = f"{found.mean:+.2%} of tokens, 95 % interval {found.low:+.2%} to {found.high:+.2%}"
+    if not estimate.resolved:
+        interval = f"{estimate.mean:+.2%} of tokens, 95 % interval {estimate.low:+.2%} to {estimate.high:+.2%}"
         return f"Between {one} and {other} no difference shows ({interval})."
-    often = "more" if found.mean > 0 else "less"
-    return f"{one.capitalize()} is dropped {often} often than {other}: {found.mean:+.2%} of tokens."
+    often = "more" if estimate.mean > 0 else "less"
+    return f"{one.capitalize()} is dropped {often} often than {other}: {estimate.mean:+.2%} of tokens."

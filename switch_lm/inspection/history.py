@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from switch_lm.inspection.labels import CHARACTER
-from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.probe import Probe, Say, read, silent
+from switch_lm.inspection.atlas import CHARACTER
+from switch_lm.probe.progress import Say, silent
+from switch_lm.probe.reading import Probe, read
 from switch_lm.stats.information import SHIFTS, Explained, explained
 from switch_lm.storage.checkpoint import CheckpointError, read_model
 from switch_lm.storage.checkpoint import read as read_checkpoint
@@ -27,16 +27,16 @@ class Change:
     """Tokens whose first choice is another expert than at an earlier checkpoint."""
 
     share: float
-    chance: float  # if the two routers had nothing to do with each other but their loads
+    chance: float  # for two unrelated routers with the same loads
 
 
 @dataclass(frozen=True)
 class History:
-    """N checkpoints of one run in order of step. Experts keep their numbers within a run, and only there."""
+    """N checkpoints of one run in order of step. Experts keep their numbers only within a run."""
 
     steps: tuple[int, ...]
     loss: tuple[float, ...]  # nats per character, on the probe
-    character: tuple[tuple[Explained, ...], ...]  # N x L: what the character explains of the choice
+    character: tuple[tuple[Explained, ...], ...]  # N x L: how much of the choice the character explains
     since_before: tuple[tuple[Change, ...], ...]  # N - 1 x L: from one checkpoint to the next
     to_last: tuple[tuple[Change, ...], ...]  # N x L: what differs from the last checkpoint
     changing_LV: Tensor  # share of each character's tokens that changed at the end; NaN where there are none
@@ -44,13 +44,13 @@ class History:
     skipped: tuple[str, ...]  # checkpoints that could not be read, and why
 
     def specialised_at(self, layer: int) -> int | None:
-        """The first step from which on the character explains 90 % of what it explains at the end.
+        """The step from which on the character explains at least 90 % of what it explains at the end, beyond chance.
 
-        All beyond chance; None where it explains no more than that at the end.
+        None if it explains no more than chance at the end.
         """
         if not self.character[-1][layer].beyond_chance:
             return None
-        beyond = [found[layer].share - found[layer].chance for found in self.character]
+        beyond = [layers[layer].share - layers[layer].chance for layers in self.character]
         below = [n for n, value in enumerate(beyond) if value < SETTLED * beyond[-1]]
         return self.steps[below[-1] + 1 if below else 0]
 
@@ -80,9 +80,8 @@ class History:
             )
             changing_V = self.changing_LV[layer].nan_to_num(0.0) * (self.count_V >= ENOUGH)
             most = [v for v in changing_V.argsort(descending=True, stable=True)[:3].tolist() if changing_V[v] > 0]
-            parts += (
-                [f"most of all {', '.join(f'{characters[v]!r} {changing_V[v]:.0%}' for v in most)}"] if most else []
-            )
+            if most:
+                parts.append(f"most of all {', '.join(f'{characters[v]!r} {changing_V[v]:.0%}' for v in most)}")
         else:
             parts.append("a single checkpoint shows no change")
         return f"Layer {layer}: {'; '.join(parts)}."
@@ -100,29 +99,22 @@ class Moment:
 
 def history(run: Path, probe: Probe, *, seed: int = 0, shifts: int = SHIFTS, say: Say = silent) -> History:
     """The history of a run folder; a CheckpointError if no checkpoint in it can be read."""
-    moments: list[Moment] = []
+    moments: dict[int, Moment] = {}
     skipped: list[str] = []
-    for path in checkpoints_of(run):
+    files = (run / CHECKPOINTS).glob("*.ckpt")
+    for path in sorted(files, key=lambda path: (not path.stem.startswith("step"), path.name)):
         say(f"history, {path.name}")
         try:
             step = int(read_checkpoint(path)["global_step"])
-            if step not in [moment.step for moment in moments]:
-                moments.append(moment(step, read_model(path)[0].to(probe.ids_BS.device), probe))
+            if step not in moments:
+                reading = read(read_model(path)[0].to(probe.ids_BS.device), probe)
+                loss = reading.nll_BS.double().mean().item()
+                moments[step] = Moment(step, reading.expert_LBS, reading.num_experts, loss)
         except CheckpointError as error:
             skipped.append(str(error))
     if not moments:
         raise CheckpointError(f"no checkpoint of {run} can be read: {'; '.join(skipped) or 'there is none'}")
-    return compared(moments, probe, skipped=skipped, seed=seed, shifts=shifts)
-
-
-def checkpoints_of(run: Path) -> list[Path]:
-    """Files of equal steps next to each other, those that carry it in their name first."""
-    return sorted((run / CHECKPOINTS).glob("*.ckpt"), key=lambda path: (not path.stem.startswith("step"), path.name))
-
-
-def moment(step: int, model: SwitchLM, probe: Probe) -> Moment:
-    reading = read(model, probe)
-    return Moment(step, reading.expert_LBS, reading.num_experts, reading.nll_BS.double().mean().item())
+    return compared(moments.values(), probe, skipped=skipped, seed=seed, shifts=shifts)
 
 
 def compared(
@@ -154,11 +146,9 @@ def compared(
 
 def changes(one: Moment, then: Moment) -> tuple[Change, ...]:
     """Layer by layer."""
-    found = []
-    for one_BS, then_BS in zip(one.expert_LBS, then.expert_LBS, strict=True):
-        shares = [
-            torch.bincount(x.flatten(), minlength=one.num_experts).double() / x.numel() for x in (one_BS, then_BS)
-        ]
-        chance = 1.0 - (shares[0] * shares[1]).sum().item()
-        found.append(Change((one_BS != then_BS).double().mean().item(), chance))
-    return tuple(found)
+    result = []
+    for pair in zip(one.expert_LBS, then.expert_LBS, strict=True):
+        before_E, after_E = (torch.bincount(x.flatten(), minlength=one.num_experts).double() / x.numel() for x in pair)
+        changed = (pair[0] != pair[1]).double().mean().item()
+        result.append(Change(changed, chance=1.0 - (before_E * after_E).sum().item()))
+    return tuple(result)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from switch_lm.inspection.ablation import WINDOWS
-from switch_lm.inspection.drops import Drops
-from switch_lm.inspection.history import History
 from switch_lm.inspection.study import Inspection
 from switch_lm.pages.coloured_text import ColouredText, LayerText
 from switch_lm.pages.document import HeatMap, Picture, Series
@@ -23,112 +21,113 @@ def rounded_up(value: float) -> float:
     return float(f"{math.ceil(value / size) * size:.2g}")
 
 
-def coloured(found: Inspection, key: str) -> ColouredText:
-    reading, characters = found.text, found.vocabulary.characters
+def coloured(one: Inspection, key: str) -> ColouredText:
+    reading, characters = one.text, one.vocabulary.characters
     facts = (reading.expert_LBS, reading.gate_LBS, reading.second_LBS, reading.second_probability_LBS)
     layers = [
         LayerText(layer_name(number), reading.num_experts, *(fact_BS.flatten().tolist() for fact_BS in of_layer))
         for number, of_layer in enumerate(zip(*facts, strict=True))
     ]
-    text = "".join(characters[i] for i in found.probe.split_ids[:-1].tolist())
+    text = "".join(characters[i] for i in one.probe.split_ids[:-1].tolist())
     caption = (
-        f"The validation text as `{found.name}` routes it with nothing dropped. Choose a layer; point at a character, "
+        f"The validation text as `{one.name}` routes it with nothing dropped. Choose a layer; point at a character, "
         "or move with the arrow keys, for its expert, gate and second choice."
     )
     return ColouredText(f"text-{key}", caption, text, tuple(layers))
 
 
-def atlases(found: Inspection, key: str) -> list[HeatMap]:
-    """Of each layer the share of a character's occurrences that each expert gets."""
-    characters, count_LVE = found.vocabulary.characters, found.atlas.count_LVE.double()
+def atlases(one: Inspection, key: str) -> list[HeatMap]:
+    """For each layer the share of a character's occurrences that each expert gets."""
+    characters, count_LVE = one.vocabulary.characters, one.atlas.count_LVE.double()
     count_V = count_LVE[0].sum(dim=1)
-    places = shown(count_V, characters)
     share_LVE = count_LVE / count_V[:, None].clamp(min=1)
     return [
         atlas(
             share_VE.T,
             characters,
-            places,
+            shown(count_V, characters),
             name=f"atlas_{key}_{number:02d}",
-            title=f"{found.name}, {layer_name(number)}: which expert gets which character",
+            title=f"{one.name}, {layer_name(number)}: which expert gets which character",
         )
         for number, share_VE in enumerate(share_LVE)
     ]
 
 
-def dropped_pictures(name: str, key: str, drops: Drops, count_V: Tensor, characters: str) -> list[Picture | HeatMap]:
-    """By position and difficulty as lines, by character as a map."""
+def dropped_pictures(one: Inspection, key: str) -> list[Picture | HeatMap]:
+    """By position and difficulty as lines, by character as a map; none if nothing was dropped."""
+    drops, characters = one.drops, one.vocabulary.characters
+    if drops is None or drops.cost is None:
+        return []
+    columns = shown(one.atlas.count_LVE[0].sum(dim=1), characters)
+    lines = {
+        "position": ("position in the window", drops.by_position_LS),
+        "difficulty": ("fifths of the tokens by loss, the easiest first", drops.by_difficulty_LQ),
+    }
     return [
-        _by(name, key, "position", drops.by_position_LS, "position in the window"),
-        _by(name, key, "difficulty", drops.by_difficulty_LQ, "fifths of the tokens by loss, the easiest first"),
-        _by_character(name, key, drops.by_character_LV, shown(count_V, characters), characters),
+        *(
+            Picture(
+                name=f"dropped_by_{what}_{key}",
+                title=f"{one.name}: who is dropped, by {what}",
+                alt=f"The share of tokens that is dropped against {label}, a line for each layer.",
+                x_label=label,
+                y_label="share dropped",
+                series=_lines(range(share_LN.shape[1]), share_LN),
+            )
+            for what, (label, share_LN) in lines.items()
+        ),
+        HeatMap(
+            name=f"dropped_by_character_{key}",
+            title=f"{one.name}: who is dropped, by character",
+            alt="A row for each layer, a column for each character, as colour the share of it that is dropped.",
+            x_label="character (\\n ends a line, ␣ is a space)",
+            y_label="layer",
+            value_label="share of a character's occurrences that is dropped",
+            x_names=tuple(visible(characters[i]) for i in columns),
+            y_names=tuple(layer_name(n) for n in range(len(drops.by_character_LV))),
+            values=tuple(map(tuple, drops.by_character_LV[:, columns].tolist())),
+            low=0.0,
+            high=rounded_up(max(drops.by_character_LV.nan_to_num(0.0).max().item(), 0.01)),
+        ),
     ]
 
 
-def _by(name: str, key: str, what: str, share_LN: Tensor, label: str) -> Picture:
-    x = tuple(float(i) for i in range(share_LN.shape[1]))
-    return Picture(
-        name=f"dropped_by_{what}_{key}",
-        title=f"{name}: who is dropped, by {what}",
-        alt=f"The share of tokens that is dropped against {label}, a line for each layer.",
-        x_label=label,
-        y_label="share dropped",
-        series=tuple(Series(layer_name(n), x, tuple(row)) for n, row in enumerate(share_LN.tolist())),
-    )
+def _lines(x: Iterable[int], value_LN: Tensor) -> tuple[Series, ...]:
+    """One line per layer."""
+    at = tuple(map(float, x))
+    return tuple(Series(layer_name(number), at, tuple(row)) for number, row in enumerate(value_LN.tolist()))
 
 
-def _by_character(name: str, key: str, share_LV: Tensor, places: list[int], characters: str) -> HeatMap:
-    high = share_LV.nan_to_num(0.0).max().item()
-    return HeatMap(
-        name=f"dropped_by_character_{key}",
-        title=f"{name}: who is dropped, by character",
-        alt="A row for each layer, a column for each character, as colour the share of it that is dropped.",
-        x_label="character (\\n ends a line, ␣ is a space)",
-        y_label="layer",
-        value_label="share of a character's occurrences that is dropped",
-        x_names=tuple(visible(characters[i]) for i in places),
-        y_names=tuple(layer_name(n) for n in range(len(share_LV))),
-        values=tuple(map(tuple, share_LV[:, places].tolist())),
-        low=0.0,
-        high=rounded_up(max(high, 0.01)),
-    )
-
-
-def router_picture(found: Inspection, key: str) -> Picture:
+def router_picture(one: Inspection, key: str) -> Picture:
     """How often the chosen expert was the best, beside chance."""
-    held = found.counterfactual.held
+    held = one.counterfactual.held
     x = tuple(float(n) for n in range(len(held)))
-    best = [one.best for one in held]
+    low, high = ([getattr(judged.best, end) for judged in held] for end in ("low", "high"))
+    interval = (None, None) if None in low else (tuple(low), tuple(high))
     return Picture(
         name=f"router_{key}",
-        title=f"{found.name}: how often the chosen expert was the best",
+        title=f"{one.name}: how often the chosen expert was the best",
         alt="For each layer the share of tokens whose chosen expert had the lowest loss, beside chance.",
         x_label="layer",
         y_label="share of tokens",
         series=(
-            Series("chosen expert", x, tuple(one.mean for one in best), *_interval(best)),
-            Series("chance", x, tuple(one.chance for one in held)),
+            Series("chosen expert", x, tuple(judged.best.mean for judged in held), *interval),
+            Series("chance", x, tuple(judged.chance for judged in held)),
         ),
         x_names=tuple(layer_name(n) for n in range(len(held))),
     )
 
 
-def _interval(estimates: Sequence[object]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    low, high = ([getattr(one, end) for one in estimates] for end in ("low", "high"))
-    return (None, None) if None in low + high else (tuple(low), tuple(high))
-
-
-def expert_maps(found: Inspection, key: str) -> list[HeatMap]:
+def expert_maps(one: Inspection, key: str) -> list[HeatMap]:
     """What switching each expert off costs, and how alike any two are."""
-    layers = found.ablation.layers
-    off = tuple(tuple(one.mean for one in layer.off) for layer in layers)
+    layers = one.ablation.layers
+    off = tuple(tuple(cost.mean for cost in layer.off) for layer in layers)
     highest = rounded_up(max(0.01, *(abs(cost) for row in off for cost in row)))
     count = len(layers[0].off)
     names, rows = stacked([layer.similarity.same_EE.tolist() for layer in layers])
     return [
         HeatMap(
             name=f"switched_off_{key}",
-            title=f"{found.name}: what it costs to switch an expert off",
+            title=f"{one.name}: what it costs to switch an expert off",
             alt="A row for each layer, a column for each expert, as colour what the loss rises by without it.",
             x_label="expert",
             y_label="layer",
@@ -142,7 +141,7 @@ def expert_maps(found: Inspection, key: str) -> list[HeatMap]:
         ),
         HeatMap(
             name=f"similarity_{key}",
-            title=f"{found.name}: how alike the experts' outputs are",
+            title=f"{one.name}: how alike the experts' outputs are",
             alt="For each layer a square of its experts, as colour the cosine of two experts' outputs for one token.",
             x_label="expert",
             y_label="layer · expert",
@@ -157,11 +156,15 @@ def expert_maps(found: Inspection, key: str) -> list[HeatMap]:
     ]
 
 
-def history_pictures(name: str, key: str, history: History) -> list[Picture]:
+def history_pictures(one: Inspection, key: str) -> list[Picture]:
     """What the character explains, and how many tokens will still change their expert, checkpoint by checkpoint."""
-    steps = tuple(float(step) for step in history.steps)
-    share_NL = torch.tensor([[one.share for one in layers] for layers in history.character])
-    change_NL = torch.tensor([[one.share for one in layers] for layers in history.to_last])
+    history = one.history
+    if history is None or len(history.steps) == 1:
+        return []
+    share_NL, change_NL = (
+        torch.tensor([[x.share for x in layers] for layers in values])
+        for values in (history.character, history.to_last)
+    )
     curves = {
         "specialisation": ("how much of the choice the character explains", "share of the choice's entropy", share_NL),
         "changes": ("tokens whose expert is not yet the last one", "share of tokens", change_NL),
@@ -169,11 +172,11 @@ def history_pictures(name: str, key: str, history: History) -> list[Picture]:
     return [
         Picture(
             name=f"{what}_{key}",
-            title=f"{name}: {words}",
+            title=f"{one.name}: {words}",
             alt=f"{words} against the step of the checkpoint, a line for each layer.",
             x_label="training step",
             y_label=label,
-            series=tuple(Series(layer_name(n), steps, tuple(row)) for n, row in enumerate(values_NL.T.tolist())),
+            series=_lines(history.steps, value_NL.T),
         )
-        for what, (words, label, values_NL) in curves.items()
+        for what, (words, label, value_NL) in curves.items()
     ]

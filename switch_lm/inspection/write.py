@@ -1,72 +1,132 @@
-"""Where an inspection goes, and how it is written: whole or not at all."""
+"""The files of an inspection: all are made before any is written, and each is replaced as a whole."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from switch_lm.commandline.command import writing
+from switch_lm.inspection.ablation import Ablation
 from switch_lm.inspection.contents import build
+from switch_lm.inspection.drops import Drops
+from switch_lm.inspection.history import History
 from switch_lm.inspection.study import Inspection
-from switch_lm.inspection.tables import Row, files
-from switch_lm.pages.document import Document, HeatMap, Picture
+from switch_lm.pages.document import HeatMap, Picture
+from switch_lm.pages.expert_maps import visible
 from switch_lm.pages.page import to_html
 from switch_lm.pages.pictures import save
-from switch_lm.storage.files import replace_text
+from switch_lm.storage.files import replacing
 
-PAGE, PICTURES, TABLES = "inspect.html", "pictures", "tables"
-
-
-def write(found: Sequence[Inspection], folder: Path, *, command: str) -> Path:
-    """`inspect.html`, `pictures/*.png` and `tables/*.csv`; the page's path. All is made before anything is replaced.
-
-    A CommandError if the disk does not take them.
-    """
-    document = build(found, command=command)
-    page = to_html(document)
-    tables = {name: as_csv(rows) for name, rows in together(found).items()}
-    num_bytes = sum(len(text.encode()) for text in (page, *tables.values()))  # the pictures come on top
-    with writing(folder, num_bytes=num_bytes, option="--out FOLDER"):
-        _write(document, page, tables, folder)
-    return folder / PAGE
+Row = dict[str, object]
 
 
-def _write(document: Document, page: str, tables: dict[str, str], folder: Path) -> None:
-    for place in (PICTURES, TABLES):
-        (folder / place).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
+def make(inspections: Sequence[Inspection], *, command: str) -> dict[str, bytes]:
+    """The content of `pictures/*.png`, `tables/*.csv` and, last, of `inspect.html`, by path."""
+    document = build(inspections, command=command)
+    with tempfile.TemporaryDirectory() as scratch:
         for part in (part for section in document.sections for part in section.parts):
             if isinstance(part, Picture | HeatMap):
-                save(part, Path(temporary))
-        pictures = {file.name for file in Path(temporary).glob("*.png")}
-        for name in pictures:
-            os.replace(Path(temporary) / name, folder / PICTURES / name)
-    for name, text in tables.items():
-        replace_text(folder / TABLES / f"{name}.csv", text)
-    for place, names in ((PICTURES, pictures), (TABLES, {f"{name}.csv" for name in tables})):
-        for file in (folder / place).iterdir():
-            if file.suffix in (".png", ".csv") and file.name not in names:  # of an inspection before this one
-                file.unlink()
-    replace_text(folder / PAGE, page)
+                save(part, Path(scratch))
+        files = {f"pictures/{file.name}": file.read_bytes() for file in sorted(Path(scratch).glob("*.png"))}
+    tables: dict[str, list[Row]] = {}
+    for one in inspections:
+        for name, rows in _rows(one).items():
+            tables.setdefault(name, []).extend({"run": one.name} | row for row in rows)
+    files |= {f"tables/{name}.csv": as_csv(rows).encode() for name, rows in tables.items()}
+    return files | {"inspect.html": to_html(document).encode()}
 
 
-def together(found: Sequence[Inspection]) -> dict[str, list[Row]]:
-    """The rows of all models, with the model's name in front."""
-    rows: dict[str, list[Row]] = {}
-    for one in found:
-        for name, of_one in files(one).items():
-            rows.setdefault(name, []).extend({"run": one.name} | row for row in of_one)
-    return rows
+def write(files: Mapping[str, bytes], folder: Path) -> None:
+    """Replaces the files, and removes pictures and tables of an earlier inspection; an OSError of the disk."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / name) as file:
+            file.write(content)
+    for old in (*folder.glob("pictures/*.png"), *folder.glob("tables/*.csv")):
+        if old.relative_to(folder).as_posix() not in files:
+            old.unlink()
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """With a line of headings; nothing where there is no value."""
+    """With a line of headings; a cell is empty where there is no value."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _rows(one: Inspection) -> dict[str, list[Row]]:
+    """The rows of each CSV file."""
+    characters = [visible(character) for character in one.vocabulary.characters]
+    atlas: list[Row] = [
+        {"layer": layer, "character": character, "expert": expert, "count": count}
+        for layer, count_VE in enumerate(one.atlas.count_LVE.tolist())
+        for character, count_E in zip(characters, count_VE, strict=True)
+        for expert, count in enumerate(count_E)
+    ]
+    explained: list[Row] = [
+        {"layer": layer, "label": x.label, "given": x.given, "share": x.share, "chance": x.chance,
+         "chance_95": x.chance_high}
+        for layer, of_layer in enumerate(one.atlas.explained)
+        for x in of_layer
+    ]  # fmt: skip
+    router: list[Row] = [
+        {
+            "layer": layer, "gate": x.gate, "best": x.best.mean, "best_by_chance": x.chance, "mean_rank": x.rank.mean,
+            "gain_on_random": x.chosen_gains_on_random.mean, "low": x.chosen_gains_on_random.low,
+            "high": x.chosen_gains_on_random.high, "best_gains": x.best_gains.mean,
+        }
+        for layer, pair in enumerate(zip(one.counterfactual.held, one.counterfactual.own, strict=True))
+        for x in pair
+    ]  # fmt: skip
+    result = {"atlas": atlas, "explained": explained, "router": router, "experts": _experts(one.ablation)}
+    if one.drops is not None:
+        result["drops"] = _drops(one.drops, characters)
+    if one.history is not None:
+        result["history"] = _history(one.history)
+    return result
+
+
+def _experts(ablation: Ablation) -> list[Row]:
+    rows: list[Row] = []
+    for layer, one in enumerate(ablation.layers):
+        changes = {f"without {e}": cost for e, cost in enumerate(one.off)}
+        changes |= {f"{i} and {j} swapped": cost for (i, j), cost in one.swapped.items()}
+        changes |= {"all averaged": one.averaged, "layer off": one.all_off}
+        rows += [
+            {"layer": layer, "change": c, "nats": x.mean, "low": x.low, "high": x.high} for c, x in changes.items()
+        ]
+        rows += [
+            {"layer": layer, "change": f"cosine of {j} and {i}", "nats": cosine}
+            for i, cosines in enumerate(one.similarity.same_EE.tolist())
+            for j, cosine in enumerate(cosines[:i])
+        ]
+    return rows
+
+
+def _drops(drops: Drops, characters: Sequence[str]) -> list[Row]:
+    by = {"position": drops.by_position_LS, "row": drops.by_row_LR, "difficulty": drops.by_difficulty_LQ}
+    return [
+        {"layer": layer, "by": what, "value": characters[i] if what == "character" else i, "share_dropped": share}
+        for what, share_LN in ({"character": drops.by_character_LV} | by).items()
+        for layer, share_N in enumerate(share_LN.tolist())
+        for i, share in enumerate(share_N)
+        if not math.isnan(share)
+    ]
+
+
+def _history(history: History) -> list[Row]:
+    return [
+        {
+            "step": step, "loss": history.loss[n], "layer": layer, "character_explains": explained.share,
+            "chance": explained.chance,
+            "changed_since_before": history.since_before[n - 1][layer].share if n else None,
+            "differs_from_last": history.to_last[n][layer].share,
+        }
+        for n, step in enumerate(history.steps)
+        for layer, explained in enumerate(history.character[n])
+    ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is checked: a model and a text; whatever would change the model runs on a copy."""
+"""A model and a text to check, and how its layers are watched. Whatever would change the model runs on a copy."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from switch_lm.routers.noise import Dropout
 from switch_lm.routers.routing import Routing
 from switch_lm.text.windows import fixed_windows
 
-ROWS = 4  # windows in a batch that is only compared with another: few, so that each weighs in their common places
-SCORED = 64  # windows, at least, for a difference of losses
-# Capacity factors below that of training: one at which some experts overflow while others have places left (which it
-# takes for rerouting to show), and one that drops much whatever the router does.
+ROWS = 4  # windows in a batch that is only compared with another: few, so that each takes much of the common capacity
+SCORED = 64  # windows, at least, for a difference between losses
+# Capacity factors below that of training: one at which some experts overflow while others have slots left (which
+# rerouting needs), and one that drops many tokens whatever the router does.
 TIGHT = (1.0, 0.5)
 Windows = tuple[Tensor, Tensor]
 
 
 def tried(factor: float | None) -> list[float | None]:
-    """A capacity factor, and tighter ones."""
+    """A capacity factor, and tighter ones, at which a rule shows what it does."""
     return [factor] if factor is None else [factor, *(tight for tight in TIGHT if tight < factor)]
 
 
@@ -43,7 +43,7 @@ class Subject:
     alpha: float
 
     def windows(self, num_windows: int) -> Windows:
-        """Inputs and targets (B, S) from all over the validation split."""
+        """Inputs and targets (B, S), spread evenly over the validation split."""
         context_length = self.model.config.context_length
         return fixed_windows(self.validation_ids, context_length=context_length, num_windows=num_windows)
 
@@ -51,30 +51,21 @@ class Subject:
     def few(self) -> Windows:
         return self.windows(ROWS)
 
-    @property
-    def factors(self) -> list[float | None]:
-        """The capacity factor of training, and tighter ones, at which a rule shows what it does."""
-        return tried(self.model.config.capacity_factor)
-
     @cached_property
     def scored(self) -> Windows:
         """Windows for a difference of losses, in whole batches of training where the text is long enough."""
         return self.windows(-(-SCORED // self.batch_size) * self.batch_size)
 
     def limited(self, capacity_factor: float | None) -> bool:
-        """Whether places are, at such a factor; a dense model has none."""
+        """Whether such a factor limits the experts; a dense model has none."""
         return capacity_factor is not None and self.model.config.num_switch_layers > 0
 
-    def in_training(self) -> SwitchLM:
-        """A copy that runs as in training, with its noise."""
-        return deepcopy(self.model).train()
-
     def without_noise(self, *, jitter: bool = False, **rule: Any) -> SwitchLM:
-        """A copy that runs as in training but for dropout, random drops and, unless `jitter`, jitter.
+        """A copy that runs as in training, without dropout, random drops and, unless `jitter`, jitter.
 
         `rule` changes its routing rule.
         """
-        model = self.in_training()
+        model = deepcopy(self.model).train()
         for module in model.modules():
             if isinstance(module, Dropout):
                 module.rate = 0.0
@@ -82,14 +73,6 @@ class Subject:
                 module.router_jitter = module.router_jitter if jitter else 0.0
                 module.rule = replace(module.rule, **{"random_drop_rate": 0.0} | rule)
         return model
-
-
-def precise(model: SwitchLM) -> SwitchLM:
-    """A copy in float64, where rounding is not taken for a leak; routers stay in the float32 that they promise."""
-    copied = deepcopy(model).double()
-    for layer in copied.switch_layers:
-        layer.w_router_DE.data = layer.w_router_DE.data.float()
-    return copied
 
 
 @dataclass(frozen=True)
@@ -100,6 +83,11 @@ class LayerCall:
     x_BSD: Tensor
     y_BSD: Tensor
     routing: Routing
+
+    def every_output_ETD(self) -> Tensor:
+        """What every expert gives for every token, wherever the router sends it; without gates."""
+        x_TD = self.x_BSD.flatten(0, 1)
+        return self.layer.experts.padded(x_TD.expand(self.layer.num_experts, *x_TD.shape))
 
 
 @contextmanager
@@ -137,14 +125,19 @@ class Gap:
         return f"{self.mean:{form}} ± {self.standard_error:{form[1:]}}"
 
 
+def placed_TK(routing: Routing) -> Tensor:
+    """Which choices (T, K) the selected expert computed; a rerouted choice is computed by another one."""
+    return routing.kept_TK & (routing.assigned_TK == routing.expert_TK)
+
+
 def largest(moves: list[Tensor]) -> float:
-    """The largest absolute value in several tensors, NaN if one holds it; 0 of none."""
+    """The largest absolute value in several tensors: NaN if one contains a NaN, 0 if there are none."""
     return torch.stack([move.abs().max() for move in moves]).max().item() if moves else 0.0
 
 
 @contextmanager
 def noise(seed: int, device: torch.device) -> Iterator[None]:
-    """Noise that follows from the seed; afterwards the global random state is as it was."""
+    """Noise that depends only on the seed; the global random state is restored."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -153,7 +146,7 @@ def noise(seed: int, device: torch.device) -> Iterator[None]:
 def seeded(
     model: SwitchLM, ids_BS: Tensor, *, seed: int, capacity_factor: float | EllipsisType | None = ...
 ) -> SwitchOutput:
-    """A pass in the model's mode, with noise that is the same for every text of a shape."""
+    """A pass in the model's mode, with the same noise for every text of equal shape."""
     with noise(seed, ids_BS.device), torch.inference_mode():
         output: SwitchOutput = model(ids_BS, capacity_factor=capacity_factor)
         return output

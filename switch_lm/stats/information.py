@@ -47,7 +47,7 @@ def explained(
 
     Chance is the same of labels that are shifted in a circle by random offsets. They keep their frequencies and their
     order, so that runs of equal labels stay runs: drawn labels would call any slowly changing label a discovery. Labels
-    of a fixed period fit a choice of that period at every shift, and cannot be told from chance.
+    of a fixed period fit a choice of that period at every shift, and cannot be distinguished from chance.
     With `given_T` the labels of each of its values are shifted among themselves. So they go with it as often as
     before, and what the label explains only because it goes with what is given is in the chance as well.
     """

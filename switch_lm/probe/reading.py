@@ -1,8 +1,9 @@
-"""The text that every statistic looks at, and what a model does with each of its characters."""
+"""The text that every statistic reads, what a model does with each character, and what it would do if changed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,16 +19,11 @@ from switch_lm.text.windows import evaluation_batches, fixed_windows
 
 WINDOWS = 128
 ROWS = 32  # windows in a pass; nothing that is read without a capacity depends on it
-Say = Callable[[str], None]  # what is being measured
-
-
-def silent(_: str) -> None:
-    """Says nothing."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Windows spread evenly over the validation split: the same ones for every model that reads as many characters."""
+    """Windows spread evenly over the validation split: the same for every model of the same context length."""
 
     ids_BS: Tensor
     target_BS: Tensor
@@ -35,12 +31,12 @@ class Probe:
 
     @classmethod
     def of(cls, validation_ids: Tensor, *, context_length: int, num_windows: int = WINDOWS) -> Self:
-        """`context_length`: the model's, or of two models that are compared the shorter one."""
+        """`context_length`: the model's, or the shorter one of two models that are compared."""
         windows = fixed_windows(validation_ids, context_length=context_length, num_windows=num_windows)
         return cls(*windows, validation_ids)
 
     def cut(self, value_N: Tensor) -> Tensor:
-        """Of one value for each character of the split, those of the windows' characters (B, S)."""
+        """The values of the windows' characters (B, S), from one value per character of the split."""
         B, S = self.ids_BS.shape
         return fixed_windows(value_N, context_length=S, num_windows=B)[0]
 
@@ -56,16 +52,16 @@ class Probe:
 
 @dataclass(frozen=True)
 class Reading:
-    """What each Switch layer did with each character (L, B, S), nothing dropped, and what the model came to.
+    """What each Switch layer did with each character (L, B, S) with nothing dropped, and the loss of the model.
 
-    Of a router with several choices the first one, which it gave the most, counts as its expert.
+    If a router makes several choices, the first one, which has the largest gate, counts as its expert.
     """
 
     expert_LBS: Tensor
     gate_LBS: Tensor  # what its output was multiplied by
-    second_LBS: Tensor  # the most probable other expert; NOBODY of a single one
+    second_LBS: Tensor  # the most probable other expert; NOBODY if there is only one
     second_probability_LBS: Tensor
-    nll_BS: Tensor  # nats, of the character that followed
+    nll_BS: Tensor  # nats of the character that followed
     num_experts: int
 
 
@@ -82,7 +78,7 @@ def read(model: SwitchLM, probe: Probe) -> Reading:
 
 
 def read_text(model: SwitchLM, ids: Tensor, *, context_length: int) -> Reading:
-    """The same of a whole split but for its last character, window by window, as one row (L, 1, N)."""
+    """Reads a whole split, window by window, as one row (L, 1, N) without the last character."""
     batches = evaluation_batches(ids, context_length=context_length, batch_size=ROWS)
     return _read(model, batches, shape=(1, len(ids) - 1))
 
@@ -102,6 +98,35 @@ def _read(model: SwitchLM, batches: Iterator[tuple[Tensor, Tensor]], *, shape: t
 
 
 def rewind(cache: list[LayerCache], length: int) -> None:
-    """Takes back what was read after the first `length` positions; the next character is written over it."""
+    """Forgets what was read after the first `length` positions; the next character is written over it."""
     for layer in cache:
         layer.length = length
+
+
+def recorded(model: SwitchLM, probe: Probe) -> Callable[[int], Tensor]:
+    """Reads the probe once, with nothing dropped, and keeps what reached each block. The model must be in `eval()`.
+
+    The result takes the number of a Switch layer and gives the nats (B, S) of each target, with the blocks from that
+    layer on as they are then: a change of one layer needs no others.
+    """
+    numbers = [i for i, block in enumerate(model.blocks) if isinstance(block.ffn, SwitchFeedForward)]
+    reached: list[Tensor] = []  # (B, S, D) of each batch, and within it of each Switch layer
+    with torch.inference_mode(), ExitStack() as hooks:
+        for number in numbers:
+            hook = model.blocks[number].register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0]))
+            hooks.enter_context(hook)
+        for ids_BS, _ in probe.batches():
+            model(ids_BS, capacity_factor=None)
+
+    @torch.inference_mode()
+    def nll(layer: int) -> Tensor:
+        logits = []
+        for x_BSD in reached[layer :: len(numbers)]:
+            length, rotary = x_BSD.shape[1], model.config.position == "rotary"
+            rotation = (model.cos_SW[:length], model.sin_SW[:length]) if rotary else None
+            for block in model.blocks[numbers[layer] :]:
+                x_BSD, _ = block(x_BSD, rotation=rotation, capacity_factor=None)
+            logits.append(model.head(model.norm(x_BSD)))
+        return negative_log_likelihood(torch.cat(logits), probe.target_BS)
+
+    return nll
