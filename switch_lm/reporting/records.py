@@ -73,7 +73,8 @@ class Record:
     @property
     def seed(self) -> int | None:
         """None if neither the configuration nor the result says it."""
-        seed = self.config.get("seed", self.result.get("seed"))
+        seed = self.config.get("seed")
+        seed = self.result.get("seed") if seed is None else seed
         return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
 
     def figure(self, key: str) -> float | None:
