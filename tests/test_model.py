@@ -80,5 +80,5 @@ def test_experts_start_different() -> None:
 
 
 def test_more_positions_than_the_context_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"13 positions .* 12"):
+    with pytest.raises(ValueError, match=r"13 positions exceed .* 12"):
         small()(torch.zeros(1, 13, dtype=torch.long))

@@ -1,4 +1,4 @@
-"""How tokens are sent to experts, as plain data, and how many an expert may take."""
+"""The options of a router, as plain data, and the capacity of an expert."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class RoutingRule:
     queue_order: str = "token"  # or choice: all first choices before all second ones (GShard, algorithm 1)
     overflow: str = "drop"  # or reroute (Switch Transformers, app. B), passthrough (the annotated implementation)
     capacity_group: str = "batch"  # or sequence
-    random_drop_rate: float = 0.0  # share of choices dropped at random in training, a control for what dropping does
+    random_drop_rate: float = 0.0  # share of choices dropped at random in training, to isolate the effect of dropping
 
 
 def expert_capacity(num_tokens: int, num_experts: int, capacity_factor: float | None) -> int | None:
-    """C = min(T, max(1, ceil(capacity_factor x T / E))), or None (no limit) where the factor is None.
+    """Capacity slots per expert: min(T, max(1, ceil(capacity_factor x T / E))); None (no limit) if the factor is None.
 
-    Exact: in floats ceil(1.1 x 100 / 10) is 12. Rounding up and the minimum of 1 are ours, the paper gives neither.
-    Source: Switch Transformers, eq. 3.
+    The factor is taken as the decimal number it prints as: in floats, ceil(1.1 x 100 / 10) is 12. The paper specifies
+    neither the rounding nor the minimum of 1. Source: Switch Transformers, eq. 3.
     """
     if capacity_factor is None:
         return None
