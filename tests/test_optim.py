@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from switch_lm.config.schema import OptimConfig
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.optim import schedule
-from switch_lm.optim.build import JointOptimizer, build_optimizer
+from switch_lm.optim.groups import JointOptimizer, build_optimizer
 from switch_lm.optim.muon import BatchedMuon, StackedMuon, orthogonalize
+from switch_lm.optim.schedule import learning_rate_factor
 
 
 def model() -> SwitchLM:
@@ -166,20 +167,26 @@ def test_a_schedule_reaches_every_optimizer_also_after_a_restart() -> None:
     assert [part.param_groups[0]["lr"] for part in optimizer.optimizers] == [1.5e-3, 0.01, 0.01]
 
 
-def test_linear_and_cosine_rise_to_one_and_end_at_their_minimum() -> None:
-    for shape in (schedule.linear, schedule.cosine):
-        factor = shape(warmup_steps=10, max_steps=100, min_factor=0.1)
-        assert factor(0) == pytest.approx(0.1) and factor(9) == factor(10) == pytest.approx(1.0)
-        assert factor(99) == pytest.approx(0.1)
-        middle = 0.55 if shape is schedule.linear else 0.1 + 0.45 * (1 + math.cos(math.pi * 0.5))
-        assert factor(10) > factor(54) > factor(99) and (factor(54) + factor(55)) / 2 == pytest.approx(middle, abs=0.01)
+def factors(max_steps: int, d_model: int = 8, **options: Any) -> list[float]:
+    optim = OptimConfig(**options)
+    return [learning_rate_factor(step, optim, max_steps=max_steps, d_model=d_model) for step in range(max_steps)]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_linear_and_cosine_rise_to_one_and_end_at_their_minimum(schedule: str) -> None:
+    factor = factors(100, schedule=schedule, warmup_steps=10, min_factor=0.1)
+    assert factor[0] == pytest.approx(0.1) and factor[9] == factor[10] == pytest.approx(1.0)
+    assert factor[99] == pytest.approx(0.1)
+    middle = 0.55 if schedule == "linear" else 0.1 + 0.45 * (1 + math.cos(math.pi * 0.5))
+    assert factor[10] > factor[54] > factor[99] and (factor[54] + factor[55]) / 2 == pytest.approx(middle, abs=0.01)
+    quarter = 0.75 if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * 0.25))  # of the way down
+    assert factors(101, schedule=schedule, warmup_steps=0)[25] == pytest.approx(quarter)
 
 
 def test_noam_is_that_of_the_transformer_paper() -> None:
-    factor = schedule.noam(warmup_steps=4000, d_model=512)
-    assert factor(3999) == pytest.approx(512**-0.5 * 4000**-0.5)
-    assert factor(1999) == pytest.approx(factor(3999) / 2)
-    assert factor(15999) == pytest.approx(factor(3999) / 2)
+    factor = factors(16_000, d_model=512, schedule="noam", warmup_steps=4000)
+    assert factor[3999] == pytest.approx(512**-0.5 * 4000**-0.5)
+    assert [factor[1999], factor[15999]] == pytest.approx([factor[3999] / 2] * 2)
 
 
 @pytest.mark.parametrize(("num_experts", "every"), [(8, 2), (31, 2), (32, 4), (128, 4)])

@@ -78,7 +78,7 @@ def choices_of(routings: tuple[Routing, ...], *, last: int) -> list[tuple[Choice
 
 
 def choices_in(routing: Routing, *, last: int) -> list[Choice]:
-    from switch_lm.measure.first_choice import first_choice
+    from switch_lm.measure.metrics import first_choice
 
     found = first_choice(routing)
     columns = (found.expert_T, found.gate_T, found.second_T, found.second_probability_T)
