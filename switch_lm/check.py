@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
     CommandError,
     finish,
@@ -53,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
+@survive_closed_pipe()
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 1 if a check fails, 2 if it could not be made."""
     options = parser().parse_args(argv)

@@ -5,9 +5,11 @@ import os
 import sys
 from pathlib import Path
 
+from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.text.corpus import FILE_VARIABLE, TINY_SHAKESPEARE_FILE, CorpusError, load_corpus
 
 
+@survive_closed_pipe()
 def main() -> int:
     """Fetch Tiny Shakespeare once, so that later runs need no network."""
     parser = argparse.ArgumentParser(prog="python -m switch_lm.corpus", description=main.__doc__)

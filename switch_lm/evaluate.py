@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
     MAX_SEED,
     CommandError,
@@ -68,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
+@survive_closed_pipe()
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     return finish(lambda: _measure(options))

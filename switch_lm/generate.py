@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
     MAX_SEED,
     finish,
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
+@survive_closed_pipe()
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     return finish(lambda: _write(options))

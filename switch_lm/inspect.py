@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
     CommandError,
     finish,
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
+@survive_closed_pipe()
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     words = sys.argv[1:] if argv is None else list(argv)

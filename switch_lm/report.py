@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from switch_lm.config.rules import RUN_NAME
+from switch_lm.commandline.closed_pipe import survive_closed_pipe
+from switch_lm.config.keys import RUN_NAME
 from switch_lm.reporting.sources import ReportError
 from switch_lm.reporting.write import DEFAULT_NAME, print_report, write_report
 from switch_lm.storage.runs import OUTPUTS
@@ -30,8 +30,9 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
+@survive_closed_pipe()
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 1 and one message for what a user can fix, 130 for Ctrl-C, 0 for a closed pipe."""
+    """The exit code: 1 and one message for what a user can fix, 130 for Ctrl-C."""
     asked = vars(parser().parse_args(argv))
     try:
         print_report(write_report(asked.pop("paths"), **asked))
@@ -40,8 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # as with `| head`; Python would complain once more when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

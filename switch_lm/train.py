@@ -5,33 +5,33 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Callable
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
+from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.config import overrides as cli
 from switch_lm.config.paths import config_dir, interpreter
 from switch_lm.config.rules import ConfigError
 from switch_lm.storage.run_folder import Stopped, TrainingError
 from switch_lm.sweep import jobs as sweep
+from switch_lm.sweep import launchers
 from switch_lm.text.corpus import CorpusError
 from switch_lm.training.start import train
 
 
+@survive_closed_pipe()
 def main() -> None:
     """The command. Exit code 2 and one message for a bad configuration, 1 if training failed, 128 + n for signal n."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing its own text
     failures: list[Exception] = []
-    reading = True  # the command line
 
     def run_job(cfg: DictConfig) -> float | None:
         """What Hydra calls, once for a run and once for each job of a sweep."""
-        nonlocal reading
-        reading = False
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return sweep.run_job(cfg, train)
         try:
@@ -46,29 +46,29 @@ def main() -> None:
 
     try:
         cli.check(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(run_job)()
+        _compose_and_run(run_job)
         if failures:
             raise failures[0]
-    except Exception as error:
-        if isinstance(error, (HydraException, OmegaConfBaseException)) or (reading and not isinstance(error, OSError)):
-            error = ConfigError(cli.explain(error))
-        sys.exit(_report(error))
+    except ConfigError as error:
+        sys.exit(_say(f"The configuration can not be used:\n{error}", 2))
+    except (CorpusError, TrainingError) as error:
+        sys.exit(_say(str(error), 1))
     except Stopped as stop:  # in a sweep, which has said how to go on
         sys.exit(stop.code)
     except KeyboardInterrupt:
         sys.exit(_say("Stopped.", 130))
 
 
-def _report(error: Exception) -> int:
-    """Says what went wrong in the fewest lines and returns the exit code; raises what should not have happened."""
-    if isinstance(error, ConfigError):
-        return _say(f"The configuration can not be used:\n{error}", 2)
-    if isinstance(error, (CorpusError, TrainingError)):
-        return _say(str(error), 1)
-    if isinstance(error, BrokenPipeError):  # `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    raise error
+def _compose_and_run(run_job: Callable[[DictConfig], float | None]) -> None:
+    """ConfigError for what Hydra cannot read or compose, for which it raises many types."""
+    with launchers.every_job_returned() as launches:
+        try:
+            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(run_job)()
+        except Exception as error:
+            of_disk = isinstance(error, OSError) and not isinstance(error, HydraException)  # of which one is both
+            if launches.begun or of_disk:
+                raise
+            raise ConfigError(cli.explain(error)) from error
 
 
 def _say(message: str, code: int) -> int:

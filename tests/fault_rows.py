@@ -31,7 +31,7 @@ FAULTS = {
     21: "resume twice, a run into a used folder",
     22: "job of a sweep against the run alone",
     23: "all tokens to one expert, one without any, batch and context of one",
-    24: "same seed twice, another worker count",
+    24: "same seed twice, another seed",
     25: "a run name that leaves its folder",
 }
 

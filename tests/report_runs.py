@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
 from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import ledger, run_ledger
 from switch_lm.model.config import ModelConfig
+from switch_lm.storage.run_folder import as_yaml
 
 VOCAB, STEPS, EVERY = 65, 100, 25
 HARDWARE = {"device": "cpu", "precision": "fp32", "compile": False, "name": "test machine", "threads": 2}
@@ -73,7 +73,7 @@ def write_run(
 ) -> Path:
     """A run's folder. `loss` None: it has no result yet. `curve`: (step, val/loss, training seconds)."""
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    (folder / "config.yaml").write_text(as_yaml(config))
     if loss is not None:
         (folder / "result.json").write_text(json.dumps(result_of(config, loss, **changes)))
     if job is not None:

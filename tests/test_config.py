@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import pairwise
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from switch_lm.config.paths import config_dir
 from switch_lm.config.rules import flatten, resolve
-from switch_lm.config.schema import Config
+from switch_lm.config.schema import KEYS, Config
+from switch_lm.model.config import ModelConfig
+from switch_lm.routers.options import RoutingRule
 
 CONFIGS = config_dir()
 
@@ -35,21 +37,36 @@ def test_the_default_has_a_name_among_the_presets_for_a_time() -> None:
     assert composed("experiment=five_minutes") == composed()
 
 
-def test_every_key_is_explained_in_its_yaml() -> None:
-    files = (
-        "train",
-        "model/switch",
-        "data/tiny_shakespeare",
-        "optim/muon",
-        "trainer/default",
-        "logger/tensorboard",
-        "health/default",
-    )
-    for path in (CONFIGS / f"{name}.yaml" for name in files):
-        lines = path.read_text().split("hydra:")[0].splitlines()
-        for before, line in pairwise(lines):
-            key = re.match(r"[a-z_0-9]+:", line)
-            assert key is None or key[0] == "defaults:" or "#" in line or before.startswith("#"), f"{path}: {line}"
+FILES = {
+    "": "train",
+    "model": "model/switch",
+    "data": "data/tiny_shakespeare",
+    "optim": "optim/muon",
+    "trainer": "trainer/default",
+    "logger": "logger/tensorboard",
+    "health": "health/default",
+}
+
+
+def explained(group: str) -> Iterator[tuple[str, str]]:
+    """The keys of a YAML file, each with the comment above it."""
+    comment: list[str] = []
+    for line in (CONFIGS / f"{FILES[group]}.yaml").read_text().partition("\nhydra:")[0].splitlines():
+        if line.startswith("#"):
+            comment.append(line.removeprefix("# "))
+            continue
+        if (key := re.match(r"(\w+):", line)) and key[1] != "defaults":
+            yield f"{group}.{key[1]}".strip("."), " ".join(comment)
+        comment = []
+
+
+def test_yaml_shows_every_key_with_the_schemas_meaning() -> None:
+    shown = {key: meaning for group in FILES for key, meaning in explained(group)}
+    assert shown == {key.name: key.meaning for key in KEYS.values()}
+
+
+def test_the_router_takes_its_defaults_from_the_same_declaration() -> None:
+    assert ModelConfig().rule == RoutingRule()
 
 
 def test_dense_has_the_same_d_ff_and_dense_wide_the_parameters_of_all_experts() -> None:

@@ -60,7 +60,7 @@ def bin_dir(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_every_module_text_and_config_of_the_checkout(wheel: Path) -> None:
     package, configs = ROOT / "switch_lm", ROOT / "configs"
-    code = [file.relative_to(ROOT) for kind in ("*.py", "*.txt", "*.html", "*.js") for file in package.rglob(kind)]
+    code = [file.relative_to(ROOT) for kind in ("*.py", "*.txt", "*.jinja", "*.js") for file in package.rglob(kind)]
     values = ["switch_lm" / file.relative_to(ROOT) for file in configs.rglob("*.yaml")]
     names = zipfile.ZipFile(wheel).namelist()
     assert {name for name in names if ".dist-info/" not in name} == {path.as_posix() for path in [*code, *values]}
@@ -68,7 +68,7 @@ def test_the_wheel_holds_every_module_text_and_config_of_the_checkout(wheel: Pat
 
 
 def test_the_installed_package_is_the_wheels_and_so_are_its_configs(bin_dir: Path, tmp_path: Path) -> None:
-    script = "import switch_lm, switch_lm.paths as p; print(switch_lm.__file__, p.config_dir(), sep='\\n')"
+    script = "import switch_lm, switch_lm.config.paths as p; print(switch_lm.__file__, p.config_dir(), sep='\\n')"
     module, configs = run(bin_dir / "python", "-c", script, folder=tmp_path).splitlines()
     assert Path(module).is_relative_to(bin_dir.parent)
     assert Path(configs) == Path(module).parent / "configs"

@@ -6,17 +6,21 @@ import base64
 import hashlib
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from jinja2 import UndefinedError
 
 import switch_lm
 from switch_lm.pages.document import Bullets, Cell, Code, Document, Part, Picture, Section, Series, Table, Text
 from switch_lm.pages.page import render, to_html
+from switch_lm.pages.templates import TEMPLATES
 
 PACKAGE = Path(switch_lm.__file__).parent
-EVIL = "<script>alert('&')</script><img src=x onerror=alert(1)>\"`</code>`$body"
+EVIL = "<script>alert('&')</script><img src=x onerror=alert(1)>\"`</code>`{{ body }}{% raw %}"
 VOID = {"meta", "link", "img", "br", "wbr", "input", "hr"}
 
 
@@ -116,9 +120,9 @@ def test_a_name_with_markup_is_harmless_everywhere() -> None:
 
 
 def test_the_title_of_any_page_is_text_and_its_body_is_taken_as_it_is() -> None:
-    html = render(EVIL, "<main>$title $policy</main>")
+    html = render(EVIL, "<main>{{ title }}</main>")
     assert Outline(html).texts("title") == [EVIL]
-    assert "<main>$title $policy</main>" in html
+    assert "<main>{{ title }}</main>" in html
 
 
 def test_the_page_loads_nothing_and_its_policy_lets_it_load_nothing() -> None:
@@ -131,6 +135,19 @@ def test_the_page_loads_nothing_and_its_policy_lets_it_load_nothing() -> None:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     (policy,) = [a["content"] for a in page.attributes("meta") if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy and policy.startswith("default-src 'none';") and f"script-src 'sha256-{digest}';" in policy
+
+
+def test_a_name_without_a_value_in_a_template_is_an_error() -> None:
+    with pytest.raises(UndefinedError, match="missing"):
+        TEMPLATES.from_string("{{ missing }}").render()
+
+
+def test_templates_and_pictures_are_loaded_only_where_a_page_is_written() -> None:
+    script = (
+        "import sys; from switch_lm.pages import coloured_text, document, markdown\n"
+        "assert not {'jinja2', 'matplotlib', 'numpy', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], timeout=120, check=True)
 
 
 def test_the_script_is_short_and_plain() -> None:

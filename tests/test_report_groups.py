@@ -9,7 +9,7 @@ import pytest
 from report_runs import DENSE, DROPLESS, ONE, config_of, result_of
 
 from switch_lm.config.rules import flatten
-from switch_lm.config.schema import Config, DataConfig, LoggerConfig, OptimConfig
+from switch_lm.config.schema import Config, DataConfig, HealthConfig, LoggerConfig, OptimConfig
 from switch_lm.reporting.comparisons import (
     compare,
     is_control,
@@ -37,10 +37,15 @@ def one(**model: Any) -> Variant:
 
 def test_runs_that_differ_in_seed_name_and_place_are_one_variant() -> None:
     configs = [config_of(0), config_of(1), config_of(2, name="x")]
-    configs += [replace(config_of(3), outputs="elsewhere", resume="auto", logger=LoggerConfig(progress="none"))]
-    configs += [replace(config_of(4), data=DataConfig(dir="there", num_workers=2))]
+    configs += [
+        replace(
+            config_of(3), outputs="elsewhere", resume="auto", logger=LoggerConfig(progress="none"), router_alarm="error"
+        )
+    ]
+    configs += [replace(config_of(5), trainer=replace(config_of().trainer, max_time="01:00:00", threads=1))]
+    configs += [replace(config_of(4), data=DataConfig(dir="there"), health=HealthConfig(every=0))]
     (variant,) = group([record(config, 1.5 + 0.1 * config.seed) for config in configs])
-    assert variant.by_seed("val_loss") == pytest.approx({0: 1.5, 1: 1.6, 2: 1.7, 3: 1.8, 4: 1.9})
+    assert variant.by_seed("val_loss") == pytest.approx({0: 1.5, 1: 1.6, 2: 1.7, 3: 1.8, 4: 1.9, 5: 2.0})
 
 
 def test_a_repeated_seed_is_no_further_sample() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +49,9 @@ def command(folder: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "switch_lm.train", *flags, *SMALL, *(a for a in arguments if a not in flags)]
 
 
-def run(folder: Path, *arguments: str) -> Done:
-    return subprocess.run(command(folder, *arguments), cwd=folder, capture_output=True, text=True, timeout=240)
+def run(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Done:
+    words = command(folder, *arguments)
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=240, env=env)
 
 
 def weights(job: Path) -> Any:
@@ -86,13 +89,15 @@ def test_a_failing_job_is_listed_with_its_reason_and_the_others_run(swept: tuple
 def test_it_is_told_at_once_how_many_jobs_of_what_will_run_and_each_adds_one_row(
     swept: tuple[Path, Done, Done],
 ) -> None:
-    _, done, _ = swept
+    folder, done, _ = swept
     lines = done.stdout.splitlines()
     assert lines[0] == "Sweep of 3 jobs: model.capacity_factor 1.0, -1, null"
     heads = [number for number, line in enumerate(lines) if line.split()[:2] == ["job", "capacity_factor"]]
     assert len(heads) == 1 and [line.split()[0] for line in lines[heads[0] + 1 :][:3]] == ["1/3", "2/3", "3/3"]
     assert {len(line) for line in rows(done)[::2]} == {len(lines[heads[0]])}  # aligned with the head
     assert rows(done)[-1].endswith(" 0 s")  # nothing is left
+    command = json.loads((folder / "sweep.json").read_text())["command"]
+    assert command.startswith("python -m switch_lm.train ") and command.endswith(" name=three -m")
 
 
 def test_the_same_command_keeps_what_is_done_and_tries_what_failed_again(swept: tuple[Path, Done, Done]) -> None:
@@ -248,14 +253,64 @@ def test_a_clusters_job_has_the_threads_it_asked_for_and_a_configured_number_sta
     assert sweep._with_threads(set_by_hand, {"n_jobs": 8}).trainer.threads == 3
 
 
+JOBLIB = ("hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"])
+SUBMITIT = ("hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=1"])
+BASIC: tuple[str, list[str]] = ("", [])
+# Each is run at the start of every Python process, and harms the job of seed 1 or every worker.
+IN_JOB = """
+from switch_lm import run_folder
+of_job = run_folder.of_job
+def crash(folder, config):
+    if config.seed == 1:
+        {}
+    return of_job(folder, config)
+run_folder.of_job = crash
+"""
+UNPICKLABLE = IN_JOB.format("class Local(Exception): ...\n        raise Local('no way', lambda: 0)")
+KILLED = IN_JOB.format("import os; os._exit(9)")
+NOT_IMPORTED = """
+import sys
+if "switch_lm.train" not in sys.orig_argv:
+    sys.modules["switch_lm.sweep"] = None
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("plugin", "options"),
+    ("launcher", "harm", "reason", "failed"),
     [
-        ("hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
-        ("hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=1"]),
+        pytest.param(BASIC, UNPICKLABLE, "Local: ('no way'", [1], id="basic, an unexpected error"),
+        pytest.param(JOBLIB, UNPICKLABLE, "Local: ('no way'", [1], id="joblib, an error that cannot be pickled"),
+        pytest.param(JOBLIB, KILLED, "TerminatedWorkerError: ", [1], id="joblib, a killed worker"),
+        pytest.param(JOBLIB, NOT_IMPORTED, "ModuleNotFoundError: ", [0, 1, 2], id="joblib, a worker without the code"),
+        pytest.param(SUBMITIT, KILLED, "UncompletedJobError: ", [1], id="submitit, a killed worker"),
+        pytest.param(SUBMITIT, NOT_IMPORTED, "ModuleNotFoundError: ", [0, 1, 2], id="submitit, no code"),
     ],
 )
+def test_a_crash_in_a_worker_is_a_row_with_its_reason_and_the_other_jobs_are_kept(
+    launcher: tuple[str, list[str]], harm: str, reason: str, failed: list[int], tmp_path: Path
+) -> None:
+    plugin, options = launcher
+    if plugin:
+        pytest.importorskip(f"hydra_plugins.{plugin}")
+    (tmp_path / "sitecustomize.py").write_text(harm)
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = run(tmp_path, "-m", "seed=0,1,2", "name=crash", *options, env=os.environ | {"PYTHONPATH": paths})
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and "configuration" not in done.stderr and "Traceback" not in done.stderr, said
+    sweep = tmp_path / "outputs" / "sweeps" / "crash"
+    records = read_jobs(sweep)
+    assert [record["job"] for record in records if record["status"] == "failed"] == failed, said
+    assert [record["job"] for record in records if record["status"] == "done"] == sorted({0, 1, 2} - {*failed}), said
+    assert len(rows(done)) == 3, said
+    for job in failed:
+        (row,) = (row for row in rows(done) if row.split()[0] == f"{job + 1}/3")
+        assert f"FAILED: {reason}" in row
+        assert "Traceback" in (sweep / f"seed={job}" / "traceback.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("plugin", "options"), [JOBLIB, SUBMITIT])
 def test_jobs_in_processes_of_their_own_give_what_they_give_alone(
     plugin: str, options: list[str], tmp_path: Path
 ) -> None:

@@ -107,7 +107,7 @@ def require_writable(file: Path, *, option: str) -> None:
 
 
 def finish(command: Callable[[], int]) -> int:
-    """The exit code of a command: 1 and one message for what a user can fix, 130 for Ctrl-C, 0 for a closed pipe."""
+    """The exit code of a command: 1 and one message for what a user can fix, 130 for Ctrl-C."""
     try:
         from switch_lm.storage.checkpoint import CheckpointError
         from switch_lm.training.process_state import restored
@@ -120,9 +120,6 @@ def finish(command: Callable[[], int]) -> int:
             return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # as with `| head`; Python would complain once more when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def whole_number(*, at_least: int, at_most: int | None = None, example: int) -> Callable[[str], int]:

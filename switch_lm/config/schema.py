@@ -1,4 +1,4 @@
-"""The typed schema of a configuration: one dataclass for each folder of configs/, whose files say what keys mean."""
+"""The typed schema of a configuration: one dataclass for each folder of configs/."""
 
 from __future__ import annotations
 
@@ -6,32 +6,55 @@ import math
 import re
 from dataclasses import dataclass, field
 
+from switch_lm.config.keys import BELOW_ONE, NAME, POSITIVE, Rule, at_least, key, keys_of, one_of, within
 from switch_lm.model.config import ModelConfig
+
+
+def _seconds(time: str) -> float:
+    """Of hours:minutes:seconds; nan for anything else."""
+    match = re.fullmatch(r"(\d{1,5}):([0-5]\d):([0-5]\d)", time)
+    return 3600 * int(match[1]) + 60 * int(match[2]) + int(match[3]) if match else math.nan
+
+
+A_TIME = Rule("must be a time as hours:minutes:seconds, such as 00:20:00, or null", lambda time: _seconds(time) > 0)
 
 
 @dataclass
 class DataConfig:
-    path: str | None = None
-    dir: str = "data"
-    batch_size: int = 32
-    num_workers: int = 0
+    path: str | None = key(
+        None,
+        "A text file (UTF-8) to train on. null: the environment variable SWITCH_LM_DATA, or else Tiny Shakespeare.",
+    )
+    dir: str = key("data", "Where Tiny Shakespeare is kept.", changes_result=False)
+    batch_size: int = key(32, "Windows of model.context_length characters in a (micro-)batch.", at_least(1))
 
 
 @dataclass
 class OptimConfig:
-    name: str = "muon"
-    lr: float = 3e-3
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    matrix_lr: float = 0.02
-    matrix_weight_decay: float = 0.1
-    momentum: float = 0.95
-    expert_update_every: int | None = None
-    schedule: str = "linear"
-    warmup_steps: int = 20
-    min_factor: float = 0.0
-    grad_clip: float = 1.0
+    name: str = key("muon", "muon, or adamw on everything.", one_of("muon", "adamw"))
+    lr: float = key(3e-3, "AdamW's learning rate, reached after warmup_steps.", POSITIVE)
+    weight_decay: float = key(0.1, "AdamW's decoupled weight decay, of matrices only.", within(0, 10))
+    beta1: float = key(0.9, "AdamW's decay of the mean gradient.", BELOW_ONE)
+    beta2: float = key(0.95, "AdamW's decay of the mean squared gradient.", BELOW_ONE)
+    matrix_lr: float = key(0.02, "Muon's learning rate.", POSITIVE)
+    matrix_weight_decay: float = key(0.1, "Muon's decoupled weight decay.", within(0, 10))
+    momentum: float = key(0.95, "Muon's Nesterov momentum.", BELOW_ONE)
+    expert_update_every: int | None = key(
+        None,
+        "Muon moves each stack of experts in every n-th step only, n times as far, the stacks in turn; momentum takes"
+        " in every gradient. Orthogonalising is most of what more experts add to a step. null: 2, and 4 from 32 "
+        "experts on.",
+        at_least(1),
+    )
+    schedule: str = key(
+        "linear",
+        "linear or cosine (down to min_factor * lr at the last step) or noam (lr is only a factor; Vaswani et "
+        "al., eq. 3).",
+        one_of("linear", "cosine", "noam"),
+    )
+    warmup_steps: int = key(20, "Steps of linear rise at the start.", at_least(0))
+    min_factor: float = key(0.0, "Where linear and cosine end, as a share of lr.", within(0, 1))
+    grad_clip: float = key(1.0, "The gradient is scaled down to this norm.", POSITIVE)
 
     def steps_between_moves(self, num_experts: int) -> int:
         """Of a stack of experts: every second step; of 32 and more, whose gradients are thinner, every fourth."""
@@ -42,42 +65,92 @@ class OptimConfig:
 
 @dataclass
 class TrainerConfig:
-    max_steps: int = 1800
-    accumulate: int = 1
-    val_every: int = 300
-    checkpoint_every: int = 100
-    keep_best: int = 1
-    device: str = "auto"
-    precision: str = "auto"
-    compile: str = "auto"
-    threads: int | None = None
-    max_time: str | None = None
+    max_steps: int = key(1800, "Optimizer steps of the run.", at_least(1))
+    accumulate: int = key(1, "Micro-batches added up for one step.", at_least(1))
+    val_every: int = key(
+        300,
+        "Steps between validations on the whole split; the last step is always validated.",
+        at_least(1),
+    )
+    checkpoint_every: int = key(
+        100,
+        "Steps between two writes of checkpoints/last.ckpt (also written after each validation).",
+        at_least(1),
+        changes_result=False,
+    )
+    keep_best: int = key(
+        1,
+        "How many of the best checkpoints stay: best.ckpt and, if more than one, each by its step (step_000300.ckpt).",
+        at_least(1),
+    )
+    device: str = key("auto", "auto, cpu or cuda.", one_of("auto", "cpu", "cuda"))
+    precision: str = key(
+        "auto",
+        "auto (bf16 only where the hardware does it fast), bf16 or fp32.",
+        one_of("auto", "bf16", "fp32"),
+    )
+    compile: str = key(
+        "auto",
+        "auto (if a compiler is there and the run long enough to earn it back), true or false.",
+        one_of("auto", "true", "false"),
+    )
+    threads: int | None = key(
+        None,
+        "CPU threads. null: all cores, or in a sweep whose jobs run side by side each job's share of them.",
+        at_least(1),
+        changes_result=False,
+    )
+    max_time: str | None = key(
+        None,
+        "Stop softly after this long (hours:minutes:seconds, 00:20:00), with a checkpoint and the line to go on with."
+        " Each start begins the count again. null: never.",
+        A_TIME,
+        changes_result=False,
+    )
 
     def validates(self, step: int) -> bool:
         """Whether a validation follows step number `step` (from 1)."""
         return step % self.val_every == 0 or step == self.max_steps
 
     def max_seconds(self) -> float:
-        """`max_time`, hours:minutes:seconds; infinity for null, and nan for anything else."""
-        if self.max_time is None:
-            return math.inf
-        match = re.fullmatch(r"(\d{1,5}):([0-5]\d):([0-5]\d)", self.max_time)
-        return 3600 * int(match[1]) + 60 * int(match[2]) + int(match[3]) if match else math.nan
+        """`max_time` in seconds; infinity for null."""
+        return math.inf if self.max_time is None else _seconds(self.max_time)
 
 
 @dataclass
 class LoggerConfig:
-    log_every: int = 10
-    sample_prompt: str = "\n"
-    sample_length: int = 300
-    progress: str = "auto"
+    log_every: int = key(10, "Steps between two points in TensorBoard.", at_least(1), changes_result=False)
+    sample_prompt: str = key("\n", "What the sample after each validation goes on from.", changes_result=False)
+    sample_length: int = key(300, "Its length in characters; 0: no sample.", at_least(0), changes_result=False)
+    progress: str = key(
+        "auto",
+        "auto (a bar on a terminal, lines elsewhere), bar, lines or none.",
+        one_of("auto", "bar", "lines", "none"),
+        changes_result=False,
+    )
 
 
 @dataclass
 class HealthConfig:
-    every: int = 50
-    max_share: float = 0.75
-    checks: int = 3
+    every: int = key(
+        50,
+        "Steps between two looks at every router, apart from training, on up to 512 characters of its text; 0: never.",
+        at_least(0),
+        changes_result=False,
+    )
+    max_share: float = key(
+        0.75,
+        "A router has collapsed if one expert gets more than this share of the characters, or if as large a share of "
+        "the experts gets none, ...",
+        within(0, 1),
+        changes_result=False,
+    )
+    checks: int = key(
+        3,
+        "... in this many looks in a row; it is dead if in as many the language loss has no gradient on it.",
+        at_least(1),
+        changes_result=False,
+    )
 
 
 @dataclass
@@ -88,12 +161,51 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
-    alpha: float = 0.01
-    z_loss: float = 0.0
-    importance: float = 0.0
-    router_alarm: str = "warn"
-    seed: int = 0
-    name: str | None = None
-    resume: str | None = None
-    init_from: str | None = None
-    outputs: str = "outputs"
+    alpha: float = key(
+        0.01,
+        "Weight of the load balancing loss: total = language loss + alpha * balance loss (Switch Transformers, eq. 4).",
+        within(0, 1e6),
+    )
+    z_loss: float = key(
+        0.0,
+        "Weight of the router z loss, which keeps its logits small (ST-MoE, eq. 5; they use 0.001).",
+        within(0, 1e6),
+    )
+    importance: float = key(
+        0.0,
+        "Weight of the importance loss: squared coefficient of variation of the experts' gates (Shazeer et al. "
+        "2017, eq. 8).",
+        within(0, 1e6),
+    )
+    router_alarm: str = key(
+        "warn",
+        "What a dead or collapsed router does: warn (once, and training goes on) or error (training ends).",
+        one_of("warn", "error"),
+        changes_result=False,
+    )
+    seed: int = key(
+        0,
+        "Everything random follows from it: weights, batches, router jitter, dropout.",
+        within(0, 2**63 - 1),
+    )
+    name: str | None = key(
+        None,
+        "Name of the run's folder under outputs/runs; letters, digits, '.', '_' and '-'. null: a time stamp.",
+        NAME,
+        changes_result=False,
+    )
+    resume: str | None = key(
+        None,
+        "null: a new run. auto: go on with the newest unfinished run of an equal configuration. NAME: go on with that"
+        " run.",
+        NAME,
+        changes_result=False,
+    )
+    init_from: str | None = key(
+        None,
+        "A finished dense run of the same sizes (a name, or a path) to start a Switch model from (Sparse Upcycling).",
+    )
+    outputs: str = key("outputs", "Where runs and sweeps are written.", changes_result=False)
+
+
+KEYS = keys_of(Config)

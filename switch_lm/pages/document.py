@@ -1,4 +1,4 @@
-"""What a report says, apart from its form: sections of texts, tables and pictures."""
+"""The contents of a report, apart from their form: sections of texts, tables and pictures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from switch_lm.pages.coloured_text import ColouredText
 
-BLANK = ("", "-", "–", "—")  # cells that say there is nothing to say; sorted last, upwards and downwards
+BLANK = ("", "-", "–", "—")  # cells without a value; sorted last in both directions
 
 
 @dataclass(frozen=True)
@@ -19,21 +19,21 @@ class Text:
 
 @dataclass(frozen=True)
 class Bullets:
-    """Short statements, one below the other; markup as in Text."""
+    """Short statements, one per line; markup as in Text."""
 
     items: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Code:
-    """Lines to be shown, or copied, as they are."""
+    """Lines to show, or to copy, as they are."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table shows, and the number it is sorted by where the text is one with units or a spread.
+    """The text that a table shows, and the number to sort it by if the text has units or a spread.
 
     `code` in backquotes is the only markup, here as in captions, notes and headings. A word among numbers, such as
     "diverged", keeps its column numeric with `sort=math.inf`.
@@ -45,7 +45,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of as many cells as there are headings; `note` says what a reader must know to read it."""
+    """Each row has as many cells as there are headings; `note` tells a reader how to read the table."""
 
     caption: str
     headings: tuple[str, ...]
@@ -55,7 +55,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """One line or one set of points. `low` and `high` bound an interval around each y; `labels` names each point."""
+    """One line or one set of points. `low` and `high` bound an interval around each y; `labels` names each point.
+
+    Labelled points have an entry each in the legend.
+    """
 
     label: str
     x: tuple[float, ...]
@@ -63,13 +66,13 @@ class Series:
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
     labels: tuple[str, ...] | None = None
-    marked: tuple[bool, ...] | None = None  # points that are not dominated by any other
+    marked: tuple[bool, ...] | None = None  # the points that no other point dominates
     line: bool = True  # joined; else points alone
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One pair of axes. `name` is the file's stem, `alt` says in words what is to be seen."""
+    """One pair of axes. `name` is the file's stem, `alt` describes the picture in words."""
 
     name: str
     title: str
@@ -84,7 +87,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Rows by columns of numbers, as colours on a fixed scale that its legend shows; NaN is left blank.
+    """Rows by columns of numbers, as colours on a fixed scale that is shown above them; NaN is left blank.
 
     `centre`: the value of the middle colour, where the scale has two sides; None: from low to high.
     """
@@ -109,7 +112,7 @@ Part = Text | Bullets | Code | Table | Picture | HeatMap | ColouredText
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and the parts below it."""
 
     heading: str
     parts: tuple[Part, ...]
@@ -117,7 +120,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """`lead` is what a reader in a hurry must know, in one or two sentences."""
+    """`lead` is the result in one or two sentences, for a reader in a hurry."""
 
     title: str
     lead: str
@@ -125,7 +128,7 @@ class Document:
 
 
 def number(cell: Cell) -> float | None:
-    """What the cell is sorted by: `sort`, or its text where that is a plain number such as 1,024, −0.5 or 12%."""
+    """The number to sort the cell by: `sort`, or its text if that is a plain number such as 1,024, −0.5 or 12%."""
     if cell.sort is not None:
         return cell.sort
     text = cell.text.strip().replace(",", "").replace("−", "-").removesuffix("%").rstrip()
@@ -133,13 +136,13 @@ def number(cell: Cell) -> float | None:
 
 
 def numeric_columns(table: Table) -> tuple[bool, ...]:
-    """For each column, whether it holds numbers, and nothing else but blanks."""
+    """For each column, whether it holds numbers and blanks only."""
     columns = [[row[i] for row in table.rows] for i in range(len(table.headings))]
-    told = [[cell for cell in column if cell.sort is not None or cell.text.strip() not in BLANK] for column in columns]
-    return tuple(bool(cells) and all(number(cell) is not None for cell in cells) for cells in told)
+    filled = [[c for c in column if c.sort is not None or c.text.strip() not in BLANK] for column in columns]
+    return tuple(bool(cells) and all(number(cell) is not None for cell in cells) for cells in filled)
 
 
 def pieces(text: str) -> list[tuple[str, bool]]:
-    """The text on one line, cut at its backquotes: each piece, and whether it is code; a lone backquote is text."""
+    """The text on one line, split at its backquotes: each piece, and whether it is code; a lone backquote is text."""
     cut = re.split(r"`([^`]+)`", re.sub(r"\s+", " ", text).strip())
     return [(piece, i % 2 == 1) for i, piece in enumerate(cut) if piece]

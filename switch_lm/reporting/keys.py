@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# Nothing that is computed hangs on these, nor on any logger.* key.
-IGNORED = {
-    "seed", "name", "resume", "outputs", "data.dir", "data.num_workers", "trainer.threads", "trainer.checkpoint_every",
-}  # fmt: skip
+from switch_lm.config.schema import KEYS
+
 # What a dense model has too; every other model.* key is one of routing.
 SIZES = {
     "num_layers", "d_model", "num_heads", "d_ff", "context_length", "position", "activation", "tie_embeddings",
@@ -18,7 +16,8 @@ ROUTING_LOSSES = {"alpha", "z_loss", "importance"}
 
 
 def is_ignored(key: str) -> bool:
-    return key in IGNORED or key.startswith("logger.")
+    """Whether runs that differ in this key repeat each other."""
+    return key == "seed" or (key in KEYS and not KEYS[key].changes_result)
 
 
 def is_routing(key: str) -> bool:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from switch_lm.config.rules import flatten, show
-from switch_lm.config.schema import Config
+from switch_lm.config.rules import ConfigError, flatten, show
 from switch_lm.reporting.sources import Source, read_json
-from switch_lm.storage.run_folder import CONFIG, JOB, RESULT
+from switch_lm.storage.run_folder import CONFIG, JOB, RESULT, read_config
 
 DONE, FAILED, UNFINISHED, NOT_RUN = "done", "failed", "unfinished", "not run"
 LONGEST_REASON, LONGEST_FAULT = 300, 200
@@ -126,17 +123,12 @@ def _config(folder: Path) -> tuple[dict[str, Any], str]:
 
     {} and what is wrong, if it cannot be read.
     """
-    path = folder / CONFIG
-    if not path.is_file():
+    if not (folder / CONFIG).is_file():
         return {}, "" if (folder / JOB).is_file() else f"it has no {CONFIG}"
     try:
-        stored = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-        if not isinstance(stored, dict):
-            raise ValueError("no mapping")
-    except Exception as error:  # YAML's errors and OmegaConf's share no base class
-        return {}, f"{CONFIG} cannot be read ({' '.join(str(error).split())[:LONGEST_FAULT]})"
-    defaults = {key: value for key, value in flatten(asdict(Config())).items() if key != "seed"}
-    return defaults | flatten({str(key): value for key, value in stored.items()}), ""
+        return read_config(folder), ""
+    except ConfigError as error:
+        return {}, str(error)
 
 
 def _cut_off(curves: Curves, result: Mapping[str, Any]) -> str:

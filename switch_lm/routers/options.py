@@ -5,20 +5,64 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+from switch_lm.config.keys import BELOW_ONE, at_least, key, one_of
+
 
 @dataclass(frozen=True)
 class RoutingRule:
-    """The options of a router, by default those of Switch Transformers; configs/model/switch.yaml explains each."""
+    """The options of a router, by default those of Switch Transformers."""
 
-    top_k: int = 1
-    renormalize_gates: bool = False  # Shazeer et al. 2017, GShard; for top_k >= 2
-    gate_scale: str = "probability"  # or straight_through: p / p.detach(), the annotated implementation's
-    selection: str = "argmax"  # or sample: from p, in training (Switch Transformers, app. C)
-    drop_order: str = "position"  # or random (the annotated implementation), probability (V-MoE, section 4)
-    queue_order: str = "token"  # or choice: all first choices before all second ones (GShard, algorithm 1)
-    overflow: str = "drop"  # or reroute (Switch Transformers, app. B), passthrough (the annotated implementation)
-    capacity_group: str = "batch"  # or sequence
-    random_drop_rate: float = 0.0  # share of choices dropped at random in training, to isolate the effect of dropping
+    top_k: int = key(
+        1,
+        "Experts per token: 1 (Switch), 2 (the earlier mixture-of-experts layer) or more. A capacity holds choices.",
+        at_least(1),
+    )
+    renormalize_gates: bool = key(
+        False,
+        "For top_k >= 2: divide a token's gates by their sum (Shazeer et al. 2017, GShard). Dropped choices count in "
+        "the sum.",
+    )
+    gate_scale: str = key(
+        "probability",
+        "What an expert's output is multiplied by: probability (paper, eq. 2), straight_through (1, with the "
+        "probability's gradient: the annotated implementation).",
+        one_of("probability", "straight_through"),
+    )
+    selection: str = key(
+        "argmax",
+        "argmax, or sample: experts drawn from the router's probabilities, in training (paper, appendix C).",
+        one_of("argmax", "sample"),
+    )
+    drop_order: str = key(
+        "position",
+        "Who gets a slot first: position (row, then place in it), random (the annotated implementation; training "
+        "only), probability (the surest first: V-MoE). The last two let a token see its own future where tokens are "
+        "dropped.",
+        one_of("position", "random", "probability"),
+    )
+    queue_order: str = key(
+        "token",
+        "For top_k >= 2: token (all choices of a token together), choice (all first choices first: GShard; sees the "
+        "future).",
+        one_of("token", "choice"),
+    )
+    overflow: str = key(
+        "drop",
+        "A choice without a slot: drop (adds 0: paper, section 2.2), reroute (tries its next best expert: "
+        "No-Token-Left-Behind, appendix B; sees the future), passthrough (gate x the layer's input: the annotated "
+        "implementation).",
+        one_of("drop", "reroute", "passthrough"),
+    )
+    capacity_group: str = key(
+        "batch",
+        "Who shares an expert's slots: batch (all rows: paper, eq. 3), sequence (each row has its own).",
+        one_of("batch", "sequence"),
+    )
+    random_drop_rate: float = key(
+        0.0,
+        "Share of choices dropped at random in training: a control, since dropping also acts as dropout does.",
+        BELOW_ONE,
+    )
 
 
 def expert_capacity(num_tokens: int, num_experts: int, capacity_factor: float | None) -> int | None:

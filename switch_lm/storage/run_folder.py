@@ -18,18 +18,14 @@ from typing import Any, Self
 from omegaconf import OmegaConf
 
 from switch_lm.config.rules import ConfigError, flatten, show
-from switch_lm.config.schema import Config
+from switch_lm.config.schema import KEYS, Config
 from switch_lm.storage.files import remove_parts, replace_text
 from switch_lm.storage.runs import CHECKPOINTS, LAST, damage, newest_whole
 
 CONFIG, RESULT, HARDWARE = "config.yaml", "result.json", "hardware.json"
 LOCK_SECONDS = 10.0  # to wait for it: the loader processes of a killed run take some seconds to notice
 JOB, SWEEP = "job.json", "sweep.json"  # what came of a sweep's job, and what a sweep is to run
-# Where a run lies and how it is shown changes nothing in what it computes.
-NOT_COMPARED = (
-    "name", "resume", "outputs", "data.dir", "data.num_workers", "trainer.threads", "trainer.max_time",
-    "logger.progress", "router_alarm", "health.every", "health.max_share", "health.checks",
-)  # fmt: skip
+FORMAT = 2  # of config.yaml; a run of format 1 has none written in it
 
 
 class TrainingError(Exception):
@@ -85,7 +81,7 @@ class RunFolder:
                     raise ConfigError(f"{self.path}: another process has trained here meanwhile; {again}")
                 for folder in (self.path, self.checkpoints):
                     remove_parts(folder)
-                replace_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
+                replace_text(self.path / CONFIG, as_yaml(config))
                 self.store_hardware(hardware)
             except OSError as error:
                 raise ConfigError(
@@ -238,15 +234,30 @@ def _is_like(path: Path, config: Config) -> bool:
 
 
 def _differences(path: Path, config: Config) -> dict[str, tuple[Any, Any]]:
+    then, now = read_config(path), flatten(asdict(config))
+    compared = [key for key in sorted(then) if key not in KEYS or KEYS[key].changes_result]
+    return {key: (then[key], now.get(key)) for key in compared if then[key] != now.get(key)}
+
+
+def as_yaml(config: Config) -> str:
+    """The content of config.yaml."""
+    return f"format: {FORMAT}\n" + OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Every key of a run by its dotted name, one that the run did not know at its default; but no seed is guessed.
+
+    ConfigError if the file is damaged, or of another format.
+    """
+    file = path / CONFIG
     try:
-        then = flatten(dict(OmegaConf.to_container(OmegaConf.load(path / CONFIG))))  # type: ignore[arg-type]
+        stored = flatten(dict(OmegaConf.to_container(OmegaConf.load(file), resolve=True)))  # type: ignore[arg-type]
     except Exception as error:  # of yaml's scanner, OmegaConf's, or of dict
-        raise ConfigError(
-            f"{path / CONFIG} is damaged ({' '.join(str(error).split())[:100]}); move {path} away"
-        ) from error
-    now = flatten(asdict(config))
-    keys = sorted((then.keys() | now.keys()) - set(NOT_COMPARED))
-    return {key: (then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)}
+        raise ConfigError(f"{file} is damaged ({' '.join(str(error).split())[:100]}); move {path} away") from error
+    if (number := stored.pop("format", 1)) != FORMAT:
+        fix = "train it again, or use the version of switch_lm that wrote it"
+        raise ConfigError(f"{file} has format {number}, and this version reads format {FORMAT}; {fix}")
+    return {key.name: key.default for key in KEYS.values() if key.name != "seed"} | stored
 
 
 def _told(differences: Mapping[str, tuple[Any, Any]]) -> str:

@@ -7,10 +7,12 @@ import json
 import math
 import os
 import re
+import secrets
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,11 +25,18 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from switch_lm.config.rules import RUN_NAME, ConfigError, show
-from switch_lm.storage.run_folder import JOB, NOT_COMPARED, RESULT, SWEEP, Lock, RunFolder, Stopped
+from switch_lm.commandline.closed_pipe import survive_closed_pipe
+from switch_lm.config.keys import RUN_NAME
+from switch_lm.config.rules import ConfigError, show
+from switch_lm.config.schema import KEYS
+from switch_lm.storage.files import replace_text
+from switch_lm.storage.run_folder import JOB, RESULT, SWEEP, Lock, RunFolder, Stopped, TrainingError
+from switch_lm.text.corpus import CorpusError
 from switch_lm.training.signals import StopSignals
 
 MAX_NAME = 80
+ENDED = ("done", "failed", "stopped")  # the status of a job that is not launched again by the same start of a sweep
+TRACEBACK = "traceback.txt"
 
 
 class Sweep(Callback):
@@ -68,18 +77,20 @@ class Sweep(Callback):
             sys.exit(1)
 
 
+@survive_closed_pipe()  # in a launcher's worker too
 def run_job(cfg: DictConfig, train: Callable[..., dict[str, Any]]) -> float:
-    """Trains one job in its folder of the sweep and records what came of it; an error ends only this job.
+    """Trains one job in its folder of the sweep and records its outcome; an error ends only this job.
 
     Returns val_loss, which a searching sweeper minimises; infinity for a job that failed.
     """
-    from switch_lm.sweep.table import heading, print_row, print_stopped
+    from switch_lm.sweep.table import heading, print_stopped
 
     hydra = HydraConfig.get()
     sweep = Path(hydra.sweep.dir)
-    plan = RunFolder(sweep).read_json(SWEEP) or {}
-    overrides = as_mapping(list(hydra.overrides.task))
-    record: dict[str, Any] = {"job": hydra.job.num, "overrides": {key: overrides[key] for key in plan["varied"]}}
+    plan, task = RunFolder(sweep).read_json(SWEEP) or {}, list(hydra.overrides.task)
+    record = recorded(sweep, plan, hydra.job.num, task)
+    if record.pop("status", None) in ENDED:  # before a launch was lost
+        return outcome(sweep, plan, hydra.job.num, task)
     job = RunFolder(sweep / job_name(record["overrides"]))
     skipped, started = (job.path / RESULT).is_file(), time.perf_counter()
     before = job.read_json(JOB) if skipped else None
@@ -96,16 +107,62 @@ def run_job(cfg: DictConfig, train: Callable[..., dict[str, Any]]) -> float:
             print_stopped(plan, read_jobs(sweep))
             raise
     except Exception as error:  # whatever went wrong, the other jobs run
-        result, record = {}, record | {"status": "failed", "error": str(error) or type(error).__name__}
+        fail(sweep, plan, record | {"seconds": time.perf_counter() - started}, error)
+        return math.inf
     else:
         record |= {"status": "done"}
     record["seconds"] = before["seconds"] if before else time.perf_counter() - started
     job.write_json(JOB, record)
-    print_row(plan, record, result, read_jobs(sweep), skipped=skipped)
+    show_row(sweep, plan, record, skipped=skipped)
     if signals.received is not None and hydra.job.num + 1 < plan["num_jobs"]:  # it came in the last validation
         print_stopped(plan, read_jobs(sweep))
         raise signals.stopped("this job was done")
     return float(result.get("val_loss", math.inf))
+
+
+def recorded(sweep: Path, plan: Mapping[str, Any], number: int, task: Sequence[str]) -> dict[str, Any]:
+    """What this start of the sweep recorded of a job with these overrides; without `status` if it has not begun."""
+    overrides = as_mapping(list(task))
+    varied = {key: overrides[key] for key in plan["varied"]}
+    stored = RunFolder(sweep / job_name(varied)).read_json(JOB)
+    if stored is not None and stored.get("start") == plan["start"]:
+        return stored
+    return {"job": number, "overrides": varied, "start": plan["start"]}
+
+
+def outcome(sweep: Path, plan: Mapping[str, Any], number: int, task: Sequence[str]) -> float:
+    """The val_loss of a job that has ended; infinity if it has none."""
+    record = recorded(sweep, plan, number, task)
+    result = RunFolder(sweep / job_name(record["overrides"])).read_json(RESULT) or {}
+    return float(result.get("val_loss", math.inf))
+
+
+def fail(sweep: Path, plan: Mapping[str, Any], record: Mapping[str, Any], error: Exception) -> None:
+    """Records a job as failed and prints its row; the traceback of what nobody expected goes to the job's folder."""
+    job = RunFolder(sweep / job_name(record["overrides"]))
+    job.path.mkdir(parents=True, exist_ok=True)
+    reason = str(error) or type(error).__name__
+    if not isinstance(error, (ConfigError, CorpusError, TrainingError)):
+        text = "".join(traceback.format_exception(error))
+        replace_text(job.path / TRACEBACK, text)
+        reason = f"{_reason(error)} (traceback: {job.path / TRACEBACK})"
+    record = {"seconds": 0.0, **record, "status": "failed", "error": reason}
+    job.write_json(JOB, record)
+    show_row(sweep, plan, record)
+
+
+def show_row(sweep: Path, plan: Mapping[str, Any], record: Mapping[str, Any], *, skipped: bool = False) -> None:
+    """Prints the row of a job that has ended."""
+    from switch_lm.sweep.table import print_row
+
+    result = RunFolder(sweep / job_name(record["overrides"])).read_json(RESULT) or {}
+    print_row(plan, record, result, read_jobs(sweep), skipped=skipped)
+
+
+def _reason(error: Exception) -> str:
+    """Type and message in a line: the worker's own, where a launcher wrapped its traceback into another error."""
+    remote = re.search(r"Traceback \(most recent call last\):\n(?:(?: .*)?\n)*(\S.*)", f"{error.__cause__}\n{error}")
+    return remote[1] if remote else f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def job_name(overrides: Mapping[str, Any]) -> str:
@@ -149,9 +206,11 @@ def _plan(config: DictConfig, overrides: list[Override], *, began: dict[str, Any
     from switch_lm.training.result import commit  # torch is behind it
 
     jobs, trials = planned_jobs(overrides), config.hydra.sweeper.get("n_trials")
-    task = [*config.hydra.overrides.task, *(o for o in config.hydra.overrides.hydra if o.startswith("hydra/"))]
+    given = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
+    words = ["-m" if override == "hydra.mode=MULTIRUN" else shlex.quote(override) for override in given]
     return {
-        "command": " ".join(["python -m switch_lm.train", *(shlex.quote(o) for o in task)]),
+        "command": " ".join(["python -m switch_lm.train", *words]),
+        "start": secrets.token_hex(4),  # tells the records of this start from those of an earlier one
         "started": began["started"] if began else datetime.now().isoformat(timespec="seconds"),
         "commit": commit(),
         "varied": [override.get_key_element() for override in overrides if override.is_sweep_override()],
@@ -169,7 +228,8 @@ def _folder(config: DictConfig, overrides: list[Override]) -> Path:
     name = config.get("name")
     if name is None:
         task = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        named = [o for o in task if o.get_key_element() not in (*NOT_COMPARED, "experiment")]
+        unnamed = {"experiment", *(key.name for key in KEYS.values() if not key.changes_result)}
+        named = [o for o in task if o.get_key_element() not in unnamed]
         parts = sorted(str(o.input_line) for o in named)
         name = _as_name([config.hydra.runtime.choices.get("experiment") or "", *parts]) or "sweep"
     elif RUN_NAME.fullmatch(str(name)) is None:

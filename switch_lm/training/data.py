@@ -33,7 +33,7 @@ def derive_seed(*parts: int) -> int:
 
 
 class TrainingBatches(Dataset[Batch]):
-    """Batch number n as a pure function of (seed, n, rank), so that a restart or a worker can not change the order.
+    """Batch number n as a pure function of (seed, n, rank), so that a restart cannot change the order.
 
     Each pass cuts the text at a new random offset into windows and takes them in a new random order, so that every
     character is met about equally often. `ids` (N,); items are `Batch`es of (batch_size, context_length).
@@ -89,12 +89,10 @@ class TextData(lightning.LightningDataModule):
         batch_size: int,
         context_length: int,
         seed: int,
-        num_workers: int = 0,
     ) -> None:
         super().__init__()
         self.training_ids, self.validation_ids = training_ids, validation_ids
         self.batch_size, self.context_length, self.seed = batch_size, context_length, seed
-        self.num_workers = num_workers
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
@@ -107,7 +105,7 @@ class TextData(lightning.LightningDataModule):
             num_ranks=self.trainer.world_size,
         )
         first = self.trainer.global_step * self.trainer.accumulate_grad_batches
-        return DataLoader(batches, batch_size=None, sampler=FromStep(first), num_workers=self.num_workers)
+        return DataLoader(batches, batch_size=None, sampler=FromStep(first))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         windows = evaluation_batches(

@@ -98,7 +98,6 @@ class Training:
             batch_size=config.data.batch_size,
             context_length=config.model.context_length,
             seed=config.seed,
-            num_workers=config.data.num_workers,
         )
         return cls(config, run, first_step, corpus, hardware, module, data, console, signals, heading)
 

@@ -133,6 +133,28 @@ def test_a_damaged_file_of_a_run_is_named(name: str, stopped: Path, config: Conf
         train(replace(config, resume="run"))
 
 
+@pytest.mark.row(17)
+@pytest.mark.parametrize("number", ["1", "3"])
+def test_a_run_of_another_format_is_refused_in_one_line_that_names_it(
+    number: str, stopped: Path, config: Config
+) -> None:
+    file = stopped.parent / "config.yaml"
+    first, rest = file.read_text().split("\n", 1)
+    assert first == "format: 2"
+    file.write_text(rest if number == "1" else f"format: {number}\n{rest}")
+    with pytest.raises(ConfigError, match=rf"config.yaml has format {number}, and .* format 2; train it again"):
+        train(replace(config, resume="run"))
+
+
+@pytest.mark.row(17)
+def test_a_key_that_changes_no_result_may_change_on_resume(stopped: Path, config: Config) -> None:
+    shown = replace(config.logger, log_every=3, sample_length=5)
+    trainer = replace(config.trainer, max_time="10:00:00", checkpoint_every=3)
+    health = replace(config.health, every=7)
+    changed = replace(config, resume="run", router_alarm="error", logger=shown, trainer=trainer, health=health)
+    assert train(changed)["steps"] == config.trainer.max_steps
+
+
 @pytest.mark.row(21)
 def test_a_folder_that_was_moved_keeps_what_is_known_of_its_best(tmp_path: Path) -> None:
     before, after = Best(tmp_path / "before", "best", 1), Best(tmp_path / "after", "best", 1)

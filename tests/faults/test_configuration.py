@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from switch_lm import train as command
 from switch_lm.config.rules import flatten, resolve
@@ -40,7 +40,7 @@ BAD = [
     ("model.num_experts=two", "model.num_experts"),
     ("model.num_experts=1.5", "model.num_experts"),
     ("model.num_experts=[1,2]", "model.num_experts"),
-    ("model.top_k=9", "model.top_k=9: can not be more than model.num_experts"),
+    ("model.top_k=9", "model.top_k=9: cannot be more than model.num_experts"),
     ("model.renormalize_gates=true", "over a single choice the gate would be a constant 1"),
     ("model.queue_order=choice", "there are no second choices at top_k=1"),
     ("model.router_jitter=-0.1", "model.router_jitter=-0.1: must lie in 0 .. 1"),
@@ -74,7 +74,10 @@ BAD = [
     ("model=null", "model"),
     ("trainer=5", "trainer"),
     ("seed=1,2", "seed=1,2"),
-    ("--mulirun", "--mulirun is not an option here; did you mean --multirun"),
+    ("data.num_workers=2", "data.num_workers: no such key any more; batches need no workers: leave it out"),
+    ("+data.num_workers=2", "data.num_workers: no such key any more; batches need no workers: leave it out"),
+    ("hydra.launcher.setup=[a]", "To append to your config use +hydra.launcher.setup"),  # of this launcher
+    ("+alpha=0.1", "+alpha=0.1: the key exists already; write alpha=0.1"),
 ]
 
 
@@ -129,6 +132,22 @@ def test_a_sweep_without_end_is_refused_at_once(sweep: str, refuse: Refuse) -> N
     assert sweep in said and ("narrow the range" in said or "give finite bounds" in said)
 
 
+@pytest.mark.row(16)
+def test_hydras_own_keys_pass_with_lists_mappings_and_blanks_as_values(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [
+        "+hydra.launcher.setup=['module load cuda','export A=b']",
+        "+hydra.launcher.additional_parameters={mail-user: me@example.org}",
+        "+hydra.launcher.mem_per_cpu=2 GB",
+    ]
+    monkeypatch.setattr(sys, "argv", ["train", "--cfg", "hydra", *overrides])
+    command.main()
+    launcher = OmegaConf.create(capsys.readouterr().out).hydra.launcher
+    assert launcher.setup == ["module load cuda", "export A=b"] and launcher.mem_per_cpu == "2 GB"
+    assert launcher.additional_parameters == {"mail-user": "me@example.org"}
+
+
 @pytest.mark.row(25)
 @pytest.mark.parametrize(
     "name", ["../../x", "/tmp/x", ".", "..", ".hidden", "-x", "a/b", "a\\\\b", "~root", "''", "'x y'", "x\n", "\u202ex"]
@@ -155,9 +174,7 @@ WORDS = [
     "interval(0,1)",
     "int(1)", "str(1)", "\\", "é", "\x00", "\t", " ", "a b", "a=b", "#", "%s", "${hydra:runtime.cwd}", "00:01:00",
 ]  # fmt: skip
-keys = st.sampled_from(
-    [*DEFAULTS, *GROUPS, "hydra.mode", "hydra.run.dir", "hydra", "defaults", "_target_", "model.x", "", "+"]
-)
+keys = st.sampled_from([*DEFAULTS, *GROUPS, "hydra.mode", "defaults", "_target_", "model.x", "", "+"])
 values = st.one_of(
     st.sampled_from(WORDS),
     st.integers(-10, 2000).map(str),

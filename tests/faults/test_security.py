@@ -19,13 +19,13 @@ import torch
 from conftest import MakeRun, tiny_model
 from mirror_servers import a_small_made_up_world as a_small_made_up_world
 from mirror_servers import refusal
-from omegaconf import OmegaConf
 
 import switch_lm
 from switch_lm import evaluate, generate
 from switch_lm.config.rules import ConfigError
 from switch_lm.config.schema import Config
 from switch_lm.storage.checkpoint import CheckpointError
+from switch_lm.storage.run_folder import as_yaml
 from switch_lm.text import mirrors
 from switch_lm.train import main as train_main
 from switch_lm.training.start import train
@@ -85,7 +85,7 @@ def test_a_malicious_pickle_is_refused_by_every_way_in_and_nothing_runs(
 
 def written_config(config: Config) -> Path:
     path = Path(config.data.path or "").with_name("config.yaml")
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    path.write_text(as_yaml(config))
     return path
 
 
@@ -110,24 +110,11 @@ def test_a_url_as_checkpoint_is_refused_and_nothing_is_fetched(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["+hydra.callbacks.x._target_=os.system"],
-        ["hydra.launcher._target_=subprocess.Popen"],
-        ["++hydra.job_logging.handlers.x={'()': os.system, command: 'touch harm'}"],
-        ["hydra.launcher.setup=['touch harm']"],
-        ["hydra={callbacks: {x: {_target_: builtins.open, file: harm, mode: w}}}"],
-        ["hydra.searchpath=[file:///tmp]"],
         ["model@hydra.callbacks.x=switch"],
-        ["~hydra.callbacks"],
         ["+model._target_=os.system"],
+        ["model._target_=os.system"],
         ["model={_target_: builtins.open, file: harm, mode: w}"],
         ["+x={_target_: builtins.open, file: harm, mode: w}"],
-        ["--config-dir", "."],
-        ["--config-dir=."],
-        ["-cd", "."],
-        ["--config-path=."],
-        ["--config-name=x"],
-        ["--experimental-rerun=run.pickle"],
-        ["--exp=run.pickle"],
         ["data.path=${python:os.system}"],
         ["experiment=../../tmp/evil"],
         ["experiment=/tmp/evil"],
@@ -140,12 +127,10 @@ def test_a_url_as_checkpoint_is_refused_and_nothing_is_fetched(
         ["../evil=x"],
         ["experiment/../x=y"],
         ["hydra/launcher=../evil"],
-        ["hydra.launcher.partition='x\ntouch harm'"],
-        ["++hydra.sweep.dir=x"],
     ],
     ids=" ".join,
 )
-def test_no_option_can_name_code_to_run(
+def test_no_key_of_a_configuration_can_name_code_to_run(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,0 +1,75 @@
+"""How a configuration key is declared: type, default, meaning and rule stand once, in the field of its dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must meet, in words and as a test; null, where the type allows it, always meets it."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key, for what shows or checks it. `changes_result`: whether what is computed depends on it."""
+
+    name: str
+    default: Any
+    meaning: str
+    rule: Rule | None
+    changes_result: bool
+
+
+def key(default: Any, meaning: str, rule: Rule | None = None, *, changes_result: bool = True) -> Any:
+    """A dataclass field that is a configuration key."""
+    metadata = {"meaning": meaning, "rule": rule, "changes_result": changes_result}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def key_of(owner: type, name: str) -> Any:
+    """The key that another dataclass declares."""
+    (field,) = (field for field in fields(owner) if field.name == name)
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
+def keys_of(owner: type, prefix: str = "") -> dict[str, Key]:
+    """Every key below a dataclass by its dotted name, in order."""
+    found: dict[str, Key] = {}
+    for field in fields(owner):
+        if field.default is MISSING:
+            found |= keys_of(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        else:
+            name = prefix + field.name
+            found[name] = Key(name, field.default, **field.metadata)
+    return found
+
+
+def one_of(*choices: str) -> Rule:
+    return Rule(f"must be one of {', '.join(choices)}", lambda value: value in choices)
+
+
+def at_least(low: int) -> Rule:
+    return Rule(f"must be at least {low}", lambda value: value >= low)
+
+
+def within(low: float, high: float) -> Rule:
+    return Rule(f"must lie in {low:g} .. {high:g}", lambda value: low <= value <= high)
+
+
+POSITIVE = Rule("must be a positive number", lambda value: 0 < value < math.inf)
+POSITIVE_OR_NULL = Rule("must be a positive number, or null for no limit", POSITIVE.holds)
+BELOW_ONE = Rule("must lie in 0 .. 1, without 1", lambda value: 0 <= value < 1)
+RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+NAME = Rule(
+    "may hold letters, digits, '.', '_' and '-', and begins with none of '.-'",
+    lambda value: RUN_NAME.fullmatch(value) is not None,
+)

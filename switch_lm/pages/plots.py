@@ -1,0 +1,100 @@
+"""How the series of a picture become lines, points, bars and intervals on one pair of axes."""
+
+from __future__ import annotations
+
+import math
+import re
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from switch_lm.pages.document import Picture, Series
+
+INK, PAPER = "#1b1b1f", "#ffffff"  # a page replaces these two by its own
+# Okabe and Ito's colours; the light ones are darkened or left out, so that each can be seen on white and on black.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", INK, "#C08200", "#3A98CF")
+MARKERS, LINES = "os^DvPXh<>pd*", ("-", "--", ":", "-.")  # 7 colours and 13 markers, in step: 91 that differ
+MOST_MARKERS, LINE_LENGTH = 15, 56  # on a line: more would hide it; characters across a picture
+Entries = list[tuple[Any, str]]  # of the legend: what is drawn, and its name
+
+
+def plain(text: str) -> str:
+    """The text on one line; backquotes have no meaning in a picture."""
+    return re.sub(r"[\x00-\x20\x7f`]+", " ", text).strip()
+
+
+def wrapped(text: str, length: int = LINE_LENGTH) -> str:
+    """The plain text in lines of at most that many characters."""
+    return fill(plain(text), length)
+
+
+def draw_series(figure: Figure, picture: Picture) -> None:
+    """Draws all series, the ticks, and a legend below them; the layout of the figure is constrained."""
+    axes, entries, front = figure.add_subplot(), Entries(), list[tuple[float, float]]()
+    axes.set(xlabel=wrapped(picture.x_label), ylabel=wrapped(picture.y_label, 36))
+    for series in picture.series:
+        entries += _draw(axes, picture, series, first=len(entries))
+        marks = zip(series.x, series.y, series.marked or (), strict=False)
+        front += [(x, y) for x, y, marked in marks if marked and math.isfinite(y)]
+    if front:
+        look: dict[str, Any] = {"color": INK, "markersize": 13, "markerfacecolor": "none", "linewidth": 0.9}
+        entries += [(axes.plot(*zip(*sorted(front), strict=True), "o--", **look)[0], "not dominated")]
+    _tick(axes, picture)
+    if len(entries) > 1:
+        names = [wrapped(name) for _, name in entries]
+        names = [f" {name}" if name.startswith("_") else name for name in names]  # matplotlib would leave it out
+        columns = max(1, min(4, LINE_LENGTH // (max(map(len, names)) + 6)))
+        figure.legend([drawn for drawn, _ in entries], names, loc="outside lower left", ncols=columns)
+
+
+def _draw(axes: Axes, picture: Picture, series: Series, *, first: int) -> Entries:
+    """One series; `first`: how many entries there are already. Each labelled point is an entry."""
+    colour, width = COLOURS[first % len(COLOURS)], 0.8 / len(picture.series)
+    nothing = (math.nan,) * len(series.x)
+    data = np.array([series.x, series.y, series.low or nothing, series.high or nothing], dtype=float)
+    x, y, low, high = np.where(np.isfinite(data), data, math.nan)  # what is not finite is a gap
+    if picture.x_names:
+        x += (first - (len(picture.series) - 1) / 2) * width
+    if series.line and not picture.x_names:
+        axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
+    else:
+        axes.errorbar(x, (low + high) / 2, yerr=(high - low) / 2, fmt="none", ecolor=INK, capsize=2.5, zorder=1.9)
+    if picture.x_names:  # the edge shows a bar of no height
+        return [(axes.bar(x, y, width, color=colour, edgecolor=colour), series.label)]
+    look: dict[str, Any] = {"linestyle": LINES[first % len(LINES)] if series.line else "", "markersize": 6.5}
+    look["markevery"] = max(1, math.ceil(len(x) / MOST_MARKERS)) if series.line else 1
+    groups = [(series.label, slice(None))]
+    if series.labels:
+        axes.plot(x, y, linestyle=look["linestyle"], color=colour)
+        of = f"{series.label}: " if len(picture.series) > 1 else ""
+        names = [name if series.label in name else of + name for name in series.labels]
+        groups = [(name, slice(n, n + 1)) for n, name in enumerate(names)]
+    entries = Entries()
+    for n, (name, points) in enumerate(groups, first):
+        look |= {"color": colour if series.line else COLOURS[n % len(COLOURS)], "marker": MARKERS[n % len(MARKERS)]}
+        entries.append((axes.plot(x[points], y[points], **look)[0], name))
+    return entries
+
+
+def _tick(axes: Axes, picture: Picture) -> None:
+    """Few ticks, at round numbers, or a name below each group of bars."""
+    axes.yaxis.set_major_formatter(short)
+    if picture.x_names:
+        length = max(6, 60 // len(picture.x_names))
+        axes.set_xticks(range(len(picture.x_names)), [wrapped(name, length) for name in picture.x_names])
+        return
+    axes.set_xscale("log" if picture.x_log else "linear")
+    low, high = axes.get_xlim()
+    decades = math.log10(high / low) if picture.x_log else 0.0
+    whole = all(float(x).is_integer() for series in picture.series for x in series.x)
+    few = LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)) if decades > 1 else MaxNLocator(6, integer=whole)
+    axes.xaxis.set(major_locator=few, major_formatter=short, minor_formatter=NullFormatter())
+
+
+def short(value: float, _: object) -> str:
+    """The number as it is, with a unit from 10k on."""
+    return EngFormatter(sep="")(value) if abs(value) >= 1e4 else f"{round(value, 12) + 0.0:g}".replace("-", "−")

@@ -1,0 +1,113 @@
+"""Hydra's launchers, made to return an outcome for every job: a lost worker ends its own job and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+
+from switch_lm.storage.run_folder import SWEEP, RunFolder
+from switch_lm.sweep.jobs import ENDED, fail, outcome, recorded, show_row
+
+
+class Launches:
+    """Whether a job was launched yet: what fails earlier is the command line or the configuration."""
+
+    begun = False
+
+
+@contextmanager
+def every_job_returned() -> Iterator[Launches]:
+    """In its block each sweeper gets a launcher that returns an outcome for every job.
+
+    Hydra has no hook around a launcher, and loads launchers from its own namespace only.
+    """
+    plugins, launches = Plugins.instance(), Launches()
+
+    def instantiate_launcher(**arguments: Any) -> Launcher:
+        inner = Plugins.instantiate_launcher(plugins, **arguments)
+        return _Complete(inner, Path(str(arguments["config"].hydra.sweep.dir)), launches)
+
+    plugins.instantiate_launcher = instantiate_launcher  # type: ignore[method-assign,assignment]
+    try:
+        yield launches
+    finally:
+        del plugins.instantiate_launcher
+
+
+class _Complete(Launcher):
+    """Around another launcher, which is set up already."""
+
+    def __init__(self, inner: Launcher, sweep: Path, launches: Launches) -> None:
+        self.inner, self.sweep, self.launches = inner, sweep, launches
+
+    def setup(self, **_: Any) -> None:
+        pass
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Returns val_loss for each job, infinity for one that failed.
+
+        A launcher that raises says neither which job it lost nor what became of the others. So each half is launched
+        again until a job is alone; jobs that ended are not. If no job began at all, no other attempt would help.
+        """
+        self.launches.begun = True
+        jobs = list(enumerate(job_overrides, initial_job_idx))
+        plan = RunFolder(self.sweep).read_json(SWEEP) or {}
+        if all(recorded(self.sweep, plan, *job).get("status") in ENDED for job in jobs):
+            return [_completed(outcome(self.sweep, plan, *job)) for job in jobs]
+        try:
+            with _submitit_returns_errors():
+                results: list[JobReturn | Exception] = list(self.inner.launch(job_overrides, initial_job_idx))
+        except Exception as error:
+            if len(jobs) > 1 and any("status" in recorded(self.sweep, plan, *job) for job in jobs):
+                middle = len(jobs) // 2
+                first = self.launch(job_overrides[:middle], initial_job_idx)
+                return [*first, *self.launch(job_overrides[middle:], initial_job_idx + middle)]
+            results = [error for _ in jobs]
+        for job, result in zip(jobs, results, strict=True):
+            record, lost = recorded(self.sweep, plan, *job), _error(result)
+            if lost is not None and record.get("status") not in ENDED:
+                fail(self.sweep, plan, record, lost)
+            elif "submitit" in type(self.inner).__module__:  # whose workers print to files of their own
+                show_row(self.sweep, plan, record)
+        return [_completed(outcome(self.sweep, plan, *job)) for job in jobs]
+
+
+def _error(result: JobReturn | Exception) -> Exception | None:
+    if isinstance(result, Exception):
+        return result
+    return None if result.status == JobStatus.COMPLETED else result._return_value  # its public name raises and prints
+
+
+def _completed(value: float) -> JobReturn:
+    returned = JobReturn(status=JobStatus.COMPLETED)
+    returned.return_value = value
+    return returned
+
+
+@contextmanager
+def _submitit_returns_errors() -> Iterator[None]:
+    """Hydra's launcher waits for each of submitit's jobs in turn, and would leave the others at the first error."""
+    try:
+        from submitit import Job
+    except ImportError:
+        yield
+        return
+    results = Job.results
+
+    def results_or_error(job: Any) -> list[Any]:
+        try:
+            return list(results(job))
+        except Exception as error:
+            return [error]
+
+    Job.results = results_or_error
+    try:
+        yield
+    finally:
+        Job.results = results

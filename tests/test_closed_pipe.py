@@ -1,0 +1,65 @@
+"""A reader that goes away, as with `| head -1`, changes neither what is written to disk nor the exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SMALL = [
+    "model.num_layers=1", "model.d_model=16", "model.num_heads=2", "model.d_ff=16", "model.num_experts=2",
+    "model.context_length=8", "data.batch_size=4", "data.path=text.txt", "trainer.max_steps=4", "trainer.val_every=2",
+    "trainer.threads=1", "trainer.compile=false", "logger.sample_length=0",
+]  # fmt: skip
+
+
+def into_a_closed_pipe(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", *command]
+    try:
+        return subprocess.run(
+            words, cwd=folder, stdout=write, stderr=subprocess.PIPE, text=True, timeout=240, check=False
+        )
+    finally:
+        os.close(write)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that was trained into a closed pipe."""
+    folder = tmp_path_factory.mktemp("closed")
+    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog.\n" * 40)
+    done = into_a_closed_pipe(folder, "switch_lm.train", *SMALL, "name=run")
+    assert done.returncode == 0 and done.stderr == ""
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("train --help", "text.txt"),
+        ("train --cfg job", "text.txt"),
+        ("train name=again", "outputs/runs/again/result.json"),
+        ("train -m seed=0,1 name=two", "outputs/sweeps/two/report.html"),
+        ("generate --help", "text.txt"),
+        ("generate --length 5 --html page.html", "page.html"),
+        ("evaluate --json figures.json", "figures.json"),
+        ("check --json checks.json", "checks.json"),
+        ("inspect --out looked", "looked/inspect.html"),
+        ("report run --out compared", "compared/report.html"),
+        ("corpus", "text.txt"),
+    ],
+)
+def test_every_command_writes_all_that_was_asked_for_and_ends_with_0(
+    command: str, file: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWITCH_LM_DATA", "text.txt")
+    name, *arguments = command.split()
+    configuration = SMALL if name == "train" and not {"--help", "--cfg"} & set(arguments) else []
+    done = into_a_closed_pipe(folder, f"switch_lm.{name}", *arguments, *configuration)
+    assert done.returncode == 0, done.stderr
+    assert "BrokenPipe" not in done.stderr and (folder / file).is_file()
