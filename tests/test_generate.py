@@ -16,7 +16,7 @@ from torch import Tensor
 from switch_lm import generate as command
 from switch_lm.generate import main
 from switch_lm.generation import sampling as writing
-from switch_lm.generation.sampling import Reading, generate, next_logits, read, sample
+from switch_lm.generation.sampling import Reading, generate, read, sample
 from switch_lm.model.attention import LayerCache
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.storage import checkpoint
@@ -42,9 +42,9 @@ def test_logits_from_the_cache_are_those_of_one_forward_over_the_window(position
     model = tiny_model(position=position)
     ids = VOCABULARY.encode(TEXT[:CONTEXT]).tolist()
     cache = model.new_cache()
-    next_logits(model, ids[:3], cache)
+    read(model, ids[:3], cache)
     for end in range(4, CONTEXT + 1):
-        cached_V = next_logits(model, ids[end - 1 : end], cache)
+        cached_V = read(model, ids[end - 1 : end], cache).logits_V
         torch.testing.assert_close(cached_V, reread(model, ids[:end]), atol=1e-4, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""A page that shows a sample from a trained model, each character coloured by its expert."""
+"""The page of a sample from a trained model, with each character coloured by its expert."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from switch_lm.storage.runs import run_name
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a sample was made, as the command line says it."""
+    """How a sample was made: the options of the command line."""
 
     checkpoint: Path
     prompt: str
@@ -28,7 +28,7 @@ class Sampling:
 
     @property
     def command(self) -> str:
-        """What makes the same sample."""
+        """The command that makes the same sample."""
         given = [f"--prompt={self.prompt}"] if self.prompt else []
         few = [] if self.top_k is None else ["--top-k", str(self.top_k)]
         how = ["--length", str(self.length), "--temperature", f"{self.temperature:g}", *few, "--seed", str(self.seed)]
@@ -36,10 +36,10 @@ class Sampling:
 
 
 def sample_page(traced: Sequence[Traced], sampling: Sampling) -> str:
-    """The page, as HTML that needs no other file; of a dense model it shows how likely each character was."""
+    """The page as HTML without other files; for a dense model it shows the probability of each character."""
     text = "".join(one.character for one in traced)
     layers = layer_texts(traced, num_experts=sampling.num_experts)
-    deepest = max(0, len(layers) - 1)  # says most about what comes next
+    deepest = max(0, len(layers) - 1)  # the layer closest to the prediction
     part = coloured_text("sample", text, layers, odds=[one.odds for one in traced], first=deepest)
     title = f"A sample from {run_name(sampling.checkpoint)}"
     body = f"""<header>
@@ -59,7 +59,7 @@ def sample_page(traced: Sequence[Traced], sampling: Sampling) -> str:
 
 
 def layer_texts(traced: Sequence[Traced], *, num_experts: int) -> list[LayerText]:
-    """The same by layer; none if no layer is a Switch layer."""
+    """The text as each Switch layer routed it; empty for a dense model."""
     unread = Choice(NOBODY, 0.0, NOBODY, 0.0)
     num_layers = max((len(one.choices) for one in traced if one.choices is not None), default=0)
     layers = []
