@@ -256,7 +256,7 @@ def test_a_damaged_or_foreign_checkpoint_ends_with_1_and_no_traceback(
     assert "best.ckpt does not fit this version of switch_lm" in capsys.readouterr().err
     file.write_bytes(file.read_bytes()[:100])
     assert main([]) == 1
-    assert "best.ckpt can not be read as a checkpoint" in capsys.readouterr().err
+    assert "best.ckpt cannot be read as a checkpoint" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_quietly_with_130(

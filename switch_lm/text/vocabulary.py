@@ -1,4 +1,4 @@
-"""Characters <-> ids."""
+"""The vocabulary: characters and their ids."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The distinct characters of a corpus in code-point order; a character's id is its place."""
+    """The distinct characters of a text in code-point order; the id of a character is its index."""
 
     characters: str
 
     @classmethod
     def of(cls, text: str) -> Vocabulary:
+        """The vocabulary of a text."""
         return cls("".join(sorted(set(text))))
 
     def __len__(self) -> int:
@@ -27,7 +28,7 @@ class Vocabulary:
         return {character: i for i, character in enumerate(self.characters)}
 
     def encode(self, text: str) -> Tensor:
-        """Ids (S,) of the characters of `text`. A ValueError names the first one that is not in the vocabulary."""
+        """The ids (S,) of the characters of `text`, int64. ValueError names the first that is not in the vocabulary."""
         try:
             return torch.tensor([self._ids[character] for character in text], dtype=torch.long)
         except KeyError as error:
@@ -37,5 +38,5 @@ class Vocabulary:
             ) from None
 
     def decode(self, ids: Tensor) -> str:
-        """The text of ids (S,)."""
+        """The text with these ids (S,)."""
         return "".join(self.characters[i] for i in ids.tolist())

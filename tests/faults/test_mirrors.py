@@ -88,7 +88,7 @@ def test_all_mirrors_together_are_bounded(serve: Serve, tmp_path: Path) -> None:
     message = refusal(tmp_path)
     assert time.monotonic() - start < mirrors.NETWORK_SECONDS + 0.5
     assert [mirror.requests for mirror in servers] == [1, 1, 0, 0]
-    assert message.count("no whole answer in") == message.count("were used up") == 2
+    assert message.count("no complete answer in") == message.count("were used up") == 2
 
 
 @pytest.mark.row(13)
@@ -102,6 +102,6 @@ def test_a_name_look_up_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     monkeypatch.setattr(mirrors, "MIRRORS", ("http://name.invalid/text",))
     start = time.monotonic()
-    assert "name.invalid/text: no whole answer in" in refusal(tmp_path)
+    assert "name.invalid/text: no complete answer in" in refusal(tmp_path)
     assert time.monotonic() - start < mirrors.NETWORK_SECONDS
     done.set()
