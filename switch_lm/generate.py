@@ -20,9 +20,8 @@ from switch_lm.commandline.command import (
     whole_number,
     write_text,
 )
-from switch_lm.generation.sampling import generate
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
     from switch_lm.generation.trace import Traced
 
 
@@ -71,6 +70,7 @@ def _write(options: argparse.Namespace) -> int:
     import torch
 
     from switch_lm.generation.page import Sampling, sample_page
+    from switch_lm.generation.sampling import generate
     from switch_lm.generation.trace import trace
     from switch_lm.text.vocabulary import Vocabulary
 

@@ -267,7 +267,7 @@ def test_ctrl_c_ends_quietly_with_130(
         raise KeyboardInterrupt
 
     make_run()
-    monkeypatch.setattr(command, "generate", interrupted)
+    monkeypatch.setattr(writing, "generate", interrupted)
     assert main([]) == 130
     assert capsys.readouterr().err.splitlines() == ["model: outputs/runs/tiny/checkpoints/best.ckpt"]
 

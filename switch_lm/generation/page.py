@@ -29,10 +29,10 @@ class Sampling:
     @property
     def command(self) -> str:
         """The command that makes the same sample."""
-        given = [f"--prompt={self.prompt}"] if self.prompt else []
-        few = [] if self.top_k is None else ["--top-k", str(self.top_k)]
-        how = ["--length", str(self.length), "--temperature", f"{self.temperature:g}", *few, "--seed", str(self.seed)]
-        return shlex.join(["python", "-m", "switch_lm.generate", "--run", str(self.checkpoint), *given, *how])
+        options = [f"--prompt={self.prompt}"] if self.prompt else []
+        options += ["--length", str(self.length), "--temperature", f"{self.temperature:g}", "--seed", str(self.seed)]
+        options += [] if self.top_k is None else ["--top-k", str(self.top_k)]
+        return shlex.join(["python", "-m", "switch_lm.generate", "--run", str(self.checkpoint), *options])
 
 
 def sample_page(traced: Sequence[Traced], sampling: Sampling) -> str:
@@ -42,9 +42,11 @@ def sample_page(traced: Sequence[Traced], sampling: Sampling) -> str:
     deepest = max(0, len(layers) - 1)  # the layer closest to the prediction
     part = coloured_text("sample", text, layers, odds=[one.odds for one in traced], first=deepest)
     title = f"A sample from {run_name(sampling.checkpoint)}"
+    colour = "has the colour and the number of the expert that processed it" if layers else "is coloured by probability"
+    prompt = " The prompt is bold and slanted." if sampling.prompt else ""
     body = f"""<header>
 <h1>{escape(title)}</h1>
-<p class="lead">{_lead(sampling, switch=bool(layers))}</p>
+<p class="lead">Written by the model, one character at a time. Each {colour}; point at one to see more.{prompt}</p>
 </header>
 <main>
 {part}
@@ -76,12 +78,6 @@ def layer_texts(traced: Sequence[Traced], *, num_experts: int) -> list[LayerText
             )
         )
     return layers
-
-
-def _lead(sampling: Sampling, *, switch: bool) -> str:
-    colour = "has the colour and the number of the expert that processed it" if switch else "is coloured by its chance"
-    prompt = " The prompt is bold and slanted." if sampling.prompt else ""
-    return f"Written by the model, one character at a time. Each {colour}; point at one to see more.{prompt}"
 
 
 def _sentences(sampling: Sampling, *, switch: bool) -> list[str]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
-    from torch import Generator, Tensor
+import torch
+from torch import Generator, Tensor
 
-    from switch_lm.model.attention import LayerCache
-    from switch_lm.model.transformer import SwitchLM, SwitchOutput
-    from switch_lm.routers.routing import Routing
-    from switch_lm.text.vocabulary import Vocabulary
+from switch_lm.model.attention import LayerCache
+from switch_lm.model.transformer import SwitchLM, SwitchOutput, evaluating
+from switch_lm.routers.routing import Routing
+from switch_lm.text.vocabulary import Vocabulary
 
 START = "\n"  # stands for an empty prompt: the corpus separates its speeches with it
 
@@ -66,8 +65,6 @@ def draws(
     seed: int = 0,
 ) -> Iterator[Draw]:
     """The same, with the result of each pass over the model."""
-    import torch
-
     window = vocabulary.encode(prompt or START).tolist()[-model.config.context_length :]
     generator = torch.Generator().manual_seed(seed)
     return _continue(model, window, length, temperature, top_k, generator)
@@ -91,10 +88,6 @@ def _continue(
 
 def read(model: SwitchLM, ids: list[int], cache: list[LayerCache]) -> Reading:
     """Reads `ids`, which follow those in the cache, dropless and in `eval()`."""
-    import torch
-
-    from switch_lm.model.transformer import evaluating
-
     with torch.inference_mode(), evaluating(model):
         ids_BS = torch.tensor([ids], device=model.embedding.weight.device)
         output: SwitchOutput = model(ids_BS, cache=cache, capacity_factor=None)
@@ -103,8 +96,6 @@ def read(model: SwitchLM, ids: list[int], cache: list[LayerCache]) -> Reading:
 
 def sample(logits_V: Tensor, *, temperature: float, top_k: int | None, generator: Generator) -> int:
     """Samples one id from softmax(logits / temperature) over the `top_k` largest logits; None: over all."""
-    import torch
-
     if temperature == 0.0:
         return int(logits_V.argmax())
     probs_K, id_K = probabilities(logits_V, temperature=temperature, top_k=top_k)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from switch_lm.generation.sampling import START, Draw, draws, probabilities
+from switch_lm.measure.metrics import first_choice
+from switch_lm.model.transformer import SwitchLM
 from switch_lm.pages.coloured_text import Odds
-
-if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
-    from switch_lm.model.transformer import SwitchLM
-    from switch_lm.routers.routing import Routing
-    from switch_lm.text.vocabulary import Vocabulary
+from switch_lm.routers.routing import Routing
+from switch_lm.text.vocabulary import Vocabulary
 
 NUM_ALTERNATIVES = 3
 
@@ -73,8 +71,6 @@ def _trace(
 
 def _choices(routings: tuple[Routing, ...], *, last: int) -> list[tuple[Choice, ...]]:
     """For each of the `last` tokens, the decisions of all Switch layers."""
-    from switch_lm.measure.metrics import first_choice
-
     layers = [zip(*(column[-last:].tolist() for column in first_choice(routing)), strict=True) for routing in routings]
     by_token = zip(*layers, strict=True) if layers else [()] * last
     return [tuple(Choice(*facts) for facts in token) for token in by_token]

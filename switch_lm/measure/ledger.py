@@ -7,7 +7,7 @@ that is executed counts, useful or not, such as empty capacity slots and the mas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from types import EllipsisType
 from typing import Any
 
@@ -42,9 +42,6 @@ class LayerWork:
         """The sum of all kinds but `dropped`."""
         return self.attention + self.feed_forward + self.router + self.useful + self.padded
 
-    def __add__(self, other: LayerWork) -> LayerWork:
-        return LayerWork(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
     def as_plain(self, times: float = 1.0) -> dict[str, float]:
         """FLOPs by kind, and `executed`, each multiplied by `times`."""
         return {kind: times * value for kind, value in asdict(self).items()} | {"executed": times * self.executed}
@@ -64,7 +61,7 @@ class Ledger:
     @property
     def total(self) -> LayerWork:
         """The sum over blocks, per token, forward, without the head."""
-        return sum(self.layers, LayerWork())
+        return LayerWork(*map(sum, zip(*map(astuple, self.layers), strict=True)))
 
     @property
     def forward(self) -> float:
@@ -90,11 +87,6 @@ class Ledger:
         """The forward and backward passes of the whole run."""
         return self.per_step * self.max_steps
 
-    @property
-    def optimizer(self) -> float:
-        """The optimizer's matrix products in the whole run."""
-        return self.optimizer_per_step * self.max_steps
-
     def by_kind(self, times: float = 1.0) -> dict[str, float]:
         """The forward pass per token by kind, head included, each multiplied by `times`."""
         kinds = self.total.as_plain(times)
@@ -112,7 +104,7 @@ class Ledger:
             "tokens_per_step": self.tokens_per_step,
             "steps": self.max_steps,
             "training": self.training,
-            "optimizer": self.optimizer,
+            "optimizer": self.optimizer_per_step * self.max_steps,
             "left_out": list(LEFT_OUT),
         }
 
