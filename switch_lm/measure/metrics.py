@@ -12,7 +12,7 @@ from torch import Tensor
 
 from switch_lm.routers.routing import Routing
 
-# The charts of the overview: their titles, and the patterns of the tags they show.
+# The overview's charts: their titles, and the tags they draw.
 OF_EVERY_RUN = {
     "validation loss: whole split and window losses": [
         "^val/loss$",
@@ -23,7 +23,7 @@ OF_EVERY_RUN = {
 }
 OF_ROUTED_RUNS = {
     "dropped share, by layer": [r"^moe/layer_\d+/dropped_share$"],
-    "balance loss, all layers (1 per layer: even)": ["^train/balance_loss$"],
+    "balance loss, all layers (1 a layer: even)": ["^train/balance_loss$"],
     "router entropy, by layer": [r"^moe/layer_\d+/router_entropy$"],
     "mean gate, by layer": [r"^moe/layer_\d+/mean_gate$"],
     "router's gradient from the language loss, by layer": [r"^health/layer_\d+/language_gradient$"],
@@ -117,9 +117,9 @@ def routing_scalars(layers: Sequence[RoutingSums]) -> dict[str, float]:
 
 
 def chart_layout(num_layers: int) -> dict[str, dict[str, list[object]]]:
-    """TensorBoard's custom charts: an overview, and one per Switch layer and quantity, with a line per expert.
+    """TensorBoard's custom charts: first an overview, then one a Switch layer and quantity with a line an expert.
 
-    TensorBoard merges the layouts of all runs by title, so titles depend on nothing but the number of the layer.
+    TensorBoard merges the layouts of all runs by their titles: no title depends on anything but the layer's number.
     """
     overview = OF_EVERY_RUN | (OF_ROUTED_RUNS if num_layers else {})
     titles = {"load": "tokens selected", "kept": "tokens kept", "mean_prob": "mean probability P"}
