@@ -1,4 +1,4 @@
-"""The language model as a whole: shapes, counts, causality, start."""
+"""The language model as a whole: shapes, parameter counts, causality, initial weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from switch_lm.model.transformer import SwitchLM
 SMALL = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 24, "context_length": 12, "num_experts": 4}
 VARIANTS = [
     {},
+    {"top_k": 2},
+    {"num_experts": 64},
     {"switch_every": 2},
     {"switch_every": 0},
     {"position": "learned", "tie_embeddings": True},
@@ -24,15 +26,16 @@ def small(**changes: object) -> SwitchLM:
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_parameters_are_counted_before_anything_is_built(changes: dict[str, object]) -> None:
+def test_parameters_and_active_ones_are_known_before_anything_is_built(changes: dict[str, object]) -> None:
     model = small(**changes)
     assert model.config.num_params(11) == sum(p.numel() for p in model.parameters())
-    idle = sum(p.numel() // p.shape[0] * (p.shape[0] - 1) for p in model.parameters() if p.dim() == 3)
+    top_k = model.config.top_k
+    idle = sum(p.numel() // p.shape[0] * (p.shape[0] - top_k) for p in model.parameters() if p.dim() == 3)
     assert model.config.num_active_params(11) == model.config.num_params(11) - idle
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_a_prefix_has_the_same_logits_alone_with_the_rest_and_through_the_cache(changes: dict[str, object]) -> None:
+def test_a_prefix_has_the_same_logits_alone_in_the_whole_text_and_through_the_cache(changes: dict[str, object]) -> None:
     model = small(**changes).eval()
     ids = torch.randint(11, (3, 12))
     whole = model(ids).logits

@@ -36,7 +36,7 @@ def test_renormalised_gates_add_up_to_one_and_raw_ones_do_not() -> None:
 
 @pytest.mark.parametrize("scale", ["probability", "straight_through"])
 def test_a_gate_is_p_with_its_gradient_or_one_with_the_gradient_of_log_p(scale: str) -> None:
-    """A softmax taken after the choice would make the gate a constant 1 (fault 1 of the faults of others)."""
+    """A softmax after the selection would make the gate a constant 1 (see test_known_faults.py)."""
     logits_TE = torch.randn(20, 4, requires_grad=True)
     routing = route(logits_TE, capacity=None, rule=RoutingRule(gate_scale=scale))
     (grad_TE,) = torch.autograd.grad(routing.gate_TK.sum(), logits_TE)

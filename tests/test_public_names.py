@@ -28,9 +28,9 @@ def test_the_public_names_are_listed_and_no_others() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'switch_lm' has no attribute 'SwitchLn'"):
-        _ = switch_lm.SwitchLn  # type: ignore[attr-defined]
+        _ = switch_lm.SwitchLn
     with pytest.raises(ImportError, match="SwitchLn"):
-        from switch_lm import SwitchLn  # type: ignore[attr-defined]  # noqa: F401
+        from switch_lm import SwitchLn  # noqa: F401
 
 
 def test_the_package_loads_torch_at_the_first_use_of_a_name_and_never_hydra_or_lightning() -> None:
