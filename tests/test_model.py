@@ -58,12 +58,12 @@ def test_later_characters_change_no_earlier_logit() -> None:
     assert not torch.allclose(before[:, 8:], after[:, 8:], atol=1e-3)
 
 
-def test_there_is_one_routing_for_each_switch_layer() -> None:
+def test_there_is_one_routing_per_switch_layer() -> None:
     ids = torch.randint(11, (2, 12))
     assert [len(small(switch_every=n)(ids).routings) for n in (0, 1, 2)] == [0, 2, 1]
 
 
-def test_weights_start_with_88_percent_of_the_untruncated_deviation_and_within_two_of_it() -> None:
+def test_initial_weights_lie_within_two_deviations_and_have_88_percent_of_the_untruncated_one() -> None:
     model = SwitchLM(
         ModelConfig(d_model=64, d_ff=256, num_layers=1, context_length=64, position="learned"), vocab_size=65
     )
@@ -77,7 +77,7 @@ def test_weights_start_with_88_percent_of_the_untruncated_deviation_and_within_t
         assert parameter.std().item() == pytest.approx(0.88 * sigma, rel=tolerance), name
 
 
-def test_experts_start_different() -> None:
+def test_experts_start_with_different_weights() -> None:
     w_in_EDF = small().state_dict()["blocks.0.ffn.experts.w_in_EDF"]
     assert not torch.allclose(w_in_EDF[0], w_in_EDF[1], atol=1e-3)
 

@@ -1,4 +1,4 @@
-"""Which optimizer moves which parameter, and how."""
+"""Which optimizer updates which parameter, and how."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def step(module: SwitchLM, optimizer: JointOptimizer) -> None:
     optimizer.step()
 
 
-def test_muon_has_the_hidden_matrices_and_adamw_all_else() -> None:
+def test_muon_updates_the_hidden_matrices_and_adamw_the_rest() -> None:
     module = model()
     optimizer = build_optimizer(module, OptimConfig(name="muon"), precision="fp32")
     names = {id(p): name for name, p in module.named_parameters()}
@@ -130,7 +130,7 @@ def test_stacks_take_turns_and_move_as_many_times_as_far() -> None:
     torch.testing.assert_close(stacks, each_step, rtol=1e-4, atol=1e-4)
 
 
-def test_momentum_takes_in_the_gradients_of_steps_without_a_move() -> None:
+def test_momentum_includes_the_gradients_of_steps_without_an_update() -> None:
     torch.manual_seed(0)
     first, second = torch.randn(2, 6, 10), torch.randn(2, 6, 10)
     stack = nn.Parameter(torch.zeros(2, 6, 10))
@@ -143,7 +143,7 @@ def test_momentum_takes_in_the_gradients_of_steps_without_a_move() -> None:
     torch.testing.assert_close(stack.detach(), want, rtol=1e-4, atol=1e-5)
 
 
-def test_a_joint_optimizer_goes_on_from_its_state_as_if_never_stopped() -> None:
+def test_a_joint_optimizer_continues_from_its_state_as_if_never_stopped() -> None:
     whole, first = model(), model()
     optimizer = build_optimizer(whole, OptimConfig(), precision="fp32")
     for _ in range(4):
@@ -160,7 +160,7 @@ def test_a_joint_optimizer_goes_on_from_its_state_as_if_never_stopped() -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
 
 
-def test_a_schedule_reaches_every_optimizer_also_after_a_restart() -> None:
+def test_a_schedule_reaches_every_optimizer_even_after_a_restart() -> None:
     optimizer = build_optimizer(model(), OptimConfig(), precision="fp32")
     optimizer.load_state_dict(optimizer.state_dict())
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.5)
@@ -190,7 +190,7 @@ def test_noam_is_that_of_the_transformer_paper() -> None:
 
 
 @pytest.mark.parametrize(("num_experts", "every"), [(8, 2), (31, 2), (32, 4), (128, 4)])
-def test_many_experts_move_in_every_fourth_step(num_experts: int, every: int) -> None:
+def test_many_experts_are_updated_every_fourth_step(num_experts: int, every: int) -> None:
     assert OptimConfig().steps_between_moves(num_experts) == every
     assert OptimConfig(expert_update_every=3).steps_between_moves(num_experts) == 3
     config = ModelConfig(num_layers=1, d_model=8, d_ff=8, num_heads=1, num_experts=num_experts)

@@ -1,4 +1,4 @@
-"""Gates, selection, noise and losses of the router, against closed forms worked out by hand."""
+"""Gates, selection, noise and losses of the router, against closed forms."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_gate_is_p_with_its_gradient_or_one_with_the_gradient_of_log_p(scale: 
     assert torch.allclose(grad_TE, gate_T1 * (chosen_TE - p_TE), atol=1e-6)  # d log p / d logits = chosen - p
 
 
-def test_a_straight_through_gate_is_one_for_an_expert_of_no_probability() -> None:
+def test_a_straight_through_gate_is_finite_where_a_probability_underflows_to_zero() -> None:
     logits_TE = torch.tensor([[300.0, 0.0]], requires_grad=True)
     gate_TK = route(logits_TE, capacity=None, rule=RoutingRule(top_k=2, gate_scale="straight_through")).gate_TK
     gate_TK.sum().backward()
