@@ -46,25 +46,39 @@ def capacity_factor(text: str) -> float | None:
 
 
 def parser() -> argparse.ArgumentParser:
-    about = "Measures a trained model on the whole validation split, every prediction once."
-    options = model_parser(prog="python -m switch_lm.evaluate", about=about)
-    factors = "one or several; none is dropless (default: the one of the run's validation)"
-    options.add_argument("--capacity-factor", type=capacity_factor, nargs="+", metavar="FACTOR", help=factors)
-    batch = "windows per batch, which share their capacity (default: as in training)"
-    options.add_argument("--batch-size", type=whole_number(at_least=1, example=32), metavar="N", help=batch)
+    options = model_parser(
+        prog="python -m switch_lm.evaluate",
+        about="Measures a trained model on the whole validation split, every prediction once.",
+    )
+    options.add_argument(
+        "--capacity-factor",
+        type=capacity_factor,
+        nargs="+",
+        metavar="FACTOR",
+        help="one or several; none is dropless (default: the one of the run's validation)",
+    )
+    options.add_argument(
+        "--batch-size",
+        type=whole_number(at_least=1, example=32),
+        metavar="N",
+        help="windows per batch, which share their capacity (default: as in training)",
+    )
     options.add_argument("--precision", choices=("fp32", "bf16"), help="(default: as in training)")
     options.add_argument("--data", type=Path, metavar="FILE", help="the text, if it is no longer where the run read it")
-    draws = f"also nanoGPT's estimate, from 20 random batches, N times (default N: {NANOGPT_DRAWS})"
     options.add_argument(
         "--nanogpt-protocol",
         type=whole_number(at_least=1, example=NANOGPT_DRAWS),
         nargs="?",
         const=NANOGPT_DRAWS,
         metavar="N",
-        help=draws,
+        help=f"also nanoGPT's estimate, from 20 random batches, N times (default N: {NANOGPT_DRAWS})",
     )
-    seed = whole_number(at_least=0, at_most=MAX_SEED, example=0)
-    options.add_argument("--seed", type=seed, default=0, help="of nanoGPT's random windows (default: 0)")
+    options.add_argument(
+        "--seed",
+        type=whole_number(at_least=0, at_most=MAX_SEED, example=0),
+        default=0,
+        help="of nanoGPT's random windows (default: 0)",
+    )
     options.add_argument("--json", type=Path, metavar="FILE", help="(default: evaluate.json in the run's folder)")
     return options
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they ne
 
 
 def temperature(text: str) -> float:
-    """Reads a number that is finite and not negative."""
+    """Parses a finite number that is not negative."""
     value = number(text)
     if not 0.0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number, 0 or more and finite; give for example 0.8")
@@ -34,29 +34,52 @@ def temperature(text: str) -> float:
 
 
 def page_file(text: str) -> Path:
-    """Reads the name of a file."""
+    """Parses the name of a file."""
     if not Path(text).name:
         raise argparse.ArgumentTypeError(f"{text!r} must be a file's name; give for example sample.html")
     return Path(text)
 
 
 def parser() -> argparse.ArgumentParser:
-    about = "Writes text with a trained model. The text goes to stdout, everything else to stderr."
-    options = model_parser(prog="python -m switch_lm.generate", about=about)
-    prompt = "the beginning of the text; if it begins with a dash, use --prompt=-... (default: a newline, not shown)"
-    options.add_argument("--prompt", default="", help=prompt)
-    length = whole_number(at_least=0, example=500)
-    options.add_argument("--length", type=length, default=500, help="characters after the prompt (default: 500)")
-    heat = "below 1: less random, above 1: more random, 0: always the most probable character (default: 0.8)"
-    options.add_argument("--temperature", type=temperature, default=0.8, help=heat)
-    top_k = whole_number(at_least=1, example=20)
-    options.add_argument(
-        "--top-k", type=top_k, metavar="N", help="sample from the N most probable characters (default: all)"
+    options = model_parser(
+        prog="python -m switch_lm.generate",
+        about="Writes text with a trained model. The text goes to stdout, everything else to stderr.",
     )
-    seed = whole_number(at_least=0, at_most=MAX_SEED, example=0)
-    options.add_argument("--seed", type=seed, default=0, help="the same seed gives the same text (default: 0)")
-    page = "also write a page that shows the text coloured by expert, with the alternatives to each character"
-    options.add_argument("--html", type=page_file, metavar="FILE", help=page)
+    options.add_argument(
+        "--prompt",
+        default="",
+        help="the beginning of the text; if it begins with a dash, use --prompt=-... (default: a newline, not shown)",
+    )
+    options.add_argument(
+        "--length",
+        type=whole_number(at_least=0, example=500),
+        default=500,
+        help="characters after the prompt (default: 500)",
+    )
+    options.add_argument(
+        "--temperature",
+        type=temperature,
+        default=0.8,
+        help="below 1: less random, above 1: more random, 0: always the most probable character (default: 0.8)",
+    )
+    options.add_argument(
+        "--top-k",
+        type=whole_number(at_least=1, example=20),
+        metavar="N",
+        help="sample from the N most probable characters (default: all)",
+    )
+    options.add_argument(
+        "--seed",
+        type=whole_number(at_least=0, at_most=MAX_SEED, example=0),
+        default=0,
+        help="the same seed gives the same text (default: 0)",
+    )
+    options.add_argument(
+        "--html",
+        type=page_file,
+        metavar="FILE",
+        help="also write a page that shows the text coloured by expert, with the alternatives to each character",
+    )
     return options
 
 

@@ -22,11 +22,8 @@ class JointOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for optimizer in self.optimizers:
+        loss = self.optimizers[0].step(closure)  # AdamW, which runs the closure with gradients
+        for optimizer in self.optimizers[1:]:
             optimizer.step()
         return loss
 

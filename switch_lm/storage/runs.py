@@ -24,10 +24,10 @@ def find_run(name: str | None, outputs: Path = OUTPUTS) -> Path:
     """
     runs = list_runs(outputs)
     if name is None:
-        trained = {run: _saved_at(run) for run in runs.values() if checkpoints(run)}
-        if not trained:
+        saved = [(path.stat().st_mtime_ns, str(run), run) for run in runs.values() for path in checkpoints(run)]
+        if not saved:
             raise RunError(f"no run under {outputs} has a checkpoint yet; train one with `python -m switch_lm.train`")
-        return max(trained, key=lambda run: (trained[run], str(run)))
+        return max(saved)[-1]
     if name.rstrip("/") in runs:
         return runs[name.rstrip("/")]
     path = Path(name)
@@ -81,10 +81,6 @@ def newest_whole(folder: Path, but: Path | None = None) -> Path | None:
 
 def _is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file() or (path / CHECKPOINTS).is_dir()
-
-
-def _saved_at(run: Path) -> int:
-    return max(path.stat().st_mtime_ns for path in checkpoints(run))
 
 
 def _not_found(name: str, runs: Iterable[str], outputs: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,14 +22,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.characters)
 
-    @cached_property
-    def _ids(self) -> dict[str, int]:
-        return {character: i for i, character in enumerate(self.characters)}
-
     def encode(self, text: str) -> Tensor:
         """The ids (S,) of the characters of `text`, int64. ValueError names the first that is not in the vocabulary."""
+        ids = {character: i for i, character in enumerate(self.characters)}
         try:
-            return torch.tensor([self._ids[character] for character in text], dtype=torch.long)
+            return torch.tensor([ids[character] for character in text], dtype=torch.long)
         except KeyError as error:
             raise ValueError(
                 f"the character {error.args[0]!r} (at position {text.index(error.args[0])}) is not among the "
