@@ -61,7 +61,5 @@ class _MoveRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_PD: Tensor) -> tuple[Tensor, None, None]:
         (target_N,) = ctx.saved_tensors
-        zero_1D = grad_PD.new_zeros(
-            1, grad_PD.shape[1]
-        )  # for rows that were not read: their index is one past the last
+        zero_1D = grad_PD.new_zeros(1, grad_PD.shape[1])  # for rows that were not read: they point past the last
         return torch.cat([grad_PD, zero_1D]).index_select(0, target_N), None, None
