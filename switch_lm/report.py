@@ -10,7 +10,7 @@ from pathlib import Path
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.config.keys import RUN_NAME
-from switch_lm.reporting.sources import ReportError
+from switch_lm.reporting.records import ReportError
 from switch_lm.reporting.write import DEFAULT_NAME, print_report, write_report
 from switch_lm.storage.runs import OUTPUTS
 

@@ -35,6 +35,9 @@ def test_a_report_shows_all_its_pictures_and_tables_on_a_screen_and_on_a_phone(
         resize(browser, width, 740)
         assert all(min(drawing.size["width"], drawing.size["height"]) > 150 for drawing in drawings)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    resize(browser, 1280, 740)
+    fits = "const box = document.querySelector('.scroll'); return box.scrollWidth <= box.clientWidth"
+    assert browser.execute_script(fits)  # the comparisons, which come first
     text = browser.find_element("tag name", "body").text
     assert "too hot" in text and "step 25 of 100" in text
     buttons = browser.find_elements("css selector", "table thead button")

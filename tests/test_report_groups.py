@@ -20,7 +20,7 @@ from switch_lm.reporting.comparisons import (
     study,
 )
 from switch_lm.reporting.records import Record
-from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, Variant, group, ladders
+from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, Variant, group, ladders, pairs
 
 
 def record(config: Config, loss: float = 1.5, **changes: Any) -> Record:
@@ -58,8 +58,8 @@ def test_a_run_of_unknown_seed_is_a_variant_of_its_own_that_is_compared_with_non
     runs = [replace(record(config, 1.5, seed=None), name=f"run{i}") for i, config in enumerate(configs)]
     for run in runs[3:]:
         run.config.pop("seed")  # type: ignore[attr-defined]
-    found = group(runs)
-    assert [(v.label, v.by_seed("val_loss")) for v in found] == [
+    result = group(runs)
+    assert [(v.label, v.by_seed("val_loss")) for v in result] == [
         ("dense", {0: 1.5}),
         ("Switch, dropless", {0: 1.5}),
         ("Switch, factor 1.0", {0: 1.5}),
@@ -82,8 +82,8 @@ def test_what_was_computed_on_tells_variants_apart_and_what_was_asked_for_does_n
     asked.trainer.precision = "fp32"
     assert len(group([record(config_of()), record(asked)])) == 1
     on_gpu = record(asked, hardware={"device": "cuda", "precision": "fp32"})
-    found = group([record(config_of()), on_gpu, record(config_of(), corpus_sha256="f" * 64)])
-    assert {variant.label for variant in found} == {
+    result = group([record(config_of()), on_gpu, record(config_of(), corpus_sha256="f" * 64)])
+    assert {variant.label for variant in result} == {
         "text 012345, device cpu", "text 012345, device cuda", "text ffffff, device cpu",
     }  # fmt: skip
 
@@ -162,12 +162,12 @@ def test_the_difference_in_computation_is_the_routers_at_factor_one() -> None:
 
 
 def test_a_ladder_holds_all_else_equal_and_no_limit_is_its_top() -> None:
-    found = variants({"capacity_factor": 2.0}, DROPLESS, ONE, ONE | {"num_experts": 4}, DENSE, ONE | {"alpha": 0.1})
-    (capacity,) = ladders(found, CAPACITY)
-    assert [capacity.shown(variant) for variant in capacity.rungs] == ["1.0", "2.0", "dropless"]
-    assert [(a.capacity_factor, b.capacity_factor) for a, b in capacity.pairs] == [(1, 2), (2, None), (1, None)]
-    assert [[v.config["alpha"] for v in ladder.rungs] for ladder in ladders(found, ALPHA)] == [[0.01, 0.1]]
-    assert [[ladder.value(v) for v in ladder.rungs] for ladder in ladders(found, EXPERTS)] == [[4, 8]]
+    result = variants({"capacity_factor": 2.0}, DROPLESS, ONE, ONE | {"num_experts": 4}, DENSE, ONE | {"alpha": 0.1})
+    (capacity,) = ladders(result, CAPACITY)
+    assert [rung.shown(CAPACITY) for rung in capacity] == ["1.0", "2.0", "dropless"]
+    assert [(a.capacity_factor, b.capacity_factor) for a, b in pairs(capacity)] == [(1, 2), (2, None), (1, None)]
+    assert [[v.config["alpha"] for v in ladder] for ladder in ladders(result, ALPHA)] == [[0.01, 0.1]]
+    assert [[v.level(EXPERTS) for v in ladder] for ladder in ladders(result, EXPERTS)] == [[4, 8]]
 
 
 def test_a_point_is_on_the_front_unless_another_is_as_low_in_both_and_lower_in_one() -> None:

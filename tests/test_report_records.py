@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from report_runs import DENSE, DROPLESS, ONE, config_of, write_plan, write_run, write_sweep
 
-from switch_lm.reporting.records import Point, Record, crossing, read_records
-from switch_lm.reporting.sources import ReportError, find_sources
+from switch_lm.reporting.records import Point, Record, ReportError, crossing, find_sources, read_records
 
 
 def records(*paths: object, outputs: Path = Path("outputs")) -> dict[str, Record]:
@@ -33,9 +32,9 @@ def write_failure(folder: Path, number: int, error: str) -> None:
     (folder / "job.json").write_text(json.dumps({"job": number, "status": "failed", "error": error}))
 
 
-def test_each_job_of_a_sweep_is_told_with_what_became_of_it(mixed: Path) -> None:
-    found = records(mixed)
-    assert {name: (record.status, record.reason) for name, record in found.items()} == {
+def test_each_job_of_a_sweep_is_reported_with_what_became_of_it(mixed: Path) -> None:
+    runs = records(mixed)
+    assert {name: (record.status, record.reason) for name, record in runs.items()} == {
         "mixed/seed=0,variant=bad": ("failed", "model.d_ff=0: must be at least 1; for example model.d_ff=512"),
         "mixed/seed=0,variant=dense": ("done", ""),
         "mixed/seed=1,variant=dense": ("unfinished", "step 50 of 100 is the last one recorded"),
@@ -87,22 +86,22 @@ def test_the_curve_has_the_loss_and_the_seconds_of_each_validation(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "fault"),
     [(None, "it has no events file"), (b"", "there is no validation"), (b"\x00" * 40, "there is no validation")],
 )
-def test_a_missing_or_broken_events_file_is_told_and_stops_nothing(
-    content: bytes | None, told: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_a_missing_or_broken_events_file_is_reported_and_stops_nothing(
+    content: bytes | None, fault: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_run(tmp_path / "run", config_of(), 1.5, curve=[])
     if content is not None:
         (folder / "events.out.tfevents.1.host.1.0").write_bytes(content)
     run = records(folder)["run"]
     assert run.status == "done" and run.figure("val_loss") == 1.5
-    assert run.curves.validations == () and run.faults[0].find(told) >= 0
+    assert run.curves.validations == () and run.faults[0].find(fault) >= 0
     assert capfd.readouterr().err == ""
 
 
-def test_a_curve_that_is_cut_off_or_holds_nan_is_told(tmp_path: Path) -> None:
+def test_a_curve_that_is_cut_off_or_holds_nan_is_reported(tmp_path: Path) -> None:
     short = write_run(tmp_path / "short", config_of(), 1.5, curve=[(25, 2.0, 25.0), (50, 1.9, None)])
     broken = write_run(tmp_path / "nan", config_of(), 1.5, curve=[(25, float("nan"), 25.0), (100, 1.5, 100.0)])
     assert records(short)["short"].faults == ("its events file ends at the validation of step 50, of 100",)
@@ -118,7 +117,7 @@ def test_a_truncated_events_file_gives_what_is_before_the_cut(tmp_path: Path) ->
     assert [point.step for point in run.curves.validations][:3] == [25, 50, 75]
 
 
-def test_broken_files_are_told_and_an_infinite_figure_is_no_figure(tmp_path: Path) -> None:
+def test_broken_files_are_reported_and_an_infinite_figure_is_no_figure(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", config_of(), 1.5)
     (folder / "result.json").write_text('{"val_loss": 1.')
     run = records(folder)["run"]
@@ -155,8 +154,8 @@ def test_a_seed_that_no_file_states_is_unknown_and_not_the_default(tmp_path: Pat
 def test_a_whole_sweep_is_read_by_seed(tmp_path: Path) -> None:
     variants = {"dense": DENSE, "one": ONE, "dropless": DROPLESS}
     sweep = write_sweep(tmp_path / "sweep", variants, {name: [1.5, 1.6] for name in variants})
-    found = records(sweep)
-    assert [(r.status, r.seed) for r in found.values()] == [("done", 0)] * 3 + [("done", 1)] * 3
+    runs = records(sweep)
+    assert [(r.status, r.seed) for r in runs.values()] == [("done", 0)] * 3 + [("done", 1)] * 3
 
 
 def test_a_threshold_is_crossed_on_the_straight_line_between_two_validations() -> None:

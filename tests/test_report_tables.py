@@ -14,8 +14,7 @@ from report_runs import DENSE, DROPLESS, ONE, config_of, write_run, write_sweep
 
 from switch_lm.pages.document import Document, Picture, Table
 from switch_lm.reporting.comparisons import Study, compare, study
-from switch_lm.reporting.records import read_records
-from switch_lm.reporting.sources import find_sources
+from switch_lm.reporting.records import find_sources, read_records
 from switch_lm.reporting.write import FIGURES, build, summary_csv
 
 VARIANTS: dict[str, dict[str, Any]] = {"dense": DENSE, "one": ONE, "dropless": DROPLESS}
@@ -40,8 +39,9 @@ def parts(document: Document) -> Iterator[object]:
 
 
 def table(document: Document, caption: str) -> list[dict[str, str]]:
-    (found,) = [part for part in parts(document) if isinstance(part, Table) and part.caption.startswith(caption)]
-    return [dict(zip(found.headings, (cell.text for cell in row), strict=True)) for row in found.rows]
+    tables = [part for part in parts(document) if isinstance(part, Table)]
+    (part,) = [table for table in tables if table.caption.startswith(caption)]
+    return [dict(zip(part.headings, (cell.text for cell in row), strict=True)) for row in part.rows]
 
 
 def pictures(document: Document) -> dict[str, Picture]:
@@ -88,8 +88,8 @@ def test_the_ledger_is_shown_by_kind(tmp_path: Path) -> None:
 
 
 def test_the_frontier_marks_who_is_not_dominated_and_bars_are_intervals(tmp_path: Path) -> None:
-    found = pictures(document(small(tmp_path)))
-    picture = found["frontier_training_computation"]
+    drawn = pictures(document(small(tmp_path)))
+    picture = drawn["frontier_training_computation"]
     assert [series.label for series in picture.series] == ["dense", "Switch"]
     dense, switch = picture.series
     assert dense.marked == (True,) and switch.labels == ("Switch, dropless", "Switch, factor 1.0")
@@ -116,28 +116,28 @@ def test_drops_are_drawn_by_capacity_factor_with_no_limit_at_the_right_end(tmp_p
 def test_alpha_and_experts_have_pictures_where_they_vary(tmp_path: Path) -> None:
     for i, alpha in enumerate((0.0, 0.01, 0.1)):
         write_run(tmp_path / "alphas" / f"run{i}", config_of(alpha=alpha), 1.5, load_max_over_mean=3.0 - i)
-    found = pictures(document(studied(tmp_path / "alphas")))
-    assert found["load_max_over_mean_by_alpha"].x_names == ("0.0", "0.01", "0.1")
-    (series,) = found["loss_by_balance"].series
+    drawn = pictures(document(studied(tmp_path / "alphas")))
+    assert drawn["load_max_over_mean_by_alpha"].x_names == ("0.0", "0.01", "0.1")
+    (series,) = drawn["loss_by_balance"].series
     assert series.x == (3.0, 2.0, 1.0) and series.labels == ("alpha 0.0", "alpha 0.01", "alpha 0.1")
     for experts in (1, 4, 16):
         write_run(tmp_path / "experts" / f"run{experts}", config_of(num_experts=experts), 1.6 - experts / 100)
-    found = pictures(document(studied(tmp_path / "experts")))
-    (series,) = found["loss_by_experts"].series
+    drawn = pictures(document(studied(tmp_path / "experts")))
+    (series,) = drawn["loss_by_experts"].series
     assert series.x == (1.0, 4.0, 16.0) and [round(y, 9) for y in series.y] == [1.59, 1.56, 1.44]
-    assert "loss_by_balance" not in found
+    assert "loss_by_balance" not in drawn
 
 
 def test_curves_are_means_over_the_steps_that_all_seeds_have(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", config_of(0), curve=[(25, 2.0, 10.0), (50, 1.8, 20.0), (100, 1.5, 40.0)])
     write_run(tmp_path / "runs" / "b", config_of(1), curve=[(25, 2.2, 20.0), (100, 1.7, 60.0)])
-    found = pictures(document(studied(tmp_path / "runs")))
-    (series,) = found["learning_by_seconds"].series
+    drawn = pictures(document(studied(tmp_path / "runs")))
+    (series,) = drawn["learning_by_seconds"].series
     assert series.x == (15.0, 50.0) and [round(y, 6) for y in series.y] == [2.1, 1.6]
-    assert found["learning_by_step"].series[0].x == (25.0, 100.0)
+    assert drawn["learning_by_step"].series[0].x == (25.0, 100.0)
 
 
-def test_the_csv_has_a_row_a_run_in_columns_that_stay(tmp_path: Path) -> None:
+def test_the_csv_has_a_row_per_run_and_the_same_columns_always(tmp_path: Path) -> None:
     text = summary_csv(small(tmp_path))
     rows = list(csv.DictReader(io.StringIO(text)))
     assert len(rows) == 6

@@ -10,8 +10,7 @@ import pytest
 from report_runs import DENSE, DROPLESS, ONE, config_of, write_run, write_sweep
 
 from switch_lm.reporting.comparisons import Study, compare, study
-from switch_lm.reporting.records import read_records
-from switch_lm.reporting.sources import find_sources
+from switch_lm.reporting.records import find_sources, read_records
 from switch_lm.reporting.tables import comparison_table
 from switch_lm.reporting.words import bullets, lead
 
@@ -35,7 +34,7 @@ def words(study: Study) -> tuple[str, str]:
 
 
 def rows(study: Study) -> list[tuple[str, ...]]:
-    """The table of all comparisons: first, second, kind, what, difference, interval, seeds, verdict, computation."""
+    """The table of all comparisons: first, second, what, difference, interval, seeds, verdict, kind (computation)."""
     return [tuple(cell.text for cell in row) for row in comparison_table(compare(study)).rows]
 
 
@@ -92,11 +91,11 @@ UNEQUAL = [
 def test_a_dense_run_of_unequal_computation_is_compared_and_nobody_wins(
     control: str, name: str, kind: str, work: str, loss: str, tmp_path: Path
 ) -> None:
-    found = studied(tmp_path, {control: [1.5, 1.6], name: [1.4, 1.5]})
-    top, text = words(found)
+    result = studied(tmp_path, {control: [1.5, 1.6], name: [1.4, 1.5]})
+    top, text = words(result)
     assert "No dense run here is a control of equal computation" in top
     assert "wins" not in text + top
-    assert [(*row[2:5], row[-1]) for row in rows(found)] == [(kind, "loss", loss, work)]
+    assert [(*row[2:4], row[-1]) for row in rows(result)] == [("loss", loss, f"{kind} ({work})")]
 
 
 def test_a_capacity_may_win_dropless_and_lose_at_its_own_capacity(tmp_path: Path) -> None:
@@ -126,26 +125,26 @@ def test_the_clock_is_compared_apart_from_the_steps(tmp_path: Path) -> None:
 
 
 def test_a_threshold_that_some_seeds_miss_gives_no_comparison_of_times(tmp_path: Path) -> None:
-    found = studied(tmp_path, {"dense": [1.5, 1.7], "dropless": [1.4, 1.5]}, threshold=1.51)
-    assert "seconds" not in words(found)[1]
-    (seconds,) = [row for row in rows(found) if row[3] == "seconds"]
-    assert seconds[4:8] == ("-", "-", "0", "not compared")
+    result = studied(tmp_path, {"dense": [1.5, 1.7], "dropless": [1.4, 1.5]}, threshold=1.51)
+    assert "seconds" not in words(result)[1]
+    (seconds,) = [row for row in rows(result) if row[2] == "seconds"]
+    assert seconds[3:7] == ("-", "-", "0", "not compared")
 
 
 def test_runs_on_two_machines_are_not_compared_on_the_clock(tmp_path: Path) -> None:
-    found = studied(tmp_path, {"dense": [1.5, 1.5], "dropless": [1.4, 1.4]})
-    assert "on the clock" in words(found)[1]
-    for run in found.variants[0].runs:
+    result = studied(tmp_path, {"dense": [1.5, 1.5], "dropless": [1.4, 1.4]})
+    assert "on the clock" in words(result)[1]
+    for run in result.variants[0].runs:
         dict.__setitem__(run.result, "hardware.name", "another machine")  # type: ignore[index]
-    _, text = words(found)
+    _, text = words(result)
     assert "on the clock" not in text and "in 2 ways: compare no seconds." in text
 
 
 def test_losses_of_two_texts_are_not_compared(tmp_path: Path) -> None:
-    found = studied(tmp_path, {"dense": [1.5, 1.5], "dropless": [1.4, 1.4]})
-    assert "texts" not in words(found)[1]
+    result = studied(tmp_path, {"dense": [1.5, 1.5], "dropless": [1.4, 1.4]})
+    assert "texts" not in words(result)[1]
     other = studied(tmp_path / "other", {"dense": [1.5, 1.5]}, corpus_sha256="f" * 64)
-    both = study([*found.records, *other.records])
+    both = study([*result.records, *other.records])
     assert "trained on different texts: their losses cannot be compared" in words(both)[1]
     assert {row[:2] for row in rows(both)} == {("Switch, text 012345", "dense, text 012345")}
 
@@ -156,20 +155,20 @@ def test_the_threshold_is_what_every_seed_of_the_control_reaches_or_every_run_ro
     exact = studied(tmp_path / "b", {"dense": [1.53], "dropless": [1.4]}).threshold
     assert exact is not None and exact.loss == 1.53
     alone = studied(tmp_path / "c", {"one": [1.2, 1.401], "dropless": [1.3]}).threshold
-    assert alone is not None and alone.loss == 1.41 and alone.shown == "1.41"
+    assert alone is not None and alone.loss == 1.41
 
 
 def test_neighbouring_capacities_are_compared_in_cost_and_loss(tmp_path: Path) -> None:
-    found = studied(tmp_path, {"one": [1.5, 1.6], "2.0": [1.49, 1.59], "dropless": [1.48, 1.58]})
+    result = studied(tmp_path, {"one": [1.5, 1.6], "2.0": [1.49, 1.59], "dropless": [1.48, 1.58]})
     label = "Switch, factor "
-    assert [(row[0].removeprefix(label), row[1].removeprefix(label), *row[2:5], row[-1]) for row in rows(found)] == [
-        ("2.0", "1.0", "capacity factor", "loss", "-0.0100", "+56.4 %"),
-        ("2.0", "1.0", "capacity factor", "loss at capacity", "-0.0600", "+56.4 %"),
-        ("Switch, dropless", "2.0", "capacity factor", "loss", "-0.0100", "-36.1 %"),
-        ("Switch, dropless", "1.0", "capacity factor", "loss", "-0.0200", "+0.0 %"),
-        ("Switch, dropless", "1.0", "capacity factor", "loss at capacity", "-0.0700", "+0.0 %"),
+    assert [(row[0].removeprefix(label), row[1].removeprefix(label), *row[2:4], row[-1]) for row in rows(result)] == [
+        ("2.0", "1.0", "loss", "-0.0100", "capacity factor (+56.4 %)"),
+        ("2.0", "1.0", "loss at capacity", "-0.0600", "capacity factor (+56.4 %)"),
+        ("Switch, dropless", "2.0", "loss", "-0.0100", "capacity factor (-36.1 %)"),
+        ("Switch, dropless", "1.0", "loss", "-0.0200", "capacity factor (+0.0 %)"),
+        ("Switch, dropless", "1.0", "loss at capacity", "-0.0700", "capacity factor (+0.0 %)"),
     ]
-    assert "No run has `random_drop_rate`" in words(found)[1]
+    assert "No run has `random_drop_rate`" in words(result)[1]
 
 
 def test_a_capacity_is_compared_with_drops_at_random(tmp_path: Path) -> None:
@@ -190,5 +189,5 @@ def test_the_number_of_comparisons_is_stated(tmp_path: Path) -> None:
 
 def test_a_loss_that_was_not_measured_dropless_is_stated(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep", {"a": ONE | {"eval_capacity_factor": 1.2}}, {"a": [1.5]})
-    found = study(read_records(find_sources([sweep])))
-    assert "validates at factor 1.2: its loss is not a dropless one" in words(found)[1]
+    result = study(read_records(find_sources([sweep])))
+    assert "validates at factor 1.2: its loss is not a dropless one" in words(result)[1]

@@ -1,4 +1,4 @@
-"""The command: which files it writes where, what it prints, and what it does with what can not be reported."""
+"""The command: which files it writes where, what it prints, and what it does with what cannot be reported."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_all_files_lie_in_the_sweeps_folder(mixed: tuple[Path, Written]) -> None
     assert not list(sweep.glob(".*"))  # nothing temporary is left
 
 
-def test_every_run_that_has_no_result_is_told_with_its_reason(mixed: tuple[Path, Written]) -> None:
+def test_every_run_that_has_no_result_is_reported_with_its_reason(mixed: tuple[Path, Written]) -> None:
     _, written = mixed
     text, page = written.markdown.read_text(), written.page.read_text()
     assert "sweep/seed=7,variant=bad | failed | the loss became nan" in text
     assert "unfinished | step 25 of 100 is the last one recorded" in text
     assert "sweep/seed=8,variant=late | not run | planned, not started: seed=8 variant=late" in text
     assert "sweep/broken" in text and "there is no validation in its events file" in text
-    assert any("Of 9 runs, 6 are used; 1 failed, 1 unfinished, 1 not run" in said for said in written.words)
+    assert any("Of 9 runs, 6 are used; 1 failed, 1 unfinished, 1 not run" in text for text in written.words)
     assert "python -m switch_lm.train experiment=test" in text
     assert "<b>a" not in page and "&lt;b&gt;a" in page
     with written.table.open(newline="") as file:

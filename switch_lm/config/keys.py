@@ -20,18 +20,22 @@ class Rule:
 
 @dataclass(frozen=True)
 class Key:
-    """A key, for what shows or checks it. `changes_result`: whether what is computed depends on it."""
+    """A key, for what shows or checks it."""
 
     name: str
     default: Any
     meaning: str
     rule: Rule | None
-    changes_result: bool
+    changes_result: bool  # whether what is computed depends on it
+    implied: Any  # its value in a run whose file does not state it
 
 
-def key(default: Any, meaning: str, rule: Rule | None = None, *, changes_result: bool = True) -> Any:
-    """A dataclass field that is a configuration key."""
-    metadata = {"meaning": meaning, "rule": rule, "changes_result": changes_result}
+def key(
+    default: Any, meaning: str, rule: Rule | None = None, *, changes_result: bool = True, implied: Any = MISSING
+) -> Any:
+    """A dataclass field that is a configuration key. `implied`: the default, unless given."""
+    implied = default if implied is MISSING else implied
+    metadata = {"meaning": meaning, "rule": rule, "changes_result": changes_result, "implied": implied}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -43,14 +47,14 @@ def key_of(owner: type, name: str) -> Any:
 
 def keys_of(owner: type, prefix: str = "") -> dict[str, Key]:
     """Every key below a dataclass by its dotted name, in order."""
-    found: dict[str, Key] = {}
+    keys: dict[str, Key] = {}
     for field in fields(owner):
         if field.default is MISSING:
-            found |= keys_of(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+            keys |= keys_of(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
         else:
             name = prefix + field.name
-            found[name] = Key(name, field.default, **field.metadata)
-    return found
+            keys[name] = Key(name, field.default, **field.metadata)
+    return keys
 
 
 def one_of(*choices: str) -> Rule:

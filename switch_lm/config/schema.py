@@ -187,6 +187,7 @@ class Config:
         0,
         "Everything random follows from it: weights, batches, router jitter, dropout.",
         within(0, 2**63 - 1),
+        implied=None,  # of a run whose seed is not known none is guessed
     )
     name: str | None = key(
         None,

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from switch_lm.reporting.keys import is_routing
 from switch_lm.reporting.records import Crossing, Record, crossing
-from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, Variant, group, ladders
+from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, RANDOM_DROPS, Variant, group, ladders, pairs
 from switch_lm.stats.intervals import Estimate, paired
 
 LOSS, TRAIN_CAPACITY, SECONDS = "val_loss", "val_loss_train_capacity", "seconds to the threshold"
+FIGURES = (LOSS, TRAIN_CAPACITY, SECONDS)  # in a report's order
 EQUAL_COMPUTATION, EQUAL_PARAMETERS, UNEQUAL = "equal computation", "equal parameters", "unequal computation"
-RANDOM_DROPS = "model.random_drop_rate"
 KINDS = (EQUAL_COMPUTATION, UNEQUAL, EQUAL_PARAMETERS, CAPACITY, ALPHA, EXPERTS, RANDOM_DROPS)  # in a report's order
 MACHINE = ("device", "name", "precision", "threads", "compile")  # what seconds depend on
 ENOUGH_SEEDS = 5
@@ -36,10 +37,8 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        if self.estimate is None:
-            return "not compared"
-        if self.estimate.resolved:
-            return "resolved"
+        if self.estimate is None or self.estimate.resolved:
+            return "resolved" if self.estimate else "not compared"
         return "not resolved" if self.estimate.count < ENOUGH_SEEDS else "no difference shown"
 
 
@@ -49,10 +48,6 @@ class Threshold:
 
     loss: float
     origin: str
-
-    @property
-    def shown(self) -> str:
-        return f"{self.loss:.4f}".rstrip("0").rstrip(".")
 
 
 @dataclass(frozen=True)
@@ -83,20 +78,20 @@ class Study:
 
 
 def study(records: Sequence[Record], *, threshold: float | None = None) -> Study:
-    variants = group(records)
-    chosen = Threshold(threshold, "as asked for") if threshold is not None else _threshold(variants)
-    return Study(tuple(records), variants, chosen)
+    """The threshold is by default what every seed of the dense control of equal computation reaches, or else every run.
 
-
-def _threshold(variants: Sequence[Variant]) -> Threshold | None:
-    """What every seed of the dense control of equal computation reaches, or without one every run; up to 0.01."""
+    It is rounded up to 0.01.
+    """
+    variants, chosen = group(records), None
     controls = [dense for sparse in variants for dense in variants if matches_computation(sparse, dense)][:1]
     losses = [loss for variant in controls or variants for loss in variant.by_seed(LOSS).values()]
-    if not losses:
-        return None
-    of = f" of {controls[0].label}, the control of equal computation" if controls else ""
-    loss = math.ceil(round(max(losses) * 100, 9)) / 100  # rounded first: 1.53 * 100 is 153.00000000000003
-    return Threshold(loss, f"the highest final loss{of}, rounded up to 0.01")
+    if threshold is not None:
+        chosen = Threshold(threshold, "as asked for")
+    elif losses:
+        of = f" of {controls[0].label}, the control of equal computation" if controls else ""
+        loss = math.ceil(round(max(losses) * 100, 9)) / 100  # rounded first: 1.53 * 100 is 153.00000000000003
+        chosen = Threshold(loss, f"the highest final loss{of}, rounded up to 0.01")
+    return Study(tuple(records), variants, chosen)
 
 
 # --- Controls
@@ -115,10 +110,11 @@ def matches_computation(sparse: Variant, dense: Variant) -> bool:
 
     That is so at capacity factor 1.0 or dropless, top-1 and without a shared expert, unless the ledger shows padding.
     """
-    if not is_control(sparse, dense) or sparse.config["model.d_ff"] != dense.config["model.d_ff"]:
-        return False
     one_each = sparse.config["model.top_k"] == 1 and not sparse.config["model.shared_expert"]
-    if not one_each or sparse.capacity_factor not in (None, 1.0):
+    fits = (
+        one_each and sparse.capacity_factor in (None, 1.0) and sparse.config["model.d_ff"] == dense.config["model.d_ff"]
+    )
+    if not fits or not is_control(sparse, dense):
         return False
     own, router, other = sparse.mean(FORWARD), sparse.mean(ROUTER), dense.mean(FORWARD)
     if own is None or router is None or other is None:
@@ -155,10 +151,9 @@ def dropped_of(variant: Variant) -> Estimate | None:
 
 def compare(study: Study) -> list[Difference]:
     """Every difference that a report states, so that their number can be stated too."""
-    found = [*_against_dense(study), *_on_ladders(study), *_random_drops(study)]
-    figures = (LOSS, TRAIN_CAPACITY, SECONDS)
-    controlled = [d for figure in figures for d in found if d.kind == EQUAL_COMPUTATION and d.figure == figure]
-    return controlled + [d for kind in KINDS[1:] for d in found if d.kind == kind]
+    differences = [*_against_dense(study), *_on_ladders(study), *_random_drops(study)]
+    controlled = [d for figure in FIGURES for d in differences if (d.kind, d.figure) == (EQUAL_COMPUTATION, figure)]
+    return controlled + [d for kind in KINDS[1:] for d in differences if d.kind == kind]
 
 
 def _difference(ours: Variant, theirs: Variant, kind: str, figure: str = LOSS) -> Difference:
@@ -166,33 +161,34 @@ def _difference(ours: Variant, theirs: Variant, kind: str, figure: str = LOSS) -
 
 
 def _against_dense(study: Study) -> Iterator[Difference]:
-    for sparse in (variant for variant in study.sparse if not _only_a_control(variant, study)):
-        for dense in (variant for variant in study.dense if is_control(sparse, variant)):
-            if matches_computation(sparse, dense):
-                yield _difference(sparse, dense, EQUAL_COMPUTATION)
-                if not sparse.dropless and sparse.by_seed(TRAIN_CAPACITY):
-                    yield _difference(sparse, dense, EQUAL_COMPUTATION, TRAIN_CAPACITY)
-                yield _seconds(study, sparse, dense)
-            elif matches_parameters(sparse, dense):
-                yield _difference(sparse, dense, EQUAL_PARAMETERS)
-            elif sparse.config["model.d_ff"] == dense.config["model.d_ff"]:
-                yield _difference(sparse, dense, UNEQUAL)
+    for sparse, dense in product(study.sparse, study.dense):
+        only_a_control = sparse.config.get(RANDOM_DROPS) and _without_random_drops(sparse, study)
+        if only_a_control or not is_control(sparse, dense):
+            continue
+        if matches_computation(sparse, dense):
+            yield _difference(sparse, dense, EQUAL_COMPUTATION)
+            if not sparse.dropless and sparse.by_seed(TRAIN_CAPACITY):
+                yield _difference(sparse, dense, EQUAL_COMPUTATION, TRAIN_CAPACITY)
+            yield _seconds(study, sparse, dense)
+        elif matches_parameters(sparse, dense):
+            yield _difference(sparse, dense, EQUAL_PARAMETERS)
+        elif sparse.config["model.d_ff"] == dense.config["model.d_ff"]:
+            yield _difference(sparse, dense, UNEQUAL)
 
 
 def _seconds(study: Study, sparse: Variant, dense: Variant) -> Difference:
     """Only on one machine, and if every seed of both reached the threshold: the mean of those that did is too low."""
-    own, other = ({s: c and c.seconds for s, c in study.crossings(v).items()} for v in (sparse, dense))
-    shared = own.keys() & other.keys()
-    reached = all(own[seed] is not None and other[seed] is not None for seed in shared)
-    alike = reached and len(machines(sparse, dense)) == 1
-    pairs = [{seed: side[seed] or 0.0 for seed in shared} if alike else {} for side in (own, other)]
-    return Difference(sparse, dense, EQUAL_COMPUTATION, SECONDS, paired(*pairs))
+    sides = [{seed: hit.seconds if hit else None for seed, hit in study.crossings(v).items()} for v in (sparse, dense)]
+    shared = sides[0].keys() & sides[1].keys()
+    known = [{seed: seconds for seed in shared if (seconds := side[seed]) is not None} for side in sides]
+    comparable = len(machines(sparse, dense)) == 1 and all(len(side) == len(shared) for side in known)
+    return Difference(sparse, dense, EQUAL_COMPUTATION, SECONDS, paired(*known) if comparable else None)
 
 
 def _on_ladders(study: Study) -> Iterator[Difference]:
     """From each rung to the next: the loss, and at the training capacity where that is another figure."""
     for key in (CAPACITY, ALPHA, EXPERTS):
-        for lower, upper in (pair for ladder in ladders(study.variants, key) for pair in ladder.pairs):
+        for lower, upper in (pair for ladder in ladders(study.variants, key) for pair in pairs(ladder)):
             loss, at_capacity = (_difference(upper, lower, key, figure) for figure in (LOSS, TRAIN_CAPACITY))
             yield loss
             if key == CAPACITY and at_capacity.estimate not in (None, loss.estimate):
@@ -204,22 +200,18 @@ def _random_drops(study: Study) -> Iterator[Difference]:
     for control in study.sparse:
         if not control.dropless or not (rate := control.config.get(RANDOM_DROPS)):
             continue
-        alike = [v for v in study.sparse if _rest(v) == _rest(control) and not v.config.get(RANDOM_DROPS)]
-        yield from (_difference(control, v, RANDOM_DROPS) for v in alike if v.dropless)
-        limited = [(abs(dropped.mean - rate), v) for v in alike if not v.dropless and (dropped := dropped_of(v))]
+        twins = _without_random_drops(control, study)
+        yield from (_difference(control, v, RANDOM_DROPS) for v in twins if v.dropless)
+        limited = [(abs(dropped.mean - rate), v) for v in twins if not v.dropless and (dropped := dropped_of(v))]
         if limited:
-            nearest = min(limited, key=lambda entry: entry[0])[1]
-            yield _difference(nearest, control, RANDOM_DROPS)
+            yield _difference(min(limited, key=lambda entry: entry[0])[1], control, RANDOM_DROPS)
 
 
-def _only_a_control(variant: Variant, study: Study) -> bool:
-    """Whether it is there to show what random drops do: the same without them is there too."""
-    alike = (other for other in study.sparse if _rest(other) == _rest(variant))
-    return bool(variant.config.get(RANDOM_DROPS)) and any(not other.config.get(RANDOM_DROPS) for other in alike)
-
-
-def _rest(variant: Variant) -> dict[str, object]:
-    return {key: value for key, value in variant.config.items() if key not in (RANDOM_DROPS, CAPACITY)}
+def _without_random_drops(variant: Variant, study: Study) -> list[Variant]:
+    """Those that are equal in all but random drops and capacity, and drop nothing at random."""
+    keys = [key for key in variant.config if key not in (RANDOM_DROPS, CAPACITY)]
+    others = [other for other in study.sparse if not other.config.get(RANDOM_DROPS)]
+    return [other for other in others if all(other.config.get(key) == variant.config[key] for key in keys)]
 
 
 # --- Frontier

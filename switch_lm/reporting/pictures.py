@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from switch_lm.pages.document import Picture, Series
 from switch_lm.reporting.comparisons import AXES, LOSS, TRAINING, Axis, Study, dropped_of
 from switch_lm.reporting.records import Point
-from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, Ladder, Variant, ladders
+from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, Variant, family, ladders
 from switch_lm.stats.intervals import Estimate, estimate
 
 INTERVAL = "Bars and bands: 95 % t interval over seeds; none for one seed."
@@ -21,6 +21,8 @@ ROUTING = {
     "router_entropy": "router entropy (nats)",
 }
 Places = Sequence[tuple[float, Estimate]]
+Xs = Mapping[Variant, float | None]
+Ys = Mapping[Variant, Estimate | None]
 
 
 def frontier_pictures(study: Study) -> list[Picture]:
@@ -30,38 +32,35 @@ def frontier_pictures(study: Study) -> list[Picture]:
 
 def curve_pictures(study: Study) -> list[Picture]:
     """Validation loss by step and by seconds, training loss by step; none without at least two points."""
-    validations = {v: [curve.validations for curve in v.curves.values()] for v in study.variants}
-    by_step = {v: _by_step([{p.step: p.loss for p in one} for one in curves]) for v, curves in validations.items()}
-    by_time = {v: _by_time(curves) for v, curves in validations.items()}
-    training = {v: _by_step([dict(curve.training) for curve in v.curves.values()]) for v in study.variants}
+    curves = {v: list(v.curves.values()) for v in study.variants}
+    by_step = {v: _by_step([{p.step: p.loss for p in one.validations} for one in own]) for v, own in curves.items()}
+    by_time = {v: _by_time([one.validations for one in own]) for v, own in curves.items()}
+    training = {v: _by_step([dict(one.training) for one in own]) for v, own in curves.items()}
     loss = "validation loss (nats)"
-    return [
-        *_curves("learning_by_step", "Validation loss by step", "step", loss, by_step),
-        *_curves("learning_by_seconds", "Validation loss by training seconds", "training seconds", loss, by_time),
-        *_curves("training_loss", "Training loss by step", "step", "training loss (nats)", training),
+    pictures = [
+        _curves("learning_by_step", "Validation loss by step", "step", loss, by_step),
+        _curves("learning_by_seconds", "Validation loss by training seconds", "training seconds", loss, by_time),
+        _curves("training_loss", "Training loss by step", "step", "training loss (nats)", training),
     ]
+    return [picture for picture in pictures if picture.series]
 
 
 def routing_pictures(study: Study) -> list[Picture]:
     """What is dropped, balance and entropy, by capacity factor and by alpha, where these vary."""
-    by_rung = [picture for key in NAMES for figure in ROUTING for picture in _by_rung(study, key, figure)]
-    return [*by_rung, *_loss_by_balance(study), *_loss_by_experts(study)]
+    by_rung = [_by_rung(study, key, figure) for key in NAMES for figure in ROUTING]
+    pictures = [*by_rung, _loss_by_balance(study), _loss_by_experts(study)]
+    return [picture for picture in pictures if picture.series]
 
 
 def _series(label: str, places: Places, *, labels: Sequence[str] = (), marked: Sequence[bool] = ()) -> Series:
     """A line of means with their intervals; with `marked`, points. NaN is the end of an interval that is missing."""
-    estimates = [one for _, one in places]
-    some = any(one.low is not None for one in estimates)
-    low, high = (
-        tuple(math.nan if end is None else end for end in ends)
-        for ends in ([one.low for one in estimates], [one.high for one in estimates])
-    )
+    some = any(y.low is not None for _, y in places)
     return Series(
         label,
         x=tuple(x for x, _ in places),
-        y=tuple(one.mean for one in estimates),
-        low=low if some else None,
-        high=high if some else None,
+        y=tuple(y.mean for _, y in places),
+        low=tuple(math.nan if y.low is None else y.low for _, y in places) if some else None,
+        high=tuple(math.nan if y.high is None else y.high for _, y in places) if some else None,
         labels=tuple(labels) or None,
         marked=tuple(marked) or None,
         line=not marked,
@@ -70,35 +69,34 @@ def _series(label: str, places: Places, *, labels: Sequence[str] = (), marked: S
 
 def _frontier(axis: Axis, study: Study) -> Picture:
     members, places = axis.front(study.variants), axis.places(study.variants)
-    loss = "dropless loss" if axis.loss == LOSS else "loss at the training capacity"
+    quality = "dropless loss" if axis.loss == LOSS else "loss at the training capacity"
     heading, costs = axis.heading.split(",")[0], [cost for _, cost, _ in places]
     note = f"{INTERVAL} Ringed: the Pareto set by means."
     if axis.figure == TRAINING:
         note += " Executed matrix products of forward and backward passes, without the optimizer's."
     series = []
-    for family in dict.fromkeys(variant.family for variant, _, _ in places):
-        own = [place for place in places if place[0].family == family]
+    for kind in dict.fromkeys(family(variant.config) for variant, _, _ in places):
+        own = [place for place in places if family(place[0].config) == kind]
         labels, marked = [v.label for v, _, _ in own], [v.label in members for v, _, _ in own]
-        series.append(_series(family, [(cost, one) for _, cost, one in own], labels=labels, marked=marked))
+        series.append(_series(kind, [(cost, loss) for _, cost, loss in own], labels=labels, marked=marked))
     names = ", ".join(variant.label for variant in study.variants if variant.label in members)
     return Picture(
         name=f"frontier_{axis.name}",
-        title=f"{loss.capitalize()} against {heading[0].lower()}{heading[1:]}",
-        alt=f"{loss.capitalize()} of each variant against its cost, {axis.heading}; not dominated: {names}.",
+        title=f"{quality.capitalize()} against {heading[0].lower()}{heading[1:]}",
+        alt=f"{quality.capitalize()} of each variant against its cost, {axis.heading}; not dominated: {names}.",
         x_label=heading,
         x_log=max(costs) >= FAR * min(costs) > 0.0,
-        y_label=f"{loss} (nats)",
+        y_label=f"{quality} (nats)",
         series=tuple(series),
         note=note,
     )
 
 
-def _curves(name: str, title: str, x_label: str, y_label: str, places: Mapping[Variant, Places]) -> Iterator[Picture]:
+def _curves(name: str, title: str, x_label: str, y_label: str, places: Mapping[Variant, Places]) -> Picture:
     series = tuple(_series(variant.label, curve) for variant, curve in places.items() if len(curve) >= 2)
     alt = f"{title}, a line for each of: {', '.join(one.label for one in series)}."
     note = f"Mean over seeds, at the steps that all of them have. {INTERVAL}"
-    if series:
-        yield Picture(name, title, alt, x_label, y_label, series, note=note)
+    return Picture(name, title, alt, x_label, y_label, series, note=note)
 
 
 def _by_step(curves: Sequence[Mapping[int, float]]) -> Places:
@@ -115,67 +113,61 @@ def _by_time(curves: Iterable[Sequence[Point]]) -> Places:
     return [(fmean(one[int(step)].seconds or 0.0 for one in timed), loss) for step, loss in losses]
 
 
-def _by_rung(study: Study, key: str, figure: str) -> Iterator[Picture]:
+def _along(study: Study, key: str, x: Xs, y: Ys, *, label: bool = False) -> tuple[Series, ...]:
+    """A line for each ladder of the key on which two places or more are known; `label` writes the values of the key."""
+    lines = []
+    for ladder in ladders(study.variants, key):
+        known = [(v, at, value) for v in ladder if (at := x.get(v)) is not None and (value := y.get(v)) is not None]
+        parts = [variant.label.split(", ") for variant in ladder]
+        common = ", ".join(part for part in parts[0] if all(part in others for others in parts)) or "Switch"
+        labels = [f"{key} {v.shown(key)}" for v, _, _ in known] if label else []
+        if len(known) >= 2:
+            lines.append(_series(common, [(at, value) for _, at, value in known], labels=labels))
+    return tuple(lines)
+
+
+def _by_rung(study: Study, key: str, figure: str) -> Picture:
     """One place for each value of the key, so that no limit, and an alpha of 0, have theirs."""
-    found, name, words = ladders(study.variants, key), NAMES[key], ROUTING[figure]
-    rungs = sorted({ladder.value(v): ladder.shown(v) for ladder in found for v in ladder.rungs}.items())
-    order, series = [value for value, _ in rungs], []
-    for ladder in found:
-        values = [(v, dropped_of(v) if figure == "dropped" else v.estimate(figure)) for v in ladder.rungs]
-        places = [(float(order.index(ladder.value(v))), one) for v, one in values if one is not None]
-        series += [_series(_common(ladder), places)] if len(places) >= 2 else []
-    if series:
-        yield Picture(
-            name=f"{figure}_by_{name.replace(' ', '_')}",
-            title=f"{words[0].upper()}{words[1:]}, by {name}",
-            alt=f"{words} for each {name}: {', '.join(shown for _, shown in rungs)}.",
-            x_label=name,
-            y_label=words,
-            series=tuple(series),
-            note=INTERVAL,
-            x_names=tuple(shown for _, shown in rungs),
-        )
+    name, words = NAMES[key], ROUTING[figure]
+    rungs = [variant for ladder in ladders(study.variants, key) for variant in ladder]
+    shown = dict(sorted((rung.level(key), rung.shown(key)) for rung in rungs))
+    order = list(shown)
+    values = {v: dropped_of(v) if figure == "dropped" else v.estimate(figure) for v in rungs}
+    return Picture(
+        name=f"{figure}_by_{name.replace(' ', '_')}",
+        title=f"{words[0].upper()}{words[1:]}, by {name}",
+        alt=f"{words} for each {name}: {', '.join(shown.values())}.",
+        x_label=name,
+        y_label=words,
+        series=_along(study, key, {v: float(order.index(v.level(key))) for v in rungs}, values),
+        note=INTERVAL,
+        x_names=tuple(shown.values()),
+    )
 
 
-def _common(ladder: Ladder) -> str:
-    """What the rungs of a ladder have in common, by their labels."""
-    parts = [variant.label.split(", ") for variant in ladder.rungs]
-    return ", ".join(part for part in parts[0] if all(part in others for others in parts)) or "Switch"
-
-
-def _loss_by_balance(study: Study) -> Iterator[Picture]:
+def _loss_by_balance(study: Study) -> Picture:
     """What a balance loss buys and costs, one point for each alpha."""
-    series = []
-    for ladder in ladders(study.variants, ALPHA):
-        known = [(ladder.shown(v), v.mean("load_max_over_mean"), v.estimate(LOSS)) for v in ladder.rungs]
-        places = [(f"alpha {shown}", x, loss) for shown, x, loss in known if x is not None and loss is not None]
-        labels = [label for label, _, _ in places]
-        series += [_series(_common(ladder), [place[1:] for place in places], labels=labels)] if len(places) >= 2 else []
-    if series:
-        yield Picture(
-            name="loss_by_balance",
-            title="Loss against balance, by alpha",
-            alt="Dropless loss at the last step against the busiest expert's load over the mean, a point per alpha.",
-            x_label="busiest expert / mean",
-            y_label="dropless loss (nats)",
-            series=tuple(series),
-            note=f"Joined in the order of alpha. {INTERVAL}",
-        )
+    balance = {v: v.mean("load_max_over_mean") for v in study.sparse}
+    return Picture(
+        name="loss_by_balance",
+        title="Loss against balance, by alpha",
+        alt="Dropless loss at the last step against the busiest expert's load over the mean, a point per alpha.",
+        x_label="busiest expert / mean",
+        y_label="dropless loss (nats)",
+        series=_along(study, ALPHA, balance, {v: v.estimate(LOSS) for v in study.sparse}, label=True),
+        note=f"Joined in the order of alpha. {INTERVAL}",
+    )
 
 
-def _loss_by_experts(study: Study) -> Iterator[Picture]:
-    series = []
-    for ladder in ladders(study.variants, EXPERTS):
-        losses = [(ladder.value(v), v.estimate(LOSS)) for v in ladder.rungs]
-        series.append(_series(_common(ladder), [(experts, loss) for experts, loss in losses if loss is not None]))
-    if series:
-        yield Picture(
-            name="loss_by_experts",
-            title="Loss by number of experts",
-            alt="Dropless loss at the last step by number of experts, at equal computation without the router.",
-            x_label="experts in a layer",
-            y_label="dropless loss (nats)",
-            series=tuple(series),
-            x_log=True,
-            note=INTERVAL,
-        )
+def _loss_by_experts(study: Study) -> Picture:
+    experts = {v: v.level(EXPERTS) for v in study.sparse}
+    return Picture(
+        name="loss_by_experts",
+        title="Loss by number of experts",
+        alt="Dropless loss at the last step by number of experts, at equal computation without the router.",
+        x_label="experts in a layer",
+        y_label="dropless loss (nats)",
+        series=_along(study, EXPERTS, experts, {v: v.estimate(LOSS) for v in study.sparse}),
+        x_log=True,
+        note=INTERVAL,
+    )

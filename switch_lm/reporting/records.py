@@ -1,22 +1,31 @@
-"""What is known of each run: its configuration, its result, its curves, or why there is no result."""
+"""Which runs the paths on the command line mean, and what is known of each: configuration, result, curves, faults."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 from switch_lm.config.rules import ConfigError, flatten, show
-from switch_lm.reporting.sources import Source, read_json
-from switch_lm.storage.run_folder import CONFIG, JOB, RESULT, read_config
+from switch_lm.storage.run_folder import CONFIG, JOB, RESULT, SWEEP, read_config
+from switch_lm.storage.runs import OUTPUTS, RunError, find_run
 
+FIX = "give a sweep's folder, runs or a glob, for example outputs/sweeps/NAME"
 DONE, FAILED, UNFINISHED, NOT_RUN = "done", "failed", "unfinished", "not run"
 LONGEST_REASON, LONGEST_FAULT = 300, 200
 # TensorBoard keeps all scalars, and one each of what is not used here.
+TAGS = ("val/loss", "perf/training_seconds", "train/loss")
 SIZES = {"scalars": 0, "tensors": 1, "histograms": 1, "compressedHistograms": 1, "images": 1, "audio": 1}
+
+
+class ReportError(Exception):
+    """A report cannot be made; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -78,51 +87,116 @@ def finite(value: object) -> float | None:
     return float(value) if is_number else None  # type: ignore[arg-type]
 
 
-def crossing(curve: Sequence[Point], threshold: float) -> Crossing | None:
-    """The first time the loss is at the threshold or below, on the straight line between two validations."""
-    i = next((i for i, point in enumerate(curve) if point.loss <= threshold), None)
-    if i is None:
+def find_sources(paths: Sequence[str | Path], outputs: Path = OUTPUTS) -> list[Record]:
+    """The runs that the paths mean, each once and not read yet.
+
+    A path: a sweep, a folder of runs, a run, a run's name, or a glob.
+    """
+    unique: dict[object, Record] = {}
+    for path in paths:
+        folders = _folders(str(path), outputs)
+        records = [record for folder in folders for record in ([_run(folder)] if is_run(folder) else _jobs(folder))]
+        if not records:
+            rule = "it has no run: a report needs runs, which have a config.yaml, or jobs, which have a job.json"
+            raise ReportError(f"{path}: {rule}; {FIX}")
+        for record in records:
+            unique.setdefault(record.folder or (record.sweep, record.name), record)
+    if not unique:
+        raise ReportError(f"no path was given; {FIX}")
+    return list(unique.values())
+
+
+def folder_of(path: str | Path, outputs: Path = OUTPUTS) -> Path | None:
+    """The folder that the path names, here or among the sweeps."""
+    folders = (Path(path), outputs / "sweeps" / path) if str(path) else ()
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (CONFIG, RESULT, JOB))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """None if there is no such file, or if it holds no mapping, such as one that was cut off."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
-    point, before = curve[i], curve[i - 1]
-    if i == 0:
-        return Crossing(point.step, point.seconds, at_most=True)
-    share = (before.loss - threshold) / (before.loss - point.loss)
-    seconds = None
-    if before.seconds is not None and point.seconds is not None:
-        seconds = before.seconds + share * (point.seconds - before.seconds)
-    return Crossing(before.step + share * (point.step - before.step), seconds)
+    return content if isinstance(content, dict) else None
 
 
-def read_records(sources: Iterable[Source]) -> tuple[Record, ...]:
-    return tuple(_read(source) for source in sources)
+def _folders(path: str, outputs: Path) -> list[Path]:
+    """The folders of runs and sweeps that a path means; a glob's are here, or else among the sweeps or the runs."""
+    if (folder := folder_of(path, outputs)) is not None:
+        return [folder]
+    if set(path) & set("*?["):
+        bases = (Path(), outputs / "sweeps", outputs / "runs")  # Path.glob takes no absolute pattern
+        matches = [sorted(base / match for match in glob(path, root_dir=base, recursive=True)) for base in bases]  # noqa: PTH207
+        return next(filter(None, ([match for match in some if match.is_dir()] for some in matches)), [])
+    try:
+        run = find_run(path, outputs)
+    except RunError as error:
+        raise ReportError(f"{error}; a report also takes a sweep's folder or a glob") from error
+    return [run if run.is_dir() else run.parent.parent]
 
 
-def _read(source: Source) -> Record:
-    if source.folder is None:
-        overrides = " ".join(f"{key}={show(value)}" for key, value in source.planned.items())
-        reason = f"planned, not started: {overrides}" if overrides else "planned, not started"
-        return Record(source.name, NOT_RUN, sweep=source.sweep, reason=reason, config=dict(source.planned))
-    config, fault = _config(source.folder)
-    result, job = read_json(source.folder / RESULT), read_json(source.folder / JOB) or {}
+def _run(folder: Path) -> Record:
+    """A job of a sweep is named with it, as `sweep/job`."""
+    folder = folder.resolve()
+    sweep = folder.parent if (folder.parent / SWEEP).is_file() or (folder / JOB).is_file() else None
+    return Record(f"{sweep.name}/{folder.name}" if sweep else folder.name, UNFINISHED, folder, sweep)
+
+
+def _jobs(sweep: Path) -> Iterator[Record]:
+    """The jobs that have a folder, then those that were planned and have none."""
+    sweep = sweep.resolve()
+    folders = [folder for folder in sorted(sweep.iterdir()) if folder.is_dir() and is_run(folder)]
+    recorded = {folder.name: (read_json(folder / JOB) or {}).get("job") for folder in folders}
+    started = {number if isinstance(number, int) else name for name, number in recorded.items()}
+    yield from map(_run, folders)
+    planned = (read_json(sweep / SWEEP) or {}).get("jobs")
+    for number, job in enumerate(planned if isinstance(planned, list) else []):
+        overrides = job if isinstance(job, dict) else {}
+        text = ",".join(f"{key.removeprefix('model.')}={show(value)}" for key, value in overrides.items())
+        name = re.sub(r"[^A-Za-z0-9._=,+-]", "_", text)  # the job's folder, unless that would be too long
+        if not {number, name} & started:
+            words = [f"{key}={show(value)}" for key, value in overrides.items()]
+            reason = f"planned, not started: {' '.join(words)}" if words else "planned, not started"
+            yield Record(f"{sweep.name}/{name or number}", NOT_RUN, None, sweep, reason, overrides)
+
+
+def read_records(sources: Iterable[Record]) -> tuple[Record, ...]:
+    return tuple(_read(record, record.folder) if record.folder else record for record in sources)
+
+
+def _read(record: Record, folder: Path) -> Record:
+    config, fault = _config(folder)
+    result, job = read_json(folder / RESULT), read_json(folder / JOB) or {}
+    curves = read_curves(folder) if config else Curves()
     status = DONE if result else FAILED if job.get("status") == "failed" else UNFINISHED
+    last, of = curves.last_step, config.get("trainer.max_steps", "?")
+    reasons = {
+        DONE: "",
+        FAILED: _one_line(job.get("error") or "no reason was recorded", LONGEST_REASON),
+        UNFINISHED: f"no step of {of} recorded" if last is None else f"step {last} of {of} is the last one recorded",
+    }
+    flat = flatten(result or {})
+    record = replace(record, status=status, reason=reasons[status], config=config, result=flat, curves=curves)
     faults = [fault]
-    if result is None and (source.folder / RESULT).exists():
+    if result is None and (folder / RESULT).exists():
         faults.append(f"{RESULT} cannot be read: it is cut off, or is not JSON")
-    curves = read_curves(source.folder) if config else Curves()
-    if status == DONE:
-        faults.append(curves.fault or _cut_off(curves, result or {}))
-    reason, flat = _reason(status, job, config, curves), flatten(result or {})
-    record = Record(source.name, status, source.folder, source.sweep, reason, config, flat, curves)
-    if status == DONE and config and record.seed is None:
+    if result:
+        end, steps = [point.step for point in curves.validations[-1:]], flat.get("steps")
+        cut_off = end and isinstance(steps, int) and end[0] < steps
+        ending = f"its events file ends at the validation of step {end[0]}, of {steps}" if cut_off else ""
+        faults.append(curves.fault or ending)
+    if result and config and record.seed is None:
         faults.append("its seed is not known: it is neither averaged nor compared with other runs")
     return replace(record, faults=tuple(filter(None, faults)))
 
 
 def _config(folder: Path) -> tuple[dict[str, Any], str]:
-    """Every key, those that the run did not know yet at their defaults, but no seed that it does not state.
-
-    {} and what is wrong, if it cannot be read.
-    """
+    """Every key of the run; {} and what is wrong, if its file cannot be read."""
     if not (folder / CONFIG).is_file():
         return {}, "" if (folder / JOB).is_file() else f"it has no {CONFIG}"
     try:
@@ -131,20 +205,8 @@ def _config(folder: Path) -> tuple[dict[str, Any], str]:
         return {}, str(error)
 
 
-def _cut_off(curves: Curves, result: Mapping[str, Any]) -> str:
-    steps, last = result.get("steps"), curves.validations[-1].step if curves.validations else None
-    if last is None or not isinstance(steps, int) or last >= steps:
-        return ""
-    return f"its events file ends at the validation of step {last}, of {steps}"
-
-
-def _reason(status: str, job: Mapping[str, Any], config: Mapping[str, Any], curves: Curves) -> str:
-    if status == FAILED:
-        return " ".join(str(job.get("error") or "no reason was recorded").split())[:LONGEST_REASON]
-    if status == DONE:
-        return ""
-    of, last = config.get("trainer.max_steps", "?"), curves.last_step
-    return f"no step of {of} recorded" if last is None else f"step {last} of {of} is the last one recorded"
+def _one_line(error: object, longest: int) -> str:
+    return " ".join(str(error).split())[:longest]
 
 
 def read_curves(folder: Path) -> Curves:
@@ -154,15 +216,15 @@ def read_curves(folder: Path) -> Curves:
     try:
         scalars = _scalars(folder)
     except Exception as error:  # the reader's errors share no base class
-        reason = " ".join(str(error).split())[:LONGEST_FAULT] or type(error).__name__
+        reason = _one_line(error, LONGEST_FAULT) or type(error).__name__
         return Curves(fault=f"its events file cannot be read ({reason}): no learning curve")
-    losses, seconds = scalars.get("val/loss", {}), scalars.get("perf/training_seconds", {})
+    losses, seconds, training = (scalars.get(tag, {}) for tag in TAGS)
     points = tuple(Point(step, loss, finite(seconds.get(step))) for step, loss in _finite(losses))
     last_step = max((step for curve in scalars.values() for step in curve), default=None)
     fault = "" if losses else "there is no validation in its events file: no learning curve"
     if len(points) < len(losses):
         fault = "its learning curve holds NaN or infinity, left out"
-    return Curves(points, _finite(scalars.get("train/loss", {})), last_step, fault)
+    return Curves(points, _finite(training), last_step, fault)
 
 
 def _scalars(folder: Path) -> dict[str, dict[int, float]]:
@@ -177,9 +239,25 @@ def _scalars(folder: Path) -> dict[str, dict[int, float]]:
         events.Reload()
     finally:
         log.setLevel(level)
-    tags = {"val/loss", "perf/training_seconds", "train/loss"} & set(events.Tags()["scalars"])
-    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in tags}
+    return {
+        tag: {event.step: event.value for event in events.Scalars(tag)} for tag in {*TAGS} & {*events.Tags()["scalars"]}
+    }
 
 
 def _finite(points: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
     return tuple((step, value) for step, value in sorted(points.items()) if math.isfinite(value))
+
+
+def crossing(curve: Sequence[Point], threshold: float) -> Crossing | None:
+    """The first time the loss is at the threshold or below, on the straight line between two validations."""
+    i = next((i for i, point in enumerate(curve) if point.loss <= threshold), None)
+    if i is None:
+        return None
+    point, before = curve[i], curve[i - 1]
+    if i == 0:
+        return Crossing(point.step, point.seconds, at_most=True)
+    share = (before.loss - threshold) / (before.loss - point.loss)
+    steps = before.step + share * (point.step - before.step)
+    if before.seconds is None or point.seconds is None:
+        return Crossing(steps, None)
+    return Crossing(steps, before.seconds + share * (point.seconds - before.seconds))

@@ -20,14 +20,14 @@ from switch_lm.reporting.comparisons import (
     Study,
     more_training,
 )
-from switch_lm.reporting.records import DONE, Crossing, Record
-from switch_lm.reporting.sources import read_json
+from switch_lm.reporting.records import DONE, Crossing, Record, read_json
 from switch_lm.reporting.variants import Variant
-from switch_lm.reporting.words import MISSING, count, figures, interval, plain, share, spread
+from switch_lm.reporting.words import MISSING, count, figures, interval, plain, spread
 from switch_lm.stats.intervals import Estimate, estimate
 from switch_lm.storage.run_folder import SWEEP
 
 WORK = ("useful", "padded", "dropped", "router", "feed_forward", "attention", "head", "executed")
+DROPS = ("dropped", "dropped_whole_run", "train_capacity_dropped")
 BALANCE = (
     "Model", "Capacity factor", "Alpha", "Dropped at the end", "Dropped in the whole run", "Dropped in validation",
     "Busiest expert / mean", "Router entropy (nats)", "Loss", "Loss at capacity",
@@ -51,7 +51,7 @@ def table_1(study: Study) -> Table:
     """Table 1 of the paper: model, capacity factor, quality, time to a threshold, speed."""
     steps = {int(value) for variant in study.variants for value in variant.by_seed("steps").values()}
     after = f"Loss after {steps.pop():,} steps" if len(steps) == 1 else "Loss at the last step"
-    to = f"to a loss of {study.threshold.shown}" if study.threshold else "to the threshold"
+    to = f"to a loss of {round(study.threshold.loss, 4):g}" if study.threshold else "to the threshold"
     note = (
         "Mean ± standard deviation over seeds. Loss: nats per character on the whole validation split, nothing "
         "dropped, at the last step, not at the best one."
@@ -100,57 +100,55 @@ def _crossed(crossings: dict[int | None, Crossing | None], key: str, digits: int
 def comparison_table(differences: Iterable[Difference]) -> Table:
     return Table(
         "All comparisons, paired by seed",
-        ("First", "Second", "Kind", "What", "First minus second", "95 % interval", "Seeds", "Resolved", "Computation"),
+        ("First", "Second", "What", "First minus second", "95 % interval", "Seeds", "Resolved", "Kind"),
         tuple(_comparison(difference) for difference in differences),
-        "Below 0 the first is lower. Kind: what is equal, or the key in which they differ; nothing follows from "
-        "unequal computation about equal. At capacity: that of training. Seconds: to the threshold. Interval: "
-        "Student's t over the seeds that both have. Fewer than 5 seeds are not resolved unless the interval excludes "
-        "0; with 5 or more that include 0, no difference is shown. Not compared: no seed in common; of seconds also "
-        "a seed that does not reach the threshold, or different machines. Computation: of the first in training, "
-        "relative to the second, without the optimizer's.",
+        "Below 0 the first is lower. At capacity: that of training. Seconds: to the threshold. Interval: Student's t "
+        "over the seeds that both have. Fewer than 5 seeds are not resolved unless the interval excludes 0; with 5 or "
+        "more that include 0, no difference is shown. Not compared: no seed in common; for seconds also a seed that "
+        "does not reach the threshold, or different machines. Kind: what is equal, or the key in which they differ, "
+        "and in brackets how much more the first computes in training, without the optimizer; nothing follows from "
+        "unequal computation about equal.",
     )
 
 
 def _comparison(difference: Difference) -> tuple[Cell, ...]:
     result, digits = difference.estimate, 1 if difference.figure == SECONDS else 4
     more = more_training(difference.ours, difference.theirs)
-    what = {LOSS: "loss", TRAIN_CAPACITY: "loss at capacity", SECONDS: "seconds"}[difference.figure]
+    kind = difference.kind.removeprefix("model.").replace("_", " ")
     return (
         Cell(difference.ours.label),
         Cell(difference.theirs.label),
-        Cell(difference.kind.removeprefix("model.").replace("_", " ")),
-        Cell(what),
+        Cell({LOSS: "loss", TRAIN_CAPACITY: "loss at capacity", SECONDS: "seconds"}[difference.figure]),
         Cell(plain(result.mean if result else None, digits)),
         Cell(interval(result, digits), result.low if result else None),
         Cell(str(result.count if result else 0)),
         Cell(difference.verdict),
-        Cell(MISSING if more is None else f"{more * 100:+.1f} %", more),
+        Cell(kind if more is None else f"{kind} ({more * 100:+.1f} %)"),
     )
 
 
 def balance_table(study: Study) -> Table:
+    rows = [
+        (
+            Cell(variant.model),
+            _capacity(variant),
+            Cell(show(variant.config["alpha"])),
+            *(Cell(plain(variant.mean(key), 1, 100.0, " %")) for key in DROPS),
+            Cell(plain(variant.mean("load_max_over_mean"), 2)),
+            Cell(plain(variant.mean("router_entropy"), 3)),
+            _mean(variant.estimate(LOSS), 4),
+            _mean(variant.estimate(TRAIN_CAPACITY), 4),
+        )
+        for variant in study.sparse
+    ]
     return Table(
         "Who drops, and who balances",
         BALANCE,
-        tuple(_balance(variant) for variant in study.sparse),
+        tuple(rows),
         "Means over seeds. Dropped: share of choices that found no slot, in training since the validation before the "
         "last, in all of it, and in validation at the training capacity. Busiest expert: of the worst layer, over the "
         "validation split. Entropy: of the router's probabilities at the last validation, mean over layers. Loss at "
         "capacity: the whole split with the capacity of training.",
-    )
-
-
-def _balance(variant: Variant) -> tuple[Cell, ...]:
-    drops = [variant.mean(key) for key in ("dropped", "dropped_whole_run", "train_capacity_dropped")]
-    return (
-        Cell(variant.model),
-        _capacity(variant),
-        Cell(show(variant.config["alpha"])),
-        *(Cell(share(value)) for value in drops),
-        Cell(plain(variant.mean("load_max_over_mean"), 2)),
-        Cell(plain(variant.mean("router_entropy"), 3)),
-        _mean(variant.estimate(LOSS), 4),
-        _mean(variant.estimate(TRAIN_CAPACITY), 4),
     )
 
 
@@ -160,7 +158,7 @@ def frontier_table(study: Study) -> Table:
     rows = []
     for variant in study.variants:
         costs = [(axis.cost(variant), " *" if variant.label in front else "") for axis, front in fronts.items()]
-        rows.append((Cell(variant.label), *(Cell(figures(cost, 4) + star, cost) for cost, star in costs)))
+        rows.append((Cell(variant.label), *(Cell(figures(cost) + star, cost) for cost, star in costs)))
     return Table(
         "What the loss costs",
         ("Variant", *(axis.heading for axis in AXES)),
@@ -179,13 +177,14 @@ def computation_table(study: Study) -> Table:
         "Parameters (millions)": ("parameters", MEGA),
         "Active per token (millions)": ("active_parameters", MEGA),
     }
-    rows = []
-    for variant in study.variants:
-        kinds = [variant.mean(f"computation.forward_per_token.{kind}") for kind in WORK]
-        values = [(variant.mean(figure), scale) for figure, scale in totals.values()]
-        cells = [Cell(plain(value, 3, MEGA)) for value in kinds]
-        cells += [Cell(figures(None if value is None else value * scale, 4)) for value, scale in values]
-        rows.append((Cell(variant.label), *cells))
+    rows = [
+        (
+            Cell(variant.label),
+            *(Cell(plain(variant.mean(f"computation.forward_per_token.{kind}"), 3, MEGA)) for kind in WORK),
+            *(Cell(figures(variant.mean(figure), scale)) for figure, scale in totals.values()),
+        )
+        for variant in study.variants
+    ]
     return Table(
         "Where the computation goes",
         ("Variant", *(kind.replace("_", " ").capitalize() for kind in WORK), *totals),
@@ -255,8 +254,8 @@ def _machine(run: Record) -> str:
 
 
 def _versions(run: Record) -> str:
-    prefix = "versions."
-    return ", ".join(f"{k.removeprefix(prefix)} {show(v)}" for k, v in run.result.items() if k.startswith(prefix))
+    versions = ((key.partition("."), value) for key, value in run.result.items())
+    return ", ".join(f"{name} {show(value)}" for (start, _, name), value in versions if start == "versions")
 
 
 def _plain(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -15,8 +16,9 @@ from switch_lm.stats.intervals import Estimate, estimate
 
 CAPACITY, ALPHA, EXPERTS = "model.capacity_factor", "alpha", "model.num_experts"
 RESOLVED = {"trainer.device": "hardware.device", "trainer.precision": "hardware.precision"}  # `auto` says nothing
-# Keys that a label states in its family, or in words of its own.
-WORDED = ("model.switch_every", "model.top_k", CAPACITY, "model.d_ff", EXPERTS, "model.random_drop_rate", ALPHA)
+RANDOM_DROPS = "model.random_drop_rate"
+FIRST = (EXPERTS, "model.switch_every", "model.d_ff", ALPHA, RANDOM_DROPS)  # in a label; other keys follow
+APART = (*FIRST, "model.top_k", CAPACITY)  # what a label states in its family, or in its own place
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +33,6 @@ class Variant:
     @property
     def dense(self) -> bool:
         return self.config["model.switch_every"] == 0
-
-    @property
-    def family(self) -> str:
-        return _family(self.config)
 
     @property
     def capacity_factor(self) -> float | None:
@@ -64,52 +62,37 @@ class Variant:
         result = self.estimate(key)
         return None if result is None else result.mean
 
-
-@dataclass(frozen=True)
-class Ladder:
-    """Two or more variants that are equal in all but `key`, the lowest value first; no limit is the highest factor."""
-
-    key: str
-    rungs: tuple[Variant, ...]
-
-    def value(self, variant: Variant) -> float:
-        value = variant.config[self.key]
+    def level(self, key: str) -> float:
+        """Where it stands on a ladder of this key; no limit is the highest capacity factor."""
+        value = self.config[key]
         return math.inf if value is None else float(value)
 
-    def shown(self, variant: Variant) -> str:
-        value = variant.config[self.key]
-        return "dropless" if value is None else show(value)
-
-    @property
-    def pairs(self) -> list[tuple[Variant, Variant]]:
-        """Each rung with the next one, then the two ends."""
-        ends = [(self.rungs[0], self.rungs[-1])] if len(self.rungs) > 2 else []
-        return [*zip(self.rungs, self.rungs[1:], strict=False), *ends]
+    def shown(self, key: str) -> str:
+        return "dropless" if self.config[key] is None else show(self.config[key])
 
 
 def group(records: Iterable[Record]) -> tuple[Variant, ...]:
     """The variants of all runs with a result, in the order of the paper's Table 1."""
-    groups: dict[object, tuple[dict[str, Any], list[Record]]] = {}
+    groups: dict[object, list[Record]] = {}
     for record in records:
         if record.status == DONE and record.config and record.figure("val_loss") is not None:
-            config = comparable(record)
             alone = record.folder if record.seed is None else None
-            groups.setdefault((_frozen(config), alone), (config, []))[1].append(record)
-    names = labels([config for config, _ in groups.values()])
+            groups.setdefault((_frozen(comparable(record)), alone), []).append(record)
+    configs = [comparable(runs[0]) for runs in groups.values()]
     variants = [
         Variant(label, model, config, tuple(runs))
-        for (label, model), (config, runs) in zip(names, groups.values(), strict=True)
+        for (label, model), config, runs in zip(labels(configs), configs, groups.values(), strict=True)
     ]
     return tuple(sorted(variants, key=_place))
 
 
 def comparable(record: Record) -> dict[str, Any]:
-    """The configuration as far as it changes what is computed, with the text's hash and the device as found.
+    """The configuration as far as it changes what is computed, with the text's hash and the device that was used.
 
     A run of unknown seed is a variant of its own: it may repeat any other run, so it is no further sample.
     """
     flat = {key: value for key, value in record.config.items() if not is_ignored(key)}
-    flat |= {key: record.result[found] for key, found in RESOLVED.items() if record.result.get(found) is not None}
+    flat |= {key: record.result[used] for key, used in RESOLVED.items() if record.result.get(used) is not None}
     if (text := record.result.get("corpus_sha256")) is not None:
         flat |= {"data.path": None, "text": str(text)}
     if record.seed is None:
@@ -119,13 +102,19 @@ def comparable(record: Record) -> dict[str, Any]:
     return flat
 
 
-def ladders(variants: Iterable[Variant], key: str) -> list[Ladder]:
+def ladders(variants: Iterable[Variant], key: str) -> list[tuple[Variant, ...]]:
+    """The sparse variants that are equal in all but `key`, two or more in each ladder, the lowest value first."""
     groups: dict[object, list[Variant]] = {}
     for variant in variants:
         if not variant.dense:
             groups.setdefault(_frozen(variant.config, without=key), []).append(variant)
-    unsorted = [Ladder(key, tuple(rungs)) for rungs in groups.values() if len(rungs) > 1]
-    return [Ladder(key, tuple(sorted(ladder.rungs, key=ladder.value))) for ladder in unsorted]
+    return [tuple(sorted(rungs, key=lambda rung: rung.level(key))) for rungs in groups.values() if len(rungs) > 1]
+
+
+def pairs(ladder: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
+    """Each rung with the next one, then the two ends."""
+    ends = [(ladder[0], ladder[-1])] if len(ladder) > 2 else []
+    return [*pairwise(ladder), *ends]
 
 
 def _frozen(config: Mapping[str, Any], without: str = "") -> object:
@@ -134,11 +123,10 @@ def _frozen(config: Mapping[str, Any], without: str = "") -> object:
 
 def _place(variant: Variant) -> tuple[Any, ...]:
     """Dense ones by width, then from no limit down to the smallest capacity factor."""
-    config, factor = variant.config, variant.capacity_factor
+    config = variant.config
     if variant.dense:
         return 0, config["model.d_ff"], 0.0, 0, variant.label
-    highest_first = -math.inf if factor is None else -factor
-    return 1, highest_first, config[EXPERTS], -config["model.top_k"], config[ALPHA], variant.label
+    return 1, -variant.level(CAPACITY), config[EXPERTS], -config["model.top_k"], config[ALPHA], variant.label
 
 
 def labels(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -147,45 +135,35 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     keys = sorted({key for config in configs for key in config})
     differing = [k for k in keys if len({repr(c.get(k)) for c in (sparse if is_routing(k) else configs)}) > 1]
     widths = {config["model.d_ff"] for config in sparse}
-    usual_width = widths.pop() if len(widths) == 1 else None
-    several = len({_family(config) for config in configs}) > 1
+    usual = {"model.switch_every": 0, "model.d_ff": widths.pop() if len(widths) == 1 else None, RANDOM_DROPS: 0.0}
+    stated = [key for key in FIRST if key in (*differing, RANDOM_DROPS)] + [k for k in differing if k not in APART]
+    several = len({family(config) for config in configs}) > 1
     names = []
     for config in configs:
-        dense, parts = config["model.switch_every"] == 0, _parts(config, differing, usual_width)
-        factor = [] if dense or (CAPACITY not in differing and (parts or len(sparse) > 1)) else [_capacity(config)]
-        family = [_family(config)] if dense or several or factor or not parts else []
-        names.append((", ".join([*family, *factor, *parts]), ", ".join([*family, *parts])))
+        parts = [_part(key, config[key]) for key in stated if config.get(key) not in (None, usual.get(key))]
+        dense, factor = config["model.switch_every"] == 0, []
+        if not dense and (CAPACITY in differing or (not parts and len(sparse) == 1)):
+            factor = ["dropless" if config[CAPACITY] is None else f"factor {show(config[CAPACITY])}"]
+        start = [family(config)] if dense or several or factor or not parts else []
+        names.append((", ".join([*start, *factor, *parts]), ", ".join([*start, *parts])))
     return names
 
 
-def _family(config: Mapping[str, Any]) -> str:
+def family(config: Mapping[str, Any]) -> str:
+    """What the variants of one colour have in common: dense, Switch, top-2."""
     if config["model.switch_every"] == 0:
         return "dense"
     return "Switch" if config["model.top_k"] == 1 else f"top-{config['model.top_k']}"
 
 
-def _capacity(config: Mapping[str, Any]) -> str:
-    return "dropless" if config[CAPACITY] is None else f"factor {show(config[CAPACITY])}"
-
-
-def _parts(config: Mapping[str, Any], differing: Sequence[str], usual_width: int | None) -> list[str]:
-    experts, every, parts = config[EXPERTS], config["model.switch_every"], []
-    sparse_differing = differing if every != 0 else ()
-    if EXPERTS in sparse_differing:
-        parts.append("1 expert" if experts == 1 else f"{experts} experts")
-    if "model.switch_every" in sparse_differing:
-        parts.append("every block" if every == 1 else f"every {every} blocks")
-    if "model.d_ff" in differing and config["model.d_ff"] != usual_width:
-        parts.append(f"d_ff {config['model.d_ff']}")
-    if ALPHA in sparse_differing:
-        parts.append(f"alpha {show(config[ALPHA])}")
-    if config.get("model.random_drop_rate"):
-        parts.append(f"random drops {show(config['model.random_drop_rate'])}")
-    others = [key for key in differing if key not in WORDED and config.get(key) is not None]
-    return parts + [_other(key, config[key]) for key in others]
-
-
-def _other(key: str, value: object) -> str:
-    if key == "text":
-        return f"text {str(value)[:6]}"
+def _part(key: str, value: object) -> str:
+    match key:
+        case "model.num_experts":
+            return "1 expert" if value == 1 else f"{value} experts"
+        case "model.switch_every":
+            return "every block" if value == 1 else f"every {value} blocks"
+        case "model.random_drop_rate":
+            return f"random drops {show(value)}"
+        case "text":
+            return f"text {str(value)[:6]}"
     return f"{key.removeprefix('model.').removeprefix('trainer.')} {show(value)}".replace("`", "'")

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from switch_lm.reporting.comparisons import (
     EQUAL_COMPUTATION,
     LOSS,
-    RANDOM_DROPS,
     SECONDS,
     TRAIN_CAPACITY,
     Difference,
@@ -16,6 +15,7 @@ from switch_lm.reporting.comparisons import (
     machines,
 )
 from switch_lm.reporting.records import DONE, FAILED, NOT_RUN, UNFINISHED
+from switch_lm.reporting.variants import RANDOM_DROPS
 from switch_lm.stats.intervals import Estimate
 
 MISSING = "-"
@@ -24,20 +24,16 @@ WHAT = {LOSS: "loss at the last step", TRAIN_CAPACITY: "loss at the training cap
 WHERE = {LOSS: "per step", TRAIN_CAPACITY: "at its training capacity", SECONDS: "on the clock"}
 
 
-def plain(value: float | None, digits: int, scale: float = 1.0) -> str:
+def plain(value: float | None, digits: int, scale: float = 1.0, unit: str = "") -> str:
     """With separators between thousands; "-" if it is missing."""
-    return MISSING if value is None or not math.isfinite(value) else f"{value * scale:,.{digits}f}"
+    return MISSING if value is None or not math.isfinite(value) else f"{value * scale:,.{digits}f}{unit}"
 
 
-def figures(value: float | None, count: int = 3) -> str:
-    """With `count` significant digits and no exponent."""
+def figures(value: float | None, scale: float = 1.0) -> str:
+    """With four significant digits and no exponent."""
     if not value:
         return MISSING if value is None else "0"
-    return plain(value, max(0, count - 1 - math.floor(math.log10(abs(value)))))
-
-
-def share(value: float | None) -> str:
-    return MISSING if value is None else f"{value * 100:.1f} %"
+    return plain(value, max(0, 3 - math.floor(math.log10(abs(value * scale)))), scale)
 
 
 def spread(estimate: Estimate | None, digits: int) -> str:
@@ -62,9 +58,16 @@ def lead(study: Study, differences: Sequence[Difference]) -> str:
         return "No run is finished: there is nothing to compare yet."
     controlled = [d for d in differences if d.kind == EQUAL_COMPUTATION and d.figure == LOSS]
     if not controlled:
+        absent = "sparse" if study.dense else "dense"
+        why = f"There is no {absent} run here: nothing can be said about Switch against dense."
+        if study.sparse and study.dense:
+            why = (
+                "No dense run here is a control of equal computation (that takes top-1 at factor 1.0 or dropless, with "
+                "equal sizes and training): whether Switch does better than dense cannot be said."
+            )
         best = min(study.variants, key=lambda variant: variant.mean(LOSS) or math.inf)
         loss = f"`{best.label}` with {spread(best.estimate(LOSS), 4)} ({count(len(best.by_seed(LOSS)), 'seed')})"
-        return f"{_no_control(study)} The lowest mean loss at the last step is that of {loss}."
+        return f"{why} The lowest mean loss at the last step is that of {loss}."
     if len(controlled) <= FEW:
         return " ".join(map(sentence, controlled))
     signs = [d.estimate.mean < 0.0 for d in controlled if d.estimate is not None and d.estimate.resolved]
@@ -119,27 +122,6 @@ def _limits(study: Study, differences: Sequence[Difference]) -> Iterator[str]:
         yield "Each variant has one seed: no difference is resolved."
     elif single:
         yield f"One seed, so no spread: {', '.join(f'`{variant.label}`' for variant in single)}."
-    yield from _missing(study)
-    for variant in study.sparse:
-        if (factor := variant.config.get("model.eval_capacity_factor")) is not None:
-            yield f"`{variant.label}` validates at factor {factor}: its loss is not a dropless one."
-    if (ways := len(machines(*study.variants))) > 1:
-        yield f"The runs differ in machine, precision, threads or compiling, in {ways} ways: compare no seconds."
-    if len({variant.config.get("text") for variant in study.variants}) > 1:
-        yield "The runs were trained on different texts: their losses cannot be compared."
-
-
-def _no_control(study: Study) -> str:
-    if not study.sparse or not study.dense:
-        kind = "dense" if study.sparse else "sparse"
-        return f"There is no {kind} run here: nothing can be said about Switch against dense."
-    return (
-        "No dense run here is a control of equal computation (that takes top-1 at factor 1.0 or dropless, with equal "
-        "sizes and training): whether Switch does better than dense cannot be said."
-    )
-
-
-def _missing(study: Study) -> Iterator[str]:
     counts = {status: sum(r.status == status for r in study.records) for status in (DONE, FAILED, UNFINISHED, NOT_RUN)}
     counts["finished without a loss or a configuration"] = counts.pop(DONE) - len(study.used)
     parts = [f"{number} {status}" for status, number in counts.items() if number]
@@ -148,3 +130,10 @@ def _missing(study: Study) -> Iterator[str]:
             f"Of {count(len(study.records), 'run')}, {len(study.used)} are used; {', '.join(parts)}: see What was run. "
             "The seeds that are left flatter a variant whose others failed because of a bad loss."
         )
+    for variant in study.sparse:
+        if (factor := variant.config.get("model.eval_capacity_factor")) is not None:
+            yield f"`{variant.label}` validates at factor {factor}: its loss is not a dropless one."
+    if (ways := len(machines(*study.variants))) > 1:
+        yield f"The runs differ in machine, precision, threads or compiling, in {ways} ways: compare no seconds."
+    if len({variant.config.get("text") for variant in study.variants}) > 1:
+        yield "The runs were trained on different texts: their losses cannot be compared."

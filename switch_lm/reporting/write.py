@@ -19,8 +19,7 @@ from switch_lm.config.rules import show
 from switch_lm.pages.document import Bullets, Document, Part, Picture, Section, Table, Text, numeric_columns
 from switch_lm.reporting.comparisons import Difference, Study, compare, study
 from switch_lm.reporting.pictures import curve_pictures, frontier_pictures, routing_pictures
-from switch_lm.reporting.records import crossing, read_records
-from switch_lm.reporting.sources import ReportError, find_sources, sweep_of
+from switch_lm.reporting.records import ReportError, crossing, find_sources, folder_of, is_run, read_records
 from switch_lm.reporting.tables import (
     balance_table,
     comparison_table,
@@ -44,7 +43,10 @@ FIGURES = (
 )  # fmt: skip
 WORK = ("attention", "feed_forward", "router", "useful", "padded", "dropped", "head", "executed")
 PASSES = ("forward_per_token", "backward_per_token", "forward_per_step", "backward_per_step")
-COMPUTATION = tuple(f"computation.{which}.{kind}" for which in PASSES for kind in WORK)
+COLUMNS = (
+    "run", "variant", "status", "reason", "seed", *FIGURES, "threshold", "steps_to_threshold", "seconds_to_threshold",
+    *(f"computation.{which}.{kind}" for which in PASSES for kind in WORK),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,23 +129,20 @@ def summary_csv(study: Study) -> str:
 
     The same columns in the same order always; then what else the results hold, then the keys that differ.
     """
-    others = {key for run in study.records for key, value in run.result.items() if not isinstance(value, (list, dict))}
-    more, differing = sorted(others - {*FIGURES, *COMPUTATION, "name", "seed"}), differing_keys(study)
+    figures = {key for run in study.records for key, value in run.result.items() if not isinstance(value, (list, dict))}
+    more, differing = sorted(figures - {*COLUMNS, "name"}), differing_keys(study)
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    run_columns = ("run", "variant", "status", "reason", "seed")
-    crossed = ("threshold", "steps_to_threshold", "seconds_to_threshold")
-    keys = (f"config.{key}" for key in differing)
-    table.writerow([*run_columns, *FIGURES, *crossed, *COMPUTATION, *more, *keys])
+    columns = [*COLUMNS, *more, *(f"config.{key}" for key in differing)]
+    table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
     labels = {id(run): variant.label for variant in study.variants for run in variant.runs}
     for run in study.records:
-        row: list[Any] = [run.name, labels.get(id(run), ""), run.status, run.reason, run.seed]
-        row += [run.result.get(key) for key in FIGURES]
-        hit = crossing(run.curves.validations, study.threshold.loss) if study.threshold else None
-        row += [study.threshold and study.threshold.loss, hit and hit.steps, hit and hit.seconds]
-        row += [run.result.get(key) for key in (*COMPUTATION, *more)]
-        values = [show(run.config[key]) if key in run.config else "" for key in differing]
-        table.writerow([*map(_plain, row), *values])
+        row = {**run.result, "run": run.name, "variant": labels.get(id(run)), "seed": run.seed}
+        row |= {"status": run.status, "reason": run.reason, "threshold": study.threshold and study.threshold.loss}
+        if study.threshold and (hit := crossing(run.curves.validations, study.threshold.loss)):
+            row |= {"steps_to_threshold": hit.steps, "seconds_to_threshold": hit.seconds}
+        row |= {f"config.{key}": show(run.config[key]) for key in differing if key in run.config}
+        table.writerow({key: _plain(value) for key, value in row.items()})
     return text.getvalue()
 
 
@@ -172,9 +171,9 @@ def _write(document: Document, summary: str, to: Written) -> None:
 
 
 def _folder(paths: Sequence[str | Path], outputs: Path) -> Path:
-    sweep = sweep_of(paths[0], outputs) if len(paths) == 1 else None
-    if sweep is not None:
-        return sweep
+    folder = folder_of(paths[0], outputs) if len(paths) == 1 else None
+    if folder is not None and not is_run(folder):
+        return folder
     stem = re.sub(r"[^A-Za-z0-9._+-]+", "_", "+".join(_stem(path) for path in paths)).strip("._")
     return outputs / "reports" / (stem[:LONGEST_NAME] or DEFAULT_NAME)
 
@@ -191,12 +190,12 @@ def print_report(written: Written) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else LINE_WIDTH, highlight=False, markup=False)
     results = written.results
-    shown = RichTable(title=results.caption, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for heading, right in zip(results.headings, numeric_columns(results), strict=True):
-        shown.add_column(heading, justify="right" if right else "left", overflow="fold")
-    for row in results.rows:
-        shown.add_row(*(cell.text.replace("`", "") for cell in row))
     if results.rows:
+        shown = RichTable(title=results.caption, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for heading, right in zip(results.headings, numeric_columns(results), strict=True):
+            shown.add_column(heading, justify="right" if right else "left", overflow="fold")
+        for row in results.rows:
+            shown.add_row(*(cell.text.replace("`", "") for cell in row))
         console.print(shown)
     lead, *others = (text.replace("`", "") for text in written.words)
     console.print("\n".join(f"- {text}" for text in others))

@@ -245,7 +245,7 @@ def as_yaml(config: Config) -> str:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Every key of a run by its dotted name, one that the run did not know at its default; but no seed is guessed.
+    """Every key of a run by its dotted name, one that its file does not state at what that implies.
 
     ConfigError if the file is damaged, or of another format.
     """
@@ -257,7 +257,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if (number := stored.pop("format", 1)) != FORMAT:
         fix = "train it again, or use the version of switch_lm that wrote it"
         raise ConfigError(f"{file} has format {number}, and this version reads format {FORMAT}; {fix}")
-    return {key.name: key.default for key in KEYS.values() if key.name != "seed"} | stored
+    return {key.name: key.implied for key in KEYS.values()} | stored
 
 
 def _told(differences: Mapping[str, tuple[Any, Any]]) -> str:
