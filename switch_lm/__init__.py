@@ -19,9 +19,13 @@ __all__ = ["Routing", "SwitchFeedForward", "SwitchLM", "expert_capacity", "load"
 
 
 def __getattr__(name: str) -> object:
-    """A public name at its first use: torch takes seconds to import, and commands that need none do without."""
+    """Imports a public name at its first use: torch takes seconds to import, and not every command needs it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from switch_lm import api
 
     return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,4 +1,4 @@
-"""The public names, without Hydra or Lightning: `from switch_lm import load, SwitchFeedForward, ...` ends up here."""
+"""The public names, without Hydra or Lightning: `from switch_lm import load` imports them from here at first use."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["Routing", "SwitchFeedForward", "SwitchLM", "expert_capacity", "load"
 
 
 def load(path: str | Path) -> tuple[SwitchLM, Vocabulary]:
-    """A trained model in `eval()` on the CPU, and its vocabulary.
+    """A trained model in `eval()` on the CPU, and its vocabulary, from a checkpoint or the folder of a run.
 
-    `path`: a checkpoint or the folder of a run. CheckpointError says which file cannot be read and why.
+    CheckpointError says which file cannot be read, and why.
     """
     model, header = read_model(Path(path))
     return model, Vocabulary(header.vocabulary)

@@ -1,4 +1,4 @@
-"""Fetches the corpus: `python -m switch_lm.corpus`."""
+"""Fetches the text: `python -m switch_lm.corpus`."""
 
 import argparse
 import os

@@ -35,7 +35,7 @@ NANOGPT_DRAWS = 10
 
 
 def capacity_factor(text: str) -> float | None:
-    """Reads a capacity factor, or "none" for dropless."""
+    """Parses a capacity factor, or "none" for dropless."""
     if text.lower() == "none":
         return None
     value = number(text)
@@ -46,25 +46,39 @@ def capacity_factor(text: str) -> float | None:
 
 
 def parser() -> argparse.ArgumentParser:
-    about = "Measures a trained model on the whole validation split, every prediction once."
-    options = model_parser(prog="python -m switch_lm.evaluate", about=about)
-    factors = "one or several, none is dropless (default: the one that the run validated with)"
-    options.add_argument("--capacity-factor", type=capacity_factor, nargs="+", metavar="FACTOR", help=factors)
-    batch = "windows per batch, which share an expert's places (default: as in training)"
-    options.add_argument("--batch-size", type=whole_number(at_least=1, example=32), metavar="N", help=batch)
-    options.add_argument("--precision", choices=("fp32", "bf16"), help="(default: the one that the run was trained in)")
-    options.add_argument("--data", type=Path, metavar="FILE", help="the text, if it is not where the run found it")
-    draws = f"also nanoGPT's estimate, from 20 random batches, N times (default N: {NANOGPT_DRAWS})"
+    options = model_parser(
+        prog="python -m switch_lm.evaluate",
+        about="Measures a trained model on the whole validation split, every prediction once.",
+    )
+    options.add_argument(
+        "--capacity-factor",
+        type=capacity_factor,
+        nargs="+",
+        metavar="FACTOR",
+        help="one or several; none is dropless (default: the one of the run's validation)",
+    )
+    options.add_argument(
+        "--batch-size",
+        type=whole_number(at_least=1, example=32),
+        metavar="N",
+        help="windows per batch, which share their capacity (default: as in training)",
+    )
+    options.add_argument("--precision", choices=("fp32", "bf16"), help="(default: as in training)")
+    options.add_argument("--data", type=Path, metavar="FILE", help="the text, if it is no longer where the run read it")
     options.add_argument(
         "--nanogpt-protocol",
         type=whole_number(at_least=1, example=NANOGPT_DRAWS),
         nargs="?",
         const=NANOGPT_DRAWS,
         metavar="N",
-        help=draws,
+        help=f"also nanoGPT's estimate, from 20 random batches, N times (default N: {NANOGPT_DRAWS})",
     )
-    seed = whole_number(at_least=0, at_most=MAX_SEED, example=0)
-    options.add_argument("--seed", type=seed, default=0, help="of nanoGPT's random windows (default: 0)")
+    options.add_argument(
+        "--seed",
+        type=whole_number(at_least=0, at_most=MAX_SEED, example=0),
+        default=0,
+        help="of nanoGPT's random windows (default: 0)",
+    )
     options.add_argument("--json", type=Path, metavar="FILE", help="(default: evaluate.json in the run's folder)")
     return options
 
@@ -101,13 +115,16 @@ def _measure(options: argparse.Namespace) -> int:
             losses = nanogpt_estimates(model, ids, num_draws=options.nanogpt_protocol, seed=options.seed, **how)
         results.append(_entry(factor, result, losses, options.seed))
         print(_row(results[-1]), flush=True)
-    facts = {
+    content = {
         "checkpoint": str(path),
         "corpus_sha256": header.corpus_sha256,
         "context_length": model.config.context_length,
+        "batch_size": batch_size,
+        "precision": precision,
+        "device": model.embedding.weight.device.type,
+        "results": results,
     }
-    facts |= {"batch_size": batch_size, "precision": precision, "device": model.embedding.weight.device.type}
-    write_json(facts | {"results": results}, file)
+    write_json(content, file)
     return 0
 
 
@@ -120,9 +137,15 @@ def _heading(model: SwitchLM, ids: Tensor, batch_size: int, precision: str, num_
 
 
 def _entry(factor: float | None, result: Evaluation, losses: list[float], seed: int) -> dict[str, Any]:
-    entry: dict[str, Any] = {"capacity_factor": factor, "loss": result.loss, "perplexity": result.perplexity}
-    entry |= {"bits_per_character": result.bits_per_character, "dropped": result.dropped}
-    entry |= {"dropped_per_layer": list(result.dropped_per_layer), "predictions": result.predictions}
+    entry: dict[str, Any] = {
+        "capacity_factor": factor,
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+        "bits_per_character": result.bits_per_character,
+        "dropped": result.dropped,
+        "dropped_per_layer": list(result.dropped_per_layer),
+        "predictions": result.predictions,
+    }
     if losses:
         spread = stdev(losses) if len(losses) > 1 else None
         entry["nanogpt_protocol"] = {"mean": fmean(losses), "standard_deviation": spread, "draws": losses, "seed": seed}
@@ -131,15 +154,12 @@ def _entry(factor: float | None, result: Evaluation, losses: list[float], seed: 
 
 def _row(entry: dict[str, Any]) -> str:
     factor = "none" if entry["capacity_factor"] is None else f"{entry['capacity_factor']:g}"
-    row = f"{factor:>15}{entry['loss']:>10.4f}{entry['perplexity']:>13.3f}{entry['bits_per_character']:>12.4f}"
-    row += f"{entry['dropped']:>10.2%}"
+    loss, perplexity, bits = entry["loss"], entry["perplexity"], entry["bits_per_character"]
+    row = f"{factor:>15}{loss:>10.4f}{perplexity:>13.3f}{bits:>12.4f}{entry['dropped']:>10.2%}"
     if nanogpt := entry.get("nanogpt_protocol"):
-        spread = (
-            ""
-            if nanogpt["standard_deviation"] is None
-            else f" (standard deviation {nanogpt['standard_deviation']:.4f})"
-        )
-        row += f"   {nanogpt['mean']:.4f}{spread}"
+        row += f"   {nanogpt['mean']:.4f}"
+        if nanogpt["standard_deviation"] is not None:
+            row += f" (standard deviation {nanogpt['standard_deviation']:.4f})"
     return row
 
 

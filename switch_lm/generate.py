@@ -20,14 +20,13 @@ from switch_lm.commandline.command import (
     whole_number,
     write_text,
 )
-from switch_lm.generation.sampling import generate
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
     from switch_lm.generation.trace import Traced
 
 
 def temperature(text: str) -> float:
-    """Reads a number that is finite and not negative."""
+    """Parses a finite number that is not negative."""
     value = number(text)
     if not 0.0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number, 0 or more and finite; give for example 0.8")
@@ -35,29 +34,52 @@ def temperature(text: str) -> float:
 
 
 def page_file(text: str) -> Path:
-    """Reads the name of a file."""
+    """Parses the name of a file."""
     if not Path(text).name:
         raise argparse.ArgumentTypeError(f"{text!r} must be a file's name; give for example sample.html")
     return Path(text)
 
 
 def parser() -> argparse.ArgumentParser:
-    about = "Writes text with a trained model. The text goes to stdout, all else to stderr."
-    options = model_parser(prog="python -m switch_lm.generate", about=about)
-    prompt = (
-        "what the text begins with; one that begins with a dash needs --prompt=-... (default: a newline, not shown)"
+    options = model_parser(
+        prog="python -m switch_lm.generate",
+        about="Writes text with a trained model. The text goes to stdout, everything else to stderr.",
     )
-    options.add_argument("--prompt", default="", help=prompt)
-    length = whole_number(at_least=0, example=500)
-    options.add_argument("--length", type=length, default=500, help="characters after the prompt (default: 500)")
-    heat = "below 1 is surer, above 1 wilder, 0 always takes the likeliest character (default: 0.8)"
-    options.add_argument("--temperature", type=temperature, default=0.8, help=heat)
-    top_k = whole_number(at_least=1, example=20)
-    options.add_argument("--top-k", type=top_k, metavar="N", help="draw from the N likeliest characters (default: all)")
-    seed = whole_number(at_least=0, at_most=MAX_SEED, example=0)
-    options.add_argument("--seed", type=seed, default=0, help="the same seed gives the same text (default: 0)")
-    page = "also write a page that shows the text coloured by expert, with what else each character might have been"
-    options.add_argument("--html", type=page_file, metavar="FILE", help=page)
+    options.add_argument(
+        "--prompt",
+        default="",
+        help="the beginning of the text; if it begins with a dash, use --prompt=-... (default: a newline, not shown)",
+    )
+    options.add_argument(
+        "--length",
+        type=whole_number(at_least=0, example=500),
+        default=500,
+        help="characters after the prompt (default: 500)",
+    )
+    options.add_argument(
+        "--temperature",
+        type=temperature,
+        default=0.8,
+        help="below 1: less random, above 1: more random, 0: always the most probable character (default: 0.8)",
+    )
+    options.add_argument(
+        "--top-k",
+        type=whole_number(at_least=1, example=20),
+        metavar="N",
+        help="sample from the N most probable characters (default: all)",
+    )
+    options.add_argument(
+        "--seed",
+        type=whole_number(at_least=0, at_most=MAX_SEED, example=0),
+        default=0,
+        help="the same seed gives the same text (default: 0)",
+    )
+    options.add_argument(
+        "--html",
+        type=page_file,
+        metavar="FILE",
+        help="also write a page that shows the text coloured by expert, with the alternatives to each character",
+    )
     return options
 
 
@@ -70,20 +92,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(options: argparse.Namespace) -> int:
     import torch
 
+    from switch_lm.generation.page import Sampling, sample_page
+    from switch_lm.generation.sampling import generate
     from switch_lm.generation.trace import trace
     from switch_lm.text.vocabulary import Vocabulary
 
-    torch.set_num_threads(1)  # one character is too little to share: on a busy machine threads only wait for each other
+    torch.set_num_threads(1)  # a pass over one character is too short to share among threads
     path, model, header = open_model(options.run, options.outputs)
     if options.html is not None:
         require_writable(options.html, option="--html FILE")
     if len(options.prompt) > (read := model.config.context_length):
         print(f"the prompt has {len(options.prompt)} characters; the model reads the last {read}", file=sys.stderr)
-    asked = (model, Vocabulary(header.vocabulary), options.prompt)
-    how = {name: getattr(options, name) for name in ("length", "temperature", "top_k", "seed")}
+    vocabulary = Vocabulary(header.vocabulary)
+    how = {name: getattr(options, name) for name in ("prompt", "length", "temperature", "top_k", "seed")}
     traced: list[Traced] = []
     try:
-        text = generate(*asked, **how) if options.html is None else _keeping(trace(*asked, **how), traced)
+        if options.html is None:
+            text = generate(model, vocabulary, **how)
+        else:
+            text = _keeping(trace(model, vocabulary, **how), traced)
     except ValueError as error:
         print(f"--prompt: {error}; leave it out", file=sys.stderr)
         return 2
@@ -92,24 +119,17 @@ def _write(options: argparse.Namespace) -> int:
         print(character, end="", flush=True)
     print(flush=True)
     if options.html is not None:
-        _write_page(options, traced, path, num_experts=model.config.num_experts)
+        page = sample_page(traced, Sampling(checkpoint=path, num_experts=model.config.num_experts, **how))
+        write_text(page, options.html, option="--html FILE")
     return 0
 
 
 def _keeping(characters: Iterator[Traced], traced: list[Traced]) -> Iterator[str]:
-    """The text after the prompt; all that is known of both is added to `traced`."""
+    """Yields the text after the prompt, and appends the trace of both to `traced`."""
     for one in characters:
         traced.append(one)
         if one.odds is not None:
             yield one.character
-
-
-def _write_page(options: argparse.Namespace, traced: list[Traced], checkpoint: Path, *, num_experts: int) -> None:
-    from switch_lm.generation.page import Sampling, sample_page
-
-    how = {name: getattr(options, name) for name in ("prompt", "length", "temperature", "top_k", "seed")}
-    page = sample_page(traced, Sampling(checkpoint=checkpoint, num_experts=num_experts, **how))
-    write_text(page, options.html, option="--html FILE")
 
 
 if __name__ == "__main__":

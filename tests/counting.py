@@ -1,4 +1,4 @@
-"""The run to count: a configuration, its module and batch, what the ledger states of it and what torch counts."""
+"""Helpers to compare the ledger of a configuration with what torch counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mirrors on this machine that answer as told, with a made-up text in place of Tiny Shakespeare."""
+"""Mirrors on this machine with given answers, and a made-up text in place of Tiny Shakespeare."""
 
 import hashlib
 import socket

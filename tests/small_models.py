@@ -1,4 +1,4 @@
-"""Small models, layers, batches and runs that the tests of faults are put to."""
+"""Small models, layers, batches and runs for tests."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def short_run(tmp_path: Path) -> Config:
 
 
 def module_of(**changes: Any) -> SwitchModule:
-    """What training moves, alone; `changes` are of the configuration, or of its model."""
+    """A LightningModule without a trainer; `changes` apply to the configuration, or to its model."""
     torch.manual_seed(0)
     of_config = {key: changes.pop(key) for key in ("alpha", "z_loss", "importance") if key in changes}
     config = Config(model=model_of(**changes), **of_config)

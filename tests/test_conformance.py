@@ -1,4 +1,4 @@
-"""The paper's equations, the queue and overflow, against closed forms worked out by hand."""
+"""The paper's equations, the queue and overflow, against closed forms."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ SEVEN_ONE_ONE_ONE = [[0.49, 0.17, 0.17, 0.17]] * 7 + [
 
 @pytest.mark.parametrize("capacity", [None, 1, 3])
 @pytest.mark.parametrize("overflow", ["drop", "reroute", "passthrough"])
-def test_equations_4_5_and_6_count_what_was_selected_whatever_then_happens_to_it(
-    capacity: int | None, overflow: str
-) -> None:
+def test_equations_4_5_and_6_count_selected_choices_dropped_or_not(capacity: int | None, overflow: str) -> None:
     routing = routed(SEVEN_ONE_ONE_ONE, capacity, overflow=overflow)
     assert routing.load_E.tolist() == [7, 1, 1, 1]
     assert routing.fraction_E.tolist() == pytest.approx([0.7, 0.1, 0.1, 0.1])
@@ -107,7 +105,7 @@ def test_in_choice_order_first_choices_take_their_slots_before_any_second_choice
     assert routed(CROSSED, 1, top_k=2, queue_order="choice").kept_TK.tolist() == [[True, False], [True, False]]
 
 
-def test_by_probability_the_most_certain_tokens_are_kept_and_of_equals_the_first() -> None:
+def test_by_probability_the_most_certain_tokens_are_kept_and_the_first_of_equal_ones() -> None:
     sure = [[p, 1 - p] for p in (0.6, 0.8, 0.7, 0.9, 0.8, 0.8)]
     orders = {capacity: kept(routed(sure, capacity, drop_order="probability")) for capacity in (1, 2, 3, 5)}
     assert orders == {1: [3], 2: [1, 3], 3: [1, 3, 4], 5: [1, 2, 3, 4, 5]}
@@ -121,7 +119,7 @@ def test_at_random_every_token_is_kept_equally_often_in_training() -> None:
     assert (routing.kept_TK.view(groups, tokens).sum(dim=1) == capacity).all()
 
 
-def test_in_evaluation_a_random_order_is_that_of_position() -> None:
+def test_in_evaluation_the_random_order_is_that_of_position() -> None:
     assert kept(routed([[0.9, 0.1]] * 20, 4, drop_order="random")) == [0, 1, 2, 3]
 
 
@@ -173,7 +171,7 @@ def test_reroute_tries_the_next_most_probable_expert_and_uses_its_probability() 
     assert factors(y_BSD) == pytest.approx([0.7, 0.8, 0.2 * 4, 0.2 * 2, 0.7 * 3])
 
 
-def test_reroute_gives_a_slot_to_those_that_selected_the_expert_before_those_sent_on() -> None:
+def test_reroute_gives_slots_to_those_that_selected_the_expert_before_rerouted_ones() -> None:
     probs = [[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]  # the second is sent on; expert 1 is the third's
     assert routed(probs, 1, overflow="reroute").assigned_TK.flatten().tolist() == [0, 2, 1]
 

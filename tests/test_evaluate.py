@@ -1,4 +1,4 @@
-"""A validation figure counts the whole split, at the stated capacity, batch shape and precision."""
+"""An evaluation covers the whole split, at the given capacity, batch size and precision."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def crowded_model() -> SwitchLM:
 
 
 def test_a_uniform_model_has_a_loss_of_log_v_over_every_prediction() -> None:
-    found = measured(uniform_model())
-    assert found.predictions == len(VALIDATION) - 1
-    assert found.loss == pytest.approx(math.log(V), abs=1e-6)
-    assert found.perplexity == pytest.approx(V, rel=1e-6)
-    assert found.bits_per_character == pytest.approx(math.log2(V), abs=1e-6)
+    result = measured(uniform_model())
+    assert result.predictions == len(VALIDATION) - 1
+    assert result.loss == pytest.approx(math.log(V), abs=1e-6)
+    assert result.perplexity == pytest.approx(V, rel=1e-6)
+    assert result.bits_per_character == pytest.approx(math.log2(V), abs=1e-6)
 
 
 def test_the_loss_is_the_mean_over_characters_and_not_over_batches() -> None:
@@ -80,15 +80,15 @@ def test_the_dropless_loss_does_not_depend_on_the_batch_size() -> None:
 @pytest.mark.parametrize(("factor", "first_layer"), [(0.5, 0.875), (1.0, 0.75), (2.0, 0.5), (4.0, 0.0), (None, 0.0)])
 def test_the_dropped_share_is_what_lies_beyond_the_capacity(factor: float | None, first_layer: float) -> None:
     ids = torch.arange(4 * CONTEXT + 8 + 1) % 4  # a batch of four windows, and a short window of 8: both split by 4
-    found = measured(crowded_model(), ids, factor=factor)
+    result = measured(crowded_model(), ids, factor=factor)
     second_layer = 0.5 if factor == 0.5 else 0.0
-    assert found.dropped_per_layer == (first_layer, second_layer)
-    assert found.dropped == (first_layer + second_layer) / 2
+    assert result.dropped_per_layer == (first_layer, second_layer)
+    assert result.dropped == (first_layer + second_layer) / 2
 
 
 def test_a_dense_model_drops_nothing() -> None:
-    found = measured(tiny_model(switch_every=0), factor=1.0)
-    assert (found.dropped, found.dropped_per_layer) == (0.0, ())
+    result = measured(tiny_model(switch_every=0), factor=1.0)
+    assert (result.dropped, result.dropped_per_layer) == (0.0, ())
 
 
 def test_dropping_changes_the_loss_and_a_capacity_for_all_does_not() -> None:
@@ -104,20 +104,20 @@ def test_bf16_is_near_fp32_and_not_the_same() -> None:
     assert 0.0 < difference < 0.02
 
 
-def test_a_model_in_training_is_measured_in_eval_and_put_back() -> None:
+def test_a_model_in_training_is_evaluated_in_eval_and_put_back() -> None:
     model = tiny_model(dropout=0.5, router_jitter=0.5)
     expected = measured(model)
     assert measured(model.train()) == expected
     assert model.training
 
 
-def test_nanogpt_s_estimate_of_a_split_of_one_window_is_the_loss_of_that_window() -> None:
+def test_nanogpts_estimate_of_a_split_of_one_window_is_the_loss_of_that_window() -> None:
     model, ids = tiny_model(), VALIDATION[: CONTEXT + 1]
     draws = nanogpt_estimates(model, ids, batch_size=3, capacity_factor=None, precision="fp32", num_draws=2, seed=0)
     assert draws == pytest.approx([measured(model, ids).loss] * 2, abs=1e-5)
 
 
-def test_nanogpt_s_estimate_depends_on_its_seed_alone_and_is_near_the_whole_split() -> None:
+def test_nanogpts_estimate_depends_on_its_seed_alone_and_is_near_the_whole_split() -> None:
     model = tiny_model()
 
     def draws(seed: int) -> list[float]:
@@ -153,7 +153,7 @@ def test_the_command_prints_a_row_and_writes_an_entry_for_each_capacity_factor(
     assert [path.name for path in run.iterdir() if path.is_file() and path.name.startswith(".")] == []
 
 
-def test_without_options_the_run_s_own_validation_is_repeated(make_run: MakeRun) -> None:
+def test_without_options_the_runs_own_validation_is_repeated(make_run: MakeRun) -> None:
     run = make_run(model=tiny_model(eval_capacity_factor=0.5), precision="bf16")
     assert main([]) == 0
     content = json.loads((run / "evaluate.json").read_text())
@@ -172,7 +172,7 @@ def test_options_change_batch_size_precision_and_where_the_results_go(make_run: 
     assert not (run / "evaluate.json").exists()
 
 
-def test_outputs_says_where_the_run_is_looked_for_and_its_results_go(make_run: MakeRun) -> None:
+def test_outputs_says_where_the_run_is_searched_and_its_results_go(make_run: MakeRun) -> None:
     make_run("mine")
     Path("outputs").rename("elsewhere")
     assert main(["--run", "mine"]) == 1
@@ -181,7 +181,7 @@ def test_outputs_says_where_the_run_is_looked_for_and_its_results_go(make_run: M
     assert not Path("outputs").exists()
 
 
-def test_nanogpt_s_protocol_stands_beside_the_whole_split(
+def test_nanogpts_protocol_is_reported_beside_the_whole_split(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(model=uniform_model())
@@ -192,7 +192,7 @@ def test_nanogpt_s_protocol_stands_beside_the_whole_split(
     assert f"{math.log(V):.4f} (standard deviation 0.0000)" in capsys.readouterr().out
 
 
-def test_nanogpt_s_protocol_is_refused_where_no_window_fits(
+def test_nanogpts_protocol_is_refused_where_no_window_fits(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_run(text=TEXT[:160])
@@ -227,7 +227,7 @@ def test_a_text_that_is_gone_ends_with_1(make_run: MakeRun, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("option", ["--capacity-factor 0", "--capacity-factor nan", "--batch-size 0"])
-def test_a_bad_value_is_refused_before_any_model_is_looked_for(
+def test_a_bad_value_is_refused_before_any_model_is_searched(
     option: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, value = option.split()

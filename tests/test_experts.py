@@ -1,4 +1,4 @@
-"""Experts on rows sorted by expert: every row meets its expert's matrices and no other's."""
+"""Experts on rows sorted by expert: every row is multiplied by the matrices of its own expert alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from switch_lm.model.experts import Experts
 
 
 @pytest.mark.parametrize("loads", [[3, 0, 70, 64, 1], [0, 0, 5, 0, 0], [1, 1, 1, 1, 1]])
-def test_ragged_experts_equal_one_product_after_the_other(loads: list[int]) -> None:
+def test_ragged_experts_equal_a_loop_over_experts(loads: list[int]) -> None:
     torch.manual_seed(0)
     experts = Experts(num_experts=5, d_model=4, d_ff=6).double()
     for parameter in experts.parameters():
@@ -30,7 +30,7 @@ def test_ragged_experts_equal_one_product_after_the_other(loads: list[int]) -> N
 
 
 @pytest.mark.parametrize("expert", [0, 3])
-def test_one_token_meets_its_own_expert(expert: int) -> None:
+def test_a_single_token_gets_the_output_of_its_own_expert(expert: int) -> None:
     torch.manual_seed(0)
     experts = Experts(num_experts=5, d_model=4, d_ff=6)
     for parameter in experts.parameters():

@@ -1,4 +1,4 @@
-"""The text a model writes is what it says and nothing else: not the cache, the mode, the batch or the global seed."""
+"""Generated text depends on model, prompt, settings and seed alone: not on the cache, the mode or the global seed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from switch_lm import generate as command
 from switch_lm.generate import main
 from switch_lm.generation import sampling as writing
-from switch_lm.generation.sampling import Reading, generate, next_logits, read, sample
+from switch_lm.generation.sampling import Reading, generate, read, sample
 from switch_lm.model.attention import LayerCache
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.storage import checkpoint
@@ -42,14 +42,14 @@ def test_logits_from_the_cache_are_those_of_one_forward_over_the_window(position
     model = tiny_model(position=position)
     ids = VOCABULARY.encode(TEXT[:CONTEXT]).tolist()
     cache = model.new_cache()
-    next_logits(model, ids[:3], cache)
+    read(model, ids[:3], cache)
     for end in range(4, CONTEXT + 1):
-        cached_V = next_logits(model, ids[end - 1 : end], cache)
+        cached_V = read(model, ids[end - 1 : end], cache).logits_V
         torch.testing.assert_close(cached_V, reread(model, ids[:end]), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("position", ["rotary", "learned", "none"])
-def test_cached_text_is_that_of_a_model_that_rereads_and_halves_a_full_window(position: str) -> None:
+def test_cached_text_equals_that_of_rereading_a_window_that_is_halved_when_full(position: str) -> None:
     model = tiny_model(position=position)
     window, expected = VOCABULARY.encode("To be").tolist(), ""
     for _ in range(3 * CONTEXT):
@@ -85,7 +85,7 @@ def test_the_same_seed_gives_the_same_text_and_another_seed_another() -> None:
     assert written(model, seed=1) == written(model, seed=1) != written(model, seed=2)
 
 
-def test_the_global_random_state_is_neither_read_nor_moved() -> None:
+def test_the_global_random_state_is_neither_read_nor_changed() -> None:
     model = tiny_model()
     expected = written(model)
     torch.manual_seed(123)
@@ -111,7 +111,7 @@ def test_a_model_in_eval_stays_there() -> None:
     assert not any(module.training for module in model.modules())
 
 
-def test_text_is_dropless_whatever_the_capacity_of_training_and_validation() -> None:
+def test_generation_is_dropless_whatever_the_capacity_factors() -> None:
     tight = tiny_model(capacity_factor=0.1, eval_capacity_factor=0.1)
     assert written(tight) == written(tiny_model(capacity_factor=None))
 
@@ -122,7 +122,7 @@ def test_top_1_is_greedy() -> None:
 
 
 @pytest.mark.parametrize("cold", [5e-324, 1e-9])
-def test_the_coldest_temperature_is_greedy(cold: float) -> None:
+def test_a_temperature_near_zero_is_greedy(cold: float) -> None:
     model = tiny_model()
     assert written(model, temperature=cold) == written(model, temperature=0.0)
 
@@ -146,7 +146,7 @@ def test_draws_follow_the_softmax_of_logits_over_temperature(
         assert draws.count(i) / 2000 == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 2000))
 
 
-def test_of_a_prompt_longer_than_the_context_its_last_part_is_read() -> None:
+def test_only_the_end_of_a_prompt_longer_than_the_context_is_read() -> None:
     model = tiny_model()
     assert written(model, TEXT[:50]) == written(model, TEXT[50 - CONTEXT : 50])
 
@@ -193,7 +193,7 @@ def test_the_command_says_how_much_of_a_long_prompt_is_read(
         "--temperature warm", "--top-k 0", "--top-k -3", "--seed -1", f"--seed {2**64}", "--html .",
     ],
 )  # fmt: skip
-def test_a_bad_value_is_refused_before_any_model_is_looked_for(
+def test_a_bad_value_is_refused_before_any_model_is_searched(
     option: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, value = option.split()
@@ -230,7 +230,7 @@ def test_no_run_a_wrong_name_and_a_run_without_checkpoint_end_with_1_and_one_lin
     assert captured.out == ""
 
 
-def test_outputs_says_where_runs_are_looked_for(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_outputs_says_where_runs_are_searched(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     make_run("mine")
     Path("outputs").rename("elsewhere")
     assert main(["--length", "0"]) == 1
@@ -256,7 +256,7 @@ def test_a_damaged_or_foreign_checkpoint_ends_with_1_and_no_traceback(
     assert "best.ckpt does not fit this version of switch_lm" in capsys.readouterr().err
     file.write_bytes(file.read_bytes()[:100])
     assert main([]) == 1
-    assert "best.ckpt can not be read as a checkpoint" in capsys.readouterr().err
+    assert "best.ckpt cannot be read as a checkpoint" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_quietly_with_130(
@@ -267,7 +267,7 @@ def test_ctrl_c_ends_quietly_with_130(
         raise KeyboardInterrupt
 
     make_run()
-    monkeypatch.setattr(command, "generate", interrupted)
+    monkeypatch.setattr(writing, "generate", interrupted)
     assert main([]) == 130
     assert capsys.readouterr().err.splitlines() == ["model: outputs/runs/tiny/checkpoints/best.ckpt"]
 

@@ -1,4 +1,4 @@
-"""What a run's computation is made of: its kinds, what was measured of them, and the sums that users see."""
+"""The ledger of a run's computation: its kinds, with even and with measured loads, and the sums that users see."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from switch_lm.config.schema import Config, DataConfig, TrainerConfig
 from switch_lm.measure.ledger import LEFT_OUT, LayerWork, ledger, optimizer_flops, run_ledger
 from switch_lm.model.config import ModelConfig
-from switch_lm.optim.build import build_optimizer
+from switch_lm.optim.groups import build_optimizer
 from switch_lm.training.hardware import detect
 from switch_lm.training.summary import print_plan
 
@@ -31,7 +31,7 @@ def _seed() -> None:
 
 def test_the_kinds_of_one_layer_are_its_products() -> None:
     model = ModelConfig(num_layers=1, d_model=8, d_ff=32, context_length=10, num_experts=4, shared_expert=True)
-    (layer,) = ledger(model, vocab_size=5, batch_size=2).layers  # 20 tokens, so that 4 experts have 7 places each
+    (layer,) = ledger(model, vocab_size=5, batch_size=2).layers  # 20 tokens, so that 4 experts have 7 slots each
     ffn = 2 * (8 * 32 + 32 * 8)
     assert layer.attention == 2 * (8 * 24 + 8 * 8) + 2 * (10 * 8 + 10 * 8)
     assert (layer.feed_forward, layer.router, layer.useful, layer.dropped) == (ffn, 2 * 8 * 4, ffn, 0)
@@ -53,7 +53,7 @@ def test_the_kinds_of_one_layer_are_its_products() -> None:
     ],
     ids=str,
 )
-def test_before_training_the_load_is_taken_as_even(
+def test_before_training_the_load_is_assumed_to_be_even(
     changes: dict[str, Any], useful: float, padded: float, dropped: float
 ) -> None:
     layer = ledger(ModelConfig(**changes), vocab_size=65, batch_size=64).layers[0]
@@ -79,7 +79,7 @@ def test_nothing_is_dropped_at_random_in_evaluation() -> None:
     ],
     ids=str,
 )
-def test_with_measured_drops_useful_work_is_that_of_kept_choices(options: dict[str, Any]) -> None:
+def test_with_measured_drops_useful_computation_is_that_of_the_kept_choices(options: dict[str, Any]) -> None:
     config = Config(model=model_of(**options))
     module, (ids, _) = module_of(config), batch(config)
     with FlopCounterMode(display=False) as counter:
@@ -94,7 +94,7 @@ def test_with_measured_drops_useful_work_is_that_of_kept_choices(options: dict[s
         assert round((layer.useful + layer.padded) * ids.numel()) == counted[f"blocks.{block}.ffn"] - router
         assert round(layer.dropped * ids.numel()) == (routing.expert_TK.numel() - num_kept) * ffn
         assert num_kept < routing.expert_TK.numel()
-    assert work.forward == pytest.approx(stated(config.model).forward)  # what is executed is known before
+    assert work.forward == pytest.approx(stated(config.model).forward)  # what is executed does not depend on drops
 
 
 def test_a_switch_layer_for_which_no_drops_were_measured_is_refused() -> None:
@@ -102,19 +102,19 @@ def test_a_switch_layer_for_which_no_drops_were_measured_is_refused() -> None:
         stated(model_of(), kept_L=[1.0])
 
 
-def test_computation_is_that_of_a_dense_model_plus_router_and_empty_places() -> None:
+def test_computation_is_that_of_a_dense_model_plus_router_and_empty_slots() -> None:
     dense, dropless, padded = (
         ledger(ModelConfig(**change), vocab_size=65, batch_size=64).forward
         for change in ({"switch_every": 0}, {"capacity_factor": None}, {"capacity_factor": 2.0})
     )
     assert dropless - dense == 4 * 2 * 128 * 8  # the router alone
-    assert padded - dropless == 4 * 2 * (2 * 128 * 512)  # as many empty places as tokens
+    assert padded - dropless == 4 * 2 * (2 * 128 * 512)  # as many empty slots as tokens
 
 
-def test_experts_that_no_token_meets_cost_their_router_and_their_empty_places_alone() -> None:
+def test_more_experts_cost_their_router_columns_and_their_empty_slots_alone() -> None:
     few, many = (stated(model_of(num_experts=n, capacity_factor=None)) for n in (4, 64))
     assert many.forward - few.forward == 2 * 2 * 16 * (64 - 4)
-    few, many = (stated(model_of(num_experts=n, capacity_factor=0.01)) for n in (4, 64))  # one place each
+    few, many = (stated(model_of(num_experts=n, capacity_factor=0.01)) for n in (4, 64))  # one slot each
     more = 2 * 16 * (64 - 4) + 2 * 2 * 16 * 24 * (64 - 4) / (ROWS * 12)
     assert many.forward - few.forward == pytest.approx(2 * more)
 
@@ -138,7 +138,7 @@ def test_a_run_is_its_steps_of_accumulated_micro_batches_and_their_updates() -> 
         counted["training"] += passes.get_total_flops()
         counted["optimizer"] += updates.get_total_flops()
     work = run_ledger(config, vocab_size=len(VOCABULARY))
-    assert counted == {"training": round(work.training), "optimizer": work.optimizer}
+    assert counted == {"training": round(work.training), "optimizer": work.as_plain()["optimizer"]}
     assert counted["training"] == 2 * round(work.per_step)
 
 
@@ -167,7 +167,7 @@ def test_the_plain_ledger_adds_up_and_is_json() -> None:
 
 
 def plan(config: Config) -> str:
-    """What the console says before training."""
+    """The plan that the console shows before training."""
     console = Console(file=io.StringIO(), width=120)
     hardware = detect(config, training_flops=0.0)
     print_plan(console, config, hardware, run=Path("run"), source="a text", sizes=(1_000_000, 100_000), vocab=65)
@@ -175,21 +175,21 @@ def plan(config: Config) -> str:
     return console.file.getvalue()
 
 
-def test_the_plan_says_where_the_computation_goes() -> None:
+def test_the_plan_shows_the_computation_by_kind() -> None:
     attention, router, ffn, head = 2 * 4 * 128**2 + 4 * 128 * 128, 2 * 128 * 8, 4 * 128 * 512, 2 * 128 * 65
     dense, forward = 4 * (attention + ffn) + head, 4 * (attention + router + 1.25 * ffn) + head
-    parts = {"attention": 4 * attention, "experts": 4 * ffn, "their empty places": ffn, "router": 4 * router}
+    parts = {"attention": 4 * attention, "experts": 4 * ffn, "their empty slots": ffn, "router": 4 * router}
     words = ", ".join(f"{name} {flops / 1e6:.2f}" for name, flops in {**parts, "head": head}.items())
-    experts_moved = 8 * 2 // 2  # in every second step
+    experts_moved = 8 * 2 // 2  # every second step
     muon = 2 * 4 * (4 * (3 + 1 + 4 * experts_moved) + 14 * (1 + 1 + experts_moved)) * 128**3
     text = plan(composed())
-    assert f"{forward / 1e6:.2f} MFLOP a token forward: {words}" in text
+    assert f"{forward / 1e6:.2f} MFLOP per token forward: {words}" in text
     assert f"{forward / dense:.2f} x that of model=dense; forward and backward {3 * 4096 * forward / 1e9:.2f} " in text
-    assert f" GFLOP a step, {muon / 1e9:.2f} more in muon" in text
+    assert f" GFLOP per step, {muon / 1e9:.2f} more in muon" in text
 
 
-def test_the_plan_of_a_dense_model_speaks_of_no_experts_work() -> None:
+def test_the_plan_of_a_dense_model_mentions_no_experts() -> None:
     text = plan(composed("model=dense", "optim=adamw"))
     (computation,) = re.findall(r"^computation +(.*?) *$", text, re.MULTILINE)
-    assert re.sub(r"[\d.]+", "#", computation) == "# MFLOP a token forward: attention #, dense feed-forward #, head #"
-    assert re.search(r"1\.00 x that of model=dense; forward and backward [\d.]+ GFLOP a step *\n", text)
+    assert re.sub(r"[\d.]+", "#", computation) == "# MFLOP per token forward: attention #, dense feed-forward #, head #"
+    assert re.search(r"1\.00 x that of model=dense; forward and backward [\d.]+ GFLOP per step *\n", text)

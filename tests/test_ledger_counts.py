@@ -1,4 +1,4 @@
-"""What torch counts, product by product, is what the ledger states: in every preset, option and optimizer."""
+"""The ledger states what torch counts, product by product: for every preset, option and optimizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from switch_lm.config.schema import Config, OptimConfig
 from switch_lm.measure.ledger import LEFT_OUT, optimizer_flops
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.switch import SwitchFeedForward
-from switch_lm.optim.build import build_optimizer
+from switch_lm.optim.groups import build_optimizer
 
 PRESETS = [
     f"{group}={path.stem}"
@@ -28,9 +28,12 @@ PRESETS = [
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"top_k": 2, "capacity_factor": 2.5},
+    {"top_k": 2, "capacity_factor": 2.5, "shared_expert": True},
+    {"top_k": 2, "capacity_factor": None},
     {"top_k": 2, "queue_order": "choice", "renormalize_gates": True},
     {"top_k": 4, "capacity_factor": None},
-    {"num_experts": 7, "capacity_factor": 1.0},  # 7 x 6 places for 36 tokens
+    {"num_experts": 7, "capacity_factor": 1.0},  # 7 x 6 slots for 36 tokens
+    {"num_experts": 16, "capacity_factor": 2.0},
     {"num_experts": 7, "capacity_factor": 1.0, "capacity_group": "sequence"},  # 7 x 2 for each row of 12
     {"switch_every": 2, "num_layers": 3},
     {"switch_every": 0},
@@ -41,8 +44,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"capacity_factor": None, "random_drop_rate": 0.4},
     {"random_drop_rate": 0.4},
     {"capacity_factor": 0.5, "eval_capacity_factor": 2.0},
-    {"capacity_factor": 0.01},  # one place an expert
-    {"capacity_factor": 9.0},  # an expert has no more places than there are tokens
+    {"capacity_factor": 0.01},  # one slot per expert
+    {"capacity_factor": 9.0},  # an expert has no more slots than there are tokens
     {"num_experts": 1},
     {"num_experts": 1, "capacity_factor": 0.5},
     {"overflow": "reroute", "capacity_factor": 0.5},
@@ -64,7 +67,7 @@ def _seed() -> None:
 
 
 def check_pass(config: Config, *, training: bool) -> None:
-    """Forward and backward are exactly as stated, and so is the forward of attention, feed-forward and head."""
+    """Both passes are exactly as stated, and so is the forward pass of each attention, feed-forward and head."""
     module, model = module_of(config, training=training), config.model
     ids, targets = batch(config)
     with FlopCounterMode(display=False) as forward:
@@ -99,7 +102,7 @@ def test_every_option_computes_what_is_stated(options: dict[str, Any], training:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_under_autocast_the_same_is_computed(options: dict[str, Any]) -> None:
+def test_autocast_changes_no_count(options: dict[str, Any]) -> None:
     config = Config(model=model_of(**options))
     with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
         module_of(config).losses(*batch(config)).total.backward()
@@ -147,7 +150,7 @@ def test_every_presets_optimizer_computes_what_is_stated(preset: str) -> None:
 
 
 def optimizer_step(config: Config) -> float:
-    """What one step of the optimizer computes, on average over a round in which each stack of experts has its turn."""
+    """FLOPs per step of the optimizer: the mean over as many steps as it takes to update each stack of experts."""
     module = module_of(config)
     optimizer = build_optimizer(module.model, config.optim, precision="fp32")
     for parameter in module.parameters():
@@ -168,11 +171,11 @@ def test_one_matrix_costs_muon_four_products_with_it_and_fourteen_of_its_shorter
     assert optimizer_flops(model, OptimConfig(name="muon")) == 2 * products
 
 
-# What was counted is all there is
+# Nothing is left out of the count
 
 
 class Seen(TorchDispatchMode):
-    """The operations that run."""
+    """Records the operations that run."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -184,7 +187,7 @@ class Seen(TorchDispatchMode):
 
     @property
     def products(self) -> set[str]:
-        """Those of them that multiply matrices or vectors, by their names."""
+        """The names of those that multiply matrices or vectors."""
         return {str(op) for op in self.ops if IS_A_PRODUCT.search(str(op).removeprefix("aten."))}
 
     @property
@@ -193,7 +196,7 @@ class Seen(TorchDispatchMode):
 
 
 def test_torch_has_a_formula_for_every_product_that_runs() -> None:
-    """A product without one would be counted as nothing, by torch and so by the tests above."""
+    """Without a formula, torch and so the tests above would count a product as 0."""
     with Seen() as seen:
         for options in OPTIONS:
             for autocast in (False, True):
@@ -214,7 +217,7 @@ def test_a_product_without_a_formula_is_noticed() -> None:
     assert seen.without_formula == {"aten.mv", "aten.dot"}
 
 
-def test_fused_attention_computes_the_scores_once_more_backwards_and_nothing_else() -> None:
+def test_the_backward_pass_of_fused_attention_computes_the_scores_again_and_nothing_else() -> None:
     B, H, S, W = 3, 2, 12, 8
     shape, fused = (B, H, S, W), "scores that fused attention"
     model = model_of()

@@ -1,4 +1,4 @@
-"""The language model as a whole: shapes, counts, causality, start."""
+"""The language model as a whole: shapes, parameter counts, causality, initial weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from switch_lm.model.transformer import SwitchLM
 SMALL = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 24, "context_length": 12, "num_experts": 4}
 VARIANTS = [
     {},
+    {"top_k": 2},
+    {"num_experts": 64},
     {"switch_every": 2},
     {"switch_every": 0},
     {"position": "learned", "tie_embeddings": True},
@@ -24,15 +26,16 @@ def small(**changes: object) -> SwitchLM:
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_parameters_are_counted_before_anything_is_built(changes: dict[str, object]) -> None:
+def test_parameters_and_active_ones_are_known_before_anything_is_built(changes: dict[str, object]) -> None:
     model = small(**changes)
     assert model.config.num_params(11) == sum(p.numel() for p in model.parameters())
-    idle = sum(p.numel() // p.shape[0] * (p.shape[0] - 1) for p in model.parameters() if p.dim() == 3)
+    top_k = model.config.top_k
+    idle = sum(p.numel() // p.shape[0] * (p.shape[0] - top_k) for p in model.parameters() if p.dim() == 3)
     assert model.config.num_active_params(11) == model.config.num_params(11) - idle
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_a_prefix_has_the_same_logits_alone_with_the_rest_and_through_the_cache(changes: dict[str, object]) -> None:
+def test_a_prefix_has_the_same_logits_alone_in_the_whole_text_and_through_the_cache(changes: dict[str, object]) -> None:
     model = small(**changes).eval()
     ids = torch.randint(11, (3, 12))
     whole = model(ids).logits
@@ -55,12 +58,12 @@ def test_later_characters_change_no_earlier_logit() -> None:
     assert not torch.allclose(before[:, 8:], after[:, 8:], atol=1e-3)
 
 
-def test_there_is_one_routing_for_each_switch_layer() -> None:
+def test_there_is_one_routing_per_switch_layer() -> None:
     ids = torch.randint(11, (2, 12))
     assert [len(small(switch_every=n)(ids).routings) for n in (0, 1, 2)] == [0, 2, 1]
 
 
-def test_weights_start_with_88_percent_of_the_untruncated_deviation_and_within_two_of_it() -> None:
+def test_initial_weights_lie_within_two_deviations_and_have_88_percent_of_the_untruncated_one() -> None:
     model = SwitchLM(
         ModelConfig(d_model=64, d_ff=256, num_layers=1, context_length=64, position="learned"), vocab_size=65
     )
@@ -74,11 +77,11 @@ def test_weights_start_with_88_percent_of_the_untruncated_deviation_and_within_t
         assert parameter.std().item() == pytest.approx(0.88 * sigma, rel=tolerance), name
 
 
-def test_experts_start_different() -> None:
+def test_experts_start_with_different_weights() -> None:
     w_in_EDF = small().state_dict()["blocks.0.ffn.experts.w_in_EDF"]
     assert not torch.allclose(w_in_EDF[0], w_in_EDF[1], atol=1e-3)
 
 
 def test_more_positions_than_the_context_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"13 positions .* 12"):
+    with pytest.raises(ValueError, match=r"13 positions exceed .* 12"):
         small()(torch.zeros(1, 13, dtype=torch.long))

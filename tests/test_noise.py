@@ -1,4 +1,4 @@
-"""Noise from shared bits: even, unbiased, the same in the gradient, and absent in evaluation."""
+"""Noise from shared random bits: uniform, unbiased, the same in the gradient, and off in evaluation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def test_bytes_are_even_and_neighbours_are_independent() -> None:
+def test_bytes_are_uniform_and_neighbours_are_independent() -> None:
     drawn = random_bytes(torch.empty(1001, 257)).flatten().double()  # no multiple of the 8 of a draw
     counts = torch.bincount(drawn.long(), minlength=256).double()
     mean = len(drawn) / 256
@@ -24,7 +24,7 @@ def test_bytes_are_even_and_neighbours_are_independent() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.5])
-def test_dropout_zeroes_its_rate_and_scales_the_rest_so_that_the_mean_stays(rate: float) -> None:
+def test_dropout_zeroes_its_rate_and_scales_the_rest_so_that_the_mean_does_not_change(rate: float) -> None:
     x, calls = torch.ones(20, 100), 1000
     y = torch.stack([Dropout(rate)(x) for _ in range(calls)])
     assert y.unique().tolist() == pytest.approx([0.0, 1 / (1 - rate)])
@@ -41,7 +41,7 @@ def test_the_gradient_passes_where_the_value_did() -> None:
     torch.testing.assert_close(gradient, y.detach())
 
 
-def test_each_call_draws_anew_and_a_seed_repeats_it() -> None:
+def test_each_call_draws_new_noise_and_a_seed_repeats_it() -> None:
     x, dropout = torch.ones(10, 100), Dropout(0.5)
     first, second = dropout(x), dropout(x)
     torch.manual_seed(0)
@@ -49,7 +49,7 @@ def test_each_call_draws_anew_and_a_seed_repeats_it() -> None:
     assert not torch.equal(first, second)
 
 
-def test_a_compiled_module_draws_what_it_draws_uncompiled() -> None:
+def test_a_compiled_module_draws_the_same_noise() -> None:
     x, dropout = torch.ones(10, 100), Dropout(0.5)
     compiled = torch.compile(dropout, backend="aot_eager")
     want = dropout(x)
@@ -64,6 +64,6 @@ def test_nothing_is_drawn_in_evaluation_or_at_rate_zero(rate: float, training: b
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_rate_near_one_leaves_some() -> None:
+def test_a_rate_near_one_keeps_some_elements() -> None:
     y = Dropout(0.999)(torch.ones(100, 1000))
     assert y.max().item() == pytest.approx(1000.0)

@@ -1,8 +1,9 @@
-"""Which optimizer moves which parameter, and how."""
+"""Which optimizer updates which parameter, and how."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from switch_lm.config.schema import OptimConfig
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.optim import schedule
-from switch_lm.optim.build import JointOptimizer, build_optimizer
+from switch_lm.optim.groups import JointOptimizer, build_optimizer
 from switch_lm.optim.muon import BatchedMuon, StackedMuon, orthogonalize
+from switch_lm.optim.schedule import learning_rate_factor
 
 
 def model() -> SwitchLM:
@@ -29,7 +30,7 @@ def step(module: SwitchLM, optimizer: JointOptimizer) -> None:
     optimizer.step()
 
 
-def test_muon_has_the_hidden_matrices_and_adamw_all_else() -> None:
+def test_muon_updates_the_hidden_matrices_and_adamw_the_rest() -> None:
     module = model()
     optimizer = build_optimizer(module, OptimConfig(name="muon"), precision="fp32")
     names = {id(p): name for name, p in module.named_parameters()}
@@ -129,7 +130,7 @@ def test_stacks_take_turns_and_move_as_many_times_as_far() -> None:
     torch.testing.assert_close(stacks, each_step, rtol=1e-4, atol=1e-4)
 
 
-def test_momentum_takes_in_the_gradients_of_steps_without_a_move() -> None:
+def test_momentum_includes_the_gradients_of_steps_without_an_update() -> None:
     torch.manual_seed(0)
     first, second = torch.randn(2, 6, 10), torch.randn(2, 6, 10)
     stack = nn.Parameter(torch.zeros(2, 6, 10))
@@ -142,7 +143,7 @@ def test_momentum_takes_in_the_gradients_of_steps_without_a_move() -> None:
     torch.testing.assert_close(stack.detach(), want, rtol=1e-4, atol=1e-5)
 
 
-def test_a_joint_optimizer_goes_on_from_its_state_as_if_never_stopped() -> None:
+def test_a_joint_optimizer_continues_from_its_state_as_if_never_stopped() -> None:
     whole, first = model(), model()
     optimizer = build_optimizer(whole, OptimConfig(), precision="fp32")
     for _ in range(4):
@@ -159,31 +160,37 @@ def test_a_joint_optimizer_goes_on_from_its_state_as_if_never_stopped() -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
 
 
-def test_a_schedule_reaches_every_optimizer_also_after_a_restart() -> None:
+def test_a_schedule_reaches_every_optimizer_even_after_a_restart() -> None:
     optimizer = build_optimizer(model(), OptimConfig(), precision="fp32")
     optimizer.load_state_dict(optimizer.state_dict())
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.5)
     assert [part.param_groups[0]["lr"] for part in optimizer.optimizers] == [1.5e-3, 0.01, 0.01]
 
 
-def test_linear_and_cosine_rise_to_one_and_end_at_their_minimum() -> None:
-    for shape in (schedule.linear, schedule.cosine):
-        factor = shape(warmup_steps=10, max_steps=100, min_factor=0.1)
-        assert factor(0) == pytest.approx(0.1) and factor(9) == factor(10) == pytest.approx(1.0)
-        assert factor(99) == pytest.approx(0.1)
-        middle = 0.55 if shape is schedule.linear else 0.1 + 0.45 * (1 + math.cos(math.pi * 0.5))
-        assert factor(10) > factor(54) > factor(99) and (factor(54) + factor(55)) / 2 == pytest.approx(middle, abs=0.01)
+def factors(max_steps: int, d_model: int = 8, **options: Any) -> list[float]:
+    optim = OptimConfig(**options)
+    return [learning_rate_factor(step, optim, max_steps=max_steps, d_model=d_model) for step in range(max_steps)]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_linear_and_cosine_rise_to_one_and_end_at_their_minimum(schedule: str) -> None:
+    factor = factors(100, schedule=schedule, warmup_steps=10, min_factor=0.1)
+    assert factor[0] == pytest.approx(0.1) and factor[9] == factor[10] == pytest.approx(1.0)
+    assert factor[99] == pytest.approx(0.1)
+    middle = 0.55 if schedule == "linear" else 0.1 + 0.45 * (1 + math.cos(math.pi * 0.5))
+    assert factor[10] > factor[54] > factor[99] and (factor[54] + factor[55]) / 2 == pytest.approx(middle, abs=0.01)
+    quarter = 0.75 if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * 0.25))  # of the way down
+    assert factors(101, schedule=schedule, warmup_steps=0)[25] == pytest.approx(quarter)
 
 
 def test_noam_is_that_of_the_transformer_paper() -> None:
-    factor = schedule.noam(warmup_steps=4000, d_model=512)
-    assert factor(3999) == pytest.approx(512**-0.5 * 4000**-0.5)
-    assert factor(1999) == pytest.approx(factor(3999) / 2)
-    assert factor(15999) == pytest.approx(factor(3999) / 2)
+    factor = factors(16_000, d_model=512, schedule="noam", warmup_steps=4000)
+    assert factor[3999] == pytest.approx(512**-0.5 * 4000**-0.5)
+    assert [factor[1999], factor[15999]] == pytest.approx([factor[3999] / 2] * 2)
 
 
 @pytest.mark.parametrize(("num_experts", "every"), [(8, 2), (31, 2), (32, 4), (128, 4)])
-def test_many_experts_move_in_every_fourth_step(num_experts: int, every: int) -> None:
+def test_many_experts_are_updated_every_fourth_step(num_experts: int, every: int) -> None:
     assert OptimConfig().steps_between_moves(num_experts) == every
     assert OptimConfig(expert_update_every=3).steps_between_moves(num_experts) == 3
     config = ModelConfig(num_layers=1, d_model=8, d_ff=8, num_heads=1, num_experts=num_experts)

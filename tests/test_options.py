@@ -1,4 +1,4 @@
-"""Gates, selection, noise and losses of the router, against closed forms worked out by hand."""
+"""Gates, selection, noise and losses of the router, against closed forms."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_renormalised_gates_add_up_to_one_and_raw_ones_do_not() -> None:
 
 @pytest.mark.parametrize("scale", ["probability", "straight_through"])
 def test_a_gate_is_p_with_its_gradient_or_one_with_the_gradient_of_log_p(scale: str) -> None:
-    """A softmax taken after the choice would make the gate a constant 1 (fault 1 of the faults of others)."""
+    """A softmax after the selection would make the gate a constant 1 (see test_known_faults.py)."""
     logits_TE = torch.randn(20, 4, requires_grad=True)
     routing = route(logits_TE, capacity=None, rule=RoutingRule(gate_scale=scale))
     (grad_TE,) = torch.autograd.grad(routing.gate_TK.sum(), logits_TE)
@@ -47,7 +47,7 @@ def test_a_gate_is_p_with_its_gradient_or_one_with_the_gradient_of_log_p(scale: 
     assert torch.allclose(grad_TE, gate_T1 * (chosen_TE - p_TE), atol=1e-6)  # d log p / d logits = chosen - p
 
 
-def test_a_straight_through_gate_is_one_for_an_expert_of_no_probability() -> None:
+def test_a_straight_through_gate_is_finite_where_a_probability_underflows_to_zero() -> None:
     logits_TE = torch.tensor([[300.0, 0.0]], requires_grad=True)
     gate_TK = route(logits_TE, capacity=None, rule=RoutingRule(top_k=2, gate_scale="straight_through")).gate_TK
     gate_TK.sum().backward()

@@ -15,7 +15,7 @@ from torch import Tensor
 from switch_lm.config.rules import COMBINATIONS
 from switch_lm.config.schema import Config
 from switch_lm.model.config import ModelConfig
-from switch_lm.model.dispatch import Places
+from switch_lm.model.dispatch import ExpertRows
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.routers.routing import Routing, RoutingRule
 
@@ -217,12 +217,12 @@ def test_counts_add_up_and_a_slot_is_used_once(case: Case) -> None:
                 assert kept_E.max() <= C and int(kept_E.sum()) == min(T // G, E * C)
             else:
                 assert kept_E.tolist() == load_E.clamp(max=C).tolist()
-    places, kept_N = Places.of(routing), routing.kept_TK.flatten()
-    used = places.place_N[kept_N]
+    rows, kept_N = ExpertRows.of(routing), routing.kept_TK.flatten()
+    used = rows.row_N[kept_N]
     assert len(set(used.tolist())) == len(used)
-    assert (places.place_N[~kept_N] == len(places.choice_P)).all()
-    assert torch.equal(places.choice_P[used], kept_N.nonzero().flatten())  # the inverse map
-    assert int((places.choice_P < T * K).sum()) == len(used)  # and the other slots are empty
+    assert (rows.row_N[~kept_N] == len(rows.choice_P)).all()
+    assert torch.equal(rows.choice_P[used], kept_N.nonzero().flatten())  # the inverse map
+    assert int((rows.choice_P < T * K).sum()) == len(used)  # and the other slots are empty
 
 
 @settings(REPEATABLE, max_examples=60)

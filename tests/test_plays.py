@@ -1,4 +1,4 @@
-"""The plays of the package index become Tiny Shakespeare, or the reason is told."""
+"""The plays of a package become Tiny Shakespeare, or the reason is reported."""
 
 import hashlib
 from importlib import metadata

@@ -1,4 +1,4 @@
-"""Which expert each token goes to, and whether it fits."""
+"""Capacity, slots, and the balance loss of a routing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run is found by any name a user has for it, and a wrong name is answered with the right ones."""
+"""A run is found by each of its names, and an unknown name is answered with the existing ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_job_of_a_sweep_is_found_as_sweep_slash_job(make_run: MakeRun) -> None
     assert find_run("grid/3") == job
 
 
-def test_a_name_goes_before_a_folder_of_that_name_here(make_run: MakeRun) -> None:
+def test_a_name_takes_precedence_over_a_folder_of_that_name(make_run: MakeRun) -> None:
     run = make_run("mine")
     Path("mine", "checkpoints").mkdir(parents=True)
     assert find_run("mine") == run
@@ -52,7 +52,7 @@ def test_a_mistyped_name_is_answered_with_the_nearest_ones(make_run: MakeRun) ->
         find_run("basline")
 
 
-def test_a_name_like_no_other_is_answered_with_what_there_is(make_run: MakeRun) -> None:
+def test_a_name_unlike_any_other_is_answered_with_the_existing_ones(make_run: MakeRun) -> None:
     for name in "abcdefg":
         make_run(f"{name}{name}")
     with pytest.raises(RunError, match=r"'12345' is not a run.*there are: gg, ff, ee, dd, cc and 2 more"):

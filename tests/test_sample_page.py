@@ -1,4 +1,4 @@
-"""The sampling page says how the sample was made, and what of it is a fact of which pass."""
+"""The page of a sample shows the text, its experts and how it was made."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def page(**changes: Any) -> str:
     return sample_page(list(trace(model, Vocabulary.of(TEXT), asked.prompt, length=asked.length, **how)), asked)
 
 
-def said(html: str) -> str:
+def words_after(html: str) -> str:
     """The words after the text."""
     return unescape(re.sub(r"<[^>]+>", " ", html[html.index('<h2 id="how">') :]))
 
@@ -50,7 +50,7 @@ def data_of(html: str) -> dict[str, Any]:
     return data
 
 
-def test_by_layer_each_character_has_its_choices_and_an_unread_one_nobody() -> None:
+def test_by_layer_each_character_has_its_choices_and_an_unread_one_has_none() -> None:
     choices = (Choice(3, 0.5, 1, 0.25), Choice(2, 0.75, 0, 0.125))
     first, second = layer_texts([Traced("a", None, None), Traced("b", choices, None)], num_experts=4)
     assert (first.label, second.label) == ("layer 00", "layer 01")
@@ -71,8 +71,8 @@ def test_the_page_has_the_text_every_layer_and_the_odds() -> None:
         assert set(base64.b64decode(view["codes"])) <= set(range(4))
 
 
-def test_the_settings_are_told_and_which_pass_each_fact_is_of() -> None:
-    words = said(page())
+def test_the_page_states_the_settings_and_the_pass_of_each_fact() -> None:
+    words = words_after(page())
     for setting in ("best.ckpt", "'To be'", "20 characters", "0.8", "5 likeliest"):
         assert setting in words
     assert "the one that processed it when the model first read it" in words
@@ -84,28 +84,28 @@ def test_the_command_that_is_shown_asks_for_the_same_sample() -> None:
     html = page(prompt="To be")
     python, m, module, *options = shlex.split(asked.command)
     assert (python, m, module) == ("python", "-m", "switch_lm.generate")
-    found = parser().parse_args(options)
-    assert Path(found.run) == asked.checkpoint
+    parsed = parser().parse_args(options)
+    assert Path(parsed.run) == asked.checkpoint
     for name in ("prompt", "length", "temperature", "top_k", "seed"):
-        assert getattr(found, name) == getattr(asked, name)
-    assert sampling().command in said(html)
+        assert getattr(parsed, name) == getattr(asked, name)
+    assert sampling().command in words_after(html)
 
 
-def test_all_characters_and_no_prompt_are_named_as_such() -> None:
-    words = said(page(prompt="", top_k=None))
+def test_no_limit_and_no_prompt_are_stated() -> None:
+    words = words_after(page(prompt="", top_k=None))
     assert "none: the text begins as after a line break" in words
     assert re.search(r"drawn from\s+all", words)
 
 
-def test_greedy_text_is_said_to_show_the_models_own_probability() -> None:
-    assert "the model’s own, as at temperature 1" in said(page(temperature=0.0))
+def test_greedy_text_is_explained_to_show_the_models_own_probability() -> None:
+    assert "the model’s own, as at temperature 1" in words_after(page(temperature=0.0))
 
 
-def test_a_dense_model_is_coloured_by_probability_alone_and_said_to_have_no_experts() -> None:
+def test_a_dense_model_is_coloured_by_probability_alone_and_the_page_says_that_it_has_no_experts() -> None:
     html = page(switch_every=0)
     assert [view["label"] for view in data_of(html)["views"]] == ["probability"]
-    assert "it has no experts" in said(html)
-    assert "processed" not in said(html)
+    assert "it has no experts" in words_after(html)
+    assert "processed" not in words_after(html)
 
 
 @pytest.mark.parametrize(

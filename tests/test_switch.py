@@ -1,4 +1,4 @@
-"""One Switch layer: what it adds to the residual, when its capacity holds, what it keeps as state."""
+"""The Switch layer: its output, its capacity in training and evaluation, and its state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def layer(num_experts: int = 4, **options: object) -> SwitchFeedForward:
     return module
 
 
-def test_a_dropped_token_leaves_only_its_residual() -> None:
+def test_a_dropped_token_gets_an_output_of_zero() -> None:
     module = layer(capacity_factor=0.5)
     y, routing = module(torch.randn(4, 10, 8))
     dropped = ~routing.kept_TK[:, 0]
@@ -33,7 +33,7 @@ def test_training_drops_beyond_capacity_and_evaluation_does_not() -> None:
     assert module(x)[1].capacity is None
 
 
-def test_a_capacity_given_to_a_call_stands_in_for_the_configured_one() -> None:
+def test_a_capacity_factor_of_a_call_replaces_the_configured_one() -> None:
     module, x = layer(capacity_factor=0.25).eval(), torch.randn(2, 20, 8)
     assert module(x, capacity_factor=1.0)[1].capacity == 10
     assert module.train()(x, capacity_factor=None)[1].capacity is None
@@ -53,7 +53,7 @@ def test_its_state_is_one_router_matrix_and_two_stacks_of_experts() -> None:
     assert shapes == {"w_router_DE": (8, 4), "experts.w_in_EDF": (4, 8, 12), "experts.w_out_EFD": (4, 12, 8)}
 
 
-def test_all_tokens_to_one_expert_counts_exactly() -> None:
+def test_with_all_tokens_at_one_expert_the_counts_are_exact() -> None:
     module = layer(capacity_factor=1.0)
     with torch.no_grad():
         module.w_router_DE.zero_()  # ties go to the first expert

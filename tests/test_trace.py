@@ -1,4 +1,4 @@
-"""What is result of each character is what the model did with it: in the pass that read it, and in the one before."""
+"""The trace of a character: its experts in the pass that read it, its probability in the pass before."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def test_each_character_has_the_experts_of_the_pass_that_read_it_first_across_re
     model = tiny_model()
     known = traced(model)
     passes = windows(model, known, given=5)
-    places = [(0, t - 5) for t in range(5)] + [(n, -1) for n in range(1, LENGTH + 1)]
-    assert len(known) == len(places)
-    for one, (n, t) in zip(known, places, strict=True):
+    passes_and_tokens = [(0, t - 5) for t in range(5)] + [(n, -1) for n in range(1, LENGTH + 1)]
+    assert len(known) == len(passes_and_tokens)
+    for one, (n, t) in zip(known, passes_and_tokens, strict=True):
         assert one.choices is not None
         assert len(one.choices) == 2
         for choice, routing in zip(one.choices, passes[n].routings, strict=True):
@@ -84,7 +84,7 @@ def test_the_text_is_that_of_generate_and_the_prompt_stands_before_it(prompt: st
     assert all(one.odds is not None for one in known[len(prompt) :])
 
 
-def test_what_the_context_has_no_room_for_has_no_expert() -> None:
+def test_characters_beyond_the_context_have_no_expert() -> None:
     known = traced(tiny_model(), TEXT[:50], length=1)
     assert [one.choices is None for one in known] == [True] * (50 - CONTEXT) + [False] * (CONTEXT + 1)
 
@@ -99,13 +99,13 @@ def test_a_dense_model_chooses_no_expert() -> None:
     assert {one.choices for one in traced(tiny_model(switch_every=0))} == {()}
 
 
-def test_of_a_single_expert_there_is_no_second() -> None:
+def test_with_a_single_expert_there_is_no_second() -> None:
     choices = traced(tiny_model(num_experts=1), length=1)[-1].choices
     assert choices is not None
     assert [(choice.expert, choice.gate, choice.second) for choice in choices] == [(0, 1.0, NOBODY)] * 2
 
 
-def test_with_two_experts_a_character_the_first_and_the_second_are_those_chosen() -> None:
+def test_with_two_experts_per_character_both_are_those_selected() -> None:
     model = tiny_model(top_k=2)
     known = traced(model, length=0)
     with torch.inference_mode():
@@ -116,6 +116,6 @@ def test_with_two_experts_a_character_the_first_and_the_second_are_those_chosen(
         assert [[choice.expert, choice.second] for choice in one.choices] == chosen
 
 
-def test_an_unknown_character_is_named_before_anything_is_told() -> None:
+def test_an_unknown_character_is_named_before_anything_is_written() -> None:
     with pytest.raises(ValueError, match=r"the character '€' \(at position 3\) is not among the"):
         trace(tiny_model(), VOCABULARY, "To €", length=10)

@@ -1,4 +1,4 @@
-"""A Switch model that starts from a dense one: it computes the same until it learns."""
+"""Sparse upcycling: a Switch model that starts from a dense one computes the same before training."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("switch_every", [1, 2])
-def test_one_straight_through_choice_without_limit_computes_what_the_dense_model_does(switch_every: int) -> None:
+def test_one_straight_through_choice_without_capacity_computes_what_the_dense_model_does(switch_every: int) -> None:
     dense, model = tiny_model(10, switch_every=0), tiny_model(10, switch_every=switch_every, **SAME)
     assert not torch.allclose(logits_of(model), logits_of(dense), atol=1e-2)
     upcycle(model, dense)
     assert torch.allclose(logits_of(model), logits_of(dense), atol=1e-5)
 
 
-def test_routers_keep_their_own_start_and_every_expert_is_the_dense_feed_forward() -> None:
+def test_routers_keep_their_initial_weights_and_every_expert_is_the_dense_feed_forward() -> None:
     dense, model = tiny_model(10, switch_every=0), tiny_model(10)
     router = model.state_dict()["blocks.1.ffn.w_router_DE"].clone()
     upcycle(model, dense)
@@ -52,7 +52,7 @@ def test_routers_keep_their_own_start_and_every_expert_is_the_dense_feed_forward
         ({"switch_every": 0, "num_layers": 1}, r"model\.num_layers is 1 there and 2 here"),
     ],
 )
-def test_another_source_is_refused_and_changes_nothing(source: dict[str, Any], reason: str) -> None:
+def test_a_source_that_does_not_fit_is_refused_and_changes_nothing(source: dict[str, Any], reason: str) -> None:
     model = tiny_model(10)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=reason):
@@ -60,7 +60,7 @@ def test_another_source_is_refused_and_changes_nothing(source: dict[str, Any], r
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_a_run_from_a_dense_one_starts_at_its_validation_loss(tmp_path: Path) -> None:
+def test_a_run_that_starts_from_a_dense_one_starts_at_its_validation_loss(tmp_path: Path) -> None:
     config = short_run(tmp_path)
     dense = train(replace(config, name="dense", model=replace(config.model, switch_every=0)))
     train(replace(config, name="up", init_from="dense", model=replace(config.model, **SAME)))
@@ -71,7 +71,7 @@ def test_a_run_from_a_dense_one_starts_at_its_validation_loss(tmp_path: Path) ->
     assert losses[2] != pytest.approx(losses[0], abs=1e-5)
 
 
-def test_a_run_that_is_not_there_is_named_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_missing_dense_run_is_named_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="init_from=nowhere"):
         train(replace(short_run(tmp_path), init_from="nowhere"))
     assert not (tmp_path / "outputs").exists()

@@ -30,7 +30,7 @@ def routed(probs: list[list[float]], capacity: int | None = None, **options: Any
 
 
 def kept(routing: Routing) -> list[int]:
-    """The tokens whose first choice found a place."""
+    """The tokens whose first choice is kept."""
     return routing.kept_TK[:, 0].nonzero().flatten().tolist()
 
 

@@ -17,7 +17,7 @@ from bench import ours
 from bench.harness import Contestant, Spread, one_line, race
 from bench.options import Options, say
 from bench.rows import Row, at_most, timed
-from switch_lm.generation.sampling import next_logits, sample
+from switch_lm.generation.sampling import read, sample
 from switch_lm.model.attention import LayerCache
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.storage import checkpoint
@@ -63,7 +63,7 @@ def with_and_without_cache(options: Options) -> Iterator[Row]:
         generator = torch.Generator().manual_seed(seed + 2**32)
         window = torch.randint(model.vocab_size, (CONTEXT - number + 1,), generator=generator).tolist()
         cache = model.new_cache()
-        next_logits(model, window[:-1], cache)
+        read(model, window[:-1], cache)
         return Draw(window, cache)
 
     done = race(contestants, draw, repetitions=options.repetitions)
@@ -110,7 +110,7 @@ def cached(model: SwitchLM, draw: Draw, number: int) -> None:
     torch.set_num_threads(1)
     generator, unread = torch.Generator().manual_seed(0), draw.window[-1:]
     for _ in range(number):
-        logits_V = next_logits(model, unread, draw.cache)
+        logits_V = read(model, unread, draw.cache).logits_V
         unread = [sample(logits_V, temperature=0.8, top_k=None, generator=generator)]
 
 
@@ -119,7 +119,7 @@ def recomputed(model: SwitchLM, draw: Draw, number: int, threads: int) -> None:
     torch.set_num_threads(threads)
     generator, window = torch.Generator().manual_seed(0), draw.window
     for _ in range(number):
-        logits_V = next_logits(model, window, model.new_cache())
+        logits_V = read(model, window, model.new_cache()).logits_V
         window = [*window, sample(logits_V, temperature=0.8, top_k=None, generator=generator)]
 
 

@@ -1,1 +1,1 @@
-"""Text written with a trained model, character by character."""
+"""Text from a trained model, character by character."""

@@ -1,4 +1,4 @@
-"""A page that shows a sample from a trained model, each character coloured by its expert."""
+"""The page of a sample from a trained model, with each character coloured by its expert."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from switch_lm.storage.runs import run_name
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a sample was made, as the command line says it."""
+    """How a sample was made: the options of the command line."""
 
     checkpoint: Path
     prompt: str
@@ -28,23 +28,25 @@ class Sampling:
 
     @property
     def command(self) -> str:
-        """What makes the same sample."""
-        given = [f"--prompt={self.prompt}"] if self.prompt else []
-        few = [] if self.top_k is None else ["--top-k", str(self.top_k)]
-        how = ["--length", str(self.length), "--temperature", f"{self.temperature:g}", *few, "--seed", str(self.seed)]
-        return shlex.join(["python", "-m", "switch_lm.generate", "--run", str(self.checkpoint), *given, *how])
+        """The command that makes the same sample."""
+        options = [f"--prompt={self.prompt}"] if self.prompt else []
+        options += ["--length", str(self.length), "--temperature", f"{self.temperature:g}", "--seed", str(self.seed)]
+        options += [] if self.top_k is None else ["--top-k", str(self.top_k)]
+        return shlex.join(["python", "-m", "switch_lm.generate", "--run", str(self.checkpoint), *options])
 
 
 def sample_page(traced: Sequence[Traced], sampling: Sampling) -> str:
-    """The page, as HTML that needs no other file; of a dense model it shows how likely each character was."""
+    """The page as HTML without other files; for a dense model it shows the probability of each character."""
     text = "".join(one.character for one in traced)
     layers = layer_texts(traced, num_experts=sampling.num_experts)
-    deepest = max(0, len(layers) - 1)  # says most about what comes next
+    deepest = max(0, len(layers) - 1)  # the layer closest to the prediction
     part = coloured_text("sample", text, layers, odds=[one.odds for one in traced], first=deepest)
     title = f"A sample from {run_name(sampling.checkpoint)}"
+    colour = "has the colour and the number of the expert that processed it" if layers else "is coloured by probability"
+    prompt = " The prompt is bold and slanted." if sampling.prompt else ""
     body = f"""<header>
 <h1>{escape(title)}</h1>
-<p class="lead">{_lead(sampling, switch=bool(layers))}</p>
+<p class="lead">Written by the model, one character at a time. Each {colour}; point at one to see more.{prompt}</p>
 </header>
 <main>
 {part}
@@ -59,7 +61,7 @@ def sample_page(traced: Sequence[Traced], sampling: Sampling) -> str:
 
 
 def layer_texts(traced: Sequence[Traced], *, num_experts: int) -> list[LayerText]:
-    """The same by layer; none if no layer is a Switch layer."""
+    """The text as each Switch layer routed it; empty for a dense model."""
     unread = Choice(NOBODY, 0.0, NOBODY, 0.0)
     num_layers = max((len(one.choices) for one in traced if one.choices is not None), default=0)
     layers = []
@@ -76,12 +78,6 @@ def layer_texts(traced: Sequence[Traced], *, num_experts: int) -> list[LayerText
             )
         )
     return layers
-
-
-def _lead(sampling: Sampling, *, switch: bool) -> str:
-    colour = "has the colour and the number of the expert that processed it" if switch else "is coloured by its chance"
-    prompt = " The prompt is bold and slanted." if sampling.prompt else ""
-    return f"Written by the model, one character at a time. Each {colour}; point at one to see more.{prompt}"
 
 
 def _sentences(sampling: Sampling, *, switch: bool) -> list[str]:

@@ -1,37 +1,36 @@
-"""Text from a trained model, a character at a time."""
+"""Samples text from a trained model, one character at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
-    from torch import Generator, Tensor
+import torch
+from torch import Generator, Tensor
 
-    from switch_lm.model.attention import LayerCache
-    from switch_lm.model.transformer import SwitchLM, SwitchOutput
-    from switch_lm.routers.routing import Routing
-    from switch_lm.text.vocabulary import Vocabulary
+from switch_lm.model.attention import LayerCache
+from switch_lm.model.transformer import SwitchLM, SwitchOutput, evaluating
+from switch_lm.routers.routing import Routing
+from switch_lm.text.vocabulary import Vocabulary
 
-START = "\n"  # what an empty prompt stands for: the corpus parts its speeches with it
+START = "\n"  # stands for an empty prompt: the corpus separates its speeches with it
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one pass over the model gave."""
+    """The result of one pass over the model."""
 
-    logits_V: Tensor  # float64 on the CPU, of the character after those read
-    routings: tuple[Routing, ...]  # of all that were read in this pass
+    logits_V: Tensor  # of the character after those read; float64, on the CPU
+    routings: tuple[Routing, ...]  # of the characters read in this pass
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One character drawn, and the pass that it was drawn from."""
+    """A sampled character, and the pass from which it was sampled."""
 
     id: int
     reading: Reading
-    new: int  # of the characters read in that pass, the last `new` had not been read before
+    new: int  # how many characters, the last ones of that pass, were read for the first time
 
 
 def generate(
@@ -44,12 +43,12 @@ def generate(
     top_k: int | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """The `length` characters that the model puts after `prompt`, one at a time and without the prompt.
+    """Yields the `length` characters that the model writes after `prompt`, without the prompt.
 
-    Dropless, so that the text depends on the prompt and the seed alone. Temperature 0 takes the likeliest character;
-    `top_k` leaves only that many to choose from. Of a prompt longer than the context the last `context_length`
-    characters are read; an empty one stands for a newline. The global random state and the model's mode are as before
-    at every character handed out. A ValueError names a character of the prompt that the model does not know.
+    Generation is dropless, so the text depends on nothing but prompt, settings and seed. Temperature 0 always takes the
+    most probable character; `top_k` samples from that many. Only the last `context_length` characters of a prompt are
+    read; an empty one stands for a newline. At each character, torch's global random state and the model's mode are
+    what they were before. ValueError names a character of the prompt that the model does not know.
     """
     drawn = draws(model, vocabulary, prompt, length=length, temperature=temperature, top_k=top_k, seed=seed)
     return (vocabulary.characters[draw.id] for draw in drawn)
@@ -65,9 +64,7 @@ def draws(
     top_k: int | None = None,
     seed: int = 0,
 ) -> Iterator[Draw]:
-    """What `generate` does, character by character, with all that each pass over the model gave."""
-    import torch
-
+    """The same, with the result of each pass over the model."""
     window = vocabulary.encode(prompt or START).tolist()[-model.config.context_length :]
     generator = torch.Generator().manual_seed(seed)
     return _continue(model, window, length, temperature, top_k, generator)
@@ -76,7 +73,7 @@ def draws(
 def _continue(
     model: SwitchLM, window: list[int], length: int, temperature: float, top_k: int | None, generator: Generator
 ) -> Iterator[Draw]:
-    """A full cache is begun again from the last half window: positions are counted from the window's start."""
+    """Once the cache is full, starts again from the last half window: positions count from the window's start."""
     context_length, cache, unread = model.config.context_length, model.new_cache(), window
     for _ in range(length):
         new = len(unread)
@@ -90,26 +87,15 @@ def _continue(
 
 
 def read(model: SwitchLM, ids: list[int], cache: list[LayerCache]) -> Reading:
-    """Reads `ids`, which follow those in the cache."""
-    import torch
-
-    from switch_lm.model.transformer import evaluating
-
+    """Reads `ids`, which follow those in the cache, dropless and in `eval()`."""
     with torch.inference_mode(), evaluating(model):
         ids_BS = torch.tensor([ids], device=model.embedding.weight.device)
         output: SwitchOutput = model(ids_BS, cache=cache, capacity_factor=None)
         return Reading(output.logits[0, -1].double().cpu(), output.routings)
 
 
-def next_logits(model: SwitchLM, ids: list[int], cache: list[LayerCache]) -> Tensor:
-    """Logits (V), in float64 on the CPU, of the character after `ids`, which follow those in the cache."""
-    return read(model, ids, cache).logits_V
-
-
 def sample(logits_V: Tensor, *, temperature: float, top_k: int | None, generator: Generator) -> int:
-    """One id, drawn from softmax(logits / temperature) over the `top_k` largest."""
-    import torch
-
+    """Samples one id from softmax(logits / temperature) over the `top_k` largest logits; None: over all."""
     if temperature == 0.0:
         return int(logits_V.argmax())
     probs_K, id_K = probabilities(logits_V, temperature=temperature, top_k=top_k)
@@ -117,6 +103,6 @@ def sample(logits_V: Tensor, *, temperature: float, top_k: int | None, generator
 
 
 def probabilities(logits_V: Tensor, *, temperature: float, top_k: int | None) -> tuple[Tensor, Tensor]:
-    """softmax(logits / temperature) over the `top_k` largest, largest first, and whose each is."""
+    """softmax(logits / temperature) over the `top_k` largest logits, in descending order, and their ids; both (K,)."""
     logits_K, id_K = logits_V.topk(len(logits_V) if top_k is None else min(top_k, len(logits_V)))
-    return ((logits_K - logits_K[0]) / temperature).softmax(dim=-1), id_K  # the largest is 0: no overflow however cold
+    return ((logits_K - logits_K[0]) / temperature).softmax(dim=-1), id_K  # at most 0: no overflow at any temperature

@@ -1,4 +1,4 @@
-"""When a router counts as dead or collapsed, and the message for it. Pure, without a logger."""
+"""When a router counts as dead or collapsed, and the message about it. Pure, without a logger."""
 
 from __future__ import annotations
 
@@ -12,26 +12,36 @@ DEAD, COLLAPSED = "dead", "collapsed"
 
 
 class RouterAlarmError(Exception):
-    """A router is dead or has collapsed, and `router_alarm=error` ends training then."""
+    """A router is dead or has collapsed, and `router_alarm=error` ends the training."""
 
 
 class RouterAlarm:
-    """Counts for each layer the looks in a row that found its router dead or collapsed, and reports each once."""
+    """Reports each router once that was dead or collapsed in `checks` looks in a row.
+
+    A dead router gets no gradient from the language loss. A collapsed one sends too many tokens to one expert, or none
+    to too many experts.
+    """
 
     def __init__(self, config: HealthConfig, *, alpha: float) -> None:
         self.config, self.alpha = config, alpha
-        self._in_a_row: dict[str, int] = {}  # by kind and layer
+        self._in_a_row: dict[str, int] = {}  # bad looks by kind and layer
         self._reported: list[str] = []  # kinds and layers
         self.messages: list[str] = []  # all so far
 
-    def look(self, found: Sequence[RouterHealth], *, step: int) -> list[str]:
-        """The messages after this look."""
+    def look(self, layers: Sequence[RouterHealth], *, step: int) -> list[str]:
+        """The new messages after a look at all Switch layers."""
         messages = []
-        for kind, in_words in ((DEAD, self._dead), (COLLAPSED, self._collapsed)):
-            standing = [layer for layer, health in enumerate(found) if self._counts(kind, layer, health)]
-            if new := [layer for layer in standing if f"{kind} {layer}" not in self._reported]:
-                self._reported += [f"{kind} {layer}" for layer in new]
-                messages.append(in_words(new, found[new[0]], step))
+        for kind, message in ((DEAD, self._dead), (COLLAPSED, self._collapsed)):
+            new = []
+            for layer, health in enumerate(layers):
+                bad = not health.learns if kind == DEAD else self._has_collapsed(health)
+                key = f"{kind} {layer}"
+                self._in_a_row[key] = self._in_a_row.get(key, 0) + 1 if bad else 0
+                if self._in_a_row[key] >= self.config.checks and key not in self._reported:
+                    self._reported.append(key)
+                    new.append(layer)
+            if new:
+                messages.append(message(new, layers[new[0]], step))
         self.messages += messages
         return messages
 
@@ -40,25 +50,18 @@ class RouterAlarm:
         """Whether a router was dead or collapsed for long enough at the last look, reported before or not."""
         return any(count >= self.config.checks for count in self._in_a_row.values())
 
-    def _counts(self, kind: str, layer: int, health: RouterHealth) -> bool:
-        """Whether enough looks in a row have found this."""
-        bad = not health.learns if kind == DEAD else self._has_collapsed(health)
-        key = f"{kind} {layer}"
-        self._in_a_row[key] = self._in_a_row.get(key, 0) + 1 if bad else 0
-        return self._in_a_row[key] >= self.config.checks
-
     def _has_collapsed(self, health: RouterHealth) -> bool:
-        """A limit below the even share would be met by any router: halfway to all stands in for it."""
+        """A limit below the even share, which any router exceeds, becomes the middle of that share and 1."""
         even, limit = health.even_share, self.config.max_share
         limit = limit if limit > even else (1.0 + even) / 2.0
         return health.max_share > limit or (health.num_experts > 1 and health.idle_share > limit)
 
     def _dead(self, layers: list[int], first: RouterHealth, step: int) -> str:
         return (
-            f"step {step}: the router of {_named(layers)} is dead: the language loss has no gradient on it (norm "
-            f"{first.language_gradient:.1e} {self._looks()}), so experts are chosen without regard to the text. "
-            "What multiplies an expert's output must follow its probability among all (model.gate_scale=probability); "
-            f"if the logits have run away (entropy {first.entropy:.2f}), z_loss=0.001 or a lower optim.lr helps"
+            f"step {step}: the router of {_named(layers)} is dead: it gets no gradient from the language loss (norm "
+            f"{first.language_gradient:.1e} {self._looks()}), so it learns nothing from the text. A gate must "
+            "depend on the probability among all experts (model.gate_scale=probability); if the logits have "
+            f"diverged (entropy {first.entropy:.2f}), z_loss=0.001 or a lower optim.lr helps"
         )
 
     def _collapsed(self, layers: list[int], first: RouterHealth, step: int) -> str:
@@ -66,8 +69,8 @@ class RouterAlarm:
             f"step {step}: the router of {_named(layers)} has collapsed: expert {first.busiest} gets "
             f"{first.max_share:.0%} of the characters, and {first.idle_share:.0%} of the experts get none "
             f"{self._looks()} (health.max_share={self.config.max_share:g}). Raise alpha (now {self.alpha:g}), or "
-            "balance by a bias: model.selection_bias_rate=0.001; a larger model.router_jitter and a longer "
-            "optim.warmup_steps help at the start"
+            "balance by a bias: model.selection_bias_rate=0.001. At the start of training, a larger "
+            "model.router_jitter and a longer optim.warmup_steps help"
         )
 
     def _looks(self) -> str:
@@ -75,10 +78,10 @@ class RouterAlarm:
         return "at the last look" if checks == 1 else f"in {checks} looks, {every} steps apart"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"in_a_row": dict(self._in_a_row), "told": list(self._reported), "messages": list(self.messages)}
+        return {"in_a_row": dict(self._in_a_row), "reported": list(self._reported), "messages": list(self.messages)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._in_a_row, self._reported = dict(state["in_a_row"]), list(state["told"])
+        self._in_a_row, self._reported = dict(state["in_a_row"]), list(state["reported"])
         self.messages = list(state["messages"])
 
 

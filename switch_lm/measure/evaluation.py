@@ -1,4 +1,4 @@
-"""The loss of a trained model on the whole validation split, and what it drops, at one capacity factor or several."""
+"""Loss and dropped choices of a trained model on a whole split, at a given capacity factor."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from switch_lm.model.losses import language_loss
 from switch_lm.model.transformer import SwitchLM, SwitchOutput, evaluating
 from switch_lm.text.windows import evaluation_batches
 
-NANOGPT_BATCHES = 20  # eval_iters of nanoGPT's Shakespeare example on a CPU
+NANOGPT_BATCHES = 20  # eval_iters in nanoGPT's CPU recipe for Shakespeare
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The result of one pass over a split."""
 
-    loss: float  # language loss alone, nats per character
+    loss: float  # the language loss alone, nats per character
     dropped: float  # dropped choices / all choices, over all Switch layers
     dropped_per_layer: tuple[float, ...]
     predictions: int
@@ -43,9 +43,10 @@ def evaluate(
     capacity_factor: float | None,
     precision: str,
 ) -> Evaluation:
-    """Each prediction of the split once, on the model's device. `precision`: fp32, or bf16 for autocast.
+    """Scores each prediction of the split (ids of shape (N,)) once, on the model's device and in `eval()`.
 
-    Unless dropless (`capacity_factor` None) the result depends on the batch size: places are shared by a batch.
+    `precision`: fp32, or bf16 for autocast. `capacity_factor` None is dropless; otherwise the result depends on the
+    batch size, since a batch shares its capacity slots.
     """
     device, num_layers, predictions = model.embedding.weight.device, model.config.num_switch_layers, 0
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -78,9 +79,9 @@ def nanogpt_estimates(
     num_draws: int,
     seed: int,
 ) -> list[float]:
-    """`num_draws` times the mean loss of 20 batches of windows drawn with replacement, which may overlap.
+    """nanoGPT's estimate of the loss in nats per character, `num_draws` times: the mean over 20 random batches.
 
-    Source: nanoGPT, train.py, estimate_loss and get_batch.
+    Windows are drawn with replacement and may overlap. Source: nanoGPT, train.py, estimate_loss and get_batch.
     """
     device = model.embedding.weight.device
     generator = torch.Generator().manual_seed(seed)

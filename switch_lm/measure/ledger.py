@@ -1,13 +1,13 @@
-"""What a run computes: the FLOPs of its matrix products, by kind and layer, for a token, a step and the whole run.
+"""The computation of a run: FLOPs of its matrix products by kind and layer, per token, per step and in all.
 
-A multiply-add is 2 FLOPs, as in `torch.utils.flop_counter`, whose count in eager mode on a CPU this equals. Executed
-work counts, of use or not: empty places of experts are multiplied, and so is the masked half of the attention.
+A multiply-add is 2 FLOPs, as in `torch.utils.flop_counter`, whose count in eager mode on a CPU this equals. Everything
+that is executed counts, useful or not, such as empty capacity slots and the masked half of the attention scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from types import EllipsisType
 from typing import Any
 
@@ -15,45 +15,43 @@ from switch_lm.config.schema import Config, OptimConfig
 from switch_lm.model.config import ModelConfig
 from switch_lm.routers.options import expert_capacity
 
-BACKWARD = 2  # y = x w has two products of the same size behind it: dx = dy w' and dw = x' dy
-NEWTON_SCHULZ_ROUNDS = (3, 2)  # iterations in each round of switch_lm.muon.orthogonalize
+UNITS = {"PFLOP": 1e15, "TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6}
+BACKWARD = 2  # the backward pass of y = x w has two products of the same size: dx = dy w' and dw = x' dy
+NEWTON_SCHULZ_ROUNDS = (3, 2)  # iterations in each round of optim.muon.orthogonalize
 LEFT_OUT = (
-    "all that is no matrix product: norms, softmax, activations, the rotation of queries and keys, gathers of dispatch "
-    "and combine, embedding look-ups, losses, clipping, AdamW's update and Muon's momentum",
-    "the scores that fused attention, as on a GPU, computes once more in its backward pass",
-    "validation, text samples and what compiling runs to warm up",
+    "everything that is not a matrix product: norms, softmax, activations, rotation of queries and keys, gathers of "
+    "dispatch and combine, embedding look-ups, losses, clipping, AdamW's update and Muon's momentum",
+    "the scores that fused attention, as on a GPU, computes again in its backward pass",
+    "validation, text samples and the warm-up of compilation",
 )
 
 
 @dataclass(frozen=True)
 class LayerWork:
-    """FLOPs of one block's matrix products for one token, forward, on average over the tokens of a micro-batch."""
+    """FLOPs per token of one block's forward pass: the mean over the tokens of a micro-batch."""
 
-    attention: float = 0.0  # queries, keys, values, scores (the masked half too), their values, output
-    feed_forward: float = 0.0  # the dense one, or the shared expert
+    attention: float = 0.0  # queries, keys, values, scores (the masked half too), weighted values, output
+    feed_forward: float = 0.0  # the dense feed-forward, or the shared expert
     router: float = 0.0
-    useful: float = 0.0  # experts, on places that hold a token
-    padded: float = 0.0  # experts, on places that are empty: capacity that nobody took, choices dropped at random
-    dropped: float = 0.0  # what the dropped choices would have cost; not executed
+    useful: float = 0.0  # experts, on slots that hold a token
+    padded: float = 0.0  # experts, on empty slots: unused capacity, or choices dropped at random
+    dropped: float = 0.0  # what the dropped choices would cost; not executed
 
     @property
     def executed(self) -> float:
-        """All but what was dropped."""
+        """The sum of all kinds but `dropped`."""
         return self.attention + self.feed_forward + self.router + self.useful + self.padded
 
-    def __add__(self, other: LayerWork) -> LayerWork:
-        return LayerWork(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
     def as_plain(self, times: float = 1.0) -> dict[str, float]:
-        """By kind, and what is executed in all; `times` as much."""
+        """FLOPs by kind, and `executed`, each multiplied by `times`."""
         return {kind: times * value for kind, value in asdict(self).items()} | {"executed": times * self.executed}
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The matrix products of a run, in FLOPs."""
+    """The computation of a run in FLOPs."""
 
-    layers: tuple[LayerWork, ...]  # of every block, in order of depth
+    layers: tuple[LayerWork, ...]  # one per block, in order of depth
     head: float  # per token, forward
     tokens: int  # of one micro-batch
     accumulate: int = 1  # micro-batches per step
@@ -62,17 +60,17 @@ class Ledger:
 
     @property
     def total(self) -> LayerWork:
-        """All blocks together, per token, forward; without the head."""
-        return sum(self.layers, LayerWork())
+        """The sum over blocks, per token, forward, without the head."""
+        return LayerWork(*map(sum, zip(*map(astuple, self.layers), strict=True)))
 
     @property
     def forward(self) -> float:
-        """What is executed for a token in the forward pass."""
+        """Executed per token in the forward pass, head included."""
         return self.total.executed + self.head
 
     @property
     def backward(self) -> float:
-        """What is executed for a token in the backward pass."""
+        """Executed per token in the backward pass."""
         return BACKWARD * self.forward
 
     @property
@@ -81,21 +79,16 @@ class Ledger:
 
     @property
     def per_step(self) -> float:
-        """Forward and backward passes of a step; its optimizer comes on top."""
+        """The forward and backward passes of a step, without the optimizer."""
         return (self.forward + self.backward) * self.tokens_per_step
 
     @property
     def training(self) -> float:
-        """Forward and backward passes of the whole run."""
+        """The forward and backward passes of the whole run."""
         return self.per_step * self.max_steps
 
-    @property
-    def optimizer(self) -> float:
-        """The optimizer's products in the whole run."""
-        return self.optimizer_per_step * self.max_steps
-
     def by_kind(self, times: float = 1.0) -> dict[str, float]:
-        """The model's forward pass for a token by kind, the head included; `times` as much."""
+        """The forward pass per token by kind, head included, each multiplied by `times`."""
         kinds = self.total.as_plain(times)
         return kinds | {"head": times * self.head, "executed": times * self.forward}
 
@@ -111,13 +104,13 @@ class Ledger:
             "tokens_per_step": self.tokens_per_step,
             "steps": self.max_steps,
             "training": self.training,
-            "optimizer": self.optimizer,
+            "optimizer": self.optimizer_per_step * self.max_steps,
             "left_out": list(LEFT_OUT),
         }
 
 
 def run_ledger(config: Config, *, vocab_size: int, kept_L: Sequence[float] | None = None) -> Ledger:
-    """The whole run of a configuration. `kept_L`: choices kept per token in each Switch layer, as for `ledger`."""
+    """The ledger of a whole configured run. `kept_L`: as for `ledger`."""
     batch = ledger(config.model, vocab_size=vocab_size, batch_size=config.data.batch_size, kept_L=kept_L)
     update = optimizer_flops(config.model, config.optim)
     trainer = config.trainer
@@ -134,71 +127,113 @@ def ledger(
     capacity_factor: float | EllipsisType | None = ...,
     kept_L: Sequence[float] | None = None,
 ) -> Ledger:
-    """One micro-batch of `batch_size` rows of `context` tokens (the whole context_length if not given).
+    """The ledger of one micro-batch of `batch_size` rows of `context` tokens (default: the context length).
 
-    `capacity_factor` is that of training, or of evaluation if not `training`, unless given. `kept_L`: choices kept per
-    token in each Switch layer, as measured; without it the load is taken as even, which is what can be known before.
-    It does not change what is executed.
+    `capacity_factor`, if given, replaces that of training or evaluation. `kept_L`: the measured number of kept choices
+    per token in each Switch layer, ValueError unless there is one per layer; by default the load is assumed to be even.
+    `kept_L` does not change what is executed.
     """
     context = context or model.context_length
     if isinstance(capacity_factor, EllipsisType):
         capacity_factor = model.capacity_factor if training else model.eval_capacity_factor
     group = context if model.capacity_group == "sequence" else batch_size * context
     capacity = expert_capacity(group, model.num_experts, capacity_factor)
-    places = float(model.top_k) if capacity is None else model.num_experts * capacity / group  # per token
+    slots = float(model.top_k) if capacity is None else model.num_experts * capacity / group  # per token
     if kept_L is None:
         spared = 1.0 - model.random_drop_rate if training else 1.0
-        kept_L = [spared * min(model.top_k, places)] * model.num_switch_layers
+        kept_L = [spared * min(model.top_k, slots)] * model.num_switch_layers
     blocks = range(model.num_layers)
     kept = dict(zip(filter(model.is_switch, blocks), kept_L, strict=True))
     layers = tuple(
-        _switch(model, context, places, kept[block]) if block in kept else _dense(model, context) for block in blocks
+        _switch(model, context, slots, kept[block]) if block in kept else _dense(model, context) for block in blocks
     )
     return Ledger(layers, head=2.0 * model.d_model * vocab_size, tokens=batch_size * context)
 
 
 def optimizer_flops(model: ModelConfig, optim: OptimConfig) -> float:
-    """FLOPs of one step's matrix products: Muon's Newton-Schulz iterations on every hidden matrix; AdamW has none.
+    """FLOPs per step of the optimizer: Muon's Newton-Schulz iterations on every hidden matrix; 0 for AdamW.
 
-    Experts are moved in every `optim.steps_between_moves`-th step: the figure is the mean of that many. With m the
-    shorter and n the longer side of x, a round of k iterations is x x', a product of (m, m) with x and 4 k - 3 products
-    of (m, m): a square each, and three between two.
+    Experts are updated every `optim.steps_between_moves` steps; the result is the mean over these. With m the shorter
+    and n the longer side of x, a round of k iterations consists of x x', one product of (m, m) with x, and 4 k - 3
+    products of (m, m): one square per iteration, and three between two iterations.
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
     """
     if optim.name != "muon":
         return 0.0
+    D, num_switch = model.d_model, model.num_switch_layers
+    num_dense = model.num_layers - num_switch + (num_switch if model.shared_expert else 0)
+    num_ffns = num_dense + num_switch * model.num_experts / optim.steps_between_moves(model.num_experts)
+    matrices = [(model.num_layers, (3 * D, D)), (model.num_layers, (D, D)), (2 * num_ffns, (D, model.d_ff))]
     return sum(
         number * 2.0 * (2 * min(sides) ** 2 * max(sides) + (4 * iterations - 3) * min(sides) ** 3)
-        for number, sides in _hidden_matrices(model, optim.steps_between_moves(model.num_experts))
+        for number, sides in matrices
         for iterations in NEWTON_SCHULZ_ROUNDS
     )
 
 
-def _hidden_matrices(model: ModelConfig, steps_between_moves: int) -> list[tuple[float, tuple[int, int]]]:
-    """How many matrices of which sides Muon moves in a step; router, embedding and head are AdamW's."""
-    D, num_switch = model.d_model, model.num_switch_layers
-    num_dense = model.num_layers - num_switch + (num_switch if model.shared_expert else 0)
-    num_ffns = num_dense + num_switch * model.num_experts / steps_between_moves
-    return [(model.num_layers, (3 * D, D)), (model.num_layers, (D, D)), (2 * num_ffns, (D, model.d_ff))]
-
-
-def _feed_forward(model: ModelConfig) -> float:
-    return 2.0 * 2 * model.d_model * model.d_ff
-
-
 def _dense(model: ModelConfig, context: int) -> LayerWork:
     attention = 2.0 * 4 * model.d_model**2 + 2.0 * 2 * context * model.d_model
-    return LayerWork(attention, feed_forward=_feed_forward(model))
+    return LayerWork(attention, feed_forward=2.0 * 2 * model.d_model * model.d_ff)
 
 
-def _switch(model: ModelConfig, context: int, places: float, kept: float) -> LayerWork:
-    """`places`: computed for a token, in all experts together; `kept`: those that hold one."""
-    dense, expert = _dense(model, context), _feed_forward(model)
-    return LayerWork(
-        attention=dense.attention,
-        feed_forward=dense.feed_forward if model.shared_expert else 0.0,
+def _switch(model: ModelConfig, context: int, slots: float, kept: float) -> LayerWork:
+    """`slots`: computed per token, in all experts together; `kept`: those that hold a choice."""
+    dense = _dense(model, context)
+    expert = dense.feed_forward
+    return replace(
+        dense,
+        feed_forward=expert if model.shared_expert else 0.0,
         router=2.0 * model.d_model * model.num_experts,
         useful=kept * expert,
-        padded=(places - kept) * expert,
+        padded=(slots - kept) * expert,
         dropped=(model.top_k - kept) * expert,
+    )
+
+
+def ledger_in_words(config: Config, vocab_size: int) -> str:
+    """Two lines for the console: the cost of a token by kind, with an even load, and the cost of a step."""
+    work = run_ledger(config, vocab_size=vocab_size)
+    dense = run_ledger(replace(config, model=replace(config.model, switch_every=0)), vocab_size=vocab_size)
+    unit, step_unit, kinds = _unit(work.forward), _unit(work.per_step), work.by_kind()
+    names = {"attention": "attention", "feed_forward": "dense feed-forward", "useful": "experts",
+             "padded": "their empty slots", "router": "router", "head": "head"}  # fmt: skip
+    parts = [f"{name} {_in(unit, kinds[kind])}" for kind, name in names.items() if kinds[kind] > 0.0]
+    step = f"{_in(step_unit, work.per_step)} {step_unit} per step"
+    if work.optimizer_per_step > 0.0:
+        step += f", {_in(step_unit, work.optimizer_per_step)} more in {config.optim.name}"
+    return (
+        f"{_in(unit, work.forward)} {unit} per token forward: {', '.join(parts)}\n"
+        f"{work.forward / dense.forward:.2f} x that of model=dense; forward and backward {step}"
+    )
+
+
+def _unit(flops: float) -> str:
+    return next((unit for unit, size in UNITS.items() if flops >= size), "MFLOP")
+
+
+def _in(unit: str, flops: float) -> str:
+    return "<0.01" if flops < 0.005 * UNITS[unit] else f"{flops / UNITS[unit]:,.2f}"
+
+
+def ledger_table(config: Config, vocab_size: int) -> str:
+    """Markdown: MFLOP per token, forward, by layer and kind, with an even load; then the cost of a step."""
+    work = run_ledger(config, vocab_size=vocab_size)
+    rows = {f"layer {number:02d}": layer.as_plain(1e-6) for number, layer in enumerate(work.layers)}
+    rows |= {"head": {"executed": 1e-6 * work.head}, "model": work.by_kind(1e-6)}
+    kinds = list(work.total.as_plain())
+    lines = ["MFLOP per token, forward | " + " | ".join(kinds), "|".join(["---"] * (len(kinds) + 1))]
+    for name, values in rows.items():
+        lines.append(" | ".join([name, *(f"{values[kind]:.3f}" if kind in values else "-" for kind in kinds)]))
+    total, active = config.model.num_params(vocab_size), config.model.num_active_params(vocab_size)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"A step: {1e-9 * work.per_step:.2f} GFLOP forward and backward, for {work.tokens_per_step:,} tokens; "
+            f"{1e-9 * work.optimizer_per_step:.2f} more in the optimizer. Only matrix products are counted.",
+            "",
+            f"Parameters: {total:,} in all, {active:,} active for each token.",
+            "",
+            *(f"* left out: {text}" for text in LEFT_OUT),
+        ]
     )

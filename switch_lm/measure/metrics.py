@@ -1,10 +1,11 @@
-"""What routings mean in numbers: named scalars and counts. Pure, without a logger."""
+"""Figures of routings: counts, shares and named scalars, and the charts that show them. Pure, without a logger."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import add
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,49 +31,67 @@ OF_ROUTED_RUNS = {
 
 
 def dropped_choices(routing: Routing) -> Tensor:
-    """How many choices found no place (a 0-d tensor)."""
+    """How many choices are dropped, 0-d int64."""
     return (~routing.kept_TK).sum()
 
 
 def router_entropy(routing: Routing) -> Tensor:
-    """Mean entropy of p over tokens, in nats: log E for a router that knows nothing, 0 for one that is sure."""
+    """Mean entropy of p over tokens in nats, 0-d: log E for a uniform router, 0 for a certain one."""
     return -(routing.probs_TE * routing.probs_TE.clamp(min=1e-20).log()).sum(dim=-1).mean()
+
+
+class FirstChoice(NamedTuple):
+    """Facts about the first choice of each of T tokens: with several experts per token, the one with the best score."""
+
+    expert_T: Tensor
+    gate_T: Tensor
+    second_T: Tensor  # the most probable other expert; -1 if there is only one expert
+    second_probability_T: Tensor
+
+
+def first_choice(routing: Routing) -> FirstChoice:
+    """The first choices of one router call."""
+    first_T1 = routing.expert_TK[:, :1]
+    second_probability_T, second_T = routing.probs_TE.scatter(1, first_T1, -1.0).max(dim=1)
+    if routing.probs_TE.shape[1] == 1:
+        second_T, second_probability_T = torch.full_like(second_T, -1), torch.zeros_like(second_probability_T)
+    return FirstChoice(first_T1.squeeze(1), routing.gate_TK[:, 0], second_T, second_probability_T)
 
 
 @dataclass(frozen=True)
 class RoutingSums:
-    """What the router calls of one layer add up to. All calls have the same number of tokens."""
+    """Sums over the router calls of one layer, all with the same number of tokens."""
 
     load_E: Tensor  # choices that selected each expert
     kept_E: Tensor  # choices that each expert computed
-    dropped: Tensor  # choices without a place
+    dropped: Tensor  # choices that were dropped
     mean_prob_E: Tensor  # this and the next two: the sum of each call's mean
     entropy: Tensor
     mean_gate: Tensor
     choices: int
-    places: int  # what the experts compute, filled or not
+    slots: int  # what the experts compute, empty or not
     calls: int = 1
 
     @classmethod
     def of(cls, routing: Routing) -> RoutingSums:
         """One router call."""
         choices, num_experts = routing.expert_TK.numel(), routing.load_E.numel()
-        places = choices if routing.capacity is None else num_experts * routing.num_groups * routing.capacity
+        slots = choices if routing.capacity is None else num_experts * routing.num_groups * routing.capacity
         means = routing.mean_prob_E, router_entropy(routing), routing.gate_TK.mean()
-        return cls(routing.load_E, routing.kept_E, dropped_choices(routing), *means, choices, places)
+        return cls(routing.load_E, routing.kept_E, dropped_choices(routing), *means, choices, slots)
 
     def __add__(self, other: RoutingSums) -> RoutingSums:
         return RoutingSums(*map(add, vars(self).values(), vars(other).values()))
 
 
 def layer_scalars(sums: RoutingSums) -> dict[str, Tensor]:
-    """One layer's figures by tag, as 0-d tensors; the tag of a single expert's figure has the expert's number."""
+    """The figures of one layer by tag, as 0-d tensors. Tags of a single expert end in its number."""
     load_E, kept_E, mean_prob_E = sums.load_E.float(), sums.kept_E.float(), sums.mean_prob_E / sums.calls
     dropped = sums.dropped.float()
     scalars = {
         "dropped": dropped,
         "dropped_share": dropped / sums.choices,
-        "padded_share": 1.0 - sums.kept_E.sum() / sums.places,
+        "padded_share": 1.0 - sums.kept_E.sum() / sums.slots,
         "load_max_over_mean": load_E.max() / load_E.mean(),
         "load_cv": load_E.std(correction=0) / load_E.mean(),
         "router_entropy": sums.entropy / sums.calls,
@@ -86,7 +105,7 @@ def layer_scalars(sums: RoutingSums) -> dict[str, Tensor]:
 
 
 def routing_scalars(layers: Sequence[RoutingSums]) -> dict[str, float]:
-    """All layers' figures by tag `moe/layer_NN/...`, copied to the host at once."""
+    """The figures of all layers by tag `moe/layer_NN/...`, copied to the host at once."""
     scalars = {
         f"moe/layer_{layer:02d}/{name}": value
         for layer, sums in enumerate(layers)

@@ -1,4 +1,4 @@
-"""Is a router alive? What it learns from the language loss and from the balance loss, and how it uses its experts."""
+"""The health of routers: their gradients from the language and balance losses, and their use of experts."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from switch_lm.model.losses import language_loss, load_balancing_loss, summed
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.routers.routing import Routing
 
-# Of the language loss's gradient on the experts' second matrices. Trained routers have 0.1 and more; a gate that is
-# constant up to rounding has 1e-8.
+# The smallest ratio of the language loss's gradients on the router and on the experts' second matrices that counts as
+# learning. Trained routers have 0.1 and more; a gate that is constant up to rounding has 1e-8.
 NO_GRADIENT = 1e-6
 
 
 @dataclass(frozen=True)
 class RouterHealth:
-    """One Switch layer's router on some text."""
+    """The router of one Switch layer on some text."""
 
     num_experts: int
-    even_share: float  # of the tokens, to each expert: top_k / num_experts
+    even_share: float  # of the tokens that each expert gets with an even load: top_k / num_experts
     language_gradient: float  # norm of d cross entropy / d W_r
     expert_gradient: float  # norm of d cross entropy / d w_out of all experts: the scale of the one above
     balance_gradient: float  # norm of alpha x d balance loss / d W_r
-    cosine: float | None  # between the two; below 0 they pull apart. None where one of them is 0
+    cosine: float | None  # between the two gradients; negative: they oppose each other; None if one of them is 0
     entropy: float  # of the router's probabilities, nats, mean over tokens
     gate_mean: float
     gate_spread: float  # standard deviation over choices
-    max_share: float  # of the tokens, to the busiest expert
-    busiest: int
-    idle_share: float  # of the experts: those without a token
+    max_share: float  # of the tokens that the busiest expert gets
+    busiest: int  # the number of that expert
+    idle_share: float  # of the experts that get no token
 
     @property
     def learns(self) -> bool:
-        """Whether the language loss reaches the router; one with a single expert has nothing to learn."""
+        """Whether the language loss reaches the router; always true for a single expert, which has nothing to learn."""
         return self.num_experts == 1 or not self.language_gradient <= NO_GRADIENT * self.expert_gradient
 
     def scalars(self) -> dict[str, float]:
-        """By name, without what is not defined here."""
+        """The figures to log, by name, without those that are None."""
         values = {
             "language_gradient": self.language_gradient,
             "balance_gradient": self.balance_gradient,
@@ -57,9 +57,10 @@ class RouterHealth:
 
 
 def router_health(model: SwitchLM, ids_BS: Tensor, target_BS: Tensor, *, alpha: float) -> list[RouterHealth]:
-    """Of each Switch layer, from a forward and backward pass in the model's mode; no parameter's `.grad` is touched.
+    """One entry per Switch layer, from a forward and backward pass over ids and targets (B, S) in the model's mode.
 
-    Only P carries the balance loss's gradient, and only the gate the language loss's (Switch Transformers, eq. 2, 4).
+    No parameter's `.grad` changes. The balance loss reaches the router through P alone, the language loss through the
+    gates alone (Switch Transformers, eq. 2 and 4).
     """
     layers = model.switch_layers
     if not layers:
@@ -70,11 +71,11 @@ def router_health(model: SwitchLM, ids_BS: Tensor, target_BS: Tensor, *, alpha: 
         language = _gradients(language_loss(output.logits, target_BS), routers + experts)
         balance = _gradients(alpha * summed(load_balancing_loss, output.routings), routers)
     halves = language[: len(layers)], language[len(layers) :]
-    return [_health(*found) for found in zip(output.routings, *halves, balance, strict=True)]
+    return [_health(*parts) for parts in zip(output.routings, *halves, balance, strict=True)]
 
 
 def _gradients(loss: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Zeros where the loss does not depend on a weight."""
+    """The gradients of a loss; zeros where it does not depend on a weight."""
     if not loss.requires_grad:
         return [torch.zeros_like(weight) for weight in weights]
     return torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True, materialize_grads=True)

@@ -1,4 +1,4 @@
-"""What is added up over many batches: a training step, drops in training, loss and load in a validation."""
+"""Sums over many batches: of a training step, of the drops in training, of a validation."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from switch_lm.routers.routing import Routing
 
 
 class StepTally:
-    """The micro-batches of one optimizer step. Nothing is copied to the host before it is asked for."""
+    """The micro-batches of one optimizer step. Nothing is copied to the host before a figure is read."""
 
     def __init__(self) -> None:
         self._losses: list[dict[str, Tensor]] = []
-        self.layers: list[RoutingSums] = []  # of each Switch layer
+        self.layers: list[RoutingSums] = []  # one per Switch layer
 
     @torch.no_grad()
     def add(self, losses: dict[str, Tensor], routings: Sequence[Routing]) -> None:
-        """One micro-batch; `losses` by tag."""
+        """Adds one micro-batch; `losses` by tag."""
         self._losses.append({tag: loss.detach() for tag, loss in losses.items()})
         sums = [RoutingSums.of(routing) for routing in routings]
         self.layers = [a + b for a, b in zip(self.layers, sums, strict=True)] if self.layers else sums
 
     @property
     def losses(self) -> dict[str, float]:
-        """By tag, the mean over micro-batches: what the step minimises, since their gradients are averaged."""
+        """The mean over micro-batches by tag, which is what the step minimises: their gradients are averaged."""
         return {tag: torch.stack([losses[tag] for losses in self._losses]).mean().item() for tag in self._losses[0]}
 
 
 class DropTally:
-    """Choices made and dropped in training, of each of L Switch layers: in the whole run, and in its last stretch.
+    """Choices dropped in training by each of L Switch layers: in the whole run, and between two validations.
 
-    A stretch lies between two validations. Nothing is copied to the host before a figure is asked for.
+    Nothing is copied to the host before a figure is read.
     """
 
     def __init__(self, num_layers: int) -> None:
         self._dropped_L = torch.zeros(num_layers, dtype=torch.float64)
-        self._choices = 0  # of one layer
-        self._stretch_began = [0.0, 0]  # what was dropped in all layers by then, and the choices of one
-        self.last_stretch = 0.0  # share dropped in it
+        self._choices = 0  # in one layer
+        self._stretch_began = [0.0, 0]  # at the last validation: drops in all layers, and choices in one
+        self.last_stretch = 0.0  # the share dropped between the last two validations
 
     def add(self, routings: Sequence[Routing]) -> None:
         if routings:
@@ -51,7 +51,7 @@ class DropTally:
             self._choices += routings[0].expert_TK.numel()
 
     def end_stretch(self) -> None:
-        """A validation was reached; without a step since the last one the share stays."""
+        """Call at each validation. Without a step since the last one, the share does not change."""
         dropped, choices = float(self._dropped_L.sum()), self._choices
         dropped_before, choices_before = self._stretch_began
         if choices > choices_before:
@@ -60,7 +60,7 @@ class DropTally:
 
     @property
     def whole_run_L(self) -> list[float]:
-        """Share of each layer's choices that was dropped; 0 before the first step."""
+        """The share of choices that each layer dropped; 0 before the first step."""
         return (self._dropped_L / max(1, self._choices)).tolist()
 
     def state_dict(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class DropTally:
 
 
 class ValidationTally:
-    """Language loss, load and router entropy over a whole split, from batches of unequal size."""
+    """Language loss, load and router entropy over a whole split, from batches that may differ in size."""
 
     def __init__(self) -> None:
         self._nll, self._count = 0.0, 0
@@ -86,7 +86,7 @@ class ValidationTally:
         self._entropy_L: Tensor | None = None  # summed over characters
 
     def add(self, loss: Tensor, count: int, routings: Sequence[Routing]) -> None:
-        """`loss`: the mean over the batch's `count` predictions."""
+        """Adds one batch; `loss` is the mean over its `count` predictions."""
         self._nll += loss.item() * count
         self._count += count
         if routings:
@@ -96,7 +96,7 @@ class ValidationTally:
             self._entropy_L = entropy_L if self._entropy_L is None else self._entropy_L + entropy_L
 
     def state_dict(self) -> dict[str, Any]:
-        """For a run that is stopped after its last validation, and only has to write down what that found."""
+        """For a run that is stopped after its last validation and has only to write its result when it is resumed."""
         parts = {"load_LE": self.load_LE, "entropy_L": self._entropy_L}
         return {"nll": self._nll, "count": self._count} | {k: x if x is None else x.tolist() for k, x in parts.items()}
 
@@ -112,7 +112,7 @@ class ValidationTally:
 
     @property
     def load_max_over_mean(self) -> float | None:
-        """The busiest expert's load over the mean one, in the worst layer; None for a dense model."""
+        """The largest load of an expert over the mean load, in the worst layer; None for a dense model."""
         if self.load_LE is None:
             return None
         load_LE = self.load_LE.float()
@@ -120,5 +120,5 @@ class ValidationTally:
 
     @property
     def router_entropy(self) -> float | None:
-        """Nats, the mean over characters and layers; None for a dense model."""
+        """The mean over characters and layers in nats; None for a dense model."""
         return None if self._entropy_L is None else float(self._entropy_L.mean()) / self._count

@@ -6,18 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ROTARY_BASE = 10_000.0  # RoFormer (Su et al., 2021), section 3.2.2
+ROTARY_BASE = 10_000.0  # RoFormer (Su et al., 2021)
 
 
 class LayerCache:
-    """Keys and values of the `length` positions that one layer has read, in room for `max_length`: none is moved."""
+    """Keys and values of the `length` positions that one layer has read, in buffers of `max_length` positions."""
 
     def __init__(self, max_length: int) -> None:
         self.length, self.max_length = 0, max_length
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def append(self, key_BHSW: Tensor, value_BHSW: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds new positions at the end and returns all."""
+        """Adds keys and values (B, H, S, W) of S new positions at the end; returns those of all positions so far."""
         if self._kept is None:
             B, H, _, W = key_BHSW.shape
             self._kept = key_BHSW.new_empty(B, H, self.max_length, W), value_BHSW.new_empty(B, H, self.max_length, W)
@@ -28,23 +28,24 @@ class LayerCache:
 
 
 def rotary_table(num_positions: int, width: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (S, W/2) of the rotation of each pair at each position."""
+    """Cosines and sines (S, W/2), float32, of each pair's angle at each position (RoFormer, section 3.2.2)."""
     frequency = ROTARY_BASE ** (-torch.arange(0, width, 2).float() / width)
     angle = torch.arange(num_positions).float()[:, None] * frequency
     return angle.cos(), angle.sin()
 
 
 def rotate(x_BHSW: Tensor, cos_SW: Tensor, sin_SW: Tensor) -> Tensor:
-    """Turns each pair (i, i + W/2) by its position's angle; the halves are paired as in GPT-NeoX."""
+    """Rotates each pair (i, i + W/2) by the angle of its position (RoFormer, eq. 34); pairs as in GPT-NeoX."""
     a, b = x_BHSW.chunk(2, dim=-1)
     cos_SW, sin_SW = cos_SW.to(x_BHSW.dtype), sin_SW.to(x_BHSW.dtype)
     return torch.cat([a * cos_SW - b * sin_SW, a * sin_SW + b * cos_SW], dim=-1)
 
 
 def causal_attention(q_BHSW: Tensor, k_BHSW: Tensor, v_BHSW: Tensor) -> Tensor:
-    """softmax(q k' / sqrt(W)) v, where the last query stands at the last key.
+    """softmax(q k' / sqrt(W)) v (B, H, S, W), masked so that no query sees a later key; the last ones are aligned.
 
-    Written out on a CPU, where the fused kernel's bf16 backward is several times slower than these products.
+    On a CPU the products are written out: the backward pass of the fused kernel is several times slower in bf16.
+    Source: Vaswani et al., 2017, eq. 1.
     """
     num_queries, num_keys = q_BHSW.shape[2], k_BHSW.shape[2]
     if q_BHSW.device.type != "cpu" and num_queries == num_keys:
@@ -57,7 +58,7 @@ def causal_attention(q_BHSW: Tensor, k_BHSW: Tensor, v_BHSW: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head causal self-attention without bias; queries and keys are turned where a rotation is given."""
+    """Multi-head causal self-attention without bias (Vaswani et al., 2017, section 3.2.2), with rotary positions."""
 
     def __init__(self, *, d_model: int, num_heads: int) -> None:
         super().__init__()
@@ -68,6 +69,7 @@ class Attention(nn.Module):
     def forward(
         self, x_BSD: Tensor, *, rotation: tuple[Tensor, Tensor] | None, cache: LayerCache | None = None
     ) -> Tensor:
+        """Output (B, S, D). `rotation`: cosines and sines (S, W/2) of these positions, or None to rotate nothing."""
         B, S, D = x_BSD.shape
         qkv = self.qkv(x_BSD).view(B, S, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # three of (B, H, S, W)
         q, k = qkv[:2] if rotation is None else rotate(qkv[:2], *rotation)

@@ -1,4 +1,4 @@
-"""The losses: language, load balancing, router z, importance. Pure functions of what the model returned."""
+"""The losses: language, load balancing, router z, importance. Pure functions of what the model returns; all are 0-d."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from switch_lm.routers.routing import Routing
 
 
 def language_loss(logits: Tensor, target_BS: Tensor) -> Tensor:
-    """Mean cross entropy in nats a character, of logits (B, S, V) against the characters that followed (B, S)."""
+    """Mean cross entropy in nats per character, of logits (B, S, V) and the ids of the next characters (B, S)."""
     return F.cross_entropy(logits.flatten(0, 1).float(), target_BS.flatten())
 
 
 def load_balancing_loss(routing: Routing) -> Tensor:
-    """E x sum_i f_i P_i of one router call: 1 for a uniform router, E if all tokens go to one expert, surely.
+    """E x sum_i f_i P_i of one router call: 1 for a uniform router, E if one expert gets all tokens with probability 1.
 
-    Only P has a gradient. Source: Switch Transformers, eq. 4 to 6.
+    Only P has a gradient; alpha is not included. Source: Switch Transformers, eq. 4 to 6.
     """
     num_experts = routing.load_E.numel()
     return num_experts * (routing.fraction_E * routing.mean_prob_E).sum()  # eq. 4
 
 
 def router_z_loss(routing: Routing) -> Tensor:
-    """Mean over tokens of (log sum_i exp logit_i) squared: keeps the router's logits small (ST-MoE, eq. 5)."""
+    """Mean over tokens of (log sum_i exp logit_i)^2, which keeps the router's logits small (ST-MoE, eq. 5)."""
     return routing.logits_TE.logsumexp(dim=-1).square().mean()
 
 
@@ -38,5 +38,5 @@ def importance_loss(routing: Routing) -> Tensor:
 
 
 def summed(loss: Callable[[Routing], Tensor], routings: Sequence[Routing]) -> Tensor:
-    """A loss of every Switch layer, layers added; 0 for a dense model."""
+    """The sum of a loss over all Switch layers; 0 for a dense model."""
     return torch.stack([loss(routing) for routing in routings]).sum() if routings else torch.zeros(())

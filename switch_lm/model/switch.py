@@ -1,4 +1,4 @@
-"""One Switch layer: router, dispatch, experts, combine."""
+"""The Switch layer: router, dispatch, experts, combine."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from switch_lm.model.dispatch import Places
+from switch_lm.model.dispatch import ExpertRows
 from switch_lm.model.experts import Experts, FeedForward, product_dtype
 from switch_lm.routers.noise import Dropout, jitter
 from switch_lm.routers.routing import Routing, RoutingRule, expert_capacity, route
 
 
 class SwitchFeedForward(nn.Module):
-    """A feed-forward layer in which a router sends each token to one, or `rule.top_k`, of `num_experts` experts.
+    """A feed-forward layer whose router sends each token to `rule.top_k` of its `num_experts` experts.
 
-    `capacity_factor` limits an expert's tokens in training, `eval_capacity_factor` in `eval()`; None is dropless.
-    `selection_bias` adds the buffer `selection_bias_E`, which the training loop moves (DeepSeek-V3); `shared_expert` a
-    dense feed-forward that every token passes (DeepSeekMoE). The call returns what is to be added to the residual.
+    `capacity_factor` limits the tokens of an expert in training, `eval_capacity_factor` in `eval()`; None is dropless.
+    `selection_bias` adds the buffer `selection_bias_E` (E,), which the training loop updates (DeepSeek-V3);
+    `shared_expert` adds a dense feed-forward for every token (DeepSeekMoE). `d_model` and `d_ff` are D and F.
     Source: Switch Transformers, sections 2.1, 2.2 and 2.4.
     """
 
@@ -54,9 +54,9 @@ class SwitchFeedForward(nn.Module):
         initialize(self, init_scale)
 
     def forward(self, x_BSD: Tensor, *, capacity_factor: float | EllipsisType | None = ...) -> tuple[Tensor, Routing]:
-        """Returns what the experts add (B, S, D), 0 for a dropped token, and what the router decided.
+        """The value to add to the residual (B, S, D), 0 for a dropped token, and the decisions of the router.
 
-        `capacity_factor`, where given, stands in for the configured one in this call.
+        `capacity_factor`, if given, replaces the configured one in this call.
         """
         if isinstance(capacity_factor, EllipsisType):
             capacity_factor = self.capacity_factor if self.training else self.eval_capacity_factor
@@ -74,7 +74,7 @@ class SwitchFeedForward(nn.Module):
         return y_BSD if self.shared is None else y_BSD + self.shared(x_BSD), routing
 
     def router_logits(self, x_TD: Tensor) -> Tensor:
-        """x W_r in float32 (T, E). Autocast is switched off here: it would undo a cast."""
+        """x W_r (T, E), with noise in training, in float32: autocast, which would undo a cast, is off (section 2.4)."""
         with torch.autocast(x_TD.device.type, enabled=False):
             x_TD = x_TD.float()
             if self.training and self.router_jitter > 0.0:
@@ -92,15 +92,15 @@ class SwitchFeedForward(nn.Module):
         if num_tokens == top_k == 1 and routing.keeps_all:
             y_1D = self.experts.one_token(x_TD, routing.assigned_TK)
             return y_1D * routing.gate_TK.to(y_1D.dtype)
-        places = Places.of(routing)
-        x_TD = x_TD.to(product_dtype(x_TD))  # before it is moved about: half as many bytes
+        rows = ExpertRows.of(routing)
+        x_TD = x_TD.to(product_dtype(x_TD))  # before it is moved: half as many bytes under autocast
         x_ND = x_TD if top_k == 1 else x_TD.repeat_interleave(top_k, dim=0)
-        x_PD = places.dispatch(x_ND)
+        x_PD = rows.dispatch(x_ND)
         if routing.capacity is None:
             y_PD = self.experts.ragged(x_PD, routing.load_E)
         else:
             y_PD = self.experts.padded(x_PD.view(self.num_experts, -1, d_model)).flatten(0, 1)
-        y_ND, gate_TK = places.combine(y_PD), routing.gate_TK
+        y_ND, gate_TK = rows.combine(y_PD), routing.gate_TK
         if self.rule.overflow == "passthrough":
             y_ND = torch.where(routing.kept_TK.view(-1, 1), y_ND, x_ND.to(y_ND.dtype))
         elif not routing.keeps_all:
@@ -110,7 +110,7 @@ class SwitchFeedForward(nn.Module):
 
 
 class _NarrowProduct(torch.autograd.Function):
-    """x w of a narrow w (D, E). Its gradient as (g' x)' takes a CPU a quarter of the time of x' g."""
+    """x w (T, E) for a narrow w (D, E). On a CPU, its gradient as (g' x)' takes a quarter of the time of x' g."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, w_DE: Tensor) -> Tensor:
@@ -124,10 +124,10 @@ class _NarrowProduct(torch.autograd.Function):
 
 
 def initialize(module: nn.Module, init_scale: float) -> None:
-    """Draws every matrix from a normal of sigma = sqrt(init_scale / fan_in), truncated at 2 sigma; norms stay 1.
+    """Draws every matrix from a normal with sigma = sqrt(init_scale / fan_in), truncated at 2 sigma; norms stay 1.
 
-    Our own matrices are (.., fan_in, fan_out), nn.Linear keeps (fan_out, fan_in). An embedding counts as the head it
-    may be tied to. Source: Switch Transformers, section 2.4 and table 3.
+    Our own matrices have the shape (.., fan_in, fan_out), those of nn.Linear (fan_out, fan_in). An embedding has the
+    fan-in of the head, to which it may be tied. Source: Switch Transformers, section 2.4 and table 3.
     """
     for part in module.modules():
         fan_in = -1 if isinstance(part, nn.Linear | nn.Embedding) else -2

@@ -19,7 +19,7 @@ from switch_lm.routers.routing import Routing
 
 @dataclass(frozen=True)
 class SwitchOutput:
-    """What a forward pass gives: logits (B, S, V) and what each Switch layer decided, in order of depth."""
+    """The result of a forward pass: logits (B, S, V), and the routing of each Switch layer in order of depth."""
 
     logits: Tensor
     routings: tuple[Routing, ...]
@@ -34,7 +34,11 @@ class Block(nn.Module):
         self.attention = Attention(d_model=config.d_model, num_heads=config.num_heads)
         self.norm_ffn = nn.RMSNorm(config.d_model)
         self.dropout = Dropout(config.dropout)
-        self.ffn = switch_layer(config) if switch else dense_layer(config)
+        self.ffn = (
+            switch_layer(config)
+            if switch
+            else FeedForward(d_model=config.d_model, d_ff=config.d_ff, activation=config.activation)
+        )
 
     def forward(
         self,
@@ -44,6 +48,7 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
         capacity_factor: float | EllipsisType | None = ...,
     ) -> tuple[Tensor, Routing | None]:
+        """The residual stream after the block (B, S, D), and what its router decided; None for a dense block."""
         x_BSD = x_BSD + self.dropout(self.attention(self.norm_attention(x_BSD), rotation=rotation, cache=cache))
         h_BSD = self.norm_ffn(x_BSD)
         if isinstance(self.ffn, SwitchFeedForward):
@@ -54,6 +59,7 @@ class Block(nn.Module):
 
 
 def switch_layer(config: ModelConfig) -> SwitchFeedForward:
+    """A new Switch layer of a configured model."""
     return SwitchFeedForward(
         d_model=config.d_model,
         d_ff=config.d_ff,
@@ -71,12 +77,8 @@ def switch_layer(config: ModelConfig) -> SwitchFeedForward:
     )
 
 
-def dense_layer(config: ModelConfig) -> FeedForward:
-    return FeedForward(d_model=config.d_model, d_ff=config.d_ff, activation=config.activation)
-
-
 class SwitchLM(nn.Module):
-    """A decoder-only language model whose feed-forwards are Switch layers, every `switch_every`-th or none."""
+    """A decoder-only language model in which every `switch_every`-th block, or none, has a Switch layer."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -100,11 +102,11 @@ class SwitchLM(nn.Module):
 
     @property
     def switch_layers(self) -> list[SwitchFeedForward]:
-        """In order of depth; none in a dense model."""
+        """All Switch layers in order of depth; empty for a dense model."""
         return [layer for layer in self.modules() if isinstance(layer, SwitchFeedForward)]
 
     def new_cache(self) -> list[LayerCache]:
-        """An empty key-value cache, to be handed to each `forward` of one text."""
+        """An empty key-value cache, one entry per block, to pass to each `forward` over the same text."""
         return [LayerCache(self.config.context_length) for _ in self.blocks]
 
     def forward(
@@ -114,14 +116,15 @@ class SwitchLM(nn.Module):
         cache: list[LayerCache] | None = None,
         capacity_factor: float | EllipsisType | None = ...,
     ) -> SwitchOutput:
-        """Logits of the next character after each of `ids_BS` (B, S), which follow those in the cache.
+        """Logits (B, S, V) of the character that follows each of `ids_BS` (int64), which follow those in the cache.
 
-        `capacity_factor`, where given, stands in for the configured one in every Switch layer (None is dropless).
+        `capacity_factor`, if given, replaces the configured one in every Switch layer; None is dropless. ValueError if
+        the positions, those in the cache included, exceed the context length.
         """
         start = 0 if cache is None else cache[0].length
         end = start + ids_BS.shape[1]
         if end > self.config.context_length:
-            raise ValueError(f"{end} positions are more than the context_length of {self.config.context_length}")
+            raise ValueError(f"{end} positions exceed the context_length of {self.config.context_length}")
         x_BSD = self.embedding(ids_BS)
         if self.config.position == "learned":
             x_BSD = x_BSD + self.position.weight[start:end]
@@ -139,8 +142,8 @@ class SwitchLM(nn.Module):
 
 @contextmanager
 def evaluating(model: SwitchLM) -> Iterator[None]:
-    """The model in `eval()`, and afterwards in the mode it was in."""
-    if not model.training:  # generation asks for each character: walking all modules took a sixth of its time
+    """Puts the model in `eval()` for the block, and back in its mode after it."""
+    if not model.training:  # generation enters for each character: walking all modules took a sixth of its time
         yield
         return
     model.eval()

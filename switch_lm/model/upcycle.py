@@ -1,4 +1,4 @@
-"""Starts a Switch model from a dense one: every expert begins as a copy of the dense feed-forward.
+"""Initialises a Switch model from a dense one: every expert begins as a copy of the dense feed-forward.
 
 Source: Komatsuzaki et al., "Sparse Upcycling" (2023), section 3.
 """
@@ -8,19 +8,24 @@ from __future__ import annotations
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM
 
-# What both models must share for the copied weights to mean the same.
+# What must be equal in both models, so that the copied weights mean the same.
 SHARED = (
     "num_layers", "d_model", "num_heads", "d_ff", "context_length", "position", "activation", "tie_embeddings",
 )  # fmt: skip
 
 
 def upcycle(model: SwitchLM, dense: SwitchLM) -> None:
-    """Copies the weights of `dense` into `model`, in place; routers keep their fresh start.
+    """Copies the weights of `dense` into `model`, in place; routers keep their initial weights.
 
-    ValueError, before anything is changed, if `dense` has Switch layers or other sizes; it names what differs. With
-    one straight-through choice and no limit, `model` then computes what `dense` does.
+    With top_k=1, straight-through gates and no capacity, `model` then computes what `dense` does. ValueError, before
+    anything is changed, if `dense` has Switch layers or different sizes; the message names them.
     """
-    _check(model, dense)
+    if dense.config.num_switch_layers:
+        raise ValueError("the model to start from must be dense: it has Switch layers (train one with model=dense)")
+    there, here = (vars(lm.config) | {"vocab_size": lm.vocab_size} for lm in (dense, model))
+    if different := [key for key in (*SHARED, "vocab_size") if there[key] != here[key]]:
+        listed = ", ".join(f"model.{key} is {there[key]} there and {here[key]} here" for key in different)
+        raise ValueError(f"the dense model has other sizes: {listed}; train both with the same")
     start, given = model.state_dict(), dense.state_dict()
     for name, layer in model.named_modules():
         if isinstance(layer, SwitchFeedForward):
@@ -30,13 +35,3 @@ def upcycle(model: SwitchLM, dense: SwitchLM) -> None:
             if layer.shared is not None:
                 start[f"{name}.shared.w_in.weight"], start[f"{name}.shared.w_out.weight"] = w_in, w_out
     model.load_state_dict(start | given)
-
-
-def _check(model: SwitchLM, dense: SwitchLM) -> None:
-    if dense.config.num_switch_layers:
-        raise ValueError("the model to start from must be dense: it has Switch layers (train one with model=dense)")
-    there, here = (vars(lm.config) | {"vocab_size": lm.vocab_size} for lm in (dense, model))
-    different = [key for key in (*SHARED, "vocab_size") if there[key] != here[key]]
-    if different:
-        listed = ", ".join(f"model.{key} is {there[key]} there and {here[key]} here" for key in different)
-        raise ValueError(f"the dense model has other sizes: {listed}; train both with the same")

@@ -1,8 +1,9 @@
-"""Muon: momentum orthogonalised, matrices of a shape in one batch, and stacks of experts in turns."""
+"""Muon: orthogonalised momentum; matrices of one shape as a batch, stacks of experts in turns."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,18 +11,19 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-# Quintic Newton-Schulz coefficients of Keller Jordan's Muon, torch.optim.Muon's defaults too.
+# Coefficients a, b, c of the quintic Newton-Schulz iteration, as in Keller Jordan's Muon and torch.optim.Muon.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-ROUNDS = (3, 2)  # its five iterations
+ROUNDS = (3, 2)  # five iterations; measure/ledger.py counts their products
 EPSILON = 1e-7
 
 
 def orthogonalize(m_EIO: Tensor, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """U V' of the singular value decomposition of each (I, O) matrix, approximately: singular values near 1.
+    """Approximately U V' of the singular value decomposition of each matrix (..., I, O): singular values near 1.
 
-    An iteration multiplies x by a + b G + c G^2 of its Gram matrix G = x x', which commutes with all that follow: so
-    they run on G alone, the shorter side's square, and x is touched once a round. After three iterations G is taken
-    anew, before bf16's rounding (a negative eigenvalue grows each time) reaches the result.
+    An iteration multiplies x by a + b G + c G^2 of its Gram matrix G = x x'. These factors commute, so the iterations
+    run on G alone, the square of the shorter side, and x is multiplied once per round. After three iterations G is
+    computed again, before the rounding of bf16, which makes negative eigenvalues grow, reaches the result.
+    Source: Jordan et al., 2024.
     """
     x = m_EIO.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
@@ -48,10 +50,9 @@ def _factor(gram_EMM: Tensor) -> Tensor:
 
 
 class _Muon(Optimizer):
-    """What both kinds share; each says how a group of parameters moves.
+    """The shared part: Nesterov momentum, decoupled weight decay, updates scaled by sqrt(max(1, fan-out / fan-in)).
 
-    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); Nesterov momentum,
-    decoupled weight decay, and a step scaled by sqrt(max(1, fan-out / fan-in)) as there.
+    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
     """
 
     def __init__(
@@ -76,60 +77,54 @@ class _Muon(Optimizer):
 
     @abstractmethod
     def _step(self, group: dict[str, Any]) -> None:
-        """Moves the parameters of a group."""
+        """Updates the parameters of a group."""
 
-    def _take_in(self, parameter: Tensor, momentum: float) -> None:
-        """Lets the mean gradient know this one."""
+    def _accumulate(self, parameter: Tensor, grad: Tensor, momentum: float) -> Tensor:
+        """The moving average of the gradients of a parameter, this one included."""
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-
-    def _nesterov(self, parameter: Tensor, momentum: float) -> Tensor:
-        assert parameter.grad is not None
-        return parameter.grad.lerp(self.state[parameter]["momentum_buffer"], momentum)
+        average: Tensor = state["momentum_buffer"].lerp_(grad, 1 - momentum)
+        return average
 
 
 class BatchedMuon(_Muon):
-    """`torch.optim.Muon` for the (O, I) of `nn.Linear`, all of a shape at once: small products one by one wait."""
+    """`torch.optim.Muon` for the (O, I) matrices of `nn.Linear`, with all matrices of one shape as one batch."""
 
     def _step(self, group: dict[str, Any]) -> None:
-        of_shape: dict[torch.Size, list[Tensor]] = {}
+        momentum, by_shape = group["momentum"], defaultdict[torch.Size, dict[Tensor, Tensor]](dict)
         for parameter in group["params"]:
-            if parameter.grad is not None:
-                of_shape.setdefault(parameter.shape, []).append(parameter)
-        for (fan_out, fan_in), parameters in of_shape.items():
-            for parameter in parameters:
-                self._take_in(parameter, group["momentum"])
-            nesterov = torch.stack([self._nesterov(parameter, group["momentum"]) for parameter in parameters])
-            updates = orthogonalize(nesterov, dtype=self.dtype)
-            for parameter, update in zip(parameters, updates, strict=True):
+            if (grad := parameter.grad) is not None:
+                average = self._accumulate(parameter, grad, momentum)
+                by_shape[parameter.shape][parameter] = grad.lerp(average, momentum)
+        for (fan_out, fan_in), nesterov in by_shape.items():
+            updates = orthogonalize(torch.stack(list(nesterov.values())), dtype=self.dtype)
+            for parameter, update in zip(nesterov, updates, strict=True):
                 _move(parameter, update, lr=group["lr"], decay=group["weight_decay"], widening=fan_out / fan_in)
 
 
 class StackedMuon(_Muon):
-    """The same for parameters (E, I, O), stacks of matrices that multiply from the right.
+    """Muon for parameters (E, I, O): stacks of matrices that multiply from the right.
 
-    Momentum takes in every gradient, but a stack moves in every `every`-th step only, `every` times as far, and stacks
-    take turns: orthogonalising all experts in each step would cost a multiple of what it costs a dense model. The turns
-    are ours.
+    Momentum includes every gradient, but a stack is updated only every `every` steps, `every` times as far, and stacks
+    take turns: orthogonalising all experts in each step would cost several times as much as in a dense model. The
+    turns are not in the source.
     """
 
     def __init__(self, params: Iterable[Tensor], *, every: int = 1, **others: Any) -> None:
         super().__init__(params, every=every, **others)
 
     def _step(self, group: dict[str, Any]) -> None:
-        for place, parameter in enumerate(group["params"]):
-            if parameter.grad is None:
+        momentum, every = group["momentum"], group["every"]
+        for turn, parameter in enumerate(group["params"]):
+            if (grad := parameter.grad) is None:
                 continue
-            self._take_in(parameter, group["momentum"])
-            state = self.state[parameter]
-            state["step"] = state.get("step", place) + 1
-            if state["step"] % group["every"] != 0:
-                continue
-            update = orthogonalize(self._nesterov(parameter, group["momentum"]), dtype=self.dtype)
-            lr, (fan_in, fan_out) = group["lr"] * group["every"], parameter.shape[-2:]
-            _move(parameter, update, lr=lr, decay=group["weight_decay"], widening=fan_out / fan_in)
+            average, state = self._accumulate(parameter, grad, momentum), self.state[parameter]
+            state["step"] = state.get("step", turn) + 1
+            if state["step"] % every == 0:
+                _, fan_in, fan_out = parameter.shape
+                update = orthogonalize(grad.lerp(average, momentum), dtype=self.dtype)
+                _move(parameter, update, lr=group["lr"] * every, decay=group["weight_decay"], widening=fan_out / fan_in)
 
 
 def _move(parameter: Tensor, update: Tensor, *, lr: float, decay: float, widening: float) -> None:

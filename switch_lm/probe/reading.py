@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from switch_lm.measure.first_choice import first_choice
+from switch_lm.measure.metrics import first_choice
 from switch_lm.measure.scoring import negative_log_likelihood
 from switch_lm.model.attention import LayerCache
 from switch_lm.model.switch import SwitchFeedForward

@@ -1,1 +1,1 @@
-"""Which expert each token goes to, and whether there is room for it."""
+"""Routers: which experts each token selects, and which of them have a free capacity slot for it."""

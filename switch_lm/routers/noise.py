@@ -1,4 +1,4 @@
-"""Noise of training from shared random bits: a CPU draws numbers one by one, and each draw serves 8 elements."""
+"""Training noise. A CPU draws random numbers one by one, so each 64-bit draw serves 8 elements here."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from torch.nn import functional as F
 
 
 def random_bytes(like: Tensor) -> Tensor:
-    """Independent, even bytes (0 .. 255) in the shape of `like`, from the global random state."""
+    """Independent, uniform bytes (uint8) in the shape and on the device of `like`, from torch's global random state."""
     draws = torch.randint(-(2**63), 2**63 - 1, (-(-like.numel() // 8),), device=like.device)
     return draws.view(torch.uint8)[: like.numel()].view(like.shape)
 
 
 def jitter(x_TD: Tensor, epsilon: float) -> Tensor:
-    """The router's input times U(1 - epsilon, 1 + epsilon), in 256 even steps; a copy, so that experts get the clean
-    input (Switch Transformers, app. C).
+    """The router's input (T, D) times U(1 - epsilon, 1 + epsilon), in 256 even steps.
+
+    The result is a copy, so that the experts get the input without noise. Source: Switch Transformers, appendix C.
     """
     return x_TD * ((random_bytes(x_TD).to(x_TD.dtype) - 127.5) * (epsilon / 127.5) + 1.0)
 
 
 class Dropout(nn.Module):
-    """Zeroes a share `rate` of the elements in training and scales the others up, so that the mean stays.
+    """Zeroes a share `rate` of the elements in training and scales up the others, so that the mean does not change.
 
-    At a fraction of what `nn.Dropout` costs on a CPU: a call zeroes one of the two neighbouring multiples of 1/256, in
-    such a mixture that `rate` is met. Source: Srivastava et al. 2014.
+    It costs a fraction of `nn.Dropout` on a CPU: a call zeroes one of the two multiples of 1/256 next to `rate`, chosen
+    at random so that the expected share is `rate`. Input and output have the same shape.
+    Source: Srivastava et al. 2014.
     """
 
     def __init__(self, rate: float) -> None:
@@ -41,7 +43,7 @@ class Dropout(nn.Module):
 
 @torch.library.custom_op("switch_lm::survivors", mutates_args=())
 def _survivors(like: Tensor, rate: float) -> Tensor:
-    """1 or 0 in the shape of `like`. Opaque to the compiler, whose own loops over masks take several times as long."""
+    """1 (kept) or 0, in the shape of `like`. Opaque to the compiler, whose own loops are several times slower."""
     zeroed = (256 * rate + torch.rand((), device=like.device)).floor().clamp(max=255)  # of a byte's 256 values
     return (random_bytes(like) >= zeroed.to(torch.uint8)).to(torch.bfloat16)
 

@@ -1,4 +1,4 @@
-"""How tokens are sent to experts, as plain data, and how many an expert may take."""
+"""The options of a router, as plain data, and the capacity of an expert."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ class RoutingRule:
 
 
 def expert_capacity(num_tokens: int, num_experts: int, capacity_factor: float | None) -> int | None:
-    """C = min(T, max(1, ceil(capacity_factor x T / E))), or None (no limit) where the factor is None.
+    """Capacity slots per expert: min(T, max(1, ceil(capacity_factor x T / E))); None (no limit) if the factor is None.
 
-    Exact: in floats ceil(1.1 x 100 / 10) is 12. Rounding up and the minimum of 1 are ours, the paper gives neither.
-    Source: Switch Transformers, eq. 3.
+    The factor is taken as the decimal number it prints as: in floats, ceil(1.1 x 100 / 10) is 12. The paper specifies
+    neither the rounding nor the minimum of 1. Source: Switch Transformers, eq. 3.
     """
     if capacity_factor is None:
         return None

@@ -1,6 +1,7 @@
-"""Who gets a place at an expert: the order in which choices queue, and what becomes of those that find it full.
+"""Which choices get an expert's capacity slots: the order in which they queue, and what happens when it is full.
 
-Choices come as (G, t, K): G groups that share an expert's places, t tokens in each, K choices of each token.
+A choice is one (token, rank) pair. Choices have the shape (G, t, K), or flat (G, N): G groups, each with its own
+capacity slots, of t tokens with K choices, so that N = t*K here.
 """
 
 from __future__ import annotations
@@ -15,27 +16,21 @@ from switch_lm.routers.options import RoutingRule
 
 
 @dataclass(frozen=True)
-class Queued:
-    """The expert that computes each choice, and its slot there: kept if the slot is below the capacity."""
-
-    expert_GtK: Tensor
-    slot_GtK: Tensor
-    load_GE: Tensor  # choices that selected each expert, before any is rerouted
-
-
-@dataclass(frozen=True)
 class Queue:
-    """For each choice the number of earlier choices of the same expert in its group, and how many there are in all."""
+    """Each choice's slot at its expert, kept if it is below the capacity, and the load of each expert. All int64."""
 
-    slot_GN: Tensor
-    load_GE: Tensor  # int64
+    slot_GN: Tensor  # how many earlier choices of the group have the same expert
+    load_GE: Tensor  # how many choices selected each expert, before any is dropped or rerouted
 
 
 def queue_slots(expert_GN: Tensor, num_experts: int) -> Queue:
-    """An exclusive count, in the order in which the choices (G, N) stand, from a stable sort: nothing is (N, E)."""
+    """Numbers the choices of each expert from 0, in the order in which they stand in `expert_GN` (int64, 0 to E - 1).
+
+    This is the exclusive count of Mesh TensorFlow's dispatch, from a stable sort: no tensor has the shape (N, E).
+    """
     num_groups, num_choices = expert_GN.shape
     device = expert_GN.device
-    if expert_GN.numel() == 1:  # one character in generation
+    if expert_GN.numel() == 1:  # one token, as in generation
         return Queue(torch.zeros_like(expert_GN), (expert_GN == torch.arange(num_experts, device=device)).long())
     sorted_GN, choice_GN = expert_GN.sort(dim=1, stable=True)
     first_GE = torch.searchsorted(sorted_GN, torch.arange(num_experts, device=device).repeat(num_groups, 1))
@@ -44,37 +39,42 @@ def queue_slots(expert_GN: Tensor, num_experts: int) -> Queue:
     return Queue(slot_GN, first_GE.diff(dim=1, append=first_GE.new_full((num_groups, 1), num_choices)))
 
 
-def enqueue(expert_GtK: Tensor, probs_GtE: Tensor, *, capacity: int, rule: RoutingRule, training: bool) -> Queued:
-    """Lets the choices take their places by the rule's drop order, queue order and overflow."""
+def enqueue(
+    expert_GtK: Tensor, probs_GtE: Tensor, *, capacity: int, rule: RoutingRule, training: bool
+) -> tuple[Tensor, Queue]:
+    """The expert that computes each choice (G, N), and the queue by the rule's drop order, queue order and overflow."""
     num_groups, num_tokens, top_k = expert_GtK.shape
+    expert_GN, num_experts = expert_GtK.flatten(1), probs_GtE.shape[-1]
     priority_Gt = DROP_ORDERS[rule.drop_order](probs_GtE, training)
     if priority_Gt is None and rule.queue_order == "token" and rule.overflow != "reroute":
-        queue = queue_slots(expert_GtK.flatten(1), probs_GtE.shape[-1])
-        return Queued(expert_GtK, queue.slot_GN.view_as(expert_GtK), queue.load_GE)
+        return expert_GN, queue_slots(expert_GN, num_experts)
 
     if priority_Gt is None:
         priority_Gt = torch.arange(num_tokens, device=expert_GtK.device).expand(num_groups, num_tokens)
     order_GtK = priority_Gt[..., None] * top_k + torch.arange(top_k, device=expert_GtK.device)
     order_GN = (order_GtK.mT if rule.queue_order == "choice" else order_GtK).flatten(1)
-    ordered_GN = expert_GtK.flatten(1).gather(1, order_GN)
+    ordered_GN = expert_GN.gather(1, order_GN)
     if rule.overflow == "reroute":  # top_k is 1: choices are tokens
         probs_GNE = probs_GtE.gather(1, order_GN[..., None].expand_as(probs_GtE))
-        load_GE = _one_hot(ordered_GN, probs_GtE.shape[-1]).sum(dim=1)
+        load_GE = _one_hot(ordered_GN, num_experts).sum(dim=1)
         ordered_GN, slot_GN = _reroute(ordered_GN, probs_GNE, capacity)
     else:
-        queue = queue_slots(ordered_GN, probs_GtE.shape[-1])
+        queue = queue_slots(ordered_GN, num_experts)
         slot_GN, load_GE = queue.slot_GN, queue.load_GE
     expert_GN = torch.empty_like(ordered_GN).scatter(1, order_GN, ordered_GN)
-    slot_GN = torch.empty_like(slot_GN).scatter(1, order_GN, slot_GN)
-    return Queued(expert_GN.view_as(expert_GtK), slot_GN.view_as(expert_GtK), load_GE)
+    return expert_GN, Queue(torch.empty_like(slot_GN).scatter(1, order_GN, slot_GN), load_GE)
 
 
 def _reroute(expert_GN: Tensor, probs_GNE: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
-    """In round r every token without a place tries its r-th most probable expert (No-Token-Left-Behind, app. B)."""
+    """The expert and slot of each token (G, N): in round r, every token without a slot tries its r-th best expert.
+
+    The best is the selected expert, the others follow by probability. A slot that equals the capacity means dropped.
+    Source: Switch Transformers, appendix B (No-Token-Left-Behind).
+    """
     num_experts = probs_GNE.shape[-1]
     first_GNE = _one_hot(expert_GN, num_experts)
     ranking_GNE = probs_GNE.masked_fill(first_GNE, torch.inf).argsort(dim=-1, descending=True, stable=True)
-    slot_GN = torch.full_like(expert_GN, capacity)  # as yet without a place
+    slot_GN = torch.full_like(expert_GN, capacity)  # no token has a slot yet
     taken_GE = torch.zeros_like(expert_GN[:, :1]).expand(-1, num_experts)
     for tried_GN in ranking_GNE.unbind(-1):
         waiting_GN = slot_GN >= capacity
@@ -93,21 +93,21 @@ def _one_hot(expert_GN: Tensor, num_experts: int) -> Tensor:
 
 
 def _by_position(probs_GtE: Tensor, training: bool) -> None:
-    """Row, then position: the only order in which a token's place does not hang on later tokens."""
+    """Row, then position: the only order in which a token's slot does not depend on later tokens."""
     return
 
 
 def _at_random(probs_GtE: Tensor, training: bool) -> Tensor | None:
-    """A random permutation of each group's tokens; in evaluation, where nothing may be random, by position."""
+    """A random permutation of each group's tokens. In evaluation, where nothing may be random, by position."""
     return torch.rand_like(probs_GtE[..., 0]).argsort(dim=1) if training else None
 
 
 def _by_probability(probs_GtE: Tensor, training: bool) -> Tensor:
-    """The surest token first: batch-prioritised routing (V-MoE, section 4.1)."""
+    """The token with the highest probability first: batch-prioritised routing (V-MoE, section 4.1)."""
     return probs_GtE.detach().amax(dim=-1).argsort(dim=1, descending=True, stable=True)
 
 
-# Each gives the tokens of every group in the order they queue (G, t), or None for the order they stand in.
+# Each returns the tokens of every group in the order in which they queue (G, t), or None for the order of position.
 DROP_ORDERS: dict[str, Callable[[Tensor, bool], Tensor | None]] = {
     "position": _by_position,
     "random": _at_random,

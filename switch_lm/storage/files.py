@@ -1,4 +1,4 @@
-"""Files replaced as a whole: a reader, a kill or a full disk finds the old file or the new one, and never a part."""
+"""Atomic files: whatever happens, a file has its old or its new content, never a part of it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-PART = ".part"  # how the name of an unfinished file ends
+PART = ".part"  # the suffix of an unfinished file
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def remedy(error: OSError) -> str:
-    """What helps against an error of the disk, where that is plain."""
+    """The fix for an error of the disk, if there is an obvious one."""
     return "; make room" if error.errno in FULL else ""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """What the block writes takes the place of `path` at its end: written beside it, synced, renamed.
+    """Opens a file that replaces `path` at the end of the block: it is written beside it, synced and renamed.
 
-    An error in the block, or an OSError of the disk, leaves `path` as it was and nothing beside it.
+    Any error in the block or of the disk leaves `path` as it was and nothing beside it.
     """
-    if not path.name:  # as of "."
+    if not path.name:  # such as "."
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
     try:
@@ -45,12 +45,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Makes `text` the whole content of `path`."""
+    """Replaces the content of `path` by `text`."""
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def remove_parts(folder: Path) -> None:
-    """Removes what a killed writer left unfinished. Only for a folder in which nobody else writes."""
+    """Removes unfinished files of a killed process. Only for a folder in which no other process writes."""
     for part in folder.glob(f".*{PART}"):
         part.unlink(missing_ok=True)

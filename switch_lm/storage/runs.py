@@ -1,4 +1,4 @@
-"""Where runs are, and how one is found by name."""
+"""Finds runs and their checkpoints."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ NAMES_SHOWN = 5
 
 
 class RunError(Exception):
-    """There is no such run; the message says which there are and what to do."""
+    """There is no such run; the message lists those that exist and says what to do."""
 
 
 def find_run(name: str | None, outputs: Path = OUTPUTS) -> Path:
     """The folder of a run, or a checkpoint file. `name`: a run, `sweep/job`, a path to either, or None: the newest.
 
-    The newest run is the one whose checkpoint was written last. A name under `outputs` goes before an equal path.
+    The newest run is the one whose checkpoint was written last. A name under `outputs` takes precedence over an equal
+    path. RunError if there is none.
     """
     runs = list_runs(outputs)
     if name is None:
-        trained = {run: _saved_at(run) for run in runs.values() if checkpoints(run)}
-        if not trained:
+        saved = [(path.stat().st_mtime_ns, str(run), run) for run in runs.values() for path in checkpoints(run)]
+        if not saved:
             raise RunError(f"no run under {outputs} has a checkpoint yet; train one with `python -m switch_lm.train`")
-        return max(trained, key=lambda run: (trained[run], str(run)))
+        return max(saved)[-1]
     if name.rstrip("/") in runs:
         return runs[name.rstrip("/")]
     path = Path(name)
@@ -36,29 +37,29 @@ def find_run(name: str | None, outputs: Path = OUTPUTS) -> Path:
 
 
 def list_runs(outputs: Path = OUTPUTS) -> dict[str, Path]:
-    """The folder of every run by its name, and of every job of a sweep by `sweep/job`; a run goes before a sweep."""
+    """The folders of all runs by name, and of all jobs of sweeps by `sweep/job`; runs take precedence."""
     runs, sweeps = outputs / "runs", outputs / "sweeps"
-    found = {str(job.relative_to(sweeps)): job for job in sorted(sweeps.glob("*/*")) if _is_run(job)}
-    return found | {run.name: run for run in sorted(runs.glob("*")) if _is_run(run)}
+    jobs = {str(job.relative_to(sweeps)): job for job in sorted(sweeps.glob("*/*")) if _is_run(job)}
+    return jobs | {run.name: run for run in sorted(runs.glob("*")) if _is_run(run)}
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run that exist, the best one first."""
+    """The existing checkpoints of a run, the best one first."""
     return [path for name in (BEST, LAST) if (path := run / CHECKPOINTS / name).is_file()]
 
 
 def run_of(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint belongs to; of one that lies elsewhere the folder it lies in."""
+    """The folder of the run to which a checkpoint belongs, or else the folder in which it lies."""
     return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint.parent
 
 
 def run_name(checkpoint: Path) -> str:
-    """What people call the model: its run, or the file where it is no run's."""
+    """The name of the run to which a checkpoint belongs, or else of the file."""
     return run_of(checkpoint).resolve().name if checkpoint.parent.name == CHECKPOINTS else checkpoint.name
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's file, by the checksums that it carries; None: it is whole."""
+    """What is wrong with a checkpoint file, by its checksums; None if nothing is."""
     try:
         if checkpoint.stat().st_size == 0:
             return "it is empty"
@@ -72,7 +73,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def newest_whole(folder: Path, but: Path | None = None) -> Path | None:
-    """Of the checkpoints in a folder the last one written that is whole: `last.ckpt`, if it is."""
+    """The undamaged checkpoint of a folder, other than `but`, that was written last: `last.ckpt`, if it is intact."""
     paths = [path for path in folder.glob("*.ckpt") if path != but and path.is_file()]
     newest_first = sorted(paths, key=lambda path: (path.name == LAST, path.stat().st_mtime_ns), reverse=True)
     return next((path for path in newest_first if damage(path) is None), None)
@@ -80,10 +81,6 @@ def newest_whole(folder: Path, but: Path | None = None) -> Path | None:
 
 def _is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file() or (path / CHECKPOINTS).is_dir()
-
-
-def _saved_at(run: Path) -> int:
-    return max(path.stat().st_mtime_ns for path in checkpoints(run))
 
 
 def _not_found(name: str, runs: Iterable[str], outputs: Path) -> str:

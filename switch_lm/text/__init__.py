@@ -1,1 +1,1 @@
-"""The text a model is trained on: sources, vocabulary, splits and windows."""
+"""The training text: sources, vocabulary, splits and windows."""

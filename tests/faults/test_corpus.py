@@ -1,4 +1,4 @@
-"""Every way to the text ends with the right bytes or with one message that says what to do."""
+"""Every source of the text ends with the right bytes or with one message that says what to do."""
 
 import errno
 import hashlib
@@ -51,7 +51,7 @@ def test_a_download_is_kept_byte_for_byte_and_used_again_with_no_request(
 def test_a_flipped_bit_is_refused_and_the_next_source_is_tried(serve: Serve, tmp_path: Path) -> None:
     bad, good = serve(reply(FLIPPED)), serve(reply(GOOD))
     assert load_corpus(data_dir=tmp_path).source == good.url
-    assert bad.requests == 1  # the whole body came: to ask again would bring it again
+    assert bad.requests == 1  # the whole body arrived, so a second attempt would give the same
     assert only_file(tmp_path) == GOOD
 
 
@@ -86,7 +86,7 @@ def test_offline_asks_no_mirror(serve: Serve, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.row(13)
-def test_when_all_fail_one_message_names_each_source_its_reason_and_the_two_ways_out(
+def test_when_all_fail_one_message_names_each_source_with_its_reason_and_the_two_fixes(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused, silent = serve(reply(b"", status=403)), closed_port()
@@ -103,7 +103,7 @@ def test_when_all_fail_one_message_names_each_source_its_reason_and_the_two_ways
 
 @pytest.mark.row(12)
 @pytest.mark.parametrize("wrong", [GOOD[:-1], FLIPPED, b""], ids=["truncated", "changed", "empty"])
-def test_a_wrong_copy_is_found_at_start_and_fetched_again(wrong: bytes, serve: Serve, tmp_path: Path) -> None:
+def test_a_wrong_copy_is_fetched_again(wrong: bytes, serve: Serve, tmp_path: Path) -> None:
     mirror = serve(reply(GOOD))
     (tmp_path / corpus.TINY_SHAKESPEARE_FILE).write_bytes(wrong)
     assert load_corpus(data_dir=tmp_path).source == mirror.url
@@ -122,7 +122,7 @@ def test_a_wrong_copy_that_cannot_be_fetched_again_is_named_with_both_hashes(tmp
 FETCH = """
 import sys
 from pathlib import Path
-from switch_lm import corpus, mirrors
+from switch_lm.text import corpus, mirrors
 url, size, corpus.TINY_SHAKESPEARE_SHA256, folder = sys.argv[1:]
 mirrors.MIRRORS, corpus.TINY_SHAKESPEARE_BYTES = (url,), int(size)
 print(corpus.load_corpus(data_dir=Path(folder)).source)
@@ -139,7 +139,7 @@ def test_four_processes_at_once_leave_one_good_file_and_nothing_else(serve: Serv
 
     mirror, folder = serve(when_all_wait), tmp_path / "data"
     command = [sys.executable, "-c", FETCH, mirror.url, str(len(GOOD)), GOOD_SHA256, str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(corpus.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(corpus.__file__).parents[2])}
     fetching = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)
     ]
@@ -150,7 +150,7 @@ def test_four_processes_at_once_leave_one_good_file_and_nothing_else(serve: Serv
 
 
 @pytest.mark.row(15)
-def test_a_file_where_the_data_folder_should_be_is_told_before_any_request(serve: Serve, tmp_path: Path) -> None:
+def test_a_file_where_the_data_folder_should_be_is_reported_before_any_request(serve: Serve, tmp_path: Path) -> None:
     mirror, blocked = serve(reply(GOOD)), tmp_path / "data"
     blocked.write_text("in the way")
     assert f"{blocked}: File exists; the data folder must be a folder that can be written" in refusal(blocked)
@@ -159,7 +159,7 @@ def test_a_file_where_the_data_folder_should_be_is_told_before_any_request(serve
 
 
 @pytest.mark.row(15)
-def test_a_read_only_folder_is_told_before_any_request_but_its_good_copy_is_used(
+def test_a_read_only_folder_is_reported_before_any_request_but_its_good_copy_is_used(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_only(**_: object) -> None:  # by hand, as permissions do not bind root
@@ -174,7 +174,7 @@ def test_a_read_only_folder_is_told_before_any_request_but_its_good_copy_is_used
 
 
 @pytest.mark.row(3)
-def test_a_full_disk_leaves_no_file_and_names_the_place_and_the_size(
+def test_a_full_disk_leaves_no_file_and_names_the_path_and_the_size(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:

@@ -1,4 +1,4 @@
-"""A mirror's fault is tried again or passed over as it deserves, and no mirror is waited for without bound."""
+"""Temporary faults of a mirror are tried again, lasting ones are not, and the time for all mirrors is bounded."""
 
 import socket
 import threading
@@ -33,7 +33,7 @@ def test_every_mirror_is_https() -> None:
         pytest.param(reply(b"later", status=429), id="HTTP 429"),
     ],
 )
-def test_a_passing_fault_is_tried_again_a_lasting_one_three_times(fault: Answer, serve: Serve, tmp_path: Path) -> None:
+def test_a_temporary_fault_is_tried_again_up_to_three_times(fault: Answer, serve: Serve, tmp_path: Path) -> None:
     lasting, passing = serve(fault), serve(fault, fault, reply(GOOD))
     assert load_corpus(data_dir=tmp_path).source == passing.url
     assert (lasting.requests, passing.requests) == (3, 3)
@@ -49,7 +49,7 @@ def test_a_passing_fault_is_tried_again_a_lasting_one_three_times(fault: Answer,
         pytest.param(reply(b"gone", status=404), id="HTTP 404"),
     ],
 )
-def test_a_lasting_fault_is_asked_for_once(fault: Answer, serve: Serve, tmp_path: Path) -> None:
+def test_a_lasting_fault_is_not_tried_again(fault: Answer, serve: Serve, tmp_path: Path) -> None:
     bad, good = serve(fault), serve(reply(GOOD))
     assert load_corpus(data_dir=tmp_path).source == good.url
     assert bad.requests == 1
@@ -63,7 +63,7 @@ def test_a_short_html_page_with_200_is_never_used(serve: Serve, tmp_path: Path) 
 
 
 @pytest.mark.row(11)
-def test_a_body_without_end_is_cut_off_at_the_size_of_the_text(serve: Serve, tmp_path: Path) -> None:
+def test_an_endless_body_is_cut_off_at_the_size_of_the_text(serve: Serve, tmp_path: Path) -> None:
     def without_end(handler: BaseHTTPRequestHandler) -> None:
         reply(GOOD * 99, claim=-1)(handler)
         drip(handler)
@@ -73,7 +73,7 @@ def test_a_body_without_end_is_cut_off_at_the_size_of_the_text(serve: Serve, tmp
 
 
 @pytest.mark.row(11)
-def test_a_server_that_drips_is_left_for_the_next_in_bounded_time(serve: Serve, tmp_path: Path) -> None:
+def test_a_slow_trickle_is_abandoned_for_the_next_mirror_in_bounded_time(serve: Serve, tmp_path: Path) -> None:
     slow, good = serve(drip), serve(reply(GOOD))
     start = time.monotonic()
     assert load_corpus(data_dir=tmp_path).source == good.url
@@ -88,11 +88,11 @@ def test_all_mirrors_together_are_bounded(serve: Serve, tmp_path: Path) -> None:
     message = refusal(tmp_path)
     assert time.monotonic() - start < mirrors.NETWORK_SECONDS + 0.5
     assert [mirror.requests for mirror in servers] == [1, 1, 0, 0]
-    assert message.count("no whole answer in") == message.count("were used up") == 2
+    assert message.count("no complete answer in") == message.count("were used up") == 2
 
 
 @pytest.mark.row(13)
-def test_a_name_look_up_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dns_look_up_that_stalls_is_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = threading.Event()
 
     def hang(*_: object, **__: object) -> None:
@@ -102,6 +102,6 @@ def test_a_name_look_up_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     monkeypatch.setattr(mirrors, "MIRRORS", ("http://name.invalid/text",))
     start = time.monotonic()
-    assert "name.invalid/text: no whole answer in" in refusal(tmp_path)
+    assert "name.invalid/text: no complete answer in" in refusal(tmp_path)
     assert time.monotonic() - start < mirrors.NETWORK_SECONDS
     done.set()

@@ -16,8 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from switch_lm.config.schema import Config
 from switch_lm.generation.sampling import generate
-from switch_lm.measure.computation import as_table
-from switch_lm.measure.ledger import run_ledger
+from switch_lm.measure.ledger import ledger_table, run_ledger
 from switch_lm.measure.metrics import chart_layout
 from switch_lm.training import hparams
 from switch_lm.training.callbacks.checkpoints import step_ends
@@ -84,7 +83,7 @@ class Dashboard(Callback):
         writer.add_custom_scalars(chart_layout(self.config.model.num_switch_layers))
         text = OmegaConf.to_yaml(OmegaConf.structured(self.config))
         writer.add_text("configuration", "\n".join("    " + line for line in text.splitlines()))
-        writer.add_text("computation", as_table(self.config, len(pl_module.vocabulary)))
+        writer.add_text("computation", ledger_table(self.config, len(pl_module.vocabulary)))
         trainer.logger.log_hyperparams(hparams.row(self.config), hparams.NO_METRICS)  # type: ignore[union-attr]
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:

@@ -1,4 +1,4 @@
-"""Which optimizer moves which parameter."""
+"""Parameter groups: which optimizer updates which parameter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from switch_lm.optim.muon import BatchedMuon, StackedMuon
 
 
 class JointOptimizer(Optimizer):
-    """Several optimizers stepped as one, so that schedule, clipping and checkpoint see a single one."""
+    """Several optimizers behind the interface of one, for the schedule, gradient clipping and the checkpoint."""
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self.optimizers = list(optimizers)
@@ -22,11 +22,8 @@ class JointOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for optimizer in self.optimizers:
+        loss = self.optimizers[0].step(closure)  # AdamW, which runs the closure with gradients
+        for optimizer in self.optimizers[1:]:
             optimizer.step()
         return loss
 
@@ -40,14 +37,14 @@ class JointOptimizer(Optimizer):
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon may have it: an attention, feed-forward or expert matrix; not router, embedding, head or norm."""
+    """Whether it is an attention, feed-forward or expert matrix, and no router, embedding, head or norm."""
     return parameter.dim() >= 2 and name.startswith("blocks.") and "router" not in name
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, *, precision: str) -> JointOptimizer:
-    """AdamW for all parameters, or Muon for the hidden matrices (one call for each stack of experts) and AdamW else.
+    """AdamW for all parameters; or, with `name=muon`, Muon for the hidden matrices and AdamW for the rest.
 
-    Muon's products run in bf16 only where `precision` says that the hardware does it fast.
+    Only matrices decay. `precision`: bf16 or fp32, in which Muon computes its products.
     """
     hidden: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -62,8 +59,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, precision: str) ->
         "lr": config.matrix_lr,
         "weight_decay": config.matrix_weight_decay,
         "momentum": config.momentum,
+        "dtype": torch.bfloat16 if precision == "bf16" else torch.float32,
     }
-    rates["dtype"] = torch.bfloat16 if precision == "bf16" else torch.float32
     if matrices := [p for p in hidden if p.dim() == 2]:
         optimizers.append(BatchedMuon(matrices, **rates))
     if stacks := [p for p in hidden if p.dim() == 3]:
