@@ -1,4 +1,4 @@
-"""What this machine does fast: device, precision, and whether compiling pays. Decided once and stored with the run."""
+"""How a run computes on this machine: device, precision, and whether compiling pays. Stored with the run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import platform
 import shutil
 import sysconfig
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -38,9 +39,9 @@ class Hardware:
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep what is freed for the next step instead of giving it back: a tenth of a step's time.
+    """Makes the C library keep freed memory for the next step, which saves a tenth of a step's time. glibc only.
 
-    Otherwise each step asks the system for the same pages again, tens of thousands of them. glibc only.
+    Otherwise each step asks the system for the same tens of thousands of pages again.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -50,16 +51,16 @@ def keep_freed_memory() -> None:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Has the model's blocks compiled at their first call: one graph serves all of a kind."""
+    """Compiles the model's blocks at their first call: one graph serves all blocks of a kind."""
     torch.compiler.reset()  # an earlier run in this process leaves its graphs
     for block in model.get_submodule("blocks").children():
         compile_module(block)
 
 
 def compile_module(module: nn.Module) -> None:
-    """Has a module compiled at its first call, for inputs of one shape.
+    """Compiles a module at its first call, for inputs of one shape.
 
-    Random numbers stay torch's own: the compiler's are drawn element by element and take longer than the products.
+    Random numbers remain torch's own: the compiler draws its own one by one, which takes longer than the products.
     """
     module.compile(dynamic=False, options={"fallback_random": True})
 
@@ -97,12 +98,9 @@ def compiling_pays(device: str, training_flops: float) -> tuple[bool, str]:
     if training_flops < COMPILE_PAYS_FLOPS:
         return False, "the run is too short to earn it back"
     if device == "cuda":
-        try:
-            import triton  # noqa: F401
-        except ImportError:
-            return False, "triton is not installed"
-        return True, "triton is installed"
-    compiler = next((c for c in (os.environ.get("CXX"), "g++", "clang++") if c and shutil.which(c)), None)
+        installed = find_spec("triton") is not None
+        return installed, f"triton is {'' if installed else 'not '}installed"
+    compiler = next(filter(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")), None)
     if compiler is None:
         return False, "no C++ compiler was found; install g++ for about a third more speed"
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():

@@ -1,4 +1,4 @@
-"""Where a NaN or an infinity arose: the first weight, output or gradient that has one, by its name."""
+"""Where a NaN or an infinity arose: the name of the first weight, output or gradient that has one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class NonFiniteError(Exception):
-    """Training met a number that is NaN or infinite; the message says where and at which step."""
+    """A number became NaN or infinite in training; the message says where and at which step."""
 
 
 def first_of(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
@@ -24,9 +24,9 @@ def first_of(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
 
 
 def locate(model: nn.Module, loss: Callable[[], Tensor]) -> str:
-    """Where the computation of a loss first meets one: a weight, or the output of the first module to give one.
+    """The first weight that is not finite, or else the first module in the computation of `loss` whose output is not.
 
-    `loss` computes it again with `model`, here uncompiled. The caller resets the random state first.
+    `loss` is computed again with `model`, without the compiler. The caller resets the random state first.
     """
     if (weight := first_of(model.named_parameters())) is not None:
         return f"the weight {weight}"
@@ -51,10 +51,9 @@ def _look(name: str, places: list[str], module: nn.Module, inputs: Any, output: 
 
 
 def _tensors(name: str, output: Any) -> Iterator[tuple[str, Tensor]]:
-    """Floating tensors in what a module returns, which may be tuples and dataclasses."""
+    """The tensors that a module returns, also in tuples and dataclasses."""
     if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield name, output
+        yield name, output
     elif isinstance(output, tuple):
         for part in output:
             yield from _tensors(name, part)

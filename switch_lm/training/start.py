@@ -32,7 +32,8 @@ def train(
     run = run_folder.choose(config) if folder is None else run_folder.of_job(folder, config)
     if (finished := run.read_json(run_folder.RESULT)) is not None:
         return finished
-    from switch_lm.training.run import Training  # torch and Lightning are slow to import: not for --help and --cfg
+    from switch_lm.training.prepare import prepare  # torch and Lightning are slow to import: not for --help and --cfg
+    from switch_lm.training.run import fit
 
-    with Training.prepare(config, run, heading=heading, signals=signals or StopSignals(run.path)) as training:
-        return training.fit()
+    with prepare(config, run, heading=heading, signals=signals or StopSignals(run.path)) as training:
+        return fit(training)
