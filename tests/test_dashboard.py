@@ -14,9 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from switch_lm.certificate.dashboard import certificate_markdown, write_text
 from switch_lm.config.schema import Config
-from switch_lm.measure.metrics import chart_layout
 from switch_lm.model.config import ModelConfig
-from switch_lm.training import hparams
+from switch_lm.training.callbacks.dashboard import NO_METRICS, chart_layout, hparams, metrics
 
 ALL_STEPS, VALIDATIONS = [1, 2, 3, 4, 5, 6], [3, 6]
 LAYERS = ("moe/layer_00", "moe/layer_01")
@@ -153,10 +152,10 @@ def test_a_text_written_again_replaces_the_one_before_and_leaves_other_texts(tmp
 
 def test_dense_and_dropless_runs_have_a_place_of_their_own_among_the_hyperparameters() -> None:
     factors = [
-        hparams.row(Config(model=ModelConfig(**changes)))["model.capacity_factor"]
+        hparams(Config(model=ModelConfig(**changes)))["model.capacity_factor"]
         for changes in ({"capacity_factor": 2}, {"capacity_factor": None}, {"switch_every": 0})
     ]
     assert factors == ["2.0", "dropless", "dense"]
     result = {"val_loss": 1.5, "best_val_loss": 1.4, "dropped": None, "tokens_per_second": 9.0}
-    assert hparams.metrics(result).keys() == hparams.NO_METRICS.keys()
-    assert hparams.metrics(result)["hp/dropped"] == 0.0  # without it the page leaves a dense run out
+    assert metrics(result).keys() == NO_METRICS.keys()
+    assert metrics(result)["hp/dropped"] == 0.0  # without it the page leaves a dense run out

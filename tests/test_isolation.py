@@ -12,7 +12,7 @@ from small_models import NOISE, short_run
 
 from switch_lm.config.schema import Config
 from switch_lm.storage import checkpoint
-from switch_lm.training.callbacks import watch
+from switch_lm.training.callbacks import window_losses
 from switch_lm.training.start import train
 
 
@@ -24,7 +24,7 @@ def end_of(config: Config) -> dict[str, object]:
 def test_validating_sampling_and_scoring_windows_after_every_step_gives_the_run_that_does_neither(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "EVERY", 1)
+    monkeypatch.setattr(window_losses, "EVERY", 1)
     config = short_run(tmp_path)
     config = replace(config, model=replace(config.model, **NOISE), trainer=replace(config.trainer, max_steps=5))
     rarely = replace(config, name="rarely", trainer=replace(config.trainer, val_every=5))

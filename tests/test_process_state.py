@@ -23,7 +23,7 @@ from switch_lm.config.schema import Config
 from switch_lm.storage import checkpoint
 from switch_lm.storage.run_folder import Lock, Stopped, choose
 from switch_lm.training import hardware
-from switch_lm.training import run as training
+from switch_lm.training import prepare as preparing
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.signals import SIGNALS, StopSignals
 from switch_lm.training.start import train
@@ -56,7 +56,7 @@ def in_validation(config: Config, patch: pytest.MonkeyPatch) -> None:
 
 
 def before_the_first_step(config: Config, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(training, "TextData", fails)
+    patch.setattr(preparing, "TextData", fails)
 
 
 def by_the_configuration(config: Config, patch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_after_a_run_that_failed_in_its_validation_the_next_one_is_as_if_alone(
 
 def test_a_run_that_is_prepared_and_never_fitted_leaves_no_folder_and_no_lock(config: Config) -> None:
     run = choose(config)
-    with training.Training.prepare(config, run, signals=StopSignals(run.path)):
+    with preparing.prepare(config, run, signals=StopSignals(run.path)):
         assert not folder_of(config).exists()
         assert train(config)["steps"] == 12  # at once: nothing is locked
 

@@ -26,7 +26,7 @@ from switch_lm.storage import checkpoint
 from switch_lm.storage.run_folder import TrainingError
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.text.windows import fixed_windows, split
-from switch_lm.training.callbacks.watch import WindowLosses
+from switch_lm.training.callbacks.window_losses import WindowLosses
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.start import train
 
@@ -96,7 +96,7 @@ def test_the_windows_are_scored_every_300_steps_and_at_the_last_step(
     windows = WindowLosses(torch.arange(99), config)
     windows.load_state_dict({"seconds": 1e6})  # of which the rule knows nothing
     validated = [0, *range(val_every, max_steps, val_every), max_steps]
-    assert [step for step in validated if windows._is_due(step)] == due
+    assert [step for step in validated if windows.is_due(step)] == due
 
 
 def test_a_dense_model_has_the_losses_and_no_routers_to_look_at(config: Config) -> None:

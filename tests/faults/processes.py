@@ -40,7 +40,7 @@ TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on. " * 60
 # Run before the command, this makes a moment long enough to be met.
 SLOW_VALIDATION = """
 import time
-from switch_lm.module import SwitchModule
+from switch_lm.training.module import SwitchModule
 step = SwitchModule.validation_step
 def slow(self, batch, number):
     print("validating", flush=True)

@@ -17,7 +17,7 @@ from switch_lm.storage.run_folder import Stopped
 STEPS = "trainer.max_steps=300"
 SLOW_START = """
 import time
-from switch_lm.callbacks import Dashboard
+from switch_lm.training.callbacks.dashboard import Dashboard
 def slow(self, *args):
     print("starting", flush=True)
     time.sleep(0.5)
