@@ -20,7 +20,7 @@ from switch_lm.training.module import Losses, SwitchModule
 from switch_lm.training.start import train
 
 
-def test_shares_are_taken_of_the_sums_and_means_over_all_tokens() -> None:
+def test_shares_are_ratios_of_sums_and_means_are_over_all_tokens() -> None:
     """Two router calls of four tokens: three go to one expert, then three to the other, and each has two places."""
 
     def routing(*experts: int) -> Routing:

@@ -1,7 +1,5 @@
 """Which code produced a result: the commit and the versions."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 import subprocess

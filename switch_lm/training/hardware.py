@@ -1,7 +1,5 @@
 """How a run computes on this machine: device, precision, and whether compiling pays. Stored with the run."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform
@@ -14,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from switch_lm.config.rules import ConfigError
 from switch_lm.config.schema import Config
 
-# Compiling costs half a minute on two CPU cores and saves a third of a step, so it pays from about this much work on.
+# Compiling costs half a minute on two CPU cores and saves a third of a step, so it pays above about this much work.
 COMPILE_PAYS_FLOPS = 1.2e13
 
 
@@ -31,11 +30,6 @@ class Hardware:
     compile_reason: str
     name: str
     threads: int
-
-    @property
-    def autocast(self) -> str:
-        """Lightning's name of the precision."""
-        return "bf16-mixed" if self.precision == "bf16" else "32-true"
 
 
 def keep_freed_memory() -> None:
@@ -66,20 +60,24 @@ def compile_module(module: nn.Module) -> None:
 
 
 def detect(config: Config, *, training_flops: float) -> Hardware:
-    """Resolves `auto` in the trainer's device, precision and compile. `training_flops`: those of the whole run."""
+    """Resolves `auto` in the trainer's device, precision and compile. `training_flops`: those of the whole run.
+
+    ConfigError if the configured device does not exist.
+    """
     device = config.trainer.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("trainer.device=cuda: there is no usable GPU here; use trainer.device=auto")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision, precision_reason = config.trainer.precision, "as configured"
-    if precision == "auto":
-        fast, precision_reason = fast_bf16(device)
-        precision = "bf16" if fast else "fp32"
-    compile_, compile_reason = config.trainer.compile == "true", "as configured"
+    bf16, precision_reason = config.trainer.precision == "bf16", "as configured"
+    if config.trainer.precision == "auto":
+        bf16, precision_reason = fast_bf16(device)
+    compiles, compile_reason = config.trainer.compile == "true", "as configured"
     if config.trainer.compile == "auto":
-        compile_, compile_reason = compiling_pays(device, training_flops)
+        compiles, compile_reason = compiling_pays(device, training_flops)
     threads = config.trainer.threads or torch.get_num_threads()
     name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {threads} threads"
-    return Hardware(device, precision, compile_, precision_reason, compile_reason, name, threads)
+    return Hardware(device, "bf16" if bf16 else "fp32", compiles, precision_reason, compile_reason, name, threads)
 
 
 def fast_bf16(device: str) -> tuple[bool, str]:

@@ -1,7 +1,5 @@
 """The LightningModule: the only place where loss, log and optimizer meet."""
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import asdict
@@ -15,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
 from switch_lm.config.schema import Config
-from switch_lm.measure.metrics import RoutingSums, routing_scalars
+from switch_lm.measure.metrics import routing_scalars
 from switch_lm.measure.tallies import DropTally, StepTally, ValidationTally
 from switch_lm.model.losses import importance_loss, language_loss, load_balancing_loss, router_z_loss, summed
 from switch_lm.model.transformer import SwitchLM
@@ -53,7 +51,7 @@ class SwitchModule(lightning.LightningModule):
         self.drops = DropTally(config.model.num_switch_layers)
         self.validation = ValidationTally()  # the last one
         self.language_loss = math.nan  # of the last logged step, for the progress bar
-        self.logged_step = StepTally()  # the last one
+        self.logged_step = StepTally()  # of the step that is done or just ended, if it is logged
         self.step_seconds = 0.0  # of the last step: forward and backward passes and the optimizer
         self._step_started = 0.0
         self._step_loads: list[Tensor] = []  # (L, E) of each micro-batch of this step
@@ -81,7 +79,7 @@ class SwitchModule(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self._step_started = time.perf_counter()
+            self._step_started, self.logged_step = time.perf_counter(), StepTally()
         self._seed_noise(batch_idx)
         self._rates = [group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
 
@@ -91,22 +89,19 @@ class SwitchModule(lightning.LightningModule):
         torch.manual_seed(derive_seed(self.config.seed, self.global_step, number, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.losses(batch.ids, batch.targets)
-        loss, routings, step = losses.total, losses.routings, self.global_step + 1
-        if not torch.isfinite(loss):
+        losses, step = self.losses(batch.ids, batch.targets), self.global_step + 1
+        if not torch.isfinite(losses.total):
             self._seed_noise(batch_idx)
             place = locate(self.model, lambda: self.losses(batch.ids, batch.targets).total)
-            raise self._not_finite(f"the loss became {loss.item()}", place, step=step)
-        self.drops.add(routings)
+            raise self._not_finite(f"the loss became {losses.total.item()}", place, step=step)
+        self.drops.add(losses.routings)
         if self.config.model.selection_bias_rate > 0.0:
-            self._step_loads.append(torch.stack([routing.load_E for routing in routings]))
+            self._step_loads.append(torch.stack([routing.load_E for routing in losses.routings]))
         if step % self.config.logger.log_every == 0:
-            if batch_idx % self.trainer.accumulate_grad_batches == 0:
-                self.logged_step = StepTally()
-            self.logged_step.add(_by_tag(losses), routings)
+            self.logged_step.add(_by_tag(losses), losses.routings)
             if step_ends(self.trainer, batch_idx):
                 self._log_training(step)
-        return loss
+        return losses.total
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Then b_i += rate x sign(mean load - load_i) in every Switch layer (DeepSeek-V3, section 2.1.2)."""
@@ -124,9 +119,19 @@ class SwitchModule(lightning.LightningModule):
         losses, layers = self.logged_step.losses, self.logged_step.layers
         self.language_loss = losses["train/loss"]
         self.write(losses | _as_perplexity("train", self.language_loss) | routing_scalars(layers), step)
-        if (writer := self.writer) is not None:
-            for layer, sums in enumerate(layers):
-                _write_load_histogram(writer, f"moe/layer_{layer:02d}/expert_of_token", sums, step)
+        for layer, sums in enumerate(layers):
+            loads = sums.load_E.tolist()
+            self.writer.add_histogram_raw(  # one bucket per expert
+                f"moe/layer_{layer:02d}/expert_of_token",
+                min=0,
+                max=len(loads) - 1,
+                num=sum(loads),
+                sum=sum(e * load for e, load in enumerate(loads)),
+                sum_squares=sum(e * e * load for e, load in enumerate(loads)),
+                bucket_limits=[e + 0.5 for e in range(len(loads))],
+                bucket_counts=loads,
+                global_step=step,
+            )
 
     def configure_gradient_clipping(
         self,
@@ -162,9 +167,11 @@ class SwitchModule(lightning.LightningModule):
         scalars = {"val/loss": validation.loss} | _as_perplexity("val", validation.loss)
         if validation.load_max_over_mean is not None and validation.router_entropy is not None:
             self.drops.end_stretch()
-            scalars["val/load_max_over_mean"] = validation.load_max_over_mean
-            scalars["val/router_entropy"] = validation.router_entropy
-            scalars["moe/dropped_share"] = self.drops.last_stretch
+            scalars |= {
+                "val/load_max_over_mean": validation.load_max_over_mean,
+                "val/router_entropy": validation.router_entropy,
+                "moe/dropped_share": self.drops.last_stretch,
+            }
         self.write(scalars, self.global_step)
 
     def configure_optimizers(self) -> Any:
@@ -197,14 +204,14 @@ class SwitchModule(lightning.LightningModule):
         self.validation.load_state_dict(checkpoint["validation"])
 
     @property
-    def writer(self) -> SummaryWriter | None:
-        return getattr(self.logger, "experiment", None)
+    def writer(self) -> SummaryWriter:
+        """TensorBoard's, while a trainer runs the module."""
+        return self.logger.experiment  # type: ignore[union-attr]
 
     def write(self, scalars: dict[str, float], step: int) -> None:
         """Writes scalars at `step`, the number of optimizer steps done; directly: `self.log` costs much more."""
-        if (writer := self.writer) is not None:
-            for tag, value in scalars.items():
-                writer.add_scalar(tag, value, step)
+        for tag, value in scalars.items():
+            self.writer.add_scalar(tag, value, step)
 
 
 def _by_tag(losses: Losses) -> dict[str, Tensor]:
@@ -221,19 +228,3 @@ def _by_tag(losses: Losses) -> dict[str, Tensor]:
 def _as_perplexity(group: str, loss: float) -> dict[str, float]:
     perplexity = math.exp(min(loss, 50.0))  # a diverging loss must not overflow
     return {f"{group}/perplexity": perplexity, f"{group}/bits_per_character": loss / math.log(2)}
-
-
-def _write_load_histogram(writer: SummaryWriter, tag: str, sums: RoutingSums, step: int) -> None:
-    """How many choices selected each expert, as one histogram with a bucket per expert."""
-    loads = sums.load_E.tolist()
-    writer.add_histogram_raw(
-        tag,
-        min=0,
-        max=len(loads) - 1,
-        num=sum(loads),
-        sum=sum(e * load for e, load in enumerate(loads)),
-        sum_squares=sum(e * e * load for e, load in enumerate(loads)),
-        bucket_limits=[e + 0.5 for e in range(len(loads))],
-        bucket_counts=loads,
-        global_step=step,
-    )

@@ -1,14 +1,12 @@
 """Where a NaN or an infinity arose: the name of the first weight, output or gradient that has one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 
 class NonFiniteError(Exception):
@@ -30,24 +28,18 @@ def locate(model: nn.Module, loss: Callable[[], Tensor]) -> str:
     """
     if (weight := first_of(model.named_parameters())) is not None:
         return f"the weight {weight}"
-    places: list[str] = []
-    hooks = [
-        module.register_forward_hook(partial(_look, name, places)) for name, module in model.named_modules() if name
-    ]
-    try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            again = loss()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    names, places = {module: name for name, module in model.named_modules()}, list[str]()
+
+    def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        name = names.get(module)
+        if name and (bad := first_of(_tensors(name, output))) is not None:
+            places.append(f"the output of {bad}")
+
+    with register_module_forward_hook(look), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        again = loss()
     if not places and torch.isfinite(again):
         return "compiled code or its noise: the same step without the compiler is finite"
     return places[0] if places else "the loss itself: every layer's output is finite"
-
-
-def _look(name: str, places: list[str], module: nn.Module, inputs: Any, output: Any) -> None:
-    if (bad := first_of(_tensors(name, output))) is not None:
-        places.append(f"the output of {bad}")
 
 
 def _tensors(name: str, output: Any) -> Iterator[tuple[str, Tensor]]:

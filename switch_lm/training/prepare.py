@@ -1,7 +1,5 @@
 """What a run needs before its first step, made and checked: text, hardware, model and data."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import warnings
@@ -29,9 +27,9 @@ from switch_lm.training.hardware import Hardware, detect, keep_freed_memory
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.process_state import restored
 from switch_lm.training.signals import StopSignals
-from switch_lm.training.summary import make_console
 
 LOG, LIGHTNING_LOG = "switch_lm", "lightning.pytorch"
+LINE_WIDTH = 120  # where the console is no terminal
 
 
 @dataclass(frozen=True)
@@ -57,16 +55,18 @@ def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: st
     At the block's end the process is as before, except that the C library keeps freed memory. Errors: `train`.
     """
     with restored(LOG, LIGHTNING_LOG), torch.compiler.set_stance("default"):
-        _quiet_lightning()
-        console = make_console(quiet=config.logger.progress == "none" or heading is not None)
-        _show_log(console)
+        quiet = config.logger.progress == "none" or heading is not None
+        console = Console(quiet=quiet, width=None if sys.stdout.isatty() else LINE_WIDTH)
+        _set_up_logs(console)
         corpus = load_corpus(data_dir=Path(config.data.dir), path=Path(config.data.path) if config.data.path else None)
         vocabulary = Vocabulary.of(corpus.text)
         training_ids, validation_ids = split(vocabulary.encode(corpus.text))
         context_length = config.model.context_length
         if problem := too_short(len(training_ids), len(validation_ids), context_length=context_length):
             raise ConfigError(problem)
-        hardware = _hardware(config, run, len(vocabulary))
+        training_flops = run_ledger(config, vocab_size=len(vocabulary)).training
+        stored = run.stored_hardware()  # with the run, or with an earlier job of its sweep
+        hardware = Hardware(**stored) if stored else detect(config, training_flops=training_flops)
         torch.set_num_threads(hardware.threads)
         keep_freed_memory()
         torch.manual_seed(config.seed)
@@ -85,28 +85,15 @@ def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: st
         yield Training(config, run, first_step, corpus, hardware, module, data, console, signals, heading)
 
 
-def _show_log(console: Console) -> None:
-    """Shows the package's own log, such as a download, as plain lines."""
+def _set_up_logs(console: Console) -> None:
+    """Shows the package's own log, such as a download, and silences Lightning's hints, which do not apply here."""
     log = logging.getLogger(LOG)
     log.handlers = [RichHandler(logging.INFO, console, show_time=False, show_level=False, show_path=False)]
     log.setLevel(logging.INFO)
-
-
-def _quiet_lightning() -> None:
-    """Silences Lightning's hints that do not apply, such as more workers for batches that take microseconds."""
     logging.getLogger(LIGHTNING_LOG).setLevel(logging.ERROR)
     for text in (".*does not have many workers.*", ".*Checkpoint directory .* exists and is not empty.*",
                  ".*isinstance.treespec, LeafSpec.. is deprecated.*"):  # fmt: skip
         warnings.filterwarnings("ignore", message=text)
-
-
-def _hardware(config: Config, run: RunFolder, vocab_size: int) -> Hardware:
-    """As stored with the run, or with an earlier job of its sweep; else as detected."""
-    if (stored := run.stored_hardware()) is not None:
-        return Hardware(**stored)
-    if config.trainer.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("trainer.device=cuda: there is no usable GPU here; use trainer.device=auto")
-    return detect(config, training_flops=run_ledger(config, vocab_size=vocab_size).training)
 
 
 def _start_from(config: Config, module: SwitchModule) -> None:

@@ -1,7 +1,5 @@
 """What a finished run reports: the content of result.json."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 
@@ -17,6 +15,7 @@ from switch_lm.training.prepare import Training
 def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
     """All of result.json; callbacks add their own `figures()`."""
     config, module, vocab_size = training.config, training.module, len(training.module.vocabulary)
+    drops, sparse = module.drops, config.model.num_switch_layers > 0  # a dense model has no figures of routing
     best = trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
     at_training_capacity = _at_training_capacity(training)
     figures: dict[str, Any] = {}
@@ -30,7 +29,10 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
         "steps": trainer.global_step,
         "parameters": config.model.num_params(vocab_size),
         "active_parameters": config.model.num_active_params(vocab_size),
-        **_routing(training),
+        "dropped": drops.last_stretch if sparse else None,
+        "dropped_whole_run": sum(drops.whole_run_L) / len(drops.whole_run_L) if sparse else None,
+        "load_max_over_mean": module.validation.load_max_over_mean,
+        "router_entropy": module.validation.router_entropy,
         **figures,
         "computation": _computation(training),
         "corpus_sha256": training.corpus.sha256,
@@ -57,18 +59,6 @@ def _at_training_capacity(training: Training) -> dict[str, float | None]:
         "val_loss_train_capacity": evaluation.loss,
         "train_capacity_dropped": evaluation.dropped if config.model.num_switch_layers else None,
         "inference_tokens_per_second": evaluation.predictions / (time.perf_counter() - started),
-    }
-
-
-def _routing(training: Training) -> dict[str, float | None]:
-    """The share of dropped choices and the balance of the load; None for a dense model, which has no experts."""
-    drops, validation = training.module.drops, training.module.validation
-    sparse, whole_run_L = training.config.model.num_switch_layers > 0, drops.whole_run_L
-    return {
-        "dropped": drops.last_stretch if sparse else None,
-        "dropped_whole_run": sum(whole_run_L) / len(whole_run_L) if sparse else None,
-        "load_max_over_mean": validation.load_max_over_mean,
-        "router_entropy": validation.router_entropy,
     }
 
 

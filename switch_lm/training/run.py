@@ -1,7 +1,5 @@
 """Runs a training that is prepared, to its last step and its result."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,15 +14,17 @@ from switch_lm.storage.checkpoint import CheckpointError
 from switch_lm.storage.files import remedy
 from switch_lm.storage.run_folder import RESULT, RunFolder, TrainingError
 from switch_lm.storage.runs import LAST, newest_whole
-from switch_lm.training.callbacks.checkpoints import AtomicCheckpointIO, checkpoints
-from switch_lm.training.callbacks.clock import Clock
-from switch_lm.training.callbacks.compiling import CompiledBlocks
-from switch_lm.training.callbacks.dashboard import Dashboard, Samples, metrics
-from switch_lm.training.callbacks.progress import ConsoleProgress
-from switch_lm.training.callbacks.router_watch import RouterWatch
-from switch_lm.training.callbacks.routing_pictures import RoutingPictures
-from switch_lm.training.callbacks.soft_stop import SoftStop
-from switch_lm.training.callbacks.window_losses import WindowLosses
+from switch_lm.training.callbacks import (
+    checkpoints,
+    clock,
+    compiling,
+    dashboard,
+    progress,
+    router_watch,
+    routing_pictures,
+    soft_stop,
+    window_losses,
+)
 from switch_lm.training.nonfinite import NonFiniteError
 from switch_lm.training.prepare import Training
 from switch_lm.training.result import result_of
@@ -57,9 +57,8 @@ def _train(training: Training) -> dict[str, Any]:
     trainer.fit(module, training.data, ckpt_path=run.resumes_from)
     result = result_of(training, trainer)
     run.write_json(RESULT, result)
-    module.write(metrics(result), result["steps"])
-    if module.writer is not None:
-        module.writer.close()
+    module.write(dashboard.metrics(result), result["steps"])
+    module.writer.close()
     return result
 
 
@@ -81,16 +80,16 @@ def callbacks_of(training: Training) -> list[Callback]:
         run.store_hardware(asdict(replace(training.hardware, compile=False, compile_reason=reason)))
 
     return [
-        Clock(config),
-        ConsoleProgress(config, training.console, heading=training.heading),
-        Dashboard(config),
-        Samples(config),
-        WindowLosses(data.validation_ids, config),
-        RoutingPictures(data.validation_ids, config),
-        RouterWatch(data.training_ids, config),
-        *([CompiledBlocks(training.console, cannot_compile)] if training.hardware.compile else []),
-        *checkpoints(run.checkpoints, config.trainer),
-        SoftStop(run.checkpoints / LAST, config.trainer, training.signals),
+        clock.Clock(config),
+        progress.ConsoleProgress(config, training.console, heading=training.heading),
+        dashboard.Dashboard(),
+        dashboard.Samples(),
+        window_losses.WindowLosses(data.validation_ids, config),
+        routing_pictures.RoutingPictures(data.validation_ids, config),
+        router_watch.RouterWatch(data.training_ids, config),
+        *([compiling.CompiledBlocks(training.console, cannot_compile)] if training.hardware.compile else []),
+        *checkpoints.checkpoints(run.checkpoints, config.trainer),
+        soft_stop.SoftStop(run.checkpoints / LAST, config.trainer, training.signals),
     ]
 
 
@@ -105,7 +104,7 @@ def _trainer(training: Training) -> lightning.Trainer:
     trainer = lightning.Trainer(
         accelerator="gpu" if training.hardware.device == "cuda" else "cpu",
         devices=1,
-        precision=training.hardware.autocast,  # type: ignore[arg-type]
+        precision="bf16-mixed" if training.hardware.precision == "bf16" else "32-true",
         max_steps=config.trainer.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=config.trainer.accumulate,
@@ -114,7 +113,7 @@ def _trainer(training: Training) -> lightning.Trainer:
         num_sanity_val_steps=0,
         logger=logger,
         log_every_n_steps=config.logger.log_every,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[checkpoints.AtomicCheckpointIO()],
         callbacks=callbacks_of(training),
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -1,7 +1,5 @@
 """Starts a run: from a configuration to what its result.json holds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ def train(
 ) -> dict[str, Any]:
     """Trains as configured and returns what result.json holds. Callable from Python.
 
-    For a sweep's jobs: `folder`, `heading`, which stands beside a progress bar in place of the run's own words, and
+    For a sweep's jobs: `folder`; `heading`, the label of a progress bar that replaces the run's own output; and
     `signals`, which are caught already.
 
     ConfigError if the configuration breaks a rule (before anything is fetched or written); CorpusError if there is no

@@ -1,7 +1,5 @@
 """What the callbacks share: the end of a step, and the cost of measuring beside training."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Which checkpoints training writes, and when."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Seconds of the run and of its training steps alone, kept across restarts."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 
@@ -22,9 +20,6 @@ class Clock(StepCallback):
         self._started = time.perf_counter()
         self._unlogged: list[float] = []  # seconds of each step since the last point on TensorBoard
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        self._started = time.perf_counter()
-
     def after_step(self, module: Any, step: int) -> None:
         self.steps += 1
         self.step_seconds += module.step_seconds
@@ -38,7 +33,7 @@ class Clock(StepCallback):
         pl_module.write({"perf/training_seconds": self.step_seconds}, trainer.global_step)
 
     def figures(self) -> dict[str, Any]:
-        """Seconds since the start of fit, those of training steps, and training tokens per second of these."""
+        """Seconds since the start, those of training steps alone, and training tokens per second of these."""
         speed = self.steps * self.tokens_per_step / self.step_seconds if self.step_seconds else 0.0
         return {"seconds": self._seconds(), "training_seconds": self.step_seconds, "tokens_per_second": speed}
 

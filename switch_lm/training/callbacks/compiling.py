@@ -1,7 +1,5 @@
 """Trains with compiled blocks, which takes half the time of compiling the model."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +31,7 @@ class CompiledBlocks(Callback):
                 pl_module.warm_up()
         except Exception as error:  # the compiler's errors share no base class
             self.stance, reason = "force_eager", f"failed: {' '.join(str(error).splitlines()[:2])[:200]}"
-            self.console.print(f"compiling {reason}\ngoing on without", markup=False)
+            self.console.print(f"compiling {reason}\ncontinuing without it", markup=False)
             self.on_failure(reason)
         else:
             self.console.print(f"compiled in {time.perf_counter() - started:.0f} s", highlight=False)

@@ -1,7 +1,5 @@
 """What TensorBoard shows once per run: charts, the configuration, a row of hyperparameters, and samples of text."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -80,36 +78,31 @@ def metrics(result: Mapping[str, Any]) -> dict[str, float]:
 class Dashboard(Callback):
     """Writes what TensorBoard needs once per run, and the computation so far after each validation."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if (writer := pl_module.writer) is None or trainer.global_step > 0:
+        config, writer = pl_module.config, pl_module.writer
+        if trainer.global_step > 0:
             return
-        writer.add_custom_scalars(chart_layout(self.config.model.num_switch_layers))
-        writer.add_text("configuration", _verbatim(OmegaConf.to_yaml(OmegaConf.structured(self.config))))
-        writer.add_text("computation", as_table(self.config, len(pl_module.vocabulary)))
-        trainer.logger.log_hyperparams(hparams(self.config), NO_METRICS)  # type: ignore[union-attr]
+        writer.add_custom_scalars(chart_layout(config.model.num_switch_layers))
+        writer.add_text("configuration", _verbatim(OmegaConf.to_yaml(OmegaConf.structured(config))))
+        writer.add_text("computation", as_table(config, len(pl_module.vocabulary)))
+        trainer.logger.log_hyperparams(hparams(config), NO_METRICS)  # type: ignore[union-attr]
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """For curves of loss against computation."""
-        per_step = run_ledger(self.config, vocab_size=len(pl_module.vocabulary)).per_step
+        per_step = run_ledger(pl_module.config, vocab_size=len(pl_module.vocabulary)).per_step
         pl_module.write({"perf/training_tflop": 1e-12 * per_step * trainer.global_step}, trainer.global_step)
 
 
 class Samples(Callback):
     """Writes a sample of the model's text to TensorBoard after each validation, without changing training."""
 
-    def __init__(self, config: Config) -> None:
-        self.logger, self.seed = config.logger, config.seed
-
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        vocabulary, length = pl_module.vocabulary, self.logger.sample_length
-        if pl_module.writer is None or length == 0:
+        config, vocabulary = pl_module.config, pl_module.vocabulary
+        if (length := config.logger.sample_length) == 0:
             return
-        known = "".join(c for c in self.logger.sample_prompt if c in vocabulary.characters)
+        known = "".join(c for c in config.logger.sample_prompt if c in vocabulary.characters)
         prompt = known or vocabulary.characters[0]
-        text = "".join(generate(pl_module.model, vocabulary, prompt, length=length, seed=self.seed))
+        text = "".join(generate(pl_module.model, vocabulary, prompt, length=length, seed=config.seed))
         pl_module.writer.add_text("sample", _verbatim(prompt + text), trainer.global_step)
 
 

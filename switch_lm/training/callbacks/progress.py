@@ -1,7 +1,5 @@
 """The progress of a run on the console: a live bar on a terminal, plain lines elsewhere."""
 
-from __future__ import annotations
-
 import math
 import sys
 from typing import Any

@@ -1,7 +1,5 @@
 """Whether the routers are alive: a look at each every few steps, and one warning for one that is dead or collapsed."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 
@@ -50,8 +48,7 @@ class RouterWatch(Measurement):
                 scalars = health.scalars()
                 module.write({f"health/layer_{layer:02d}/{name}": scalars[name] for name in scalars}, step)
         for message in self.alarm.look(layers, step=step):
-            if module.writer is not None:
-                module.writer.add_text("router alarm", message, step)
+            module.writer.add_text("router alarm", message, step)
             if self.config.router_alarm == "warn":
                 print(f"warning: {message}", file=sys.stderr)
         if self.config.router_alarm == "error" and self.alarm.standing:

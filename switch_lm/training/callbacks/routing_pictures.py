@@ -1,7 +1,5 @@
 """Pictures of the routing for TensorBoard: each expert's load during training, and the characters it gets."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -60,12 +58,11 @@ def shares_by_character(model: SwitchLM, ids_BS: Tensor) -> Tensor:
     """
     with torch.inference_mode(), evaluating(model):
         routings = model(ids_BS, capacity_factor=None).routings
-    ids_T, num_experts = ids_BS.flatten(), model.config.num_experts
-    occurrences_V = torch.bincount(ids_T, minlength=model.vocab_size)
-    place_LTK = torch.stack([routing.expert_TK for routing in routings]) * model.vocab_size + ids_T[:, None]
-    size = num_experts * model.vocab_size
-    counts = [torch.bincount(place_TK.flatten(), minlength=size) for place_TK in place_LTK]
-    return torch.stack(counts).view(len(counts), num_experts, -1).double() / occurrences_V
+    ids_T, one = ids_BS.flatten(), torch.ones((), dtype=torch.double, device=ids_BS.device)
+    count_LEV = one.new_zeros(len(routings), model.config.num_experts, model.vocab_size)
+    for count_EV, routing in zip(count_LEV, routings, strict=True):
+        count_EV.index_put_((routing.expert_TK, ids_T[:, None]), one, accumulate=True)
+    return count_LEV / torch.bincount(ids_T, minlength=model.vocab_size)
 
 
 class RoutingPictures(Measurement):
@@ -92,7 +89,7 @@ class RoutingPictures(Measurement):
             self.history.add(torch.stack([sums.load_E for sums in module.logged_step.layers]), step=step)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if pl_module.writer is None or not self.num_layers:
+        if not self.num_layers:
             return
         from switch_lm.pages.pictures import as_image  # matplotlib: a run without a validation does without
 

@@ -1,6 +1,4 @@
-"""A soft stop: a signal or a time limit ends training at the end of a step, with everything saved."""
-
-from __future__ import annotations
+"""A soft stop: a signal or a time limit ends training after a step, with everything saved."""
 
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What capacity costs: the losses of fixed windows with and without it, and as in generation."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import lightning
@@ -34,7 +32,7 @@ class WindowLosses(Measurement):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         step, model = trainer.global_step, pl_module.model
-        if pl_module.writer is None or not self.is_due(step):
+        if not self.is_due(step):
             return
         with self.timed(pl_module, step), evaluating(model):
             ids_BS, target_BS = (tensor.to(pl_module.device) for tensor in self.windows)
