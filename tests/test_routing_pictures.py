@@ -111,11 +111,8 @@ def test_an_atlas_has_a_row_per_expert_and_the_chosen_characters_in_order() -> N
     share_EV = torch.tensor([[0.25, math.nan, 1.0], [0.75, math.nan, 0.0]])
     picture = atlas(share_EV, "\n.a", [2, 0])
     assert (picture.x_names, picture.y_names) == (("a", "\\n"), ("00", "01"))
-    assert picture.values == ((1.0, 0.25), (0.0, 0.75)) and (picture.low, picture.high, picture.centre) == (
-        0.0,
-        1.0,
-        None,
-    )
+    assert picture.values == ((1.0, 0.25), (0.0, 0.75))
+    assert (picture.low, picture.high, picture.centre) == (0.0, 1.0, None)
 
 
 def test_measuring_restores_the_models_mode_and_draws_no_random_number() -> None:
