@@ -37,7 +37,7 @@ FINDINGS = [
 
 @dataclass(frozen=True)
 class Server:
-    """Where it answers."""
+    """The address of a running server."""
 
     url: str
 
@@ -63,7 +63,7 @@ class Server:
 
 
 def train_briefly(place: Path) -> Path:
-    """A Switch run with its certificate and a dense one, of six steps each; where they lie."""
+    """A Switch run with its certificate and a dense one, of six steps each; their outputs folder."""
     text = place / "text.txt"
     text.write_text("to be, or not to be:\n3 of 12. " * 60)
     config = Config(
@@ -96,12 +96,12 @@ def serving(outputs: Path) -> Iterator[Server]:
         [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        found = Server(f"http://127.0.0.1:{port}")
+        running = Server(f"http://127.0.0.1:{port}")
         deadline = time.monotonic() + STARTS_WITHIN_S
-        while not found.is_ready():
+        while not running.is_ready():
             assert time.monotonic() < deadline, "the dashboard did not show the runs in time"
             time.sleep(0.5)
-        yield found
+        yield running
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # its data server too
         process.wait()
@@ -110,5 +110,5 @@ def serving(outputs: Path) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for the module's tests."""
-    with serving(train_briefly(tmp_path_factory.mktemp("dashboard"))) as found:
-        yield found
+    with serving(train_briefly(tmp_path_factory.mktemp("dashboard"))) as running:
+        yield running

@@ -1,4 +1,4 @@
-"""The dashboard as `make tensorboard` serves it: the real server is asked for what its pages draw."""
+"""The dashboard as `make tensorboard` serves it: a real server answers what its pages request."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from switch_lm.certificate.show import certificate_markdown, write_text
 from switch_lm.config.schema import Config
-from switch_lm.measure.metrics import chart_layout
 from switch_lm.model.config import ModelConfig
-from switch_lm.training import hparams
+from switch_lm.training.callbacks.dashboard import NO_METRICS, chart_layout, hparams, metrics
 
 ALL_STEPS, VALIDATIONS = [1, 2, 3, 4, 5, 6], [3, 6]
 LAYERS = ("moe/layer_00", "moe/layer_01")
@@ -44,19 +43,19 @@ OF_A_SWITCH_RUN = {
 
 
 def charts(server: Server) -> dict[str, list[str]]:  # noqa: F811
-    """The tags' expressions by the title of the chart, in the order in which they stand."""
+    """The tags' expressions by the title of the chart, in order of appearance."""
     layout = server.get("plugin/custom_scalars/layout")
     return {chart["title"]: chart["multiline"]["tag"] for group in layout["category"] for chart in group["chart"]}
 
 
-def test_every_scalar_has_its_place_and_nothing_else_is_there(server: Server) -> None:  # noqa: F811
+def test_the_scalars_are_exactly_those_expected(server: Server) -> None:  # noqa: F811
     tags = server.get("plugin/scalars/tags")
     assert tags.keys() == {RUN, DENSE}
     assert set(tags[DENSE]) == OF_EVERY_RUN
     assert set(tags[RUN]) == OF_EVERY_RUN | OF_A_SWITCH_RUN
 
 
-def test_the_overview_comes_first_and_the_layouts_of_both_runs_are_one(server: Server) -> None:  # noqa: F811
+def test_the_overview_comes_first_and_both_runs_share_one_layout(server: Server) -> None:  # noqa: F811
     layout = server.get("plugin/custom_scalars/layout")
     assert [group["title"] for group in layout["category"]] == ["overview", "layer 00", "layer 01"]
     titles = [[chart["title"] for chart in group["chart"]] for group in layout["category"]]
@@ -88,8 +87,8 @@ def test_a_dense_run_draws_its_validation_losses(server: Server) -> None:  # noq
     assert chart_layout(0).keys() == {"overview"}
     ((title, (_, patterns)),) = chart_layout(0)["overview"].items()
     assert charts(server)[title] == patterns
-    found = server.get("plugin/custom_scalars/scalars", run=DENSE, tag=r"^val/loss$")["tag_to_events"]
-    assert [step for _, step, _ in found["val/loss"]] == VALIDATIONS
+    points = server.get("plugin/custom_scalars/scalars", run=DENSE, tag=r"^val/loss$")["tag_to_events"]
+    assert [step for _, step, _ in points["val/loss"]] == VALIDATIONS
 
 
 @pytest.mark.parametrize("num_layers", [0, 1, 12])
@@ -102,21 +101,21 @@ def test_expressions_are_anchored_and_titles_are_the_same_in_every_run(num_layer
             assert all(re.fullmatch(r"\^.*\$", pattern) for pattern in chart[1])
 
 
-def test_pictures_are_there_after_each_validation_and_can_be_read(server: Server) -> None:  # noqa: F811
+def test_pictures_are_written_after_each_validation_and_can_be_read(server: Server) -> None:  # noqa: F811
     tags = {"routing/expert_load_over_time", "routing/layer_00_atlas", "routing/layer_01_atlas"}
     assert server.get("plugin/images/tags").get(DENSE, {}) == {}
     assert set(server.get("plugin/images/tags")[RUN]) == tags
     for tag in tags:
-        found = server.get("plugin/images/images", run=RUN, tag=tag, sample="0")
-        assert [entry["step"] for entry in found] == VALIDATIONS
-        shown = [server.read("plugin/images/individualImage", entry["query"]) for entry in found]
-        for content in shown:
+        entries = server.get("plugin/images/images", run=RUN, tag=tag, sample="0")
+        assert [entry["step"] for entry in entries] == VALIDATIONS
+        images = [server.read("plugin/images/individualImage", entry["query"]) for entry in entries]
+        for content in images:
             with Image.open(io.BytesIO(content)) as image:
                 assert image.width > 500 and len(image.convert("RGB").getcolors(1 << 20) or ()) > 3
-        assert shown[0] != shown[1]
+        assert images[0] != images[1]
 
 
-def test_texts_and_one_row_of_hyperparameters_are_there(server: Server) -> None:  # noqa: F811
+def test_texts_and_one_row_of_hyperparameters_are_written(server: Server) -> None:  # noqa: F811
     names = {"computation", "configuration", "sample"}
     texts = server.get("plugin/text/tags")
     assert set(texts[DENSE]) == {f"{name}/text_summary" for name in names}
@@ -125,7 +124,7 @@ def test_texts_and_one_row_of_hyperparameters_are_there(server: Server) -> None:
     assert points[-1][1] == 6
 
 
-def test_the_certificate_is_a_table_that_says_what_was_found_and_nothing_of_it_is_markup(
+def test_the_certificate_is_a_table_of_its_findings_and_none_of_it_is_markup(
     server: Server,  # noqa: F811
 ) -> None:
     (entry,) = server.get("plugin/text/text", run=RUN, tag="certificate/text_summary")
@@ -138,25 +137,25 @@ def test_the_certificate_is_a_table_that_says_what_was_found_and_nothing_of_it_i
     assert "<em>" not in text and "<other>" not in text
 
 
-def test_a_text_written_again_replaces_the_one_before_and_leaves_other_texts(tmp_path: Path) -> None:
+def test_a_text_that_is_written_again_replaces_the_old_one_and_no_other_text(tmp_path: Path) -> None:
     for tag, text in (("certificate", "first"), ("notes", "other"), ("certificate", "second")):
         write_text(tmp_path, tag, text, 7)
     events = EventAccumulator(str(tmp_path)).Reload()
-    found = {tag: [(e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors(tag)]
+    texts = {tag: [(e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors(tag)]
              for tag in events.Tags()["tensors"]}  # fmt: skip
-    assert found == {"certificate/text_summary": [(7, "second")], "notes/text_summary": [(7, "other")]}
+    assert texts == {"certificate/text_summary": [(7, "second")], "notes/text_summary": [(7, "other")]}
     assert certificate_markdown([]).splitlines()[2:] == [
         "| check | verdict | measured | what it means |",
         "| --- | --- | --- | --- |",
     ]
 
 
-def test_dense_and_dropless_runs_have_a_place_of_their_own_among_the_hyperparameters() -> None:
+def test_dense_and_dropless_runs_have_their_own_values_among_the_hyperparameters() -> None:
     factors = [
-        hparams.row(Config(model=ModelConfig(**changes)))["model.capacity_factor"]
+        hparams(Config(model=ModelConfig(**changes)))["model.capacity_factor"]
         for changes in ({"capacity_factor": 2}, {"capacity_factor": None}, {"switch_every": 0})
     ]
     assert factors == ["2.0", "dropless", "dense"]
     result = {"val_loss": 1.5, "best_val_loss": 1.4, "dropped": None, "tokens_per_second": 9.0}
-    assert hparams.metrics(result).keys() == hparams.NO_METRICS.keys()
-    assert hparams.metrics(result)["hp/dropped"] == 0.0  # without it the page leaves a dense run out
+    assert metrics(result).keys() == NO_METRICS.keys()
+    assert metrics(result)["hp/dropped"] == 0.0  # without it the page omits a dense run

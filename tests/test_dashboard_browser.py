@@ -11,8 +11,7 @@ import pytest
 from browser import browser, complaints, resize  # noqa: F401  browser is a fixture
 from dashboard_server import DENSE, FINDINGS, RUN, Server, server  # noqa: F401  server is a fixture
 
-from switch_lm.measure.metrics import chart_layout
-from switch_lm.training import hparams
+from switch_lm.training.callbacks.dashboard import NO_METRICS, chart_layout
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -89,7 +88,7 @@ def test_the_configuration_and_samples_can_be_read(page: Chrome, server: Server)
 
 def test_hyperparameters_show_a_row_for_each_run(page: Chrome, server: Server) -> None:  # noqa: F811
     shown = opened(page, server, "hparams", RUN, DENSE, "hp/val_loss")
-    assert all(name in shown for name in hparams.NO_METRICS)
+    assert all(name in shown for name in NO_METRICS)
     assert "model.capacity_factor" in shown and "TABLE VIEW" in shown.upper()
 
 

@@ -14,7 +14,7 @@ from switch_lm.training.hardware import compile_module
 
 FAULTS = """
 import resource, sys, torch
-from switch_lm.hardware import keep_freed_memory
+from switch_lm.training.hardware import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 for step in range(20):
@@ -26,12 +26,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def page_faults(how: str) -> int:
-    """Of ten allocations of 40 MiB after ten that warm up, in a process of its own: it can't be undone."""
+    """Of ten allocations of 40 MiB after ten that warm up, in its own process: it cannot be undone."""
     return int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
-def test_freed_memory_is_used_again_without_asking_the_system_for_it() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this setting")
+def test_freed_memory_is_reused_without_asking_the_system_for_it() -> None:
     assert page_faults("keep") < 100 < 1000 < page_faults("as it is")
 
 
@@ -41,7 +41,7 @@ class Noisy(torch.nn.Module):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++ (on Debian: apt install g++)")
-def test_modules_that_we_compile_draw_torchs_random_numbers_and_others_as_before() -> None:
+def test_a_module_that_we_compile_draws_torchs_random_numbers_and_another_does_not() -> None:
     eager, ours, others = (Noisy() for _ in range(3))
     compile_module(ours)
     others.compile(dynamic=False)

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from compare import same
+from conftest import folder_of
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from small_models import NOISE, short_run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from switch_lm.config.schema import Config
+from switch_lm.config.schema import Config, HealthConfig
 from switch_lm.storage import checkpoint
-from switch_lm.training.callbacks import watch
+from switch_lm.training import run
+from switch_lm.training.callbacks import window_losses
+from switch_lm.training.prepare import Training
 from switch_lm.training.start import train
 
 
 def end_of(config: Config) -> dict[str, object]:
     train(config)
-    return checkpoint.read(Path(config.outputs) / "runs" / str(config.name) / "checkpoints" / "last.ckpt")
+    return checkpoint.read(folder_of(config) / "checkpoints" / "last.ckpt")
+
+
+def points_of(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of all scalars but the measured times and the row of hyperparameters."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(("perf/", "hp/"))]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
 def test_validating_sampling_and_scoring_windows_after_every_step_gives_the_run_that_does_neither(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "EVERY", 1)
+    monkeypatch.setattr(window_losses, "EVERY", 1)
     config = short_run(tmp_path)
     config = replace(config, model=replace(config.model, **NOISE), trainer=replace(config.trainer, max_steps=5))
     rarely = replace(config, name="rarely", trainer=replace(config.trainer, val_every=5))
@@ -42,3 +56,47 @@ def test_the_noise_of_a_step_is_its_own_whatever_numbers_were_drawn_before(tmp_p
     assert same(first["state_dict"], end_of(replace(config, name="again"))["state_dict"])
     other = end_of(replace(config, name="calm", model=replace(config.model, router_jitter=0.0)))
     assert not same(first["state_dict"], other["state_dict"])  # the noise was on
+
+
+def test_callbacks_in_reverse_order_give_the_same_run_and_the_same_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(short_run(tmp_path), health=HealthConfig(every=1))
+    config = replace(config, model=replace(config.model, **NOISE), logger=replace(config.logger, sample_length=7))
+    reversed_ = replace(config, name="reversed")
+    first, callbacks_of = end_of(config), run.callbacks_of
+
+    def reverse(training: Training) -> list[Callback]:
+        callbacks = callbacks_of(training)
+        saving = [callback for callback in callbacks if isinstance(callback, Checkpoint)]  # in order, after the others
+        return [callback for callback in callbacks[::-1] if callback not in saving] + saving
+
+    monkeypatch.setattr(run, "callbacks_of", reverse)
+    second = end_of(reversed_)
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "drops", "validation"):
+        assert same(first[key], second[key]), key
+    assert points_of(folder_of(config)) == points_of(folder_of(reversed_))
+
+
+class Slow(Callback):
+    """Takes a tenth of a second after each step."""
+
+    slept = 0.0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        time.sleep(0.1)
+        self.slept += 0.1
+
+    def figures(self) -> dict[str, Any]:
+        return {"slept": self.slept}
+
+
+def test_training_seconds_exclude_every_callback_and_a_callback_adds_its_own_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, callbacks_of = short_run(tmp_path), run.callbacks_of
+    config.model.switch_every, config.trainer.max_steps, config.trainer.val_every = 0, 12, 12
+    monkeypatch.setattr(run, "callbacks_of", lambda training: [Slow(), *callbacks_of(training)])
+    result = train(config)
+    assert result["slept"] == pytest.approx(1.2)
+    assert 0 < result["training_seconds"] < result["seconds"] - result["slept"]

@@ -183,6 +183,7 @@ def test_the_total_is_the_language_loss_and_each_other_loss_times_its_weight() -
     module = SwitchModule(config, Vocabulary.of(TEXT), corpus_sha256="", precision="fp32")
     ids = torch.arange(48).view(3, 16) % 7
     losses = module.losses(ids, (ids + 1) % 7)
+    assert losses.router_z is not None and losses.importance is not None
     parts = losses.language + 0.5 * losses.balance + 0.25 * losses.router_z + 0.125 * losses.importance
     assert losses.total.item() == pytest.approx(parts.item())
     for loss, of_layer in (

@@ -1,4 +1,4 @@
-"""A run or a command leaves the process as it was, however it ends; what is prepared and never run leaves nothing."""
+"""A run or a command restores the process, however it ends; a run that is only prepared leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from switch_lm.config.schema import Config
 from switch_lm.storage import checkpoint
 from switch_lm.storage.run_folder import Lock, Stopped, choose
 from switch_lm.training import hardware
-from switch_lm.training import run as training
+from switch_lm.training import prepare as preparing
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.signals import SIGNALS, StopSignals
 from switch_lm.training.start import train
@@ -33,7 +33,7 @@ SMALL += ["model.context_length=8", "data.batch_size=4", "trainer.device=cpu"]
 
 
 def process_state() -> dict[str, Any]:
-    """All that a run or a command might change, but for the compiler's stance, which shows in what it compiles."""
+    """What a run or a command might change, except the compiler's stance, which shows in what it compiles."""
     logs = [logging.getLogger(name) for name in ("", "switch_lm", "lightning", "lightning.pytorch")]
     return {
         "threads": torch.get_num_threads(),
@@ -56,7 +56,7 @@ def in_validation(config: Config, patch: pytest.MonkeyPatch) -> None:
 
 
 def before_the_first_step(config: Config, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(training, "TextData", fails)
+    patch.setattr(preparing, "TextData", fails)
 
 
 def by_the_configuration(config: Config, patch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def by_its_time_limit(config: Config, patch: pytest.MonkeyPatch) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_a_run_leaves_the_process_as_it_was(
+def test_a_run_restores_the_process(
     end: Callable[[Config, pytest.MonkeyPatch], None] | None,
     error: type[BaseException] | None,
     config: Config,
@@ -108,7 +108,7 @@ def test_a_run_leaves_the_process_as_it_was(
     ],
     ids=["generate", "evaluate", "inspect", "check", "no run"],
 )
-def test_a_command_leaves_the_process_as_it_was(
+def test_a_command_restores_the_process(
     main: Callable[[list[str]], int], arguments: list[str], make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("switch_lm.certificate.certify.certify", lambda *_, **__: [])  # which takes long
@@ -124,7 +124,7 @@ def test_a_command_leaves_the_process_as_it_was(
         torch.set_num_threads(1)
 
 
-def test_after_a_run_that_failed_in_its_validation_the_next_one_is_as_if_alone(
+def test_after_a_run_that_failed_in_validation_the_next_equals_a_run_alone(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[Any] = []  # in this job
@@ -161,12 +161,12 @@ def test_after_a_run_that_failed_in_its_validation_the_next_one_is_as_if_alone(
 
 def test_a_run_that_is_prepared_and_never_fitted_leaves_no_folder_and_no_lock(config: Config) -> None:
     run = choose(config)
-    with training.Training.prepare(config, run, signals=StopSignals(run.path)):
+    with preparing.prepare(config, run, signals=StopSignals(run.path)):
         assert not folder_of(config).exists()
         assert train(config)["steps"] == 12  # at once: nothing is locked
 
 
-def test_a_lock_that_can_not_be_taken_leaves_no_open_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_cannot_be_taken_leaves_no_open_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[int] = []
 
     def interrupted(descriptor: int, how: int) -> None:

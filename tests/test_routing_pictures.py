@@ -1,4 +1,4 @@
-"""Pictures of the routing: they show what happened, go on after a restart, and leave training as it is."""
+"""Pictures of the routing: they show what happened, continue after a restart, and do not change training."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def history(**changes: int) -> LoadHistory:
 # --- Load over time
 
 
-def test_a_column_is_a_logged_step_and_what_is_to_come_is_blank() -> None:
+def test_a_column_is_a_logged_step_and_future_steps_are_blank() -> None:
     loads = history()
     loads.add(torch.tensor([[6, 2], [0, 8]]), step=10)
     loads.add(torch.tensor([[4, 4], [8, 0]]), step=20)
-    found = loads.heat_map()
-    assert found.x_names == ("0", "10", "20")
-    assert found.y_names == ("layer 00 · 00", "01", "", "layer 01 · 00", "01")
-    rows = [row[:2] for row in found.values]
+    picture = loads.heat_map()
+    assert picture.x_names == ("0", "10", "20")
+    assert picture.y_names == ("layer 00 · 00", "01", "", "layer 01 · 00", "01")
+    rows = [row[:2] for row in picture.values]
     assert rows[:2] + rows[3:] == [(1.5, 1.0), (0.5, 1.0), (0.0, 2.0), (2.0, 0.0)]
-    assert all(math.isnan(value) for value in (*rows[2], *(row[2] for row in found.values)))
-    assert (found.low, found.centre, found.high) == (0.0, 1.0, 2.0)
+    assert all(math.isnan(value) for value in (*rows[2], *(row[2] for row in picture.values)))
+    assert (picture.low, picture.centre, picture.high) == (0.0, 1.0, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_several_logged_steps_of_a_column_are_averaged() -> None:
 # --- Atlas
 
 
-def test_characters_stand_as_a_reader_looks_for_them_and_each_leaves_a_mark() -> None:
+def test_characters_are_in_a_readers_order_and_each_is_visible() -> None:
     characters = "".join(sorted("\n\t !z3aZéA.\x07"))
     assert "".join(characters[i] for i in order(characters)) == "\n\t \x07!.3AZazé"
     assert [visible(c) for c in "\n\t \x07a\\"] == ["\\n", "\\t", "␣", "\\x07", "a", "\\"]
@@ -107,14 +107,15 @@ def test_shares_are_those_of_a_slow_count(changes: dict[str, Any]) -> None:
             assert share_V == pytest.approx(expected, nan_ok=True)
 
 
-def test_an_atlas_has_a_row_an_expert_and_the_shown_characters_in_their_order() -> None:
+def test_an_atlas_has_a_row_per_expert_and_the_chosen_characters_in_order() -> None:
     share_EV = torch.tensor([[0.25, math.nan, 1.0], [0.75, math.nan, 0.0]])
-    found = atlas(share_EV, "\n.a", [2, 0])
-    assert (found.x_names, found.y_names) == (("a", "\\n"), ("00", "01"))
-    assert found.values == ((1.0, 0.25), (0.0, 0.75)) and (found.low, found.high, found.centre) == (0.0, 1.0, None)
+    picture = atlas(share_EV, "\n.a", [2, 0])
+    assert (picture.x_names, picture.y_names) == (("a", "\\n"), ("00", "01"))
+    assert picture.values == ((1.0, 0.25), (0.0, 0.75))
+    assert (picture.low, picture.high, picture.centre) == (0.0, 1.0, None)
 
 
-def test_looking_puts_the_model_back_in_its_mode_and_draws_no_random_number() -> None:
+def test_measuring_restores_the_models_mode_and_draws_no_random_number() -> None:
     model = tiny_model(**NOISE).train()
     before, weights = torch.get_rng_state(), {name: w.clone() for name, w in model.state_dict().items()}
     first = shares_by_character(model, VOCABULARY.encode(TEXT[:48]).view(3, 16))
@@ -126,13 +127,13 @@ def test_looking_puts_the_model_back_in_its_mode_and_draws_no_random_number() ->
 # --- In training
 
 
-def test_the_load_over_time_is_that_of_the_scalars_and_is_written_after_each_validation(config: Config) -> None:
+def test_the_load_over_time_equals_the_scalars_and_is_written_after_each_validation(config: Config) -> None:
     config.trainer.accumulate = 2
     train(config)
-    found = pictures(folder_of(config))
-    assert sorted(found) == TAGS
-    assert all([step for step, _ in shown] == [5, 10, 12] for shown in found.values())
-    assert len({picture for _, picture in found[LOAD_TAG]}) == 3  # it grows
+    drawn = pictures(folder_of(config))
+    assert sorted(drawn) == TAGS
+    assert all([step for step, _ in shown] == [5, 10, 12] for shown in drawn.values())
+    assert len({picture for _, picture in drawn[LOAD_TAG]}) == 3  # it grows
     state = checkpoint.read(folder_of(config) / "checkpoints" / "last.ckpt")["callbacks"]["RoutingPictures"]
     events = EventAccumulator(str(folder_of(config)), size_guidance={"scalars": 0}).Reload()
     for layer in range(2):
@@ -162,7 +163,7 @@ def test_a_resumed_run_shows_the_pictures_of_one_that_was_never_stopped(
     assert whole == halves
 
 
-def test_pictures_change_nothing_in_training(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_do_not_change_training(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(config, model=replace(config.model, **NOISE))
     train(replace(config, name="drawn"))
     for hook in ("on_train_batch_end", "on_validation_end"):

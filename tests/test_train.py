@@ -1,4 +1,4 @@
-"""Whole runs of a small model: what they leave behind, how they go on, what they repeat."""
+"""Whole runs of a small model: what they write, how they resume, what they reproduce."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def state(config: Config) -> dict[str, Any]:
     return checkpoint.read(folder_of(config) / "checkpoints" / "last.ckpt")
 
 
-def test_a_run_leaves_result_configuration_checkpoints_and_a_model_to_load(config: Config) -> None:
+def test_a_run_writes_a_result_a_configuration_checkpoints_and_a_model_to_load(config: Config) -> None:
     result = train(config)
     run = folder_of(config)
     assert json.loads((run / "result.json").read_text()) == result
@@ -83,7 +83,7 @@ def test_tensorboard_has_every_quantity_once_at_rising_steps(config: Config) -> 
     assert kept + events.Scalars("moe/layer_00/dropped")[0].value == selected
 
 
-def test_the_same_seed_gives_the_same_run_whatever_ran_before_and_another_seed_another(config: Config) -> None:
+def test_a_seed_gives_the_same_run_whatever_ran_before_and_another_seed_another_run(config: Config) -> None:
     train(config)
     torch.rand(5)
     again = replace(config, name="again", logger=replace(config.logger, sample_length=0))
@@ -100,7 +100,7 @@ class PlugPulled(BaseException):
 
 
 @pytest.mark.parametrize("last_step", [3, 4, 5, 7, 10])
-def test_a_run_that_was_stopped_goes_on_to_the_same_end(
+def test_a_resumed_run_reaches_the_end_of_one_that_was_never_stopped(
     config: Config, last_step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.trainer.accumulate = 2
@@ -156,7 +156,7 @@ def test_a_dense_model_trains_on_the_same_path(config: Config) -> None:
         ),
     ],
 )
-def test_a_text_that_is_too_short_is_refused_with_the_split_that_is(
+def test_a_text_that_is_too_short_is_refused_and_the_short_split_is_named(
     length: int, context_length: int, message: str, config: Config, tmp_path: Path
 ) -> None:
     (tmp_path / "text.txt").write_text("ab" * (length // 2) + "c" * (length % 2))
@@ -167,7 +167,7 @@ def test_a_text_that_is_too_short_is_refused_with_the_split_that_is(
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++ (on Debian: apt install g++)")
-def test_compiled_blocks_give_the_losses_of_eager_ones(config: Config) -> None:
+def test_compiled_blocks_give_the_losses_of_eager_blocks(config: Config) -> None:
     config.trainer.precision = "fp32"
     config.model.router_jitter, config.model.dropout = 0.0, 0.0  # compiled code draws other random numbers
     eager = train(config)
@@ -177,7 +177,7 @@ def test_compiled_blocks_give_the_losses_of_eager_ones(config: Config) -> None:
     assert compiled["val_loss"] == pytest.approx(eager["val_loss"], abs=1e-3)
 
 
-def test_where_the_compiler_fails_training_goes_on_and_says_why(
+def test_if_the_compiler_fails_training_continues_and_the_console_says_why(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:
@@ -187,6 +187,6 @@ def test_where_the_compiler_fails_training_goes_on_and_says_why(
     config.trainer.compile, config.logger.progress = "true", "lines"
     result = train(config)
     assert result["steps"] == 12
-    assert "going on without" in capsys.readouterr().out
+    assert "continuing without it" in capsys.readouterr().out
     assert not result["hardware"]["compile"]
     assert "no compiler" in result["hardware"]["compile_reason"]

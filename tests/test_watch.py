@@ -1,4 +1,4 @@
-"""What is measured beside training: the three losses of the windows, and whether routers are alive."""
+"""What is measured beside training: three losses of fixed windows, and whether routers are alive."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from switch_lm.storage import checkpoint
 from switch_lm.storage.run_folder import TrainingError
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.text.windows import fixed_windows, split
-from switch_lm.training.callbacks.watch import WindowLosses
+from switch_lm.training.callbacks.window_losses import WindowLosses
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.start import train
 
@@ -60,19 +60,19 @@ def test_character_by_character_scores_as_one_dropless_pass(changes: dict[str, A
 def test_the_windows_have_three_losses_after_the_last_validation(config: Config) -> None:
     config.model.capacity_factor = 0.5
     result = train(config)
-    found = events(config)
+    logged = events(config)
     model, vocabulary = switch_lm.load(folder_of(config) / "checkpoints" / "last.ckpt")
     ids = split(vocabulary.encode(Path(str(config.data.path)).read_text()))[1]
     text = fixed_windows(ids, context_length=16, num_windows=8)
-    want = {
+    expected = {
         "val/window_loss": whole(model, *text, capacity_factor=None),
         "val/window_loss_train_capacity": whole(model, *text, capacity_factor=0.5),
         "val/window_loss_generation": character_by_character(model, *text),
     }
     last = {}
-    for tag, nll in want.items():
-        assert [event.step for event in found.Scalars(tag)] == [12]
-        last[tag] = found.Scalars(tag)[-1].value
+    for tag, nll in expected.items():
+        assert [event.step for event in logged.Scalars(tag)] == [12]
+        last[tag] = logged.Scalars(tag)[-1].value
         assert last[tag] == pytest.approx(nll.mean().item(), abs=1e-5)
     assert abs(last["val/window_loss_generation"] - last["val/window_loss"]) < 1e-4
     assert abs(last["val/window_loss_train_capacity"] - last["val/window_loss"]) > 1e-3  # half of the choices dropped
@@ -94,12 +94,12 @@ def test_the_windows_are_scored_every_300_steps_and_at_the_last_step(
 ) -> None:
     config.trainer = replace(config.trainer, val_every=val_every, max_steps=max_steps)
     windows = WindowLosses(torch.arange(99), config)
-    windows.load_state_dict({"seconds": 1e6})  # of which the rule knows nothing
+    windows.load_state_dict({"seconds": 1e6})  # the rule ignores them
     validated = [0, *range(val_every, max_steps, val_every), max_steps]
-    assert [step for step in validated if windows._is_due(step)] == due
+    assert [step for step in validated if windows.is_due(step)] == due
 
 
-def test_a_dense_model_has_the_losses_and_no_routers_to_look_at(config: Config) -> None:
+def test_a_dense_model_has_window_losses_and_no_router_health(config: Config) -> None:
     config.model.switch_every = 0
     result = train(config)
     tags = events(config).Tags()["scalars"]
@@ -111,12 +111,10 @@ def test_a_dense_model_has_the_losses_and_no_routers_to_look_at(config: Config) 
 
 
 def test_the_gradients_are_those_of_a_backward_pass_through_each_loss() -> None:
-    model, ids = (
-        tiny_model(router_jitter=0.0).train(),
-        torch.randint(V, (4, 17), generator=torch.Generator().manual_seed(0)),
-    )
+    model = tiny_model(router_jitter=0.0).train()
+    ids = torch.randint(V, (4, 17), generator=torch.Generator().manual_seed(0))
     text = ids[:, :-1], ids[:, 1:]
-    found = router_health(model, *text, alpha=0.5)
+    health = router_health(model, *text, alpha=0.5)
     assert all(p.grad is None for p in model.parameters())
     grads = []
     for balance in (False, True):
@@ -126,26 +124,26 @@ def test_the_gradients_are_those_of_a_backward_pass_through_each_loss() -> None:
         loss.backward()
         grads.append([torch.as_tensor(layer.w_router_DE.grad).clone() for layer in model.switch_layers])
     for layer, (language, balance_DE) in enumerate(zip(*grads, strict=True)):
-        assert found[layer].language_gradient == pytest.approx(language.norm().item(), rel=1e-5)
-        assert found[layer].balance_gradient == pytest.approx(balance_DE.norm().item(), rel=1e-5)
+        assert health[layer].language_gradient == pytest.approx(language.norm().item(), rel=1e-5)
+        assert health[layer].balance_gradient == pytest.approx(balance_DE.norm().item(), rel=1e-5)
         cosine = torch.nn.functional.cosine_similarity(language.flatten(), balance_DE.flatten(), dim=0)
-        assert found[layer].cosine == pytest.approx(cosine.item(), abs=1e-5)
+        assert health[layer].cosine == pytest.approx(cosine.item(), abs=1e-5)
 
 
 def test_entropy_gate_and_shares_are_those_of_the_routing() -> None:
     model, ids = tiny_model(), torch.randint(V, (4, 17), generator=torch.Generator().manual_seed(0))
     routing_ = model(ids[:, :-1]).routings[1]
-    found = router_health(model, ids[:, :-1], ids[:, 1:], alpha=0.0)[1]
-    assert found.gate_mean == pytest.approx(routing_.gate_TK.mean().item())
-    assert found.gate_spread == pytest.approx(routing_.gate_TK.std(correction=0).item())
-    assert found.max_share == pytest.approx(routing_.load_E.max().item() / 64)
-    assert found.busiest == int(routing_.load_E.argmax()) and found.even_share == 0.25
-    assert found.idle_share == pytest.approx((routing_.load_E == 0).float().mean().item())
-    assert (found.balance_gradient, found.cosine) == (0.0, None)  # alpha is 0
-    assert "gradient_cosine" not in found.scalars() and found.scalars()["entropy"] == found.entropy
+    health = router_health(model, ids[:, :-1], ids[:, 1:], alpha=0.0)[1]
+    assert health.gate_mean == pytest.approx(routing_.gate_TK.mean().item())
+    assert health.gate_spread == pytest.approx(routing_.gate_TK.std(correction=0).item())
+    assert health.max_share == pytest.approx(routing_.load_E.max().item() / 64)
+    assert health.busiest == int(routing_.load_E.argmax()) and health.even_share == 0.25
+    assert health.idle_share == pytest.approx((routing_.load_E == 0).float().mean().item())
+    assert (health.balance_gradient, health.cosine) == (0.0, None)  # alpha is 0
+    assert "gradient_cosine" not in health.scalars() and health.scalars()["entropy"] == health.entropy
 
 
-def test_looking_at_the_routers_changes_nothing_in_training(config: Config) -> None:
+def test_measuring_the_routers_does_not_change_training(config: Config) -> None:
     config = replace(config, model=replace(config.model, **NOISE))
     watched = replace(config, name="watched", health=HealthConfig(every=1))
     unwatched = replace(config, name="unwatched", health=HealthConfig(every=0))
@@ -183,7 +181,7 @@ def test_a_healthy_run_raises_no_alarm(config: Config, capsys: pytest.CaptureFix
     assert "router alarm/text_summary" not in events(config).Tags()["tensors"]
 
 
-def test_a_dead_router_is_told_once_with_what_to_change(
+def test_a_dead_router_is_reported_once_with_the_fix(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(routing, "gates", dead)
@@ -191,12 +189,12 @@ def test_a_dead_router_is_told_once_with_what_to_change(
     (message,) = result["router_alarms"]
     assert "step 6: the router of layers 00, 01 is dead" in message and "model.gate_scale=probability" in message
     assert capsys.readouterr().err == f"warning: {message}\n"
-    (told,) = events(config).Tensors("router alarm/text_summary")
-    assert told.step == 6 and told.tensor_proto.string_val[0].decode() == message
+    (event,) = events(config).Tensors("router alarm/text_summary")
+    assert event.step == 6 and event.tensor_proto.string_val[0].decode() == message
     assert result["steps"] == 12 and json.loads((folder_of(config) / "result.json").read_text()) == result
 
 
-def test_a_collapsed_router_is_told_once_with_what_to_change(
+def test_a_collapsed_router_is_reported_once_with_the_fix(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config.model.selection_bias_rate = 1e-6
@@ -206,7 +204,7 @@ def test_a_collapsed_router_is_told_once_with_what_to_change(
     assert capsys.readouterr().err == f"warning: {message}\n"
 
 
-def test_as_an_error_an_alarm_ends_training_and_its_run_can_go_on_with_a_warning(
+def test_an_alarm_as_an_error_ends_training_and_the_run_can_resume_with_a_warning(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(routing, "gates", dead)
@@ -235,10 +233,10 @@ HEALTHY = RouterHealth(
 DEAD, COLLAPSED = replace(HEALTHY, language_gradient=0.0), replace(HEALTHY, max_share=0.9)
 
 
-def test_it_takes_so_many_looks_in_a_row_and_is_told_once_also_after_a_restart() -> None:
+def test_an_alarm_takes_several_looks_in_a_row_and_is_reported_once_also_after_a_restart() -> None:
     alarm = RouterAlarm(HealthConfig(checks=3), alpha=0.01)
     looks = [DEAD, DEAD, HEALTHY, DEAD, DEAD, DEAD, DEAD]
-    assert [len(alarm.look([HEALTHY, found], step=i)) for i, found in enumerate(looks)] == [0, 0, 0, 0, 0, 1, 0]
+    assert [len(alarm.look([HEALTHY, look], step=i)) for i, look in enumerate(looks)] == [0, 0, 0, 0, 0, 1, 0]
     half = RouterAlarm(HealthConfig(checks=3), alpha=0.01)
     assert half.look([COLLAPSED], step=1) == half.look([COLLAPSED], step=2) == []
     restarted = RouterAlarm(HealthConfig(checks=3), alpha=0.01)
@@ -250,22 +248,20 @@ def test_it_takes_so_many_looks_in_a_row_and_is_told_once_also_after_a_restart()
     assert again.look([COLLAPSED], step=4) == []
 
 
-def test_one_expert_and_a_share_that_is_even_are_no_collapse() -> None:
+def test_a_single_expert_or_an_even_share_is_not_a_collapse() -> None:
     alarm = RouterAlarm(HealthConfig(checks=1), alpha=0.01)
     alone = replace(DEAD, num_experts=1, even_share=1.0, max_share=1.0)
     both = replace(HEALTHY, num_experts=2, even_share=1.0, max_share=1.0)  # top_k=2
     assert alarm.look([alone, both], step=1) == []
 
 
-def test_a_gate_of_rounding_noise_alone_does_not_pass_for_learning() -> None:
-    noisy, small = (
-        replace(HEALTHY, language_gradient=3e-9),
-        replace(HEALTHY, language_gradient=3e-9, expert_gradient=1e-8),
-    )
+def test_a_gradient_of_rounding_noise_does_not_count_as_learning() -> None:
+    noisy = replace(HEALTHY, language_gradient=3e-9)
+    small = replace(noisy, expert_gradient=1e-8)
     assert not noisy.learns and HEALTHY.learns and small.learns
 
 
-def test_another_layer_is_told_later_and_as_an_error_what_stands_counts() -> None:
+def test_another_layer_is_reported_later_and_standing_counts_what_was_reported_before() -> None:
     alarm = RouterAlarm(HealthConfig(checks=1), alpha=0.01)
     (first,) = alarm.look([COLLAPSED, HEALTHY], step=1)
     assert "layer 00 has" in first and alarm.standing
@@ -275,13 +271,11 @@ def test_another_layer_is_told_later_and_as_an_error_what_stands_counts() -> Non
     assert alarm.look([COLLAPSED, COLLAPSED], step=4) == [] and alarm.standing
 
 
-def test_most_experts_idle_or_three_of_four_choices_to_the_same_are_a_collapse_too() -> None:
-    for found in (
+def test_mostly_idle_experts_or_every_token_at_one_expert_are_a_collapse_too() -> None:
+    for health in (
         replace(HEALTHY, num_experts=64, even_share=1 / 64, max_share=0.5, idle_share=62 / 64),
         replace(HEALTHY, even_share=0.75, max_share=1.0, idle_share=0.0),  # top_k=3
     ):
-        assert len(RouterAlarm(HealthConfig(checks=1), alpha=0.01).look([found], step=1)) == 1
-    assert (
-        RouterAlarm(HealthConfig(checks=1), alpha=0.01).look([replace(HEALTHY, language_gradient=float("nan"))], step=1)
-        == []
-    )
+        assert len(RouterAlarm(HealthConfig(checks=1), alpha=0.01).look([health], step=1)) == 1
+    unknown = replace(HEALTHY, language_gradient=float("nan"))
+    assert RouterAlarm(HealthConfig(checks=1), alpha=0.01).look([unknown], step=1) == []

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from switch_lm.storage.provenance import commit, versions
 from switch_lm.training.hardware import fast_bf16
-from switch_lm.training.result import commit, versions
 
 PEERS = ("labml-nn", "transformers", "st-moe-pytorch", "mixture-of-experts")
 

@@ -12,23 +12,6 @@ from torch import Tensor
 
 from switch_lm.routers.routing import Routing
 
-# The overview's charts: their titles, and the tags they draw.
-OF_EVERY_RUN = {
-    "validation loss: whole split and window losses": [
-        "^val/loss$",
-        "^val/window_loss$",
-        "^val/window_loss_train_capacity$",
-        "^val/window_loss_generation$",
-    ],
-}
-OF_ROUTED_RUNS = {
-    "dropped share, by layer": [r"^moe/layer_\d+/dropped_share$"],
-    "balance loss, all layers (1 a layer: even)": ["^train/balance_loss$"],
-    "router entropy, by layer": [r"^moe/layer_\d+/router_entropy$"],
-    "mean gate, by layer": [r"^moe/layer_\d+/mean_gate$"],
-    "router's gradient from the language loss, by layer": [r"^health/layer_\d+/language_gradient$"],
-}
-
 
 def dropped_choices(routing: Routing) -> Tensor:
     """How many choices are dropped, 0-d int64."""
@@ -114,22 +97,3 @@ def routing_scalars(layers: Sequence[RoutingSums]) -> dict[str, float]:
     if not scalars:
         return {}
     return dict(zip(scalars, torch.stack([value.float() for value in scalars.values()]).tolist(), strict=True))
-
-
-def chart_layout(num_layers: int) -> dict[str, dict[str, list[object]]]:
-    """TensorBoard's custom charts: first an overview, then one a Switch layer and quantity with a line an expert.
-
-    TensorBoard merges the layouts of all runs by their titles: no title depends on anything but the layer's number.
-    """
-    overview = OF_EVERY_RUN | (OF_ROUTED_RUNS if num_layers else {})
-    titles = {"load": "tokens selected", "kept": "tokens kept", "mean_prob": "mean probability P"}
-    layout: dict[str, dict[str, list[object]]] = {
-        "overview": {title: ["Multiline", tags] for title, tags in overview.items()}
-    }
-    for layer in range(num_layers):
-        name = f"layer {layer:02d}"
-        layout[name] = {
-            f"{name}: {title}, by expert": ["Multiline", [rf"^moe/layer_{layer:02d}/{quantity}/expert_\d+$"]]
-            for quantity, title in titles.items()
-        }
-    return layout

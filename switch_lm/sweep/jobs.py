@@ -203,7 +203,7 @@ def planned_jobs(overrides: list[Override]) -> list[dict[str, Any]] | None:
 
 def _plan(config: DictConfig, overrides: list[Override], *, began: dict[str, Any] | None) -> dict[str, Any]:
     """The content of sweep.json."""
-    from switch_lm.training.result import commit  # torch is behind it
+    from switch_lm.storage.provenance import commit
 
     jobs, trials = planned_jobs(overrides), config.hydra.sweeper.get("n_trials")
     given = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]

@@ -1,6 +1,4 @@
-"""What this machine does fast: device, precision, and whether compiling pays. Decided once and stored with the run."""
-
-from __future__ import annotations
+"""How a run computes on this machine: device, precision, and whether compiling pays. Stored with the run."""
 
 import ctypes
 import os
@@ -8,14 +6,16 @@ import platform
 import shutil
 import sysconfig
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from switch_lm.config.rules import ConfigError
 from switch_lm.config.schema import Config
 
-# Compiling costs half a minute on two CPU cores and saves a third of a step, so it pays from about this much work on.
+# Compiling costs half a minute on two CPU cores and saves a third of a step, so it pays above about this much work.
 COMPILE_PAYS_FLOPS = 1.2e13
 
 
@@ -31,16 +31,11 @@ class Hardware:
     name: str
     threads: int
 
-    @property
-    def autocast(self) -> str:
-        """Lightning's name of the precision."""
-        return "bf16-mixed" if self.precision == "bf16" else "32-true"
-
 
 def keep_freed_memory() -> None:
-    """Has the C library keep what is freed for the next step instead of giving it back: a tenth of a step's time.
+    """Makes the C library keep freed memory for the next step, which saves a tenth of a step's time. glibc only.
 
-    Otherwise each step asks the system for the same pages again, tens of thousands of them. glibc only.
+    Otherwise each step asks the system for the same tens of thousands of pages again.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -50,35 +45,39 @@ def keep_freed_memory() -> None:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Has the model's blocks compiled at their first call: one graph serves all of a kind."""
+    """Compiles the model's blocks at their first call: one graph serves all blocks of a kind."""
     torch.compiler.reset()  # an earlier run in this process leaves its graphs
     for block in model.get_submodule("blocks").children():
         compile_module(block)
 
 
 def compile_module(module: nn.Module) -> None:
-    """Has a module compiled at its first call, for inputs of one shape.
+    """Compiles a module at its first call, for inputs of one shape.
 
-    Random numbers stay torch's own: the compiler's are drawn element by element and take longer than the products.
+    Random numbers remain torch's own: the compiler draws its own one by one, which takes longer than the products.
     """
     module.compile(dynamic=False, options={"fallback_random": True})
 
 
 def detect(config: Config, *, training_flops: float) -> Hardware:
-    """Resolves `auto` in the trainer's device, precision and compile. `training_flops`: those of the whole run."""
+    """Resolves `auto` in the trainer's device, precision and compile. `training_flops`: those of the whole run.
+
+    ConfigError if the configured device does not exist.
+    """
     device = config.trainer.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("trainer.device=cuda: there is no usable GPU here; use trainer.device=auto")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision, precision_reason = config.trainer.precision, "as configured"
-    if precision == "auto":
-        fast, precision_reason = fast_bf16(device)
-        precision = "bf16" if fast else "fp32"
-    compile_, compile_reason = config.trainer.compile == "true", "as configured"
+    bf16, precision_reason = config.trainer.precision == "bf16", "as configured"
+    if config.trainer.precision == "auto":
+        bf16, precision_reason = fast_bf16(device)
+    compiles, compile_reason = config.trainer.compile == "true", "as configured"
     if config.trainer.compile == "auto":
-        compile_, compile_reason = compiling_pays(device, training_flops)
+        compiles, compile_reason = compiling_pays(device, training_flops)
     threads = config.trainer.threads or torch.get_num_threads()
     name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {threads} threads"
-    return Hardware(device, precision, compile_, precision_reason, compile_reason, name, threads)
+    return Hardware(device, "bf16" if bf16 else "fp32", compiles, precision_reason, compile_reason, name, threads)
 
 
 def fast_bf16(device: str) -> tuple[bool, str]:
@@ -97,12 +96,9 @@ def compiling_pays(device: str, training_flops: float) -> tuple[bool, str]:
     if training_flops < COMPILE_PAYS_FLOPS:
         return False, "the run is too short to earn it back"
     if device == "cuda":
-        try:
-            import triton  # noqa: F401
-        except ImportError:
-            return False, "triton is not installed"
-        return True, "triton is installed"
-    compiler = next((c for c in (os.environ.get("CXX"), "g++", "clang++") if c and shutil.which(c)), None)
+        installed = find_spec("triton") is not None
+        return installed, f"triton is {'' if installed else 'not '}installed"
+    compiler = next(filter(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")), None)
     if compiler is None:
         return False, "no C++ compiler was found; install g++ for about a third more speed"
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():

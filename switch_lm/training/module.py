@@ -1,8 +1,7 @@
 """The LightningModule: the only place where loss, log and optimizer meet."""
 
-from __future__ import annotations
-
 import math
+import time
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
 from switch_lm.config.schema import Config
-from switch_lm.measure.metrics import RoutingSums, routing_scalars
+from switch_lm.measure.metrics import routing_scalars
 from switch_lm.measure.tallies import DropTally, StepTally, ValidationTally
 from switch_lm.model.losses import importance_loss, language_loss, load_balancing_loss, router_z_loss, summed
 from switch_lm.model.transformer import SwitchLM
@@ -23,19 +22,19 @@ from switch_lm.optim.schedule import learning_rate_factor
 from switch_lm.routers.routing import Routing
 from switch_lm.storage.checkpoint import KEY, Header
 from switch_lm.text.vocabulary import Vocabulary
-from switch_lm.training.callbacks.checkpoints import step_ends
+from switch_lm.training.callbacks.base import step_ends
 from switch_lm.training.data import Batch, derive_seed
 from switch_lm.training.nonfinite import NonFiniteError, first_of, locate
 
 
 class Losses(NamedTuple):
-    """The losses of one micro-batch: the one to minimise and its parts; and what the Switch layers decided."""
+    """The losses of one micro-batch, `total` to minimise and its parts, and what the Switch layers decided."""
 
     total: Tensor
     language: Tensor
     balance: Tensor
-    router_z: Tensor
-    importance: Tensor
+    router_z: Tensor | None  # None if its weight is 0
+    importance: Tensor | None
     routings: tuple[Routing, ...]
 
 
@@ -52,12 +51,14 @@ class SwitchModule(lightning.LightningModule):
         self.drops = DropTally(config.model.num_switch_layers)
         self.validation = ValidationTally()  # the last one
         self.language_loss = math.nan  # of the last logged step, for the progress bar
-        self.logged_step = StepTally()  # the last one
+        self.logged_step = StepTally()  # of the step that is done or just ended, if it is logged
+        self.step_seconds = 0.0  # of the last step: forward and backward passes and the optimizer
+        self._step_started = 0.0
         self._step_loads: list[Tensor] = []  # (L, E) of each micro-batch of this step
-        self._rates: list[float] = []  # of this step: the schedule has moved on before a validation or a checkpoint
+        self._rates: list[float] = []  # of this step: the schedule moves on before a validation or a checkpoint
 
     def warm_up(self) -> None:
-        """A forward and backward pass over made-up characters; no gradient is left."""
+        """Runs a forward and backward pass over invented characters and leaves no gradient."""
         shape = self.config.data.batch_size, self.config.model.context_length
         ids = torch.zeros(shape, dtype=torch.long, device=self.device)
         self.losses(ids, ids).total.backward()
@@ -67,75 +68,70 @@ class SwitchModule(lightning.LightningModule):
         output, config = self.model(ids), self.config
         language = language_loss(output.logits, targets)
         balance = summed(load_balancing_loss, output.routings)
+        router_z = summed(router_z_loss, output.routings) if config.z_loss > 0.0 else None
+        importance = summed(importance_loss, output.routings) if config.importance > 0.0 else None
         total = language + config.alpha * balance
-        router_z = importance = torch.zeros(())
-        if config.z_loss > 0.0:
-            router_z = summed(router_z_loss, output.routings)
+        if router_z is not None:
             total = total + config.z_loss * router_z
-        if config.importance > 0.0:
-            importance = summed(importance_loss, output.routings)
+        if importance is not None:
             total = total + config.importance * importance
         return Losses(total, language, balance, router_z, importance, output.routings)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._step_started, self.logged_step = time.perf_counter(), StepTally()
         self._seed_noise(batch_idx)
         self._rates = [group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
 
     def _seed_noise(self, batch_idx: int) -> None:
-        """All noise of a micro-batch is a function of its number: no restart and nothing that ran before changes it."""
+        """Makes all noise of a micro-batch a function of its number: no restart and nothing before it changes it."""
         number = batch_idx % self.trainer.accumulate_grad_batches
         torch.manual_seed(derive_seed(self.config.seed, self.global_step, number, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.losses(batch.ids, batch.targets)
-        loss, routings, step = losses.total, losses.routings, self.global_step + 1
-        if not torch.isfinite(loss):
+        losses, step = self.losses(batch.ids, batch.targets), self.global_step + 1
+        if not torch.isfinite(losses.total):
             self._seed_noise(batch_idx)
             place = locate(self.model, lambda: self.losses(batch.ids, batch.targets).total)
-            raise self._not_finite(f"the loss became {loss.item()}", place, step=step)
-        self.drops.add(routings)
+            raise self._not_finite(f"the loss became {losses.total.item()}", place, step=step)
+        self.drops.add(losses.routings)
         if self.config.model.selection_bias_rate > 0.0:
-            self._step_loads.append(torch.stack([routing.load_E for routing in routings]))
+            self._step_loads.append(torch.stack([routing.load_E for routing in losses.routings]))
         if step % self.config.logger.log_every == 0:
-            if batch_idx % self.trainer.accumulate_grad_batches == 0:
-                self.logged_step = StepTally()
-            self.logged_step.add(self._by_tag(losses), routings)
+            self.logged_step.add(_by_tag(losses), losses.routings)
             if step_ends(self.trainer, batch_idx):
                 self._log_training(step)
-        return loss
+        return losses.total
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Then b_i += rate x sign(mean load - load_i) in every Switch layer (DeepSeek-V3, section 2.1.2)."""
         super().optimizer_step(*args, **kwargs)
         if self._step_loads:
-            self._move_selection_biases(torch.stack(self._step_loads).sum(dim=0).float())
+            load_LE = torch.stack(self._step_loads).sum(dim=0).float()
+            for layer, load_E in zip(self.model.switch_layers, load_LE, strict=True):
+                assert layer.selection_bias_E is not None
+                layer.selection_bias_E += self.config.model.selection_bias_rate * (load_E.mean() - load_E).sign()
             self._step_loads = []
-
-    def _move_selection_biases(self, load_LE: Tensor) -> None:
-        """b_i += rate x sign(mean load - load_i), after each step (DeepSeek-V3, section 2.1.2)."""
-        for layer, load_E in zip(self.model.switch_layers, load_LE, strict=True):
-            assert layer.selection_bias_E is not None
-            layer.selection_bias_E += self.config.model.selection_bias_rate * (load_E.mean() - load_E).sign()
-
-    def _by_tag(self, losses: Losses) -> dict[str, Tensor]:
-        by_tag = {
-            "train/loss": losses.language,
-            "train/balance_loss": losses.balance,
-            "train/total_loss": losses.total,
-        }
-        if self.config.z_loss > 0.0:
-            by_tag["train/z_loss"] = losses.router_z
-        if self.config.importance > 0.0:
-            by_tag["train/importance_loss"] = losses.importance
-        return by_tag
+        self.step_seconds = time.perf_counter() - self._step_started
 
     def _log_training(self, step: int) -> None:
-        """Writes what the micro-batches of this step give together."""
+        """Writes the means and sums over the micro-batches of this step."""
         losses, layers = self.logged_step.losses, self.logged_step.layers
         self.language_loss = losses["train/loss"]
         self.write(losses | _as_perplexity("train", self.language_loss) | routing_scalars(layers), step)
-        if (writer := self.writer) is not None:
-            for layer, sums in enumerate(layers):
-                _write_load_histogram(writer, f"moe/layer_{layer:02d}/expert_of_token", sums, step)
+        for layer, sums in enumerate(layers):
+            loads = sums.load_E.tolist()
+            self.writer.add_histogram_raw(  # one bucket per expert
+                f"moe/layer_{layer:02d}/expert_of_token",
+                min=0,
+                max=len(loads) - 1,
+                num=sum(loads),
+                sum=sum(e * load for e, load in enumerate(loads)),
+                sum_squares=sum(e * e * load for e, load in enumerate(loads)),
+                bucket_limits=[e + 0.5 for e in range(len(loads))],
+                bucket_counts=loads,
+                global_step=step,
+            )
 
     def configure_gradient_clipping(
         self,
@@ -145,7 +141,7 @@ class SwitchModule(lightning.LightningModule):
     ) -> None:
         grads = {name: weight.grad for name, weight in self.model.named_parameters() if weight.grad is not None}
         norm, step = torch.nn.utils.get_total_norm(grads.values()), self.global_step + 1
-        if not torch.isfinite(norm):  # looked for before clipping, which multiplies every gradient by it
+        if not torch.isfinite(norm):  # before clipping, which multiplies every gradient by it
             bad = first_of(reversed(grads.items()))  # the backward pass runs from the last weight to the first
             where = f"the gradient of {bad}" if bad else "the norm itself: every gradient is finite"
             raise self._not_finite(f"the gradient norm became {norm.item()}", where, step=step)
@@ -166,14 +162,16 @@ class SwitchModule(lightning.LightningModule):
         self.validation.add(loss, batch.targets.numel(), output.routings)
 
     def on_validation_epoch_end(self) -> None:
-        found = self.validation
-        self.log("val/loss", found.loss, logger=False)  # for the checkpoints' monitor; written below, at our step
-        scalars = {"val/loss": found.loss, **_as_perplexity("val", found.loss)}
-        if found.load_max_over_mean is not None and found.router_entropy is not None:
+        validation = self.validation
+        self.log("val/loss", validation.loss, logger=False)  # for the checkpoints' monitor; written below, at our step
+        scalars = {"val/loss": validation.loss} | _as_perplexity("val", validation.loss)
+        if validation.load_max_over_mean is not None and validation.router_entropy is not None:
             self.drops.end_stretch()
-            scalars["val/load_max_over_mean"] = found.load_max_over_mean
-            scalars["val/router_entropy"] = found.router_entropy
-            scalars["moe/dropped_share"] = self.drops.last_stretch
+            scalars |= {
+                "val/load_max_over_mean": validation.load_max_over_mean,
+                "val/router_entropy": validation.router_entropy,
+                "moe/dropped_share": self.drops.last_stretch,
+            }
         self.write(scalars, self.global_step)
 
     def configure_optimizers(self) -> Any:
@@ -183,10 +181,8 @@ class SwitchModule(lightning.LightningModule):
         def factor(step: int) -> float:
             return learning_rate_factor(step, optim, max_steps=max_steps, d_model=d_model)
 
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
-        }
+        scheduler = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def _not_finite(self, what: str, place: str, *, step: int) -> NonFiniteError:
         rates = " and ".join(sorted({f"{rate:.3g}" for rate in self._rates}))
@@ -207,32 +203,27 @@ class SwitchModule(lightning.LightningModule):
         self.validation.load_state_dict(checkpoint["validation"])
 
     @property
-    def writer(self) -> SummaryWriter | None:
-        return getattr(self.logger, "experiment", None)
+    def writer(self) -> SummaryWriter:
+        """TensorBoard's, while a trainer runs the module."""
+        return self.logger.experiment  # type: ignore[union-attr]
 
     def write(self, scalars: dict[str, float], step: int) -> None:
-        """Writes scalars at `step`, the number of optimizer steps done; directly, since `self.log` costs much more."""
-        if (writer := self.writer) is not None:
-            for tag, value in scalars.items():
-                writer.add_scalar(tag, value, step)
+        """Writes scalars at `step`, the number of optimizer steps done; directly: `self.log` costs much more."""
+        for tag, value in scalars.items():
+            self.writer.add_scalar(tag, value, step)
+
+
+def _by_tag(losses: Losses) -> dict[str, Tensor]:
+    by_tag = {
+        "train/loss": losses.language,
+        "train/balance_loss": losses.balance,
+        "train/total_loss": losses.total,
+        "train/z_loss": losses.router_z,
+        "train/importance_loss": losses.importance,
+    }
+    return {tag: loss for tag, loss in by_tag.items() if loss is not None}
 
 
 def _as_perplexity(group: str, loss: float) -> dict[str, float]:
     perplexity = math.exp(min(loss, 50.0))  # a diverging loss must not overflow
     return {f"{group}/perplexity": perplexity, f"{group}/bits_per_character": loss / math.log(2)}
-
-
-def _write_load_histogram(writer: SummaryWriter, tag: str, sums: RoutingSums, step: int) -> None:
-    """How many choices selected each expert, as one histogram with a bucket for each."""
-    loads = sums.load_E.tolist()
-    writer.add_histogram_raw(
-        tag,
-        min=0,
-        max=len(loads) - 1,
-        num=sum(loads),
-        sum=sum(e * load for e, load in enumerate(loads)),
-        sum_squares=sum(e * e * load for e, load in enumerate(loads)),
-        bucket_limits=[e + 0.5 for e in range(len(loads))],
-        bucket_counts=loads,
-        global_step=step,
-    )

@@ -1,18 +1,16 @@
-"""Where a NaN or an infinity arose: the first weight, output or gradient that has one, by its name."""
-
-from __future__ import annotations
+"""Where a NaN or an infinity arose: the name of the first weight, output or gradient that has one."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 
 class NonFiniteError(Exception):
-    """Training met a number that is NaN or infinite; the message says where and at which step."""
+    """A number became NaN or infinite in training; the message says where and at which step."""
 
 
 def first_of(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
@@ -24,37 +22,30 @@ def first_of(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
 
 
 def locate(model: nn.Module, loss: Callable[[], Tensor]) -> str:
-    """Where the computation of a loss first meets one: a weight, or the output of the first module to give one.
+    """The first weight that is not finite, or else the first module in the computation of `loss` whose output is not.
 
-    `loss` computes it again with `model`, here uncompiled. The caller resets the random state first.
+    `loss` is computed again with `model`, without the compiler. The caller resets the random state first.
     """
     if (weight := first_of(model.named_parameters())) is not None:
         return f"the weight {weight}"
-    places: list[str] = []
-    hooks = [
-        module.register_forward_hook(partial(_look, name, places)) for name, module in model.named_modules() if name
-    ]
-    try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            again = loss()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    names, places = {module: name for name, module in model.named_modules()}, list[str]()
+
+    def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        name = names.get(module)
+        if name and (bad := first_of(_tensors(name, output))) is not None:
+            places.append(f"the output of {bad}")
+
+    with register_module_forward_hook(look), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        again = loss()
     if not places and torch.isfinite(again):
         return "compiled code or its noise: the same step without the compiler is finite"
     return places[0] if places else "the loss itself: every layer's output is finite"
 
 
-def _look(name: str, places: list[str], module: nn.Module, inputs: Any, output: Any) -> None:
-    if (bad := first_of(_tensors(name, output))) is not None:
-        places.append(f"the output of {bad}")
-
-
 def _tensors(name: str, output: Any) -> Iterator[tuple[str, Tensor]]:
-    """Floating tensors in what a module returns, which may be tuples and dataclasses."""
+    """The tensors that a module returns, also in tuples and dataclasses."""
     if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield name, output
+        yield name, output
     elif isinstance(output, tuple):
         for part in output:
             yield from _tensors(name, part)

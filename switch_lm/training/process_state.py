@@ -1,7 +1,5 @@
 """Settings of the whole process that a run or a command changes, and puts back however it ends."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Iterator

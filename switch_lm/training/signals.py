@@ -1,6 +1,4 @@
-"""Catches the signals that ask a run to end, so that it can end at the border of a step."""
-
-from __future__ import annotations
+"""Catches the signals that ask a run to end, so that it can end after a step."""
 
 import signal
 import threading
@@ -10,9 +8,9 @@ from typing import Any, Self
 
 from switch_lm.storage.run_folder import Stopped
 
-# kill and a cluster's scheduler, Ctrl-C, and what SLURM can be asked for before its time limit (--signal=USR1@60).
+# kill and a cluster's scheduler, Ctrl-C, and what SLURM can send before its time limit (--signal=USR1@60).
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-IN_TIME = 0  # the exit code of trainer.max_time: what was asked for
+IN_TIME = 0  # the exit code of trainer.max_time: the run did what was asked
 
 
 class StopSignals:

@@ -1,7 +1,5 @@
 """Starts a run: from a configuration to what its result.json holds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ def train(
 ) -> dict[str, Any]:
     """Trains as configured and returns what result.json holds. Callable from Python.
 
-    For a sweep's jobs: `folder`, `heading`, which stands beside a progress bar in place of the run's own words, and
+    For a sweep's jobs: `folder`; `heading`, the label of a progress bar that replaces the run's own output; and
     `signals`, which are caught already.
 
     ConfigError if the configuration breaks a rule (before anything is fetched or written); CorpusError if there is no
@@ -32,7 +30,8 @@ def train(
     run = run_folder.choose(config) if folder is None else run_folder.of_job(folder, config)
     if (finished := run.read_json(run_folder.RESULT)) is not None:
         return finished
-    from switch_lm.training.run import Training  # torch and Lightning are slow to import: not for --help and --cfg
+    from switch_lm.training.prepare import prepare  # torch and Lightning are slow to import: not for --help and --cfg
+    from switch_lm.training.run import fit
 
-    with Training.prepare(config, run, heading=heading, signals=signals or StopSignals(run.path)) as training:
-        return training.fit()
+    with prepare(config, run, heading=heading, signals=signals or StopSignals(run.path)) as training:
+        return fit(training)

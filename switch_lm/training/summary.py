@@ -1,9 +1,6 @@
 """What the console says of a run: the plan before training, the result after it."""
 
-from __future__ import annotations
-
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +13,6 @@ from switch_lm.measure.ledger import ledger_in_words
 from switch_lm.storage.runs import BEST, CHECKPOINTS, LAST, OUTPUTS
 from switch_lm.training.hardware import Hardware
 
-LINE_WIDTH = 120  # where the console is no terminal
-
-
-def make_console(*, quiet: bool = False) -> Console:
-    """The console that all of a run's words go to."""
-    return Console(quiet=quiet, width=None if sys.stdout.isatty() else LINE_WIDTH)
-
 
 def print_plan(
     console: Console, config: Config, hardware: Hardware, *, run: Path, source: str, sizes: tuple[int, int], vocab: int
@@ -31,9 +21,13 @@ def print_plan(
     model, tokens = config.model, config.data.batch_size * config.model.context_length
     total, active = model.num_params(vocab), model.num_active_params(vocab)
     steps, passes = config.trainer.max_steps, config.trainer.max_steps * config.trainer.accumulate * tokens / sizes[0]
+    capacity = "no limit (dropless)" if model.capacity_factor is None else f"{model.capacity_factor:g}"
+    layers = f"{model.num_switch_layers} of {model.num_layers} layers"
     rows = {
         "model": f"{model.num_layers} layers, width {model.d_model}, d_ff {model.d_ff}, context {model.context_length}",
-        "experts": _experts(config),
+        "experts": f"{model.num_experts} in {layers}, capacity factor {capacity}"
+        if model.num_switch_layers
+        else "none: a dense model",
         "parameters": f"{total:,} in all, {active:,} active for each token",
         "computation": ledger_in_words(config, vocab),
         "data": f"{source}: {sizes[0]:,} characters to train on, {sizes[1]:,} to validate, {vocab} distinct",
@@ -45,14 +39,6 @@ def print_plan(
         "watch it": f"tensorboard --logdir {shlex.quote(config.outputs)} --host 127.0.0.1   (or: make tensorboard)",
     }
     console.print(_two_columns("What will be trained", rows))
-
-
-def _experts(config: Config) -> str:
-    model = config.model
-    if not model.num_switch_layers:
-        return "none: a dense model"
-    capacity = "no limit (dropless)" if model.capacity_factor is None else f"{model.capacity_factor:g}"
-    return f"{model.num_experts} in {model.num_switch_layers} of {model.num_layers} layers, capacity factor {capacity}"
 
 
 def print_result(console: Console, result: Mapping[str, Any], *, run: Path) -> None:

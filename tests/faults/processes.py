@@ -40,7 +40,7 @@ TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on. " * 60
 # Run before the command, this makes a moment long enough to be met.
 SLOW_VALIDATION = """
 import time
-from switch_lm.module import SwitchModule
+from switch_lm.training.module import SwitchModule
 step = SwitchModule.validation_step
 def slow(self, batch, number):
     print("validating", flush=True)
@@ -66,10 +66,10 @@ def finished(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 class Started:
-    """A running command, and all that it has said."""
+    """A running command, and all that it has printed."""
 
     def __init__(self, folder: Path, *arguments: str, before: str = "") -> None:
-        self.said = ""
+        self.output = ""
         self.process = subprocess.Popen(
             command(folder, *arguments, before=before),
             cwd=folder,
@@ -83,12 +83,12 @@ class Started:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        with self.process.stdout as said:
-            for line in said:
-                self.said += line
+        with self.process.stdout as lines:
+            for line in lines:
+                self.output += line
 
     def wait_for(self, text: str) -> None:
-        self.wait_until(lambda: text in self.said, f"said {text!r}")
+        self.wait_until(lambda: text in self.output, f"printed {text!r}")
 
     def wait_for_file(self, folder: Path, pattern: str) -> None:
         self.wait_until(lambda: any(folder.glob(pattern)), f"wrote {folder}/{pattern}")
@@ -96,12 +96,12 @@ class Started:
     def wait_for_newer(self, path: Path) -> None:
         """Than it is now."""
         before = path.stat().st_mtime_ns if path.exists() else 0
-        self.wait_until(lambda: path.exists() and path.stat().st_mtime_ns > before, f"wrote {path} anew")
+        self.wait_until(lambda: path.exists() and path.stat().st_mtime_ns > before, f"wrote {path} again")
 
     def wait_until(self, happened: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + PATIENCE
         while not happened():
-            assert self._reader.is_alive() and time.monotonic() < deadline, f"never {what}:\n{self.said}"
+            assert self._reader.is_alive() and time.monotonic() < deadline, f"never {what}:\n{self.output}"
             time.sleep(0.002)
 
     def end(self, *signals: int) -> int:
@@ -114,7 +114,7 @@ class Started:
         return code
 
     def kill(self) -> None:
-        assert self.end(signal.SIGKILL) == -signal.SIGKILL, self.said
+        assert self.end(signal.SIGKILL) == -signal.SIGKILL, self.output
 
 
 def state(run: Path) -> list[Any]:

@@ -87,7 +87,7 @@ def test_a_run_continues_from_its_newest_good_checkpoint_to_the_same_end(
     warning = capsys.readouterr().err
     assert warning.startswith(f"warning: {stopped}/last.ckpt: ") and len(warning.splitlines()) == 1
     assert reason in warning
-    assert f"going on from {stopped}/best.ckpt" in warning
+    assert f"continuing from {stopped}/best.ckpt" in warning
     whole = train(replace(config, name="whole"))
     assert (result["val_loss"], result["best_val_loss"]) == (whole["val_loss"], whole["best_val_loss"])
     assert same(state(stopped.parent), state(stopped.parents[1] / "whole"))

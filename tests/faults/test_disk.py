@@ -78,8 +78,10 @@ def test_where_a_file_may_not_grow_the_run_ends_with_path_and_size_and_the_old_c
     step = state(checkpoints.parent)[-1]
     resource.prlimit(started.process.pid, resource.RLIMIT_FSIZE, (60_000, 60_000))
     assert started.process.wait(PATIENCE) == 1
-    assert "last.ckpt (0." in started.said and "MiB) could not be written: File too large; make room" in started.said
-    assert "Traceback" not in started.said
+    assert (
+        "last.ckpt (0." in started.output and "MiB) could not be written: File too large; make room" in started.output
+    )
+    assert "Traceback" not in started.output
     assert [path.name for path in checkpoints.iterdir()] == ["last.ckpt"]
     assert state(checkpoints.parent)[-1] >= step
 

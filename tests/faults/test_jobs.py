@@ -17,7 +17,7 @@ STEPS = ("trainer.max_steps=20", "trainer.val_every=10")
 
 @pytest.mark.row(7, 22)
 @pytest.mark.long
-def test_one_job_fails_and_the_others_give_what_they_give_alone(tmp_path: Path) -> None:
+def test_one_job_fails_and_the_others_equal_runs_alone(tmp_path: Path) -> None:
     done = finished(tmp_path, "-m", *STEPS, "optim.lr=0.003,1e37,0.004", "optim.name=adamw", "name=three")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (failed,) = (line for line in done.stdout.splitlines() if "FAILED" in line)

@@ -35,13 +35,13 @@ os.fsync = lambda file: (time.sleep(0.5 * os.path.exists(written)), sync(file))
 """
 SLOW_END = """
 import time
-from switch_lm.training import Training
-result = Training._result
-def slow(self, *args):
+from switch_lm.training import run
+result_of = run.result_of
+def slow(*args):
     print("trained", flush=True)
     time.sleep(0.5)
-    return result(self, *args)
-Training._result = slow
+    return result_of(*args)
+run.result_of = slow
 """
 
 

@@ -1,4 +1,4 @@
-"""Rows 8, 9 and 23: numbers that are not finite are named where they arise; extreme routing stays exact."""
+"""Rows 8, 9 and 23: numbers that are not finite are located; extreme routing stays exact."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def require_good_checkpoints(config: Config, step: int) -> None:
 
 
 @pytest.mark.row(8)
-def test_a_loss_that_is_not_finite_stops_at_its_step_with_rate_and_last_good_checkpoint(
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_step_rate_and_last_good_checkpoint(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def too_large(module: SwitchModule) -> None:
@@ -73,7 +73,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_with_rate_and_last_good_che
 
 @pytest.mark.row(8)
 @pytest.mark.parametrize("rate", [1e10, 1e37])
-def test_rates_that_are_far_too_high_end_the_run_and_save_nothing_bad(config: Config, rate: float) -> None:
+def test_learning_rates_that_are_far_too_high_end_the_run_and_save_nothing_bad(config: Config, rate: float) -> None:
     config.optim.name, config.optim.lr, config.trainer.checkpoint_every = "adamw", rate, 1
     assert re.search(r" at step \d+ \(learning rates .*\), first in ", message_of(config))
     require_good_checkpoints(config, 12)
@@ -94,7 +94,7 @@ def gradients_spoiled_at(step: int, spoil: Spoil, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.row(8)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["embedding.weight", "blocks.1.ffn.experts.w_in_EDF", "head.weight"])
-def test_a_gradient_that_is_not_finite_is_named_and_stops_before_the_weights_are_moved(
+def test_a_gradient_that_is_not_finite_is_named_before_the_weights_change(
     config: Config, name: str, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def one_number(module: SwitchModule) -> None:
@@ -110,7 +110,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_stops_before_the_weights_are
 
 
 @pytest.mark.row(8)
-def test_a_nan_of_the_backward_pass_is_named_where_it_arose_and_not_where_it_ended(
+def test_a_nan_in_the_backward_pass_is_located_where_it_arose_and_not_where_it_ended(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def breaks(module: object, inputs: object, output: Tensor) -> None:
@@ -164,7 +164,7 @@ def test_weights_that_are_not_finite_are_not_saved(config: Config, monkeypatch: 
 
 
 @pytest.mark.row(8)
-def test_a_validation_that_is_not_finite_names_step_rate_and_place_too(
+def test_a_validation_loss_that_is_not_finite_names_step_rate_and_place_too(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = SwitchModule.on_validation_epoch_start
@@ -183,7 +183,7 @@ def test_a_validation_that_is_not_finite_names_step_rate_and_place_too(
 
 
 @pytest.mark.row(9)
-def test_a_nan_in_one_router_is_found_there(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nan_in_one_router_is_located_there(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def one_router(module: SwitchModule) -> None:
         module.model.get_parameter("blocks.1.ffn.w_router_DE")[3, 2] = math.nan
 

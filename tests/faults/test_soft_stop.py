@@ -1,4 +1,4 @@
-"""Rows 4, 5 and 6: a run that is asked to stop saves all it has, says how to go on, and goes on to the same end."""
+"""Rows 4, 5 and 6: a run that is asked to stop saves everything, says how to continue, and reaches the same end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from switch_lm.storage.run_folder import Stopped
 STEPS = "trainer.max_steps=300"
 SLOW_START = """
 import time
-from switch_lm.callbacks import Dashboard
+from switch_lm.training.callbacks.dashboard import Dashboard
 def slow(self, *args):
     print("starting", flush=True)
     time.sleep(0.5)
@@ -27,14 +27,14 @@ Dashboard.on_train_start = slow
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
+    """A run that was never stopped."""
     folder = tmp_path_factory.mktemp("whole")
     assert finished(folder, STEPS, "name=whole").returncode == 0
     return folder / "outputs" / "runs" / "whole"
 
 
-def line_to_go_on(said: str) -> str:
-    (line,) = (line for line in said.splitlines() if line.startswith("to go on: "))
+def line_to_continue(output: str) -> str:
+    (line,) = (line for line in output.splitlines() if line.startswith("to go on: "))
     return line.removeprefix("to go on: ")
 
 
@@ -47,19 +47,19 @@ def line_to_go_on(said: str) -> str:
         pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.long),
     ],
 )
-def test_a_signal_ends_the_run_at_a_step_and_the_printed_line_goes_on_to_the_same_end(
+def test_a_signal_ends_the_run_at_a_step_and_the_printed_line_continues_it_to_the_same_end(
     number: signal.Signals, code: int, tmp_path: Path, whole: Path
 ) -> None:
     run = tmp_path / "outputs" / "runs" / "stopped"
     started = Started(tmp_path, STEPS, "name=stopped")
     started.wait_for("step 30/300")
-    assert started.end(number) == code, started.said
-    assert "Traceback" not in started.said and f"Stopped by {number.name}: everything up to step " in started.said
+    assert started.end(number) == code, started.output
+    assert "Traceback" not in started.output and f"Stopped by {number.name}: everything up to step " in started.output
     step = state(run)[-1]
-    assert 30 <= step < 300 and f"up to step {step} of 300 is saved in outputs/runs/stopped" in started.said
+    assert 30 <= step < 300 and f"up to step {step} of 300 is saved in outputs/runs/stopped" in started.output
     assert [at for at, _ in scalars(run, "train/loss")] == list(range(5, step + 1, 5))  # flushed to the last one
 
-    line = line_to_go_on(started.said)
+    line = line_to_continue(started.output)
     again = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert again.returncode == 0, again.stderr
     assert same(state(run), state(whole))
@@ -76,8 +76,8 @@ def test_a_signal_before_the_first_step_ends_the_run_after_it(
 ) -> None:
     started = Started(tmp_path, STEPS, "name=stopped", "trainer.accumulate=3", before=SLOW_START)
     started.wait_for("starting")
-    assert started.end(number) == code, started.said
-    assert "everything up to step 1 of 300 is saved" in started.said and "Traceback" not in started.said
+    assert started.end(number) == code, started.output
+    assert "everything up to step 1 of 300 is saved" in started.output and "Traceback" not in started.output
     assert state(tmp_path / "outputs/runs/stopped")[-1] == 1
 
 
@@ -87,11 +87,11 @@ def test_a_signal_in_the_last_validation_of_a_job_ends_the_sweep_after_it(tmp_pa
     sweep = ("-m", "trainer.max_steps=10", "trainer.val_every=10", "seed=0,1,2", "name=three")
     started = Started(tmp_path, *sweep, before=SLOW_VALIDATION)
     started.wait_for("validating")
-    assert started.end(signal.SIGTERM) == 143 and "Traceback" not in started.said, started.said
-    assert "jobs done: 1; not done: 2, 3\nthe same command goes on: " in started.said
+    assert started.end(signal.SIGTERM) == 143 and "Traceback" not in started.output, started.output
+    assert "jobs done: 1; not done: 2, 3\nthe same command goes on: " in started.output
 
 
-def test_a_worker_can_send_a_stop_to_the_process_that_started_it() -> None:
+def test_a_worker_sends_a_stop_to_the_process_that_started_it() -> None:
     stop = pickle.loads(pickle.dumps(Stopped("why", run="x", code=143)))
     assert (str(stop), stop.run, stop.code) == ("why", "x", 143)
 
@@ -100,20 +100,20 @@ def test_a_worker_can_send_a_stop_to_the_process_that_started_it() -> None:
 def test_ctrl_c_twice_leaves_at_once(tmp_path: Path) -> None:
     started = Started(tmp_path, STEPS, "name=stopped", "trainer.accumulate=50")  # a step takes half a second
     started.wait_for("step 15/300")
-    assert started.end(signal.SIGINT, signal.SIGINT) == 130, started.said
-    assert started.said.count("step 15/300") == 1  # and not once for each micro-batch
-    assert "Traceback" not in started.said and "Stopped by SIGINT: what its last checkpoint holds" in started.said
+    assert started.end(signal.SIGINT, signal.SIGINT) == 130, started.output
+    assert started.output.count("step 15/300") == 1  # and not once for each micro-batch
+    assert "Traceback" not in started.output and "Stopped by SIGINT: what its last checkpoint holds" in started.output
     assert not list(tmp_path.rglob("*.part"))
 
 
 @pytest.mark.row(4)
 @pytest.mark.long
-def test_when_the_time_is_up_the_run_ends_with_a_line_that_goes_on(tmp_path: Path, whole: Path) -> None:
+def test_when_the_time_is_up_the_run_ends_with_a_line_that_continues_it(tmp_path: Path, whole: Path) -> None:
     stopped = finished(tmp_path, STEPS, "name=stopped", "trainer.max_time=00:00:01", "trainer.accumulate=1")
     assert stopped.returncode == 0 and "Stopped at trainer.max_time: everything up to step " in stopped.stderr
     run, starts = tmp_path / "outputs" / "runs" / "stopped", 1
     while not (run / "result.json").exists():  # each start has a second of its own
-        line = line_to_go_on(stopped.stderr)
+        line = line_to_continue(stopped.stderr)
         before = state(run)[-1]
         stopped = subprocess.run(
             shlex.split(line), cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=True
@@ -130,8 +130,8 @@ def test_a_signal_ends_a_sweep_and_the_jobs_done_and_not_done_are_named(tmp_path
     started = Started(tmp_path, *sweep)
     started.wait_for("1/3")  # its row
     started.wait_for_file(tmp_path / "outputs/sweeps/three/seed=1/checkpoints", "last.ckpt")
-    assert started.end(signal.SIGTERM) == 143 and "Traceback" not in started.said, started.said
-    assert "jobs done: 1; not done: 2, 3\nthe same command goes on: python -m switch_lm.train " in started.said
+    assert started.end(signal.SIGTERM) == 143 and "Traceback" not in started.output, started.output
+    assert "jobs done: 1; not done: 2, 3\nthe same command goes on: python -m switch_lm.train " in started.output
     assert 20 <= state(tmp_path / "outputs/sweeps/three/seed=1")[-1] < 150
     again = finished(tmp_path, *sweep)
     assert again.returncode == 0 and "before" in again.stdout

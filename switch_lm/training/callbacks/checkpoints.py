@@ -1,7 +1,5 @@
 """Which checkpoints training writes, and when."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from switch_lm.config.schema import TrainerConfig
 from switch_lm.storage import checkpoint
 from switch_lm.storage.runs import BEST, LAST
+from switch_lm.training.callbacks.base import step_ends
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints through our own writer: Lightning's stages elsewhere and can destroy the old file."""
+    """Writes Lightning's checkpoints with our own writer: Lightning's stages elsewhere and can destroy the old file."""
 
     def save_checkpoint(self, checkpoint_: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         checkpoint.write(checkpoint_, Path(path))
@@ -42,7 +41,7 @@ class Best(ModelCheckpoint):
         return f"{type(self).__name__}({self.filename})"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The run may have been moved since: Lightning would forget the best, and take any next one for it."""
+        """The run may have moved: Lightning would forget the best checkpoint and accept any next one as the best."""
 
         def here(path: str) -> str:
             return path and str(Path(str(self.dirpath)) / Path(path).name)
@@ -53,24 +52,19 @@ class Best(ModelCheckpoint):
 
 
 def checkpoints(folder: Path, trainer: TrainerConfig) -> list[Callback]:
-    """`best.ckpt` by the lowest val/loss, `last.ckpt`, and of the `keep_best` best, if more than one, each by its step.
+    """`best.ckpt` with the lowest val/loss, `last.ckpt`, and the `keep_best` best if that is more than one.
 
-    Named by their step, and not by their rank, so that a run that was killed and validates again replaces its own.
+    These are named by step and not by rank: a run that was killed and validates again replaces its own files.
     """
     kept = [Best(folder, "step_{step:06d}", trainer.keep_best)] if trainer.keep_best > 1 else []
     return [Best(folder, Path(BEST).stem, 1), *kept, Last(folder, trainer)]
 
 
-def step_ends(trainer: lightning.Trainer, batch_idx: int) -> bool:
-    """Whether this micro-batch is the last of its step."""
-    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-
-
 class Last(Checkpoint):
-    """Saves `last.ckpt` every so many steps and after each validation, of which the last step is always given one.
+    """Saves `last.ckpt` every `checkpoint_every` steps and after each validation; the last step is always validated.
 
-    Not before a validation: a run that went on from there would leave it out. A `Checkpoint` is called after the other
-    callbacks, in order: what it saves knows the validation's place among the best.
+    It does not save before a validation, which a run that continues from there would skip. Lightning calls a
+    `Checkpoint` after all other callbacks, in order, so the file records the validation's rank among the best.
     """
 
     def __init__(self, folder: Path, config: TrainerConfig) -> None:

@@ -1,14 +1,10 @@
-"""Pictures of the routing for TensorBoard: each expert's load over the training, and which characters it gets."""
-
-from __future__ import annotations
+"""Pictures of the routing for TensorBoard: each expert's load during training, and the characters it gets."""
 
 import math
-import time
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from switch_lm.config.schema import Config
@@ -16,7 +12,7 @@ from switch_lm.model.transformer import SwitchLM, evaluating
 from switch_lm.pages.document import HeatMap
 from switch_lm.pages.expert_maps import atlas, shown, stacked
 from switch_lm.text.windows import fixed_windows
-from switch_lm.training.callbacks.checkpoints import step_ends
+from switch_lm.training.callbacks.base import Measurement
 
 MOST_COLUMNS = 200  # of the load over time
 ATLAS_CHARACTERS = 4096  # read after each validation
@@ -24,7 +20,7 @@ LOAD_TAG, ATLAS_TAG = "routing/expert_load_over_time", "routing/layer_{:02d}_atl
 
 
 class LoadHistory:
-    """Every expert's load over the training: the logged steps, added up in at most 200 columns of equal width."""
+    """Every expert's load during training: the logged steps, added up in at most 200 columns of equal width."""
 
     def __init__(self, *, num_layers: int, num_experts: int, max_steps: int, log_every: int) -> None:
         self.steps = log_every * max(1, math.ceil(max_steps // log_every / MOST_COLUMNS))  # of a column
@@ -35,7 +31,7 @@ class LoadHistory:
         self.load_CLE[(step - 1) // self.steps] += load_LE.cpu()
 
     def heat_map(self) -> HeatMap:
-        """Blank where nothing was logged, as in all that is to come; a blank row parts the layers."""
+        """Blank where nothing was logged yet; a blank row between two layers."""
         load_CLE = self.load_CLE.double()
         share_LEC = (load_CLE / load_CLE.mean(dim=2, keepdim=True)).permute(1, 2, 0)
         names, rows = stacked(share_LEC.tolist())
@@ -56,68 +52,59 @@ class LoadHistory:
 
 
 def shares_by_character(model: SwitchLM, ids_BS: Tensor) -> Tensor:
-    """Of each character's occurrences the share that each expert gets, with nothing dropped (L, E, V).
+    """The share of each character's occurrences that each expert gets, with nothing dropped (L, E, V).
 
-    NaN where a character does not occur; with top_k choices an occurrence is shared out as often.
+    NaN where a character does not occur. With top_k choices the shares of a character add up to top_k.
     """
     with torch.inference_mode(), evaluating(model):
         routings = model(ids_BS, capacity_factor=None).routings
-    ids_T, num_experts = ids_BS.flatten(), model.config.num_experts
-    occurrences_V = torch.bincount(ids_T, minlength=model.vocab_size)
-    place_LTK = torch.stack([routing.expert_TK for routing in routings]) * model.vocab_size + ids_T[:, None]
-    size = num_experts * model.vocab_size
-    counts = [torch.bincount(place_TK.flatten(), minlength=size) for place_TK in place_LTK]
-    return torch.stack(counts).view(len(counts), num_experts, -1).double() / occurrences_V
+    ids_T, one = ids_BS.flatten(), torch.ones((), dtype=torch.double, device=ids_BS.device)
+    count_LEV = one.new_zeros(len(routings), model.config.num_experts, model.vocab_size)
+    for count_EV, routing in zip(count_LEV, routings, strict=True):
+        count_EV.index_put_((routing.expert_TK, ids_T[:, None]), one, accumulate=True)
+    return count_LEV / torch.bincount(ids_T, minlength=model.vocab_size)
 
 
-class RoutingPictures(Callback):
+class RoutingPictures(Measurement):
     """Draws, after each validation, the load of the training so far and an atlas of each layer.
 
-    The first shows the logged steps, as the scalars do. The atlas is of one fixed set of windows of the validation
-    split, read in float32 with nothing dropped. Neither draws a random number.
+    The first shows the logged steps, as the scalars do. The atlas reads one fixed set of windows of the validation
+    split, in float32 with nothing dropped. Neither draws a random number.
     """
 
+    name = "routing_pictures"
+
     def __init__(self, validation_ids: Tensor, config: Config) -> None:
-        model, self.logger, self.seconds = config.model, config.logger, 0.0
+        model, self.log_every = config.model, config.logger.log_every
         self.num_layers = model.num_switch_layers
         self.history = LoadHistory(
             num_layers=self.num_layers, num_experts=model.num_experts, max_steps=config.trainer.max_steps,
-            log_every=config.logger.log_every,
+            log_every=self.log_every,
         )  # fmt: skip
         rows = max(1, ATLAS_CHARACTERS // model.context_length)
         self.ids_BS, _ = fixed_windows(validation_ids, context_length=model.context_length, num_windows=rows)
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        logged = trainer.global_step % self.logger.log_every == 0 and step_ends(trainer, batch_idx)
-        if logged and self.num_layers:
-            load_LE = torch.stack([sums.load_E for sums in pl_module.logged_step.layers])
-            self.history.add(load_LE, step=trainer.global_step)
+    def after_step(self, module: Any, step: int) -> None:
+        if self.num_layers and step % self.log_every == 0:
+            self.history.add(torch.stack([sums.load_E for sums in module.logged_step.layers]), step=step)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if pl_module.writer is None or not self.num_layers:
+        if not self.num_layers:
             return
-        started, step = time.perf_counter(), trainer.global_step
-        for tag, heat_map in self._maps(pl_module).items():
-            from switch_lm.pages.pictures import as_image  # matplotlib: a run without a validation does without
+        from switch_lm.pages.pictures import as_image  # matplotlib: a run without a validation does without
 
-            pl_module.writer.add_image(tag, as_image(heat_map), step, dataformats="HWC")
-        self.seconds += time.perf_counter() - started
-        pl_module.write({"perf/routing_pictures_seconds": self.seconds}, step)
-
-    def _maps(self, pl_module: Any) -> dict[str, HeatMap]:
-        share_LEV = shares_by_character(pl_module.model, self.ids_BS.to(pl_module.device)).cpu()
-        characters = pl_module.vocabulary.characters
-        count_V = torch.bincount(self.ids_BS.flatten(), minlength=len(characters))
-        places = shown(count_V, characters)
-        maps = {
-            ATLAS_TAG.format(layer): atlas(share_EV, characters, places) for layer, share_EV in enumerate(share_LEV)
-        }
-        return {LOAD_TAG: self.history.heat_map(), **maps}
+        step, characters = trainer.global_step, pl_module.vocabulary.characters
+        with self.timed(pl_module, step):
+            share_LEV = shares_by_character(pl_module.model, self.ids_BS.to(pl_module.device)).cpu()
+            places = shown(torch.bincount(self.ids_BS.flatten(), minlength=len(characters)), characters)
+            maps = {ATLAS_TAG.format(layer): atlas(share_EV, characters, places)
+                    for layer, share_EV in enumerate(share_LEV)}  # fmt: skip
+            for tag, heat_map in {LOAD_TAG: self.history.heat_map(), **maps}.items():
+                pl_module.writer.add_image(tag, as_image(heat_map), step, dataformats="HWC")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "load_CLE": self.history.load_CLE.clone()}
+        return super().state_dict() | {"load_CLE": self.history.load_CLE.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds, self.history.load_CLE = state_dict["seconds"], state_dict["load_CLE"].cpu()
+        super().load_state_dict(state_dict)
+        self.history.load_CLE = state_dict["load_CLE"].cpu()

@@ -1,6 +1,4 @@
-"""A soft stop: a signal or a time limit ends training at the border of a step, with everything saved."""
-
-from __future__ import annotations
+"""A soft stop: a signal or a time limit ends training after a step, with everything saved."""
 
 import time
 from pathlib import Path
@@ -10,15 +8,15 @@ import lightning
 from lightning.pytorch.callbacks import Checkpoint
 
 from switch_lm.config.schema import TrainerConfig
-from switch_lm.training.callbacks.checkpoints import step_ends
+from switch_lm.training.callbacks.base import step_ends
 from switch_lm.training.signals import StopSignals
 
 
 class SoftStop(Checkpoint):
-    """Saves `last.ckpt` and raises `Stopped` at the next border of a step after a signal, or once the time is up.
+    """Saves `last.ckpt` and raises `Stopped` at the end of the step in which a signal came or the time ran out.
 
-    A step that is validated ends after its validation. As a `Checkpoint` it is called after the other callbacks, so
-    that what they save and count is complete.
+    A step with a validation ends after it. Lightning calls a `Checkpoint` after all other callbacks, so what they save
+    and count is complete.
     """
 
     def __init__(self, last: Path, config: TrainerConfig, signals: StopSignals) -> None:

@@ -1,0 +1,54 @@
+"""What the callbacks share: the end of a step, and the cost of measuring beside training."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+
+def step_ends(trainer: lightning.Trainer, batch_idx: int) -> bool:
+    """Whether this micro-batch is the last of its step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+class StepCallback(Callback):
+    """A callback that is called after whole steps, however many micro-batches they have.
+
+    A callback may also have `figures()`: its own entries of result.json.
+    """
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if step_ends(trainer, batch_idx):
+            self.after_step(pl_module, trainer.global_step)
+
+    def after_step(self, module: Any, step: int) -> None:
+        """`step`: how many are done, from 1 on."""
+
+
+class Measurement(StepCallback):
+    """Measures something beside training and does not change it. Its seconds are logged and kept across restarts."""
+
+    name: str  # of `perf/NAME_seconds` on TensorBoard and `NAME_seconds` in result.json
+    seconds = 0.0
+
+    @contextmanager
+    def timed(self, module: Any, step: int) -> Iterator[None]:
+        """Adds the seconds of its block and logs their sum."""
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+        module.write({f"perf/{self.name}_seconds": self.seconds}, step)
+
+    def figures(self) -> dict[str, Any]:
+        return {f"{self.name}_seconds": self.seconds}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]

@@ -1,0 +1,48 @@
+"""Seconds of the run and of its training steps alone, kept across restarts."""
+
+import time
+from typing import Any
+
+import lightning
+
+from switch_lm.config.schema import Config
+from switch_lm.training.callbacks.base import StepCallback
+
+
+class Clock(StepCallback):
+    """Adds up what the module measures of each step, so no other callback's time is counted."""
+
+    def __init__(self, config: Config) -> None:
+        self.log_every = config.logger.log_every
+        self.tokens_per_step = config.trainer.accumulate * config.data.batch_size * config.model.context_length
+        self.total_seconds = self.step_seconds = 0.0
+        self.steps = 0
+        self._started = time.perf_counter()
+        self._unlogged: list[float] = []  # seconds of each step since the last point on TensorBoard
+
+    def after_step(self, module: Any, step: int) -> None:
+        self.steps += 1
+        self.step_seconds += module.step_seconds
+        self._unlogged.append(module.step_seconds)
+        if step % self.log_every == 0:
+            speed = len(self._unlogged) * self.tokens_per_step / sum(self._unlogged)
+            module.write({"perf/tokens_per_second": speed}, step)
+            self._unlogged.clear()
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        pl_module.write({"perf/training_seconds": self.step_seconds}, trainer.global_step)
+
+    def figures(self) -> dict[str, Any]:
+        """Seconds since the start, those of training steps alone, and training tokens per second of these."""
+        speed = self.steps * self.tokens_per_step / self.step_seconds if self.step_seconds else 0.0
+        return {"seconds": self._seconds(), "training_seconds": self.step_seconds, "tokens_per_second": speed}
+
+    def _seconds(self) -> float:
+        return self.total_seconds + time.perf_counter() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total_seconds": self._seconds(), "step_seconds": self.step_seconds, "steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.total_seconds, self.step_seconds = state_dict["total_seconds"], state_dict["step_seconds"]
+        self.steps = state_dict["steps"]

@@ -1,0 +1,65 @@
+"""Whether the routers are alive: a look at each every few steps, and one warning for one that is dead or collapsed."""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from switch_lm.config.schema import Config
+from switch_lm.measure.alarm import RouterAlarm, RouterAlarmError
+from switch_lm.measure.router_health import router_health
+from switch_lm.text.windows import fixed_windows
+from switch_lm.training.callbacks.base import Measurement
+
+PROBE_CHARACTERS = 128, 512  # at least and at most; between them a quarter of a batch
+
+
+class RouterWatch(Measurement):
+    """Measures the health of every router each `health.every` steps, on a fixed piece of the training text.
+
+    It runs in training mode and float32, outside the compiled graph, and restores the random state.
+    """
+
+    name = "router_health"
+
+    def __init__(self, training_ids: Tensor, config: Config) -> None:
+        self.config = config
+        self.alarm = RouterAlarm(config.health, alpha=config.alpha)
+        context_length, (least, most) = config.model.context_length, PROBE_CHARACTERS
+        characters = min(most, max(least, config.data.batch_size * context_length // 4))
+        self.windows = fixed_windows(
+            training_ids, context_length=context_length, num_windows=max(1, characters // context_length)
+        )
+
+    def after_step(self, module: Any, step: int) -> None:
+        every, device = self.config.health.every, module.device
+        if every == 0 or step % every or not self.config.model.num_switch_layers:
+            return
+        with (
+            self.timed(module, step),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            torch.compiler.set_stance("force_eager"),
+        ):
+            torch.manual_seed(self.config.seed)
+            ids_BS, target_BS = (tensor.to(device) for tensor in self.windows)
+            layers = router_health(module.model, ids_BS, target_BS, alpha=self.config.alpha)
+            for layer, health in enumerate(layers):
+                scalars = health.scalars()
+                module.write({f"health/layer_{layer:02d}/{name}": scalars[name] for name in scalars}, step)
+        for message in self.alarm.look(layers, step=step):
+            module.writer.add_text("router alarm", message, step)
+            if self.config.router_alarm == "warn":
+                print(f"warning: {message}", file=sys.stderr)
+        if self.config.router_alarm == "error" and self.alarm.standing:
+            raise RouterAlarmError("\n".join(self.alarm.messages))
+
+    def figures(self) -> dict[str, Any]:
+        return {"router_alarms": list(self.alarm.messages)} | super().figures()
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"alarm": self.alarm.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.alarm.load_state_dict(state_dict["alarm"])

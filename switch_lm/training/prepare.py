@@ -1,0 +1,124 @@
+"""What a run needs before its first step, made and checked: text, hardware, model and data."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.logging import RichHandler
+
+from switch_lm.config.rules import ConfigError
+from switch_lm.config.schema import Config
+from switch_lm.measure.ledger import run_ledger
+from switch_lm.model.upcycle import upcycle
+from switch_lm.storage.checkpoint import KEY, CheckpointError, read, read_model
+from switch_lm.storage.run_folder import RunFolder
+from switch_lm.storage.runs import RunError, find_run
+from switch_lm.text.corpus import Corpus, load_corpus
+from switch_lm.text.vocabulary import Vocabulary
+from switch_lm.text.windows import split, too_short
+from switch_lm.training.data import TextData
+from switch_lm.training.hardware import Hardware, detect, keep_freed_memory
+from switch_lm.training.module import SwitchModule
+from switch_lm.training.process_state import restored
+from switch_lm.training.signals import StopSignals
+
+LOG, LIGHTNING_LOG = "switch_lm", "lightning.pytorch"
+LINE_WIDTH = 120  # where the console is no terminal
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run that is ready for its first step."""
+
+    config: Config
+    run: RunFolder
+    first_step: int  # how many steps are done already
+    corpus: Corpus
+    hardware: Hardware
+    module: SwitchModule
+    data: TextData
+    console: Console
+    signals: StopSignals
+    heading: str | None = None  # of a progress bar that is all a run shows; None: it prints its own text
+
+
+@contextmanager
+def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: str | None = None) -> Iterator[Training]:
+    """Fetches the text, chooses how to compute and makes the model; nothing is written or locked yet.
+
+    At the block's end the process is as before, except that the C library keeps freed memory. Errors: `train`.
+    """
+    with restored(LOG, LIGHTNING_LOG), torch.compiler.set_stance("default"):
+        quiet = config.logger.progress == "none" or heading is not None
+        console = Console(quiet=quiet, width=None if sys.stdout.isatty() else LINE_WIDTH)
+        _set_up_logs(console)
+        corpus = load_corpus(data_dir=Path(config.data.dir), path=Path(config.data.path) if config.data.path else None)
+        vocabulary = Vocabulary.of(corpus.text)
+        training_ids, validation_ids = split(vocabulary.encode(corpus.text))
+        context_length = config.model.context_length
+        if problem := too_short(len(training_ids), len(validation_ids), context_length=context_length):
+            raise ConfigError(problem)
+        training_flops = run_ledger(config, vocab_size=len(vocabulary)).training
+        stored = run.stored_hardware()  # with the run, or with an earlier job of its sweep
+        hardware = Hardware(**stored) if stored else detect(config, training_flops=training_flops)
+        torch.set_num_threads(hardware.threads)
+        keep_freed_memory()
+        torch.manual_seed(config.seed)
+        module = SwitchModule(config, vocabulary, corpus_sha256=corpus.sha256, precision=hardware.precision)
+        if config.init_from is not None:
+            _start_from(config, module)
+        first_step = _first_step(run, corpus)
+        data = TextData(
+            training_ids,
+            validation_ids,
+            batch_size=config.data.batch_size,
+            context_length=context_length,
+            seed=config.seed,
+        )
+        yield Training(config, run, first_step, corpus, hardware, module, data, console, signals, heading)
+
+
+def _set_up_logs(console: Console) -> None:
+    """Shows the package's own log, such as a download, and silences Lightning's hints, which do not apply here."""
+    log = logging.getLogger(LOG)
+    log.handlers = [RichHandler(logging.INFO, console, show_time=False, show_level=False, show_path=False)]
+    log.setLevel(logging.INFO)
+    logging.getLogger(LIGHTNING_LOG).setLevel(logging.ERROR)
+    for text in (".*does not have many workers.*", ".*Checkpoint directory .* exists and is not empty.*",
+                 ".*isinstance.treespec, LeafSpec.. is deprecated.*"):  # fmt: skip
+        warnings.filterwarnings("ignore", message=text)
+
+
+def _start_from(config: Config, module: SwitchModule) -> None:
+    """Gives the model the weights of the dense run `init_from`; ConfigError if that is impossible."""
+    try:
+        dense, header = read_model(find_run(config.init_from, Path(config.outputs)))
+        if header.vocabulary != module.vocabulary.characters:
+            raise ValueError("it was trained on other characters; use the same text for both")
+        upcycle(module.model, dense)
+    except (RunError, CheckpointError, ValueError) as error:
+        raise ConfigError(f"init_from={config.init_from}: {error}") from error
+
+
+def _first_step(run: RunFolder, corpus: Corpus) -> int:
+    """How many steps are done; ConfigError if the checkpoint to continue from was trained on another text."""
+    if run.resumes_from is None:
+        return 0
+    try:
+        content = read(run.resumes_from)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+    if (trained_on := content[KEY]["corpus_sha256"]) != corpus.sha256:
+        raise ConfigError(
+            f"{run.resumes_from} was trained on the text with sha256 {trained_on}, and {corpus.source} has "
+            f"{corpus.sha256}; give that text with data.path=FILE, or start a new run with another name"
+        )
+    if run.damaged is not None:
+        print(f"warning: {run.damaged}; continuing from {run.resumes_from}", file=sys.stderr)
+    return int(content["global_step"])
