@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refused(f"--steps {options.steps}: a run is trained already; give it with a configuration")
     verdicts: list[Verdict] = []
     try:
-        code = finish(lambda: _check(options, verdicts))
+        config = _configuration(options) if options.overrides else None  # refused before torch is imported
+        code = finish(lambda: _check(options, config, verdicts))
     except ConfigError as error:
         return _refused(f"The configuration cannot be used:\n{error}")
     except TrainingError as error:
@@ -94,7 +95,7 @@ def _refused(message: str) -> int:
     return 2
 
 
-def _check(options: argparse.Namespace, verdicts: list[Verdict]) -> int:
+def _check(options: argparse.Namespace, config: Config | None, verdicts: list[Verdict]) -> int:
     """Fills `verdicts` with those of all checks."""
     import torch
 
@@ -104,8 +105,8 @@ def _check(options: argparse.Namespace, verdicts: list[Verdict]) -> int:
     from switch_lm.probe.subject import Subject
 
     checkpoint: Path | None = None
-    if options.overrides:
-        config, steps = _configuration(options), STEPS if options.steps is None else options.steps
+    if config is not None:
+        steps = STEPS if options.steps is None else options.steps
         model, header = _trained(config, steps)
         facts, folder = {"overrides": options.overrides, "steps": steps}, Path(config.outputs)
     else:
