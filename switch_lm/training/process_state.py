@@ -1,4 +1,4 @@
-"""Settings of the whole process that a run or a command changes, and puts back however it ends."""
+"""Restores the process-wide settings that a run or a command changes, however it ends."""
 
 import logging
 import warnings
@@ -10,9 +10,9 @@ import torch
 
 @contextmanager
 def restored(*loggers: str) -> Iterator[None]:
-    """Puts back torch's threads and random numbers, the warnings filters, and the level and handlers of `loggers`.
+    """Restores torch's threads and random numbers, the warnings filters, and the level and handlers of `loggers`.
 
-    A GPU that is not in use at the start of the block has no random state to put back.
+    A GPU that is not in use at the start of the block has no random state to restore.
     """
     before = [(log, log.level, list(log.handlers)) for log in map(logging.getLogger, loggers)]
     threads = torch.get_num_threads()

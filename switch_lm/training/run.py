@@ -61,7 +61,7 @@ def _train(training: Training) -> dict[str, Any]:
 
 
 def _failed(run: RunFolder, error: Exception) -> str:
-    """Why training ended, what is left of it, and how to continue."""
+    """Why training ended, the last good checkpoint, and how to continue."""
     reason = str(error)
     if isinstance(error, OSError):
         reason = f"{error.filename or run.path} could not be written: {error.strerror or error}{remedy(error)}"
