@@ -1,7 +1,5 @@
 """The public names, without Hydra or Lightning: `from switch_lm import load` imports them from here at first use."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from switch_lm.model.losses import load_balancing_loss

@@ -1,7 +1,5 @@
 """Writes a report on runs: `python -m switch_lm.report PATH...`."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

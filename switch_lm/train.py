@@ -1,7 +1,5 @@
 """Trains a model: `python -m switch_lm.train [key=value ...]`, and `-m` for a sweep."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys

@@ -258,7 +258,7 @@ SUBMITIT = ("hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.
 BASIC: tuple[str, list[str]] = ("", [])
 # Each is run at the start of every Python process, and harms the job of seed 1 or every worker.
 IN_JOB = """
-from switch_lm import run_folder
+from switch_lm.storage import run_folder
 of_job = run_folder.of_job
 def crash(folder, config):
     if config.seed == 1:

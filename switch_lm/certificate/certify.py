@@ -1,7 +1,5 @@
 """All checks of one model, in the order in which they are shown."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from switch_lm.certificate import choices, leaks, outputs, routers, scores

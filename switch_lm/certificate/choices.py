@@ -1,7 +1,5 @@
 """Are experts selected and capacity slots given by the rule, and is every choice computed once or dropped?"""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy

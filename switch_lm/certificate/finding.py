@@ -1,7 +1,5 @@
 """What a check reports: its verdict, what was measured, and what that means."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any

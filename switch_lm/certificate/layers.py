@@ -1,7 +1,5 @@
 """Every Switch layer alone, on the input that it has in the model: in training at several capacities, in evaluation."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from dataclasses import dataclass
 from types import EllipsisType

@@ -1,7 +1,5 @@
 """Does a token see its own future, or other rows? What its rule should do, and what interventions show that it does."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Does a layer give, and learn, what a plain loop over its experts would? And does its router keep to float32?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Every drop order and overflow rule on the same weights: what each leaks, drops and costs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import product
 from typing import Any

@@ -1,7 +1,5 @@
 """Do the routers learn from language and balance, over experts that differ and are all used?"""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import torch

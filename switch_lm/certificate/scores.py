@@ -1,7 +1,5 @@
 """Is a score the same in one pass, in other batches, with the cache and a second time? What do differences cost?"""
 
-from __future__ import annotations
-
 from types import EllipsisType
 
 import torch

@@ -1,7 +1,5 @@
 """How the certificate is shown: its table, the table of all policies, and a text on the dashboard of its run."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections import Counter

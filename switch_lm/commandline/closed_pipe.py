@@ -1,7 +1,5 @@
 """A console that closes early, as with `| head`, ends nothing: what is printed afterwards goes nowhere."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Iterator

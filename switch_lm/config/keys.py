@@ -1,7 +1,5 @@
 """How a configuration key is declared: type, default, meaning and rule stand once, in the field of its dataclass."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

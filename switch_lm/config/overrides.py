@@ -1,7 +1,5 @@
 """The trainer's command line: what may stand on it, and what it means. Hydra's own keys and flags are left to Hydra."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Where the configuration lies that is shipped with the code."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

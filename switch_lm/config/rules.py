@@ -1,7 +1,5 @@
 """The rules a configuration must meet, checked once, before anything is downloaded or written."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict

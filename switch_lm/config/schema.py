@@ -1,7 +1,5 @@
 """The typed schema of a configuration: one dataclass for each folder of configs/."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The page of a sample from a trained model, with each character coloured by its expert."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Samples text from a trained model, one character at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Samples text and traces each character: the experts that processed it, and how probable it was."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice

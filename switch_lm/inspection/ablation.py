@@ -1,7 +1,5 @@
 """Are the experts different? What the loss becomes when they are changed, and how alike their outputs are."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import combinations

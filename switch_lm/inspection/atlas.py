@@ -1,7 +1,5 @@
 """What explains the choice of expert? Labels of every character, and the routing atlas."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

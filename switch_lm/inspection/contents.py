@@ -1,7 +1,5 @@
 """What the page of an inspection says about one model, or about two side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from switch_lm.inspection import pictures

@@ -1,7 +1,5 @@
 """Was the router right? The loss of a token's next character with every expert in place of the chosen one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which tokens are dropped at the training capacity, and what each token's own drop costs it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """When did the experts specialise, and which routes were still changing at the end? From one run's checkpoints."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise

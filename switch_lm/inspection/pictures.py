@@ -1,7 +1,5 @@
 """The pictures of an inspection."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

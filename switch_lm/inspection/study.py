@@ -1,7 +1,5 @@
 """The whole inspection of one trained model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

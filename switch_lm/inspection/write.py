@@ -1,7 +1,5 @@
 """The files of an inspection: all are made before any is written, and each is replaced as a whole."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

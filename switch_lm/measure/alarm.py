@@ -1,7 +1,5 @@
 """When a router counts as dead or collapsed, and the message about it. Pure, without a logger."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

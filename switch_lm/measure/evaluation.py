@@ -1,7 +1,5 @@
 """Loss and dropped choices of a trained model on a whole split, at a given capacity factor."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ A multiply-add is 2 FLOPs, as in `torch.utils.flop_counter`, whose count in eage
 that is executed counts, useful or not, such as empty capacity slots and the masked half of the attention scores.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from types import EllipsisType

@@ -1,7 +1,5 @@
 """The health of routers: their gradients from the language and balance losses, and their use of experts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The loss of each character of a window, read as a whole or character by character."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import EllipsisType

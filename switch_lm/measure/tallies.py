@@ -1,7 +1,5 @@
 """Sums over many batches: of a training step, of the drops in training, of a validation."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Causal self-attention with rotary positions and a key-value cache."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """What a model is, as plain data: its sizes and rules, and how many parameters they make."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 
 from switch_lm.config.keys import BELOW_ONE, POSITIVE, POSITIVE_OR_NULL, at_least, key, key_of, one_of, within

@@ -1,7 +1,5 @@
 """Feed-forwards: a dense one, and stacked experts, which run padded to a capacity or ragged without one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The losses: language, load balancing, router z, importance. Pure functions of what the model returns; all are 0-d."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

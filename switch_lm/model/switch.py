@@ -1,7 +1,5 @@
 """The Switch layer: router, dispatch, experts, combine."""
 
-from __future__ import annotations
-
 from types import EllipsisType
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The Switch Transformer language model: embedding, pre-norm blocks, head."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Source: Komatsuzaki et al., "Sparse Upcycling" (2023), section 3.
 """
 
-from __future__ import annotations
-
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM
 

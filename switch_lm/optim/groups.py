@@ -1,7 +1,5 @@
 """Parameter groups: which optimizer updates which parameter."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

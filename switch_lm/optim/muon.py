@@ -1,7 +1,5 @@
 """Muon: orthogonalised momentum; matrices of one shape as a batch, stacks of experts in turns."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable

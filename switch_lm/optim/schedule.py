@@ -1,7 +1,5 @@
 """Learning rate schedules: the factor of the configured learning rate at each step."""
 
-from __future__ import annotations
-
 import math
 
 from switch_lm.config.schema import OptimConfig

@@ -1,7 +1,5 @@
 """A text in which each character has the colour and the number of its expert: a part of a page, of any length."""
 
-from __future__ import annotations
-
 import base64
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence

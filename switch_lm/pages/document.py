@@ -1,7 +1,5 @@
 """The contents of a report, apart from their form: sections of texts, tables and pictures."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Which expert gets which character, as a picture, and how the rows of maps of experts are named."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """How a heat map is drawn: its cells, the scale of their colours above them, and as many names as there is room for."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

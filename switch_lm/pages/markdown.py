@@ -1,7 +1,5 @@
 """How a document reads as GitHub Markdown."""
 
-from __future__ import annotations
-
 import re
 from urllib.parse import quote
 

@@ -1,7 +1,5 @@
 """How a document becomes a page: one HTML file that needs no network, follows the theme and has sortable tables."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from typing import Any

@@ -1,7 +1,5 @@
 """How a picture of a document becomes a figure, two files, an image or a part of a page."""
 
-from __future__ import annotations
-
 import io
 import re
 import warnings

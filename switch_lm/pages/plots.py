@@ -1,7 +1,5 @@
 """How the series of a picture become lines, points, bars and intervals on one pair of axes."""
 
-from __future__ import annotations
-
 import math
 import re
 from textwrap import fill

@@ -1,7 +1,5 @@
 """The templates of all pages: every text is escaped, and a name that has no value is an error."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

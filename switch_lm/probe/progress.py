@@ -1,7 +1,5 @@
 """What is being measured, as a bar on stderr shows it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol

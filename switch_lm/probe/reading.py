@@ -1,7 +1,5 @@
 """The text that every statistic reads, what a model does with each character, and what it would do if changed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass

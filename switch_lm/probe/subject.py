@@ -1,7 +1,5 @@
 """A model and a text to check, and how its layers are watched. Whatever would change the model runs on a copy."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """What can be compared: with which control, by how much over the seeds of both, and what the loss costs."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

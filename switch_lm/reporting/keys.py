@@ -1,7 +1,5 @@
 """Which keys of a configuration change what is computed, and for whom."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

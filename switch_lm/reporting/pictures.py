@@ -1,7 +1,5 @@
 """The pictures of a report: the frontier, learning curves, and what changes with capacity, alpha and experts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean

@@ -1,7 +1,5 @@
 """Which runs the paths on the command line mean, and what is known of each: configuration, result, curves, faults."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

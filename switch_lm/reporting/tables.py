@@ -1,7 +1,5 @@
 """The tables of a report: Table 1 of the paper, comparisons, balance, the frontier, computation, what was run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from switch_lm.config.rules import show

@@ -1,7 +1,5 @@
 """Which runs repeat each other, what these variants are called, and which differ in a single key."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How a report writes numbers, and its few sentences: what won, whether that is resolved, and what cannot be said."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

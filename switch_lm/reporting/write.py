@@ -1,7 +1,5 @@
 """The report as files: the order of its sections, summary.csv, where they go, and what the console shows."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

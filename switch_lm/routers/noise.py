@@ -1,7 +1,5 @@
 """Training noise. A CPU draws random numbers one by one, so each 64-bit draw serves 8 elements here."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

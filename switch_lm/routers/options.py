@@ -1,7 +1,5 @@
 """The options of a router, as plain data, and the capacity of an expert."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from fractions import Fraction
 

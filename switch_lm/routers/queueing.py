@@ -4,8 +4,6 @@ A choice is one (token, rank) pair. Choices have the shape (G, t, K), or flat (G
 capacity slots, of t tokens with K choices, so that N = t*K here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

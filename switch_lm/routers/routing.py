@@ -5,8 +5,6 @@ token, N = T*K choices, E experts, C capacity, G groups, D d_model, F d_ff, H he
 L Switch layers.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Means over characters whose windows, not characters, are the independent draws."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """How much of a choice a label explains, next to what the same label explains by chance."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

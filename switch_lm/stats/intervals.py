@@ -1,7 +1,5 @@
 """Means with 95 % t intervals, and differences paired by seed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

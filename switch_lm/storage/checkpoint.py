@@ -1,7 +1,5 @@
 """Checkpoints: their content, how they are written, and how a model is read without Lightning."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Atomic files: whatever happens, a file has its old or its new content, never a part of it."""
 
-from __future__ import annotations
-
 import errno
 import os
 import secrets

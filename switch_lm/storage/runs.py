@@ -1,7 +1,5 @@
 """Finds runs and their checkpoints."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Iterable
 from difflib import get_close_matches

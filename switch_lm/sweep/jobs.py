@@ -1,7 +1,5 @@
 """The jobs of one sweep: where each lies, what came of it, and Hydra's callback around them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

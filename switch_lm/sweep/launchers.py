@@ -1,7 +1,5 @@
 """Hydra's launchers, made to return an outcome for every job: a lost worker ends its own job and no other."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

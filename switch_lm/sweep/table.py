@@ -1,7 +1,5 @@
 """What the console says of a sweep: what will run, one row for each job, and the answer at the end."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path

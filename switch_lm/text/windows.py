@@ -1,7 +1,5 @@
 """Splits of a text, and their windows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from torch import Tensor

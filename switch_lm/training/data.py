@@ -1,7 +1,5 @@
 """Batches: which characters the model sees at which step."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
