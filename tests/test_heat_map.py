@@ -18,11 +18,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from switch_lm.pages.document import Document, HeatMap, Section
+from switch_lm.pages.document import Document, HeatMap, Picture, Section
 from switch_lm.pages.heat_map import SCALE, colours
 from switch_lm.pages.markdown import to_markdown
 from switch_lm.pages.page import to_html
-from switch_lm.pages.pictures import SCREEN_DPI, as_image, as_inline_svg, draw, save
+from switch_lm.pages.pictures import SCREEN_DPI, as_image, as_inline_svg, draw, files_of
 
 MAP = HeatMap(
     "loads", "Loads", "One falls.", "step", "expert", "share", ("0", "10", "20"), ("00", "01"),
@@ -30,6 +30,13 @@ MAP = HeatMap(
 )  # fmt: skip
 LOAD = replace(MAP, high=2.0, centre=1.0)
 PAPER = (255, 255, 255)
+
+
+def save(picture: Picture | HeatMap, folder: Path) -> None:
+    """Writes the picture's files to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files_of(picture).items():
+        (folder / name).write_bytes(content)
 
 
 def filled(rows: int, columns: int) -> HeatMap:

@@ -16,10 +16,10 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
-from test_heat_map import MAP
+from test_heat_map import MAP, save
 
 from switch_lm.pages.document import Picture, Series
-from switch_lm.pages.pictures import FILE_DPI, HEIGHT, WIDTH, as_inline_svg, draw, save
+from switch_lm.pages.pictures import FILE_DPI, HEIGHT, WIDTH, as_inline_svg, draw
 from switch_lm.pages.plots import COLOURS, INK, MARKERS
 
 X = (1.0, 2.0, 4.0, 8.0)

@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,10 +11,9 @@ from switch_lm.inspection.contents import build
 from switch_lm.inspection.drops import Drops
 from switch_lm.inspection.history import History
 from switch_lm.inspection.study import Inspection
-from switch_lm.pages.document import HeatMap, Picture
 from switch_lm.pages.expert_maps import visible
 from switch_lm.pages.page import to_html
-from switch_lm.pages.pictures import save
+from switch_lm.pages.pictures import files_of
 from switch_lm.storage.files import replacing
 
 Row = dict[str, object]
@@ -24,11 +22,8 @@ Row = dict[str, object]
 def make(inspections: Sequence[Inspection], *, command: str) -> dict[str, bytes]:
     """The content of `pictures/*.png`, `tables/*.csv` and, last, of `inspect.html`, by path."""
     document = build(inspections, command=command)
-    with tempfile.TemporaryDirectory() as scratch:
-        for part in (part for section in document.sections for part in section.parts):
-            if isinstance(part, Picture | HeatMap):
-                save(part, Path(scratch))
-        files = {f"pictures/{file.name}": file.read_bytes() for file in sorted(Path(scratch).glob("*.png"))}
+    made = {name: content for picture in document.pictures for name, content in files_of(picture).items()}
+    files = {f"pictures/{name}": made[name] for name in sorted(made) if name.endswith(".png")}
     tables: dict[str, list[Row]] = {}
     for one in inspections:
         for name, rows in _rows(one).items():

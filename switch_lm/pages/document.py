@@ -124,6 +124,12 @@ class Document:
     lead: str
     sections: tuple[Section, ...]
 
+    @property
+    def pictures(self) -> list[Picture | HeatMap]:
+        """All of them, in order."""
+        parts = [part for section in self.sections for part in section.parts]
+        return [part for part in parts if isinstance(part, Picture | HeatMap)]
+
 
 def number(cell: Cell) -> float | None:
     """The number to sort the cell by: `sort`, or its text if that is a plain number such as 1,024, −0.5 or 12%."""

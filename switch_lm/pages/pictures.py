@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import matplotlib.style
@@ -61,15 +60,13 @@ def draw(picture: Picture | HeatMap, *, title: bool = True) -> Figure:
     return figure
 
 
-def save(picture: Picture | HeatMap, folder: Path) -> None:
-    """Writes NAME.png, at twice a screen's resolution, and NAME.svg, both on white: the same bytes each time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figure = draw(picture)
+def files_of(picture: Picture | HeatMap) -> dict[str, bytes]:
+    """NAME.png, at twice a screen's resolution, and NAME.svg, both on white: the same bytes each time."""
+    figure, png = draw(picture), io.BytesIO()
     about = {"Date": None, "Creator": None, "Title": plain(picture.title), "Description": plain(picture.alt)}
     image = Image.open(io.BytesIO(_file(figure, "png", dpi=FILE_DPI))).convert("RGB")
-    few = image.quantize(256, dither=Image.Dither.NONE)  # a third of the bytes
-    few.save(folder / f"{picture.name}.png", optimize=True)
-    (folder / f"{picture.name}.svg").write_bytes(_file(figure, "svg", metadata=about))
+    image.quantize(256, dither=Image.Dither.NONE).save(png, "png", optimize=True)  # a third of the bytes
+    return {f"{picture.name}.png": png.getvalue(), f"{picture.name}.svg": _file(figure, "svg", metadata=about)}
 
 
 def as_image(heat_map: HeatMap) -> NDArray[np.uint8]:

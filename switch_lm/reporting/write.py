@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import os
 import re
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from switch_lm.config.rules import show
-from switch_lm.pages.document import Bullets, Document, Part, Picture, Section, Table, Text, numeric_columns
+from switch_lm.pages.document import Bullets, Document, Part, Section, Table, Text, numeric_columns
 from switch_lm.reporting.comparisons import Difference, Study, compare, study
 from switch_lm.reporting.pictures import curve_pictures, frontier_pictures, routing_pictures
 from switch_lm.reporting.records import ReportError, crossing, find_sources, folder_of, is_run, read_records
@@ -28,7 +27,7 @@ from switch_lm.reporting.tables import (
     what_was_run,
 )
 from switch_lm.reporting.words import bullets, lead
-from switch_lm.storage.files import replace_text
+from switch_lm.storage.files import replace_text, replacing
 from switch_lm.storage.runs import OUTPUTS
 
 DEFAULT_NAME, LONGEST_NAME = "report", 60
@@ -155,15 +154,13 @@ def _write(document: Document, summary: str, to: Written) -> None:
     """All is made before anything is replaced, so that a report is never half a new one."""
     from switch_lm.pages.markdown import to_markdown  # with the pictures comes matplotlib: not for --help
     from switch_lm.pages.page import to_html
-    from switch_lm.pages.pictures import save
+    from switch_lm.pages.pictures import files_of
 
     markdown, page = to_markdown(document, pictures=to.pictures.name), to_html(document)
-    with tempfile.TemporaryDirectory(dir=to.pictures, prefix=".") as temporary:
-        for part in (part for section in document.sections for part in section.parts):
-            if isinstance(part, Picture):
-                save(part, Path(temporary))
-        for file in Path(temporary).iterdir():
-            os.replace(file, to.pictures / file.name)
+    pictures = {name: content for picture in document.pictures for name, content in files_of(picture).items()}
+    for name, content in pictures.items():
+        with replacing(to.pictures / name) as file:
+            file.write(content)
     for path, text in {to.markdown: markdown, to.page: page, to.table: summary}.items():
         replace_text(path, text)
 
