@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,6 +86,13 @@ def breaches(name: str, source: str) -> list[str]:
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_a_module_imports_only_what_the_table_allows(name: str) -> None:
     assert breaches(name, FILES[name].read_text(encoding="utf-8")) == []
+
+
+def test_the_design_page_shows_this_table() -> None:
+    page = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)/(\w*)(?:\.py)?` \|.*\| (.*) \|$", page, re.MULTILINE)
+    shown = {".".join(filter(None, row[:2])): set(re.findall(r"`([\w./]+)`", row[2])) for row in rows}
+    assert shown == {name: {place.replace(".", "/") for place in places} for name, places in ALLOWED.items()}
 
 
 def test_every_folder_has_a_row_and_says_what_it_holds() -> None:

@@ -20,8 +20,8 @@ CASES = 12  # interventions on each rule at each capacity
 def sees_future(rule: RoutingRule, *, limited: bool, training: bool) -> bool:
     """Whether later tokens of its row can move a token: whether it is dropped shows in its output.
 
-    `limited`: there is a capacity. A random order exists in training alone. tests/test_causality shows the same by
-    intervention on random models.
+    `limited`: there is a capacity. A random order exists in training alone. tests/routers/test_causality.py shows the
+    same by intervention on random models.
     """
     out_of_order = rule.drop_order == "probability" or (rule.drop_order == "random" and training)
     later_choices_first = rule.top_k >= 2 and rule.queue_order == "choice"

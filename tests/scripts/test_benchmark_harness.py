@@ -13,7 +13,7 @@ import pytest
 
 # Import as `python scripts/benchmark.py` does.
 with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
+    patch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
     harness: Any = import_module("bench.harness")
     rows: Any = import_module("bench.rows")
     loss: Any = import_module("bench.loss")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import BATCH_SIZE, TEXT, tiny_model
-from test_causality import TABLE
+from leak_table import TABLE
 
 from switch_lm.certificate.certify import certify
 from switch_lm.certificate.choices import _is_capacity
