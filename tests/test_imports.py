@@ -18,8 +18,8 @@ PACKAGE = Path(switch_lm.__file__).parent
 FILES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in PACKAGE.rglob("*.py")}
 FOLDERS = {name.split(".")[0] for name in FILES if "." in name}
 
-# What a folder may import of ours beside itself. An entry is a folder or a single file; a file of the folder may have a
-# row of its own. The top files, which are the commands and the public names, may import anything and are imported by
+# What a folder may import of ours beside itself. An entry is a folder or a single file. A file with a row of its own, the
+# only one of its folder that loads torch, is not meant by the folder's name. The top files, which are the commands and the public names, may import anything and are imported by
 # nothing.
 ALLOWED: dict[str, set[str]] = {
     "stats": set(),
@@ -32,14 +32,25 @@ ALLOWED: dict[str, set[str]] = {
     "storage.checkpoint": {"model"},
     "text": {"storage.files"},
     "measure": {"routers", "model", "config", "text"},
-    "generation": {"routers", "model", "measure", "text", "storage", "pages"},
+    "generation": {"routers", "model", "measure", "text", "storage", "storage.checkpoint", "pages"},
     "probe": {"routers", "model", "measure", "text"},
-    "training": {"routers", "model", "config", "optim", "storage", "text", "measure", "generation", "pages"},
+    "training": {
+        "routers",
+        "model",
+        "config",
+        "optim",
+        "storage",
+        "storage.checkpoint",
+        "text",
+        "measure",
+        "generation",
+        "pages",
+    },
     "reporting": {"config", "storage", "stats", "pages"},
     "sweep": {"config", "storage", "text", "training", "reporting", "commandline.closed_pipe"},
-    "certificate": {"routers", "model", "measure", "probe", "stats", "storage", "text", "pages"},
-    "inspection": {"routers", "model", "measure", "probe", "stats", "storage", "text", "pages"},
-    "commandline": {"config", "storage", "text", "model", "training.process_state"},
+    "certificate": {"routers", "model", "measure", "probe", "stats", "storage", "storage.checkpoint", "text", "pages"},
+    "inspection": {"routers", "model", "measure", "probe", "stats", "storage", "storage.checkpoint", "text", "pages"},
+    "commandline": {"config", "storage", "storage.checkpoint", "text", "model", "training.process_state"},
 }
 # What may be imported only there.
 ONLY_IN = {
@@ -77,7 +88,11 @@ def breaches(name: str, source: str) -> list[str]:
         elif inner in FILES and "." not in inner:
             ok = name == "__init__"  # a command
         else:
-            ok = is_top or any(inner == place or inner.startswith(f"{place}.") for place in allowed)
+            own_row = next((row for row in ALLOWED if "." in row and f"{inner}.".startswith(f"{row}.")), None)
+            named = (
+                allowed & {own_row} if own_row else {place for place in allowed if f"{inner}.".startswith(f"{place}.")}
+            )
+            ok = is_top or bool(named)
         if not ok:
             result.append(imported)
     return result
