@@ -48,7 +48,7 @@ def main() -> None:
         if failures:
             raise failures[0]
     except ConfigError as error:
-        sys.exit(_say(f"The configuration can not be used:\n{error}", 2))
+        sys.exit(_say(f"The configuration cannot be used:\n{error}", 2))
     except (CorpusError, TrainingError) as error:
         sys.exit(_say(str(error), 1))
     except Stopped as stop:  # in a sweep, which has said how to go on

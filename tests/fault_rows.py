@@ -1,4 +1,4 @@
-"""The faults that a run must survive. Each test says which it holds; at the end each is told its tests and seconds."""
+"""The faults that a run must survive. A test names the one it covers; at the end each is listed with its seconds."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a Switch layer must compute, said twice more: one token after the other, and as the paper's one-hot einsums.
+"""What a Switch layer must compute, written twice more: one token after the other, and as the paper's one-hot einsums.
 
 Slow and meant to be obviously right: written from the papers, and sharing nothing with the layer but its weights. The
-router's scores are one matrix product in both, so that rounding can not part two tokens that are tied.
+router's scores are one matrix product in both, so that rounding cannot part two tokens that are tied.
 """
 
 from __future__ import annotations

@@ -107,12 +107,12 @@ def explain(error: Exception) -> str:
         choices = [line for line in lines[1:] if "vailable options" not in line and ":" not in line]
         return f"{match[1]}={match[2]}: no such choice; choose one of {', '.join(choices)}"
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: can not be read as key=value ({lines[0]}); quote special characters: 'key=\"a b\"'"
+        return f"{error.override}: cannot be read as key=value ({lines[0]}); quote special characters: 'key=\"a b\"'"
     return " ".join(lines[:4])
 
 
 def composed(overrides: Sequence[str]) -> Config:
-    """The configuration of `python -m switch_lm.train OVERRIDES`; ConfigError for what can not be used."""
+    """The configuration of `python -m switch_lm.train OVERRIDES`; ConfigError for what cannot be used."""
     check(overrides)
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):

@@ -118,7 +118,7 @@ class TrainerConfig:
 @dataclass
 class LoggerConfig:
     log_every: int = key(10, "Steps between two points in TensorBoard.", at_least(1), changes_result=False)
-    sample_prompt: str = key("\n", "What the sample after each validation goes on from.", changes_result=False)
+    sample_prompt: str = key("\n", "What the sample after each validation continues.", changes_result=False)
     sample_length: int = key(300, "Its length in characters; 0: no sample.", at_least(0), changes_result=False)
     progress: str = key(
         "auto",
@@ -177,7 +177,7 @@ class Config:
     )
     router_alarm: str = key(
         "warn",
-        "What a dead or collapsed router does: warn (once, and training goes on) or error (training ends).",
+        "What a dead or collapsed router does: warn (once, and training continues) or error (training ends).",
         one_of("warn", "error"),
         changes_result=False,
     )

@@ -85,7 +85,7 @@ class RunFolder:
                 self.store_hardware(hardware)
             except OSError as error:
                 raise ConfigError(
-                    f"outputs={config.outputs}: {self.path} can not be written ({error.strerror}); "
+                    f"outputs={config.outputs}: {self.path} cannot be written ({error.strerror}); "
                     "make the folder writable, or choose another one with outputs=FOLDER"
                 ) from error
             undo.pop_all()  # it stays locked
@@ -153,7 +153,7 @@ class Lock:
 
 
 def choose(config: Config) -> RunFolder:
-    """The folder for this run; ConfigError if it is used already, or if what `resume` names can not go on.
+    """The folder for this run; ConfigError if it is used already, or if what `resume` names cannot be resumed.
 
     Nothing is created yet.
     """
@@ -208,14 +208,14 @@ def _named(runs: Path, config: Config) -> RunFolder:
 
 
 def _going_on(path: Path, sweep: Path | None = None) -> RunFolder:
-    """The run, from its newest good checkpoint; one that was stopped before its first begins anew in its own folder."""
+    """The run, from its newest good checkpoint; one that was stopped before its first starts again in its own folder."""
     folder = path / CHECKPOINTS
     good = newest_whole(folder)
     if good is None and (there := sorted(folder.glob("*.ckpt"))):
         reasons = "; ".join(f"{checkpoint.name}: {damage(checkpoint)}" for checkpoint in there)
         raise ConfigError(
             f"{path}: no checkpoint of this run can be read ({reasons}); start a new run with another name, or remove "
-            f"{folder} to begin this one anew"
+            f"{folder} to begin this one again"
         )
     return RunFolder(path, good, sweep, _written_at(path))
 

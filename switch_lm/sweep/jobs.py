@@ -38,7 +38,7 @@ TRACEBACK = "traceback.txt"
 
 
 class Sweep(Callback):
-    """Gives a sweep the folder that the same command finds again, tells what will run, and reports at its end."""
+    """Gives a sweep the folder that the same command finds again, prints what will run, and reports at its end."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from switch_lm.sweep.table import print_plan
@@ -52,10 +52,10 @@ class Sweep(Callback):
             RunFolder(folder).write_json(SWEEP, plan)
         except OSError as error:
             fix = "make the folder writable, or choose another one with outputs=FOLDER"
-            _refuse(f"outputs={config.outputs}: {folder} can not be written ({error.strerror}); {fix}")
+            _refuse(f"outputs={config.outputs}: {folder} cannot be written ({error.strerror}); {fix}")
         except ConfigError as error:
             _refuse(str(error))
-        with open_dict(config.hydra):  # each job's configuration is composed anew from these overrides
+        with open_dict(config.hydra):  # each job's configuration is composed again from these overrides
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
             config.hydra.sweep.dir = str(folder)
         print_plan(plan, folder=folder)
@@ -208,7 +208,7 @@ def _plan(config: DictConfig, overrides: list[Override], *, began: dict[str, Any
     words = ["-m" if override == "hydra.mode=MULTIRUN" else shlex.quote(override) for override in given]
     return {
         "command": " ".join(["python -m switch_lm.train", *words]),
-        "start": secrets.token_hex(4),  # tells the records of this start from those of an earlier one
+        "start": secrets.token_hex(4),  # distinguishes the records of this start from those of an earlier one
         "started": began["started"] if began else datetime.now().isoformat(timespec="seconds"),
         "commit": commit(),
         "varied": [override.get_key_element() for override in overrides if override.is_sweep_override()],
@@ -237,7 +237,7 @@ def _folder(config: DictConfig, overrides: list[Override]) -> Path:
 
 def _refuse(reason: str) -> NoReturn:
     """By itself: Hydra makes a warning of an exception in a callback."""
-    print(f"The configuration can not be used:\n{reason}", file=sys.stderr)
+    print(f"The configuration cannot be used:\n{reason}", file=sys.stderr)
     sys.exit(2)
 
 

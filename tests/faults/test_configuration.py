@@ -66,8 +66,8 @@ BAD = [
     ("model=swich", "model=swich: no such choice; choose one of annotated, dense, dense_wide, moe_top2, switch"),
     ("experiment=nothing", "experiment=nothing: no such choice; choose one of"),
     ("modle=switch", "modle"),
-    ("alpha", "alpha: can not be read as key=value"),
-    ("alpha=[1", "alpha=[1: can not be read as key=value"),
+    ("alpha", "alpha: cannot be read as key=value"),
+    ("alpha=[1", "alpha=[1: cannot be read as key=value"),
     ("=1", "=1: there is no key; write key=value"),
     ("alpha=${nowhere}", "alpha"),
     ("alpha=${oc.env:NO_SUCH_VARIABLE}", "alpha"),
@@ -97,10 +97,10 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         monkeypatch.setattr(sys, "argv", ["train", *arguments])
         with pytest.raises(SystemExit) as stop:
             command.main()
-        said = capsys.readouterr().err
-        assert stop.value.code == 2 and "Traceback" not in said, said
+        output = capsys.readouterr().err
+        assert stop.value.code == 2 and "Traceback" not in output, output
         assert list(tmp_path.iterdir()) == []
-        return said
+        return output
 
     return run
 
@@ -111,7 +111,7 @@ def test_a_bad_override_ends_with_code_2_one_message_and_nothing_written(
     override: str, message: str, refuse: Refuse
 ) -> None:
     first, *lines = refuse(override).splitlines()
-    assert first == "The configuration can not be used:"
+    assert first == "The configuration cannot be used:"
     assert any(message in line for line in lines) and len(lines) <= 2, lines
 
 
@@ -128,8 +128,8 @@ def test_values_out_of_range_are_told_together_and_unknown_keys_one_at_a_time(re
 )
 def test_a_sweep_without_end_is_refused_at_once(sweep: str, refuse: Refuse) -> None:
     others = ["alpha=range(0,1,0.01)"] if sweep.endswith("(0,1000)") else []
-    said = refuse("-m", sweep, *others)
-    assert sweep in said and ("narrow the range" in said or "give finite bounds" in said)
+    output = refuse("-m", sweep, *others)
+    assert sweep in output and ("narrow the range" in output or "give finite bounds" in output)
 
 
 @pytest.mark.row(16)
@@ -236,13 +236,13 @@ class Fuzz:
             code = stop.code or 0
         finally:
             logging.root.handlers[:] = self.log_handlers  # Hydra's would write to what the next test has closed
-        said = self.capsys.readouterr()
-        assert "Traceback" not in said.err + said.out
+        output = self.capsys.readouterr()
+        assert "Traceback" not in output.err + output.out
         left = [path.name for path in self.folder.iterdir()]
         if code == 2:
-            assert re.search(r"\w", said.err) and len(said.err) < 3000 and left == [], (said, left)
+            assert re.search(r"\w", output.err) and len(output.err) < 3000 and left == [], (output, left)
         else:  # a run, or a sweep, whose jobs may fail
-            assert code == 0 or (code == 1 and "FAILED" in said.out), (code, said)
+            assert code == 0 or (code == 1 and "FAILED" in output.out), (code, output)
             assert left in ([], ["outputs"])
             shutil.rmtree(self.folder / "outputs", ignore_errors=True)
 

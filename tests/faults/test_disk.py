@@ -92,7 +92,7 @@ def test_where_a_file_may_not_grow_the_run_ends_with_path_and_size_and_the_old_c
 def test_a_read_only_folder_is_told_before_training(tmp_path: Path) -> None:
     done = on_a_disk(tmp_path, "ro", "name=never")
     assert "code 2\n" in done.stdout and "step" not in done.stdout and "Traceback" not in done.stderr
-    assert "outputs=disk: disk/runs/never can not be written (Read-only file system); make the folder" in done.stderr
+    assert "outputs=disk: disk/runs/never cannot be written (Read-only file system); make the folder" in done.stderr
 
 
 @pytest.mark.row(15)
@@ -100,7 +100,7 @@ def test_a_sweep_into_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = finished(tmp_path, "-m", "seed=1,2", "outputs=file", "name=never")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "outputs=file: file/sweeps/never can not be written (Not a directory); make the folder" in done.stderr
+    assert "outputs=file: file/sweeps/never cannot be written (Not a directory); make the folder" in done.stderr
 
 
 @pytest.mark.row(15)

@@ -137,8 +137,8 @@ def test_no_key_of_a_configuration_can_name_code_to_run(
     monkeypatch.setattr("sys.argv", ["train", *arguments])
     with pytest.raises(SystemExit) as stop:
         train_main()
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and "Traceback" not in said and len(said.splitlines()) == 2
+    output = capsys.readouterr().err
+    assert stop.value.code == 2 and "Traceback" not in output and len(output.splitlines()) == 2
     assert list(tmp_path.iterdir()) == []
 
 
@@ -167,5 +167,5 @@ def test_a_mirror_that_sends_on_to_plain_http_is_not_read(tmp_path: Path, monkey
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 def test_the_dashboard_listens_on_this_machine_only() -> None:
     place = Path(__file__).parents[2]
-    said = subprocess.run(["make", "-n", "tensorboard"], cwd=place, capture_output=True, text=True, check=True).stdout
-    assert "--host 127.0.0.1" in said and "bind_all" not in said
+    output = subprocess.run(["make", "-n", "tensorboard"], cwd=place, capture_output=True, text=True, check=True).stdout
+    assert "--host 127.0.0.1" in output and "bind_all" not in output

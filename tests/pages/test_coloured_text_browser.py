@@ -70,7 +70,7 @@ def press(page: Chrome, *keys: str) -> None:
     box.send_keys(*keys)
 
 
-def told(page: Chrome) -> str:
+def announced(page: Chrome) -> str:
     return page.find_element("css selector", ".about").text
 
 
@@ -109,36 +109,36 @@ def test_another_layer_has_other_colours_and_numbers_and_an_unread_character_non
 
 def test_pointing_at_a_character_tells_all_that_is_known_of_it(page: Chrome) -> None:
     hover(page, 7)
-    assert told(page) == (
+    assert announced(page) == (
         "“T” layer 00: expert 3, gate 0.60, second choice 4 (0.30) probability 0.78 % "
         "instead: “e” 25 %, line break below 0.1 % character 8"
     )
     hover(page, 6)
-    assert told(page).startswith("line break layer 00: expert 3, gate 0.60")
+    assert announced(page).startswith("line break layer 00: expert 3, gate 0.60")
     choose(page, "layer 01")
     hover(page, 0)
-    assert told(page) == "“R” not read by the model prompt character 1"
+    assert announced(page) == "“R” not read by the model prompt character 1"
     hover(page, 9)
-    assert told(page).startswith("space layer 01: expert 54, gate 1.00 probability 100 %")
+    assert announced(page).startswith("space layer 01: expert 54, gate 1.00 probability 100 %")
     hover(page, 17)
-    assert told(page).startswith("“<”")
+    assert announced(page).startswith("“<”")
 
 
 def test_arrows_move_a_caret_whose_character_is_told_to_a_screen_reader(page: Chrome) -> None:
     about = page.find_element("css selector", ".about")
     assert about.get_dom_attribute("aria-live") == "polite"
     press(page, RIGHT)
-    assert told(page).startswith("“O”") and told(page).endswith("character 2")
+    assert announced(page).startswith("“O”") and announced(page).endswith("character 2")
     press(page, DOWN)  # ROMEO: / To be
-    assert told(page).startswith("“o”") and told(page).endswith("character 9")
+    assert announced(page).startswith("“o”") and announced(page).endswith("character 9")
     press(page, UP, LEFT)
-    assert told(page).endswith("character 1")
+    assert announced(page).endswith("character 1")
     press(page, LEFT, UP)
-    assert told(page).endswith("character 1")
+    assert announced(page).endswith("character 1")
     press(page, END, RIGHT)
-    assert told(page).endswith(f"character {N}")
+    assert announced(page).endswith(f"character {N}")
     press(page, HOME)
-    assert told(page).endswith("character 1")
+    assert announced(page).endswith("character 1")
     outlined = f"{CELLS}.map(cell => getComputedStyle(cell).outlineStyle)"
     assert page.execute_script(outlined, 3) == ["solid", "none", "none"]
 
@@ -244,20 +244,20 @@ def test_a_hundred_thousand_characters_are_opened_turned_searched_and_recoloured
     find = browser.find_element("css selector", ".find")
     find.send_keys("needle", ENTER)
     assert where.text == "99,001 to 100,000 of 100,000"
-    assert told(browser).startswith("“N”") and told(browser).endswith("character 99,995")
+    assert announced(browser).startswith("“N”") and announced(browser).endswith("character 99,995")
     assert not following.is_enabled()
     find.clear()
     find.send_keys("nowhere", ENTER)
-    assert told(browser) == "“nowhere” is not in the text."
+    assert announced(browser) == "“nowhere” is not in the text."
     go = browser.find_element("css selector", ".go")
     go.send_keys("3001", ENTER)
-    assert told(browser).endswith("character 3,001")
+    assert announced(browser).endswith("character 3,001")
     press(browser, LEFT)
     assert where.text == "1 to 3,000 of 100,000"
     press(browser, PAGE_DOWN)
-    assert told(browser).endswith("character 3,001")
+    assert announced(browser).endswith("character 3,001")
     press(browser, PAGE_UP)
-    assert told(browser).endswith("character 1")
+    assert announced(browser).endswith("character 1")
     assert complaints(browser) == []
 
 
@@ -285,7 +285,7 @@ def test_markup_in_the_text_is_text(browser: Chrome, tmp_path: Path) -> None:  #
     show(browser, page_of(evil, layers, odds=[Odds(0.5, ((evil, 0.2),))] * n), tmp_path / "evil.html")
     assert browser.execute_script(TOGETHER) == evil
     hover(browser, 0)
-    assert evil in told(browser)
+    assert evil in announced(browser)
     assert browser.title == "Coloured"
     assert browser.find_elements("css selector", "img") == []
     assert complaints(browser) == []

@@ -141,7 +141,7 @@ def test_the_balance_loss_made_of_what_it_returns_is_ours(annotated: Any) -> Non
 
 
 def test_it_drops_at_random_in_evaluation_too_and_ours_only_in_training(annotated: Any) -> None:
-    """Validation and generation must not be random, nor a token's fate hang on the rest of a batch (fault 4).
+    """Validation and generation must not be random, nor a token's fate depend on the rest of a batch (fault 4).
 
     How many are dropped is the same in training: only who is differs.
     """

@@ -296,13 +296,13 @@ def test_a_crash_in_a_worker_is_a_row_with_its_reason_and_the_other_jobs_are_kep
     (tmp_path / "sitecustomize.py").write_text(harm)
     paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = run(tmp_path, "-m", "seed=0,1,2", "name=crash", *options, env=os.environ | {"PYTHONPATH": paths})
-    said = done.stdout + done.stderr
-    assert done.returncode == 1 and "configuration" not in done.stderr and "Traceback" not in done.stderr, said
+    output = done.stdout + done.stderr
+    assert done.returncode == 1 and "configuration" not in done.stderr and "Traceback" not in done.stderr, output
     sweep = tmp_path / "outputs" / "sweeps" / "crash"
     records = read_jobs(sweep)
-    assert [record["job"] for record in records if record["status"] == "failed"] == failed, said
-    assert [record["job"] for record in records if record["status"] == "done"] == sorted({0, 1, 2} - {*failed}), said
-    assert len(rows(done)) == 3, said
+    assert [record["job"] for record in records if record["status"] == "failed"] == failed, output
+    assert [record["job"] for record in records if record["status"] == "done"] == sorted({0, 1, 2} - {*failed}), output
+    assert len(rows(done)) == 3, output
     for job in failed:
         (row,) = (row for row in rows(done) if row.split()[0] == f"{job + 1}/3")
         assert f"FAILED: {reason}" in row
