@@ -18,8 +18,8 @@ PACKAGE = Path(switch_lm.__file__).parent
 FILES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in PACKAGE.rglob("*.py")}
 FOLDERS = {name.split(".")[0] for name in FILES if "." in name}
 
-# What a folder may import of ours beside itself. An entry is a folder or a single file. A file with a row of its own, the
-# only one of its folder that loads torch, is not meant by the folder's name. The files at the top, which are the
+# What a folder may import of ours beside itself. An entry is a folder or a single file. A file with a row of its own,
+# the only one of its folder that loads torch, is not meant by the folder's name. The files at the top, which are the
 # commands and the public names, may import anything; nothing imports them.
 ALLOWED: dict[str, set[str]] = {
     "stats": set(),

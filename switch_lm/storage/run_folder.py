@@ -208,7 +208,7 @@ def _named(runs: Path, config: Config) -> RunFolder:
 
 
 def _going_on(path: Path, sweep: Path | None = None) -> RunFolder:
-    """The run, from its newest good checkpoint; one that was stopped before its first starts again in its own folder."""
+    """The run, from its newest good checkpoint; one stopped before its first starts again in its own folder."""
     folder = path / CHECKPOINTS
     good = newest_whole(folder)
     if good is None and (there := sorted(folder.glob("*.ckpt"))):
