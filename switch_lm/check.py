@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
@@ -104,21 +104,22 @@ def _check(options: argparse.Namespace, config: Config | None, verdicts: list[Ve
     from switch_lm.probe.progress import progress
     from switch_lm.probe.subject import Subject
 
-    checkpoint: Path | None = None
-    if config is not None:
-        steps = STEPS if options.steps is None else options.steps
-        model, header = _trained(config, steps)
-        facts, folder = {"overrides": options.overrides, "steps": steps}, Path(config.outputs)
-    else:
+    checkpoint, steps = None, STEPS if options.steps is None else options.steps
+    facts: dict[str, Any] = {"overrides": options.overrides, "steps": steps}
+    if config is None:
         checkpoint, model, header = open_model(options.run, options.outputs)
-        facts, folder = {"checkpoint": str(checkpoint)}, run_of(checkpoint)
+        facts, folder, architecture = {"checkpoint": str(checkpoint)}, run_of(checkpoint), model.config
+    else:
+        folder, architecture = Path(config.outputs), config.model
+    file = options.json or folder / "check.json"
+    require_writable(file, option="--json FILE")
+    if options.all_policies and not architecture.num_switch_layers:
+        raise CommandError("--all-policies: a dense model routes nothing; leave it out, or give a Switch model")
+    if config is not None:
+        model, header = _trained(config, steps)
     data, device = validation_ids(header, options.data), "cuda" if torch.cuda.is_available() else "cpu"
     alpha = header.config.get("alpha", 0.0)
     subject = Subject(model.to(device), data.to(device), header.config["data"]["batch_size"], alpha)
-    file = options.json or folder / "check.json"
-    require_writable(file, option="--json FILE")
-    if options.all_policies and not model.config.num_switch_layers:
-        raise CommandError("--all-policies: a dense model routes nothing; leave it out, or give a Switch model")
     with progress(len(PARTS)) as say:
         findings = certify(subject, say=say)
     show.certificate(findings)

@@ -144,6 +144,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
     monkeypatch.setattr("switch_lm.reporting.write.read_records", None)
     assert main([RESULTS[name], "text.txt/below"]) in (1, 2)
     output = capsys.readouterr()
+    if name == "check":  # nor is a configuration trained
+        assert import_module("switch_lm.check").main(["data.path=text.txt", "--json", "text.txt/below"]) == 2
+        assert capsys.readouterr().err == output.err.partition("\n")[2]
     assert "text.txt/below" in output.err and f"give another with {RESULTS[name]} F" in output.err and output.out == ""
 
 

@@ -58,6 +58,20 @@ def test_a_column_is_a_logged_step_and_future_steps_are_blank() -> None:
     assert (picture.low, picture.centre, picture.high) == (0.0, 1.0, 2.0)
 
 
+@pytest.mark.parametrize("log_every", [1, 7])
+def test_a_run_resumed_with_another_log_every_keeps_the_columns_that_it_began_with(
+    log_every: int, config: Config
+) -> None:
+    longer = replace(config, trainer=replace(config.trainer, max_steps=1800))
+    ids = VOCABULARY.encode(TEXT)
+    before = RoutingPictures(ids, replace(longer, logger=replace(config.logger, log_every=10)))
+    before.history.add(torch.ones(2, before.history.load_CLE.shape[2], dtype=torch.long), step=10)
+    after = RoutingPictures(ids, replace(longer, logger=replace(config.logger, log_every=log_every)))
+    after.load_state_dict(before.state_dict())
+    after.history.add(torch.ones(2, before.history.load_CLE.shape[2], dtype=torch.long), step=1800)
+    assert after.history.load_CLE.sum(dim=(1, 2)).nonzero().flatten().tolist() == [0, 179]
+
+
 @pytest.mark.parametrize(
     ("max_steps", "log_every", "columns", "steps"),
     [(6, 1, 6, 1), (300, 10, 30, 10), (2000, 10, 200, 10), (2010, 10, 101, 20), (15600, 10, 195, 80), (5, 10, 1, 10)],

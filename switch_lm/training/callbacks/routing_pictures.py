@@ -103,8 +103,8 @@ class RoutingPictures(Measurement):
                 pl_module.writer.add_image(tag, as_image(heat_map), step, dataformats="HWC")
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"load_CLE": self.history.load_CLE.clone()}
+        return super().state_dict() | {"load_CLE": self.history.load_CLE.clone(), "steps": self.history.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.history.load_CLE = state_dict["load_CLE"].cpu()
+        self.history.load_CLE, self.history.steps = state_dict["load_CLE"].cpu(), state_dict["steps"]
