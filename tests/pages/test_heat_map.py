@@ -83,6 +83,16 @@ def test_the_scale_is_that_of_the_map_whatever_its_numbers_are() -> None:
         assert [label.get_text() for label in draw(heat_map).axes[1].get_xticklabels()] == ticks
 
 
+@pytest.mark.parametrize("heat_map", [MAP, LOAD], ids=["one-sided", "two-sided"])
+def test_the_scale_shows_every_colour_from_low_to_high(heat_map: HeatMap) -> None:
+    scale, image = draw(heat_map).axes[1], as_image(heat_map)
+    box, (height, width, _) = scale.get_position(), image.shape
+    row = image[round(height * (1 - (box.y0 + box.y1) / 2)), round(width * box.x0) + 2 : round(width * box.x1) - 2]
+    expected = [in_bytes(heat_map, value) for value in np.linspace(heat_map.low, heat_map.high, len(row))]
+    assert scale.get_xlim() == (heat_map.low, heat_map.high)
+    assert np.abs(row.astype(int) - expected).max() < 8
+
+
 def test_a_drawn_map_and_the_image_that_is_filled_in_are_the_same() -> None:
     figure = draw(LOAD)
     figure.set_dpi(SCREEN_DPI)

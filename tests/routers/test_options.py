@@ -37,14 +37,20 @@ def test_renormalised_gates_add_up_to_one_and_raw_ones_do_not() -> None:
 @pytest.mark.parametrize("scale", ["probability", "straight_through"])
 def test_a_gate_is_p_with_its_gradient_or_one_with_the_gradient_of_log_p(scale: str) -> None:
     """A softmax after the selection would make the gate a constant 1 (see test_known_faults.py)."""
-    logits_TE = torch.randn(20, 4, requires_grad=True)
-    routing = route(logits_TE, capacity=None, rule=RoutingRule(gate_scale=scale))
-    (grad_TE,) = torch.autograd.grad(routing.gate_TK.sum(), logits_TE)
-    p_TE = routing.probs_TE.detach()
-    chosen_TE = torch.nn.functional.one_hot(p_TE.argmax(dim=1), 4)
-    gate_T1 = p_TE.amax(dim=1, keepdim=True) if scale == "probability" else torch.ones(20, 1)
-    assert torch.allclose(routing.gate_TK, gate_T1)
-    assert torch.allclose(grad_TE, gate_T1 * (chosen_TE - p_TE), atol=1e-6)  # d log p / d logits = chosen - p
+    logits_TE = logits_of(FIVE_TOKENS).requires_grad_()
+    gate_TK = route(logits_TE, capacity=None, rule=RoutingRule(gate_scale=scale)).gate_TK
+    (grad_TE,) = torch.autograd.grad(gate_TK.sum(), logits_TE)
+    gates = [0.7, 0.8, 0.6, 0.5, 0.7] if scale == "probability" else [1.0] * 5
+    assert gate_TK.flatten().tolist() == pytest.approx(gates)
+    of_log_p = [
+        [0.3, -0.1, -0.1, -0.1],  # d log p / d logits: 1 - p for the selected expert, -p for the others
+        [0.2, -0.1, 0.0, -0.1],
+        [0.4, -0.1, -0.1, -0.2],
+        [0.5, -0.2, -0.1, -0.2],
+        [-0.1, -0.1, 0.3, -0.1],
+    ]
+    expected = [[gate * value for value in row] for gate, row in zip(gates, of_log_p, strict=True)]
+    assert grad_TE.tolist() == [pytest.approx(row, abs=1e-6) for row in expected]
 
 
 def test_a_straight_through_gate_is_finite_where_a_probability_underflows_to_zero() -> None:

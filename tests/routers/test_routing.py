@@ -61,6 +61,10 @@ def test_the_balance_loss_is_the_closed_form(probs: list[list[float]], top_k: in
     assert float(load_balancing_loss(routed(probs, top_k=top_k))) == pytest.approx(loss)
 
 
+def test_equal_scores_go_to_the_first_expert() -> None:
+    assert routed([[0.25] * 4] * 3).expert_TK.flatten().tolist() == [0, 0, 0]
+
+
 def test_only_the_mean_probability_has_a_gradient() -> None:
     logits = torch.randn(30, 4, requires_grad=True)
     routing = route(logits, capacity=None)
