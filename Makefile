@@ -77,7 +77,7 @@ clean: ## Remove .venv, caches and build leftovers; never data/ or outputs/
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . \( -path ./data -o -path ./outputs -o -path ./.git \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
-# Each stamp is touched last, so that an interrupted set-up starts again and a changed version range installs anew.
+# Each stamp is touched last, so that an interrupted set-up starts again and a changed version range installs again.
 $(VENV)/.setup: $(VERSIONS)
 	@$(PYTHON) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "$(PYTHON) is not Python 3.11 or newer with venv (on Debian: apt install python3-venv); choose another with make PYTHON=python3.11" >&2; exit 1; }
 	@echo "Installing what a run needs into $(VENV): a minute or two, most of it torch ..."

@@ -46,7 +46,7 @@ def token_by_token(
 
     A random drop order is drawn as the layer does, one `torch.rand` a token, and is no other draw: seed torch alike
     before either call and they agree. `selected_TK` stands in for the choice where that was drawn, too, and
-    `spared_TK` for which choices were not dropped at random: one that was keeps its place and computes nothing.
+    `spared_TK` for which choices were not dropped at random: one that was keeps its slot and computes nothing.
     """
     B, S, D = x_BSD.shape
     x_TD = x_BSD.reshape(B * S, D)
@@ -64,8 +64,8 @@ def token_by_token(
             computes = {(t, k): selected[t][k] for t in tokens for k in range(module.rule.top_k)}
         else:
             capacity = places_of_an_expert(group_size, module.num_experts, capacity_factor)
-            take_places = _reroute if module.rule.overflow == "reroute" else _fill
-            computes = take_places(module, queue, selected, p_TE, capacity)
+            take_slots = _reroute if module.rule.overflow == "reroute" else _fill
+            computes = take_slots(module, queue, selected, p_TE, capacity)
         if spared_TK is not None:
             computes = {(t, k): expert for (t, k), expert in computes.items() if spared_TK[t, k]}
         rows += [_output(module, x_TD[t], p_TE[t], selected[t], computes, t) for t in tokens]
@@ -74,7 +74,7 @@ def token_by_token(
     return Slow(y_BSD if module.shared is None else y_BSD + module.shared(x_BSD), torch.tensor(kept))
 
 
-Computes = dict[tuple[int, int], int]  # of each choice (token, rank) that has a place, the expert
+Computes = dict[tuple[int, int], int]  # of each choice (token, rank) that has a slot, the expert
 
 
 def _choose(module: SwitchFeedForward, p_TE: Tensor) -> list[list[int]]:
@@ -116,7 +116,7 @@ def _fill(
 def _reroute(
     module: SwitchFeedForward, queue: list[tuple[int, int]], selected: list[list[int]], p_TE: Tensor, capacity: int
 ) -> Computes:
-    """Round by round, those without a place try the next of their experts: the selected one, then by probability."""
+    """Round by round, those without a slot try the next of their experts: the selected one, then by probability."""
     taken = [0] * module.num_experts
     wishes = {t: _wishes(selected[t][0], p_TE[t].tolist()) for t, _ in queue}
     computes: Computes = {}
@@ -158,8 +158,8 @@ def _output(
 def einsum_form(module: SwitchFeedForward, x_BSD: Tensor, capacity_factor: float | None) -> Tensor:
     """The layer as the pseudo code of Switch Transformers, appendix F, has it (B, S, D), for K raw gates.
 
-    In position order, token-major; what overflows is dropped. `combine` is (T, E, C), the gate at the place of each
-    choice. The paper counts places from 1 and keeps those below C, one too few: here they count from 0.
+    In position order, token-major; what overflows is dropped. `combine` is (T, E, C), the gate at the slot of each
+    choice. The paper counts slots from 1 and keeps those below C, one too few: here they count from 0.
     """
     B, S, D = x_BSD.shape
     groups = x_BSD if module.rule.capacity_group == "sequence" else x_BSD.reshape(1, B * S, D)
@@ -176,10 +176,10 @@ def _einsum_group(module: SwitchFeedForward, x_tD: Tensor, capacity_factor: floa
     mask_NE = mask_tKE.view(num_tokens * K, E)
     before_NE = (mask_NE.cumsum(dim=0) - mask_NE) * mask_NE  # exclusive
     mask_NE = mask_NE * (before_NE < C)
-    place_NEC = torch.nn.functional.one_hot(before_NE.long().clamp(max=C - 1), C) * mask_NE[..., None]
-    place_tKEC = place_NEC.view(num_tokens, K, E, C)
-    dispatch_tEC = place_tKEC.sum(dim=1)
-    combine_tEC = torch.einsum("tk,tkec->tec", gate_tK, place_tKEC)
+    slot_NEC = torch.nn.functional.one_hot(before_NE.long().clamp(max=C - 1), C) * mask_NE[..., None]
+    slot_tKEC = slot_NEC.view(num_tokens, K, E, C)
+    dispatch_tEC = slot_tKEC.sum(dim=1)
+    combine_tEC = torch.einsum("tk,tkec->tec", gate_tK, slot_tKEC)
     x_ECD = torch.einsum("tec,td->ecd", dispatch_tEC, x_tD)
     hidden_ECF = module.experts.activation(torch.einsum("ecd,edf->ecf", x_ECD, module.experts.w_in_EDF))
     y_ECD = torch.einsum("ecf,efd->ecd", hidden_ECF, module.experts.w_out_EFD)

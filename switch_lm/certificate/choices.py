@@ -76,12 +76,12 @@ def slots(cases: Sequence[Case]) -> Finding:
         wrong += not right
         words.add(rule.drop_order if rule.overflow != "reroute" else "reroute")
     return judged(
-        "places",
+        "slots",
         wrong == 0,
         f"{wrong} of {len(cases)} queues differ from a plain loop ({', '.join(sorted(words))})",
         {"wrong": wrong, "queues": len(cases)},
-        good="who comes first by the rule has a place, exactly as many as there are",
-        bad="places are not given as the rule says",
+        good="who comes first by the rule has a slot, exactly as many as there are",
+        bad="slots are not given as the rule says",
     )
 
 
@@ -200,16 +200,16 @@ def capacity(cases: Sequence[Case]) -> Finding:
             _, routing = run(case.layer, tokens_TD[None, :num_tokens], case.factor)
             slots, fullest = routing.capacity, int(routing.kept_E.max())
             if not _is_capacity(slots, num_tokens, routing.load_E.numel(), case.configured):
-                wrong.append(f"layer {case.number:02d}, {case.condition}, {num_tokens:,} tokens: {slots} places")
+                wrong.append(f"layer {case.number:02d}, {case.condition}, {num_tokens:,} tokens: {slots} slots")
             elif slots is not None and fullest > slots:
-                wrong.append(f"layer {case.number:02d}, {case.condition}: {fullest:,} computed in {slots:,} places")
+                wrong.append(f"layer {case.number:02d}, {case.condition}: {fullest:,} computed in {slots:,} slots")
             if case.number == 0 and slots is not None and case.condition in shown:
                 shown[case.condition].append(f"{num_tokens:,} -> {slots:,}")
     by_tokens = "; ".join(f"{condition}: {', '.join(pairs) or 'no limit'}" for condition, pairs in shown.items())
     return judged(
         "capacity",
         not wrong,
-        "; ".join(wrong[:3]) or f"tokens -> places: {by_tokens}",
+        "; ".join(wrong[:3]) or f"tokens -> slots: {by_tokens}",
         {"wrong": len(wrong)},
         good="ceil(factor x tokens / experts) to the last one, at least 1; no expert computes more",
         bad="not the configured ceil(factor x tokens / experts), to the last one and at least 1, or not kept to",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from switch_lm.certificate.finding import Finding, Verdict, leak
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.subject import Subject, Windows, largest, placed_TK, seeded, tried
+from switch_lm.probe.subject import Subject, Windows, has_slot_TK, largest, seeded, tried
 from switch_lm.routers.options import RoutingRule
 
 MOVED = 1e-5  # a logit; by rounding it moves less
@@ -39,7 +39,7 @@ class Moves:
 
     by_future: float  # the largest move of a logit at or before t, by later characters of its row
     by_rows: float  # the largest move of a row's logits, by the other rows
-    not_placed: float  # mean share of choices that the selected expert did not compute
+    without_slot: float  # mean share of choices that the selected expert did not compute
 
 
 def intervene(model: SwitchLM, text: Windows, *, capacity_factor: float | EllipsisType | None) -> Moves:
@@ -52,7 +52,7 @@ def intervene(model: SwitchLM, text: Windows, *, capacity_factor: float | Ellips
         layer.w_router_DE.data = layer.w_router_DE.data.float()  # routers promise float32
     other_BS = ids_BS.roll(1, dims=0).roll(1, dims=1)
     draw = torch.Generator().manual_seed(0)
-    by_future, by_rows, not_placed = list[Tensor](), list[Tensor](), 0.0
+    by_future, by_rows, without_slot = list[Tensor](), list[Tensor](), 0.0
     for case in range(CASES):
         row = (len(ids_BS) - 1 - case // 2) % len(ids_BS)  # in order of position the last rows are dropped
         t = int(torch.randint(max(1, ids_BS.shape[1] - 1), (), generator=draw))
@@ -64,9 +64,9 @@ def intervene(model: SwitchLM, text: Windows, *, capacity_factor: float | Ellips
         )
         by_future.append((future.logits - before.logits)[row, : t + 1])
         by_rows.append((rows.logits - before.logits)[row])
-        placed = [placed_TK(routing) for routing in before.routings]
-        not_placed += (1.0 - torch.stack(placed).float().mean().item()) / CASES if placed else 0.0
-    return Moves(largest(by_future), largest(by_rows), not_placed)
+        has_slot = [has_slot_TK(routing) for routing in before.routings]
+        without_slot += (1.0 - torch.stack(has_slot).float().mean().item()) / CASES if has_slot else 0.0
+    return Moves(largest(by_future), largest(by_rows), without_slot)
 
 
 # What it means, by verdict; of a PASS also where the rule is known to leak, and nothing was seen.
@@ -80,8 +80,8 @@ FUTURE = {
 }
 ROWS = {
     (Verdict.PASS, False): "a text gives the same beside any others",
-    (Verdict.PASS, True): "rows share their experts' places, but nothing was seen here",
-    (Verdict.LEAKS, True): "rows share their experts' places: what a text gives depends on those beside it",
+    (Verdict.PASS, True): "rows share their experts' slots, but nothing was seen here",
+    (Verdict.LEAKS, True): "rows share their experts' slots: what a text gives depends on those beside it",
     (Verdict.FAIL, False): "other rows move a row's logits, which this rule must not allow",
 }
 ALONE = dict.fromkeys(ROWS, "the text has a single window: there are no other rows")
@@ -123,11 +123,11 @@ def _finding(
     verdicts = [leak(not move <= MOVED, known=known[factor]) for factor, move in largest_move.items()]  # a NaN moved
     worst = max(verdicts, key=list(Verdict).index)
     measured = ", ".join(
-        f"{move:.2g} at {named(factor)}{f' ({moves[factor].not_placed:.1%} not placed)' * (factor is not None)}"
+        f"{move:.2g} at {named(factor)}{f' ({moves[factor].without_slot:.1%} without a slot)' * (factor is not None)}"
         for factor, move in largest_move.items()
     )
     figures = {f"move, {named(factor)}": move for factor, move in largest_move.items()}
-    figures |= {f"not placed, {named(factor)}": moved.not_placed for factor, moved in moves.items()}
+    figures |= {f"without a slot, {named(factor)}": moved.without_slot for factor, moved in moves.items()}
     meaning = meanings[worst, worst != Verdict.FAIL and any(known.values())]
     return Finding(name, worst, f"logit moves {measured}", meaning, figures)
 

@@ -39,7 +39,7 @@ class Measured:
     depends_on_rows: Verdict
     by_future: float  # the largest move of a logit, at any capacity tried
     by_rows: float
-    not_placed: float  # at the capacity of training, as what follows
+    without_slot: float  # at the capacity of training, as what follows
     loss: float  # nats per character, as training scores
     gap: Gap  # to scoring character by character
     future: Gap | None  # how much of it the future makes; None: nothing of it can
@@ -83,7 +83,7 @@ def measure(subject: Subject, *, factor: float, say: Say = silent) -> list[Measu
                 leak(not by_rows <= MOVED, known=depends_on_rows(rule, limited=limited)),
                 by_future,
                 by_rows,
-                moves[limit].not_placed,
+                moves[limit].without_slot,
                 together_BS.double().mean().item(),
                 Gap.of(together_BS, one_by_one[selects]),
                 future_gap(model, text, batch_size=subject.batch_size, capacity_factor=limit) if known else None,

@@ -17,7 +17,7 @@ from switch_lm.probe.subject import TIGHT
 
 NOTES = (
     "Own future, other rows: whether they move a token, and by how much a logit at most, at tighter factors "
-    f"({' and '.join(f'{factor:g}' for factor in TIGHT)}) too. Not placed: choices that the selected expert did not "
+    f"({' and '.join(f'{factor:g}' for factor in TIGHT)}) too. No slot: choices that the selected expert did not "
     "compute. Loss: nats per character, as training scores, without dropout and jitter. Gap: that, less the loss read "
     "character by character, ± its standard error. Of the future: the loss where the true next character follows, less "
     "that where another does; both before the same other text."
@@ -46,14 +46,14 @@ def policies(measured: Sequence[Measured], *, factor: float) -> None:
     table = _table(f"Every rule on the same weights, capacity factor {factor:g}")
     for heading in ("rule", "own future", "other rows"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("not placed", "loss", "gap", "of the future"):
+    for heading in ("no slot", "loss", "gap", "of the future"):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in measured:
         table.add_row(
             one.policy,
             _seen(one.sees_future, one.by_future),
             _seen(one.depends_on_rows, one.by_rows),
-            f"{one.not_placed:.1%}",
+            f"{one.without_slot:.1%}",
             f"{one.loss:.4f}",
             str(one.gap),
             "" if one.future is None else str(one.future),

@@ -10,7 +10,7 @@ from switch_lm.measure.scoring import negative_log_likelihood
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.reading import Probe, Reading, rewind, switch_layers
-from switch_lm.probe.subject import Subject, noise, placed_TK
+from switch_lm.probe.subject import Subject, has_slot_TK, noise
 from switch_lm.stats.clusters import difference, mean_where, nats
 from switch_lm.stats.information import Explained, explained
 from switch_lm.stats.intervals import Estimate
@@ -127,7 +127,7 @@ def _batch(model: SwitchLM, ids_BS: Tensor, target_BS: Tensor, capacity_factor: 
     """
     cache = model.new_cache()
     output = model(ids_BS, cache=cache, capacity_factor=capacity_factor)
-    dropped_LBS = torch.stack([~placed_TK(routing).all(dim=1).view_as(ids_BS) for routing in output.routings])
+    dropped_LBS = torch.stack([~has_slot_TK(routing).all(dim=1).view_as(ids_BS) for routing in output.routings])
     nll_BS = negative_log_likelihood(output.logits, target_BS)
     placed_BS = nll_BS.clone()
     for t in reversed(dropped_LBS.any(dim=(0, 1)).nonzero().flatten().tolist()):

@@ -14,7 +14,7 @@ class RouterAlarmError(Exception):
 
 
 class RouterAlarm:
-    """Reports each router once that was dead or collapsed in `checks` looks in a row.
+    """Reports a router once, after `config.checks` checks in a row found it dead or collapsed.
 
     A dead router gets no gradient from the language loss. A collapsed one sends too many tokens to one expert, or none
     to too many experts.
@@ -22,12 +22,12 @@ class RouterAlarm:
 
     def __init__(self, config: HealthConfig, *, alpha: float) -> None:
         self.config, self.alpha = config, alpha
-        self._in_a_row: dict[str, int] = {}  # bad looks by kind and layer
+        self._in_a_row: dict[str, int] = {}  # bad checks by kind and layer
         self._reported: list[str] = []  # kinds and layers
         self.messages: list[str] = []  # all so far
 
-    def look(self, layers: Sequence[RouterHealth], *, step: int) -> list[str]:
-        """The new messages after a look at all Switch layers."""
+    def check(self, layers: Sequence[RouterHealth], *, step: int) -> list[str]:
+        """The new messages after a check of all Switch layers."""
         messages = []
         for kind, message in ((DEAD, self._dead), (COLLAPSED, self._collapsed)):
             new = []
@@ -45,7 +45,7 @@ class RouterAlarm:
 
     @property
     def standing(self) -> bool:
-        """Whether a router was dead or collapsed for long enough at the last look, reported before or not."""
+        """Whether a router was dead or collapsed for long enough at the last check, reported before or not."""
         return any(count >= self.config.checks for count in self._in_a_row.values())
 
     def _has_collapsed(self, health: RouterHealth) -> bool:
@@ -57,7 +57,7 @@ class RouterAlarm:
     def _dead(self, layers: list[int], first: RouterHealth, step: int) -> str:
         return (
             f"step {step}: the router of {_named(layers)} is dead: it gets no gradient from the language loss (norm "
-            f"{first.language_gradient:.1e} {self._looks()}), so it learns nothing from the text. A gate must "
+            f"{first.language_gradient:.1e} {self._when()}), so it learns nothing from the text. A gate must "
             "depend on the probability among all experts (model.gate_scale=probability); if the logits have "
             f"diverged (entropy {first.entropy:.2f}), z_loss=0.001 or a lower optim.lr helps"
         )
@@ -66,14 +66,14 @@ class RouterAlarm:
         return (
             f"step {step}: the router of {_named(layers)} has collapsed: expert {first.busiest} gets "
             f"{first.max_share:.0%} of the characters, and {first.idle_share:.0%} of the experts get none "
-            f"{self._looks()} (health.max_share={self.config.max_share:g}). Raise alpha (now {self.alpha:g}), or "
+            f"{self._when()} (health.max_share={self.config.max_share:g}). Raise alpha (now {self.alpha:g}), or "
             "balance by a bias: model.selection_bias_rate=0.001. At the start of training, a larger "
             "model.router_jitter and a longer optim.warmup_steps help"
         )
 
-    def _looks(self) -> str:
+    def _when(self) -> str:
         checks, every = self.config.checks, self.config.every
-        return "at the last look" if checks == 1 else f"in {checks} looks, {every} steps apart"
+        return "at the last check" if checks == 1 else f"in {checks} checks in a row, {every} steps apart"
 
     def state_dict(self) -> dict[str, Any]:
         return {"in_a_row": dict(self._in_a_row), "reported": list(self._reported), "messages": list(self.messages)}

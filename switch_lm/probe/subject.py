@@ -123,7 +123,7 @@ class Gap:
         return f"{self.mean:{form}} ± {self.standard_error:{form[1:]}}"
 
 
-def placed_TK(routing: Routing) -> Tensor:
+def has_slot_TK(routing: Routing) -> Tensor:
     """Which choices (T, K) the selected expert computed; a rerouted choice is computed by another one."""
     return routing.kept_TK & (routing.assigned_TK == routing.expert_TK)
 

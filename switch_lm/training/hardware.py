@@ -84,6 +84,7 @@ def fast_bf16(device: str) -> tuple[bool, str]:
     """Whether bf16 products are faster than fp32 ones there, and how we know."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False), "by the GPU's generation"
+    # The public query, torch.cpu.get_capabilities, is missing in torch 2.9, the oldest that we accept.
     if torch.cpu._is_amx_tile_supported():
         return True, "the CPU has AMX"
     if torch.cpu._is_avx512_bf16_supported():

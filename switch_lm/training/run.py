@@ -116,7 +116,8 @@ def _trainer(training: Training) -> lightning.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    # Lightning's own handlers would end a run with exit code 0 (SIGTERM) or 1 (Ctrl-C), and save nothing.
+    # Lightning's own handlers would end a run with exit code 0 (SIGTERM) or 1 (Ctrl-C), and save nothing. There is no
+    # public way: Trainer has no option to leave them out, and `fit` registers them itself, over ours.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
 

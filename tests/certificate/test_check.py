@@ -140,8 +140,8 @@ def test_every_policy_does_what_the_table_says_on_the_same_weights() -> None:
     by_row = {name: one.depends_on_rows for name, one in result.items() if name.endswith("by row")}
     assert set(by_row.values()) == {Verdict.PASS} and len(by_row) == 10
     free = result["no limit"]
-    assert free.not_placed == 0.0 and free.by_future < 1e-12 and abs(free.gap.mean) < 1e-6
-    assert result["position, drop"].not_placed > 0.2 and result["position, drop"].future is None
+    assert free.without_slot == 0.0 and free.by_future < 1e-12 and abs(free.gap.mean) < 1e-6
+    assert result["position, drop"].without_slot > 0.2 and result["position, drop"].future is None
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_every_policy_has_a_line_with_what_was_measured(make_run: MakeRun, capsy
     assert len(policies["measured"]) == 23
     for one in policies["measured"]:
         line = next(line for line in out.splitlines() if line.startswith(f" {one['policy']} "))
-        assert f"{one['loss']:.4f}" in line and f"{one['not_placed']:.1%}" in line
+        assert f"{one['loss']:.4f}" in line and f"{one['without_slot']:.1%}" in line
 
 
 def test_a_configuration_is_trained_for_some_steps_or_checked_as_initialised(

@@ -225,7 +225,7 @@ def test_extreme_loads_give_finite_losses_and_exact_counts(
             assert routing.load_E.tolist() == [num_tokens, 0, 0, 0]
         else:
             assert int(routing.load_E[3]) == 0
-        places = num_tokens if factor is None else min(num_tokens, max(1, math.ceil(factor * num_tokens / num_experts)))
-        kept = routing.load_E.clamp(max=places)
+        slots = num_tokens if factor is None else min(num_tokens, max(1, math.ceil(factor * num_tokens / num_experts)))
+        kept = routing.load_E.clamp(max=slots)
         assert torch.equal(routing.kept_E, kept)
         assert int(routing.kept_TK.sum()) == int(kept.sum())  # kept + dropped = selected

@@ -92,10 +92,10 @@ def test_with_a_single_layer_the_cost_is_the_difference_of_two_passes() -> None:
 def test_what_earlier_tokens_lose_is_not_attributed_to_a_token_that_is_kept(changes: dict[str, Any]) -> None:
     model = tiny_model(len(VOCABULARY), num_layers=3, capacity_factor=0.6, **changes)
     dropped_LBS, cost_BS = costs(model, PROBE, BATCH_SIZE, 0.6)
-    placed_BS = ~dropped_LBS.any(dim=0)
-    assert placed_BS.any() and not placed_BS.all()
-    assert cost_BS[placed_BS].abs().max() < 1e-4
-    assert cost_BS[~placed_BS].abs().max() > 1e-2
+    has_slot_BS = ~dropped_LBS.any(dim=0)
+    assert has_slot_BS.any() and not has_slot_BS.all()
+    assert cost_BS[has_slot_BS].abs().max() < 1e-4
+    assert cost_BS[~has_slot_BS].abs().max() > 1e-2
 
 
 def test_experts_that_give_nothing_cost_nothing_to_drop() -> None:

@@ -101,7 +101,7 @@ def assert_counts_agree(theirs: Any, routing: Routing) -> None:
 @pytest.mark.usefixtures("in_order")
 @pytest.mark.parametrize("is_scale_prob", [True, False])
 @pytest.mark.parametrize("drop_tokens", [True, False])
-@pytest.mark.parametrize("capacity_factor", [0.5, 1.0, 1.5, 4.0])  # 3, 6, 9 and 24 places for 24 tokens, all exact
+@pytest.mark.parametrize("capacity_factor", [0.5, 1.0, 1.5, 4.0])  # 3, 6, 9 and 24 slots for 24 tokens, all exact
 def test_outputs_counts_and_gradients_are_those_of_the_annotated_implementation(
     annotated: Any, capacity_factor: float, drop_tokens: bool, is_scale_prob: bool
 ) -> None:

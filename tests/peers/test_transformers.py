@@ -49,7 +49,7 @@ def their_layer(hugging: Any, **changes: Any) -> Any:
 
 
 def our_layer(theirs: Any, capacity_factor: float | None, **options: Any) -> SwitchFeedForward:
-    """Our layer of the same weights, each row with its own places."""
+    """Our layer of the same weights, each row with its own slots."""
     chosen: dict[str, Any] = {"router_jitter": 0.0, "rule": BY_ROW} | options
     layer = SwitchFeedForward(
         d_model=D_MODEL, d_ff=D_FF, num_experts=NUM_EXPERTS, capacity_factor=capacity_factor, **chosen

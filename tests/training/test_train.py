@@ -72,7 +72,7 @@ def test_tensorboard_has_every_quantity_once_at_rising_steps(config: Config) -> 
         "optim",
         "perf",
         "hp",
-    }  # no look at the routers yet
+    }  # no check of the routers yet
     assert {"sample/text_summary", "configuration/text_summary"} <= set(events.Tags()["tensors"])
     assert {"moe/layer_00/expert_of_token"} <= set(events.Tags()["histograms"])
     total, loss, balance = (events.Scalars(f"train/{name}")[0].value for name in ("total_loss", "loss", "balance_loss"))

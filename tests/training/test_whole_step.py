@@ -21,7 +21,7 @@ from switch_lm.training.start import train
 
 
 def test_shares_are_ratios_of_sums_and_means_are_over_all_tokens() -> None:
-    """Two router calls of four tokens: three go to one expert, then three to the other, and each has two places."""
+    """Two router calls of four tokens: three go to one expert, then three to the other, and each has two slots."""
 
     def routing(*experts: int) -> Routing:
         logits_TE = math.log(3.0) * torch.nn.functional.one_hot(torch.tensor(experts), 2).float()

@@ -72,7 +72,7 @@ class Last(Checkpoint):
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx + 1 >= trainer.max_steps * trainer.accumulate_grad_batches:
-            trainer.val_check_batch = 1
+            trainer.val_check_batch = 1  # validate after this batch: no argument of Trainer adds the last step
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

@@ -36,7 +36,7 @@ class CompiledBlocks(Callback):
         else:
             self.console.print(f"compiled in {time.perf_counter() - started:.0f} s", highlight=False)
         finally:
-            torch.compiler.set_stance("force_eager")  # until the run's end, where `Training.prepare` restores it
+            torch.compiler.set_stance("force_eager")  # until the end, where `training.prepare.prepare` restores it
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         torch.compiler.set_stance(self.stance)

@@ -1,4 +1,4 @@
-"""Whether the routers are alive: a look at each every few steps, and one warning for one that is dead or collapsed."""
+"""Whether the routers are alive: a check of each every few steps, and one warning if a router is dead or collapsed."""
 
 import sys
 from typing import Any
@@ -16,7 +16,7 @@ PROBE_CHARACTERS = 128, 512  # at least and at most; between them a quarter of a
 
 
 class RouterWatch(Measurement):
-    """Measures the health of every router each `health.every` steps, on a fixed piece of the training text.
+    """Measures the health of every router every `health.every` steps, on a fixed piece of the training text.
 
     It runs in training mode and float32, outside the compiled graph, and restores the random state.
     """
@@ -47,7 +47,7 @@ class RouterWatch(Measurement):
             for layer, health in enumerate(layers):
                 scalars = health.scalars()
                 module.write({f"health/layer_{layer:02d}/{name}": scalars[name] for name in scalars}, step)
-        for message in self.alarm.look(layers, step=step):
+        for message in self.alarm.check(layers, step=step):
             module.writer.add_text("router alarm", message, step)
             if self.config.router_alarm == "warn":
                 print(f"warning: {message}", file=sys.stderr)
