@@ -21,7 +21,7 @@ from switch_lm.commandline.command import (
     whole_number,
     write_json,
 )
-from switch_lm.config.rules import ConfigError
+from switch_lm.config.rules import ConfigError, refusal
 from switch_lm.storage.run_folder import CONFIG, Stopped, TrainingError
 from switch_lm.storage.runs import run_of
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = _configuration(options) if options.overrides else None  # refused before torch is imported
         code = finish(lambda: _check(options, config, verdicts))
     except ConfigError as error:
-        return _refused(f"The configuration cannot be used:\n{error}")
+        return _refused(refusal(error))
     except TrainingError as error:
         return _refused(str(error))
     except Stopped as stop:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
-from switch_lm.config.keys import RUN_NAME
+from switch_lm.config.keys import NAME
 from switch_lm.reporting.records import ReportError
 from switch_lm.reporting.write import DEFAULT_NAME, print_report, write_report
 from switch_lm.storage.runs import OUTPUTS
@@ -43,9 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _name(text: str) -> str:
-    if RUN_NAME.fullmatch(text) is None:
-        rule = "must be letters, digits, '.', '_' and '-', and begin with none of '.-'"
-        raise argparse.ArgumentTypeError(f"{text!r} {rule}; give for example {DEFAULT_NAME}")
+    if not NAME.holds(text):
+        raise argparse.ArgumentTypeError(f"{text!r} {NAME.text}; give for example {DEFAULT_NAME}")
     return text
 
 

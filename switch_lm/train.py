@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.config import overrides as cli
 from switch_lm.config.paths import config_dir, interpreter
-from switch_lm.config.rules import ConfigError
+from switch_lm.config.rules import ConfigError, refusal
 from switch_lm.storage.run_folder import Stopped, TrainingError
 from switch_lm.sweep import jobs as sweep
 from switch_lm.sweep import launchers
@@ -37,7 +37,7 @@ def main() -> None:
         except Stopped as stop:
             overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith(("name=", "resume="))]
             words = ["-m", "switch_lm.train", *overrides, f"resume={stop.run}"]
-            sys.exit(_say(f"{stop}\nto go on: {shlex.join([interpreter(), *words])}", stop.code))
+            sys.exit(_say(f"{stop}\nto continue: {shlex.join([interpreter(), *words])}", stop.code))
         except Exception as error:  # raised again outside: Hydra would print a line of its own
             failures.append(error)
         return None
@@ -48,10 +48,10 @@ def main() -> None:
         if failures:
             raise failures[0]
     except ConfigError as error:
-        sys.exit(_say(f"The configuration cannot be used:\n{error}", 2))
+        sys.exit(_say(refusal(error), 2))
     except (CorpusError, TrainingError) as error:
         sys.exit(_say(str(error), 1))
-    except Stopped as stop:  # in a sweep, which has said how to go on
+    except Stopped as stop:  # in a sweep, which has printed how to continue
         sys.exit(stop.code)
     except KeyboardInterrupt:
         sys.exit(_say("Stopped.", 130))

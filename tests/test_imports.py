@@ -153,6 +153,7 @@ QUERY = {"COMP_LINE": "switch-lm-train model=", "COMP_POINT": "22"}  # what bash
         (["train", "model.capacity_facter=1"], 2),
         (["train", "model.capacity_factor=-1"], 2),
         (["train", "-m", "seed=range(0,1000000)"], 2),
+        (["train", "-m", "model.d_modl=1,2"], 2),
         (["generate", "--help"], 0),
         (["evaluate", "--help"], 0),
         (["check", "--help"], 0),

@@ -64,14 +64,14 @@ def at_least(low: int) -> Rule:
 
 
 def within(low: float, high: float) -> Rule:
-    return Rule(f"must lie in {low:g} .. {high:g}", lambda value: low <= value <= high)
+    shown = " .. ".join(f"{bound:,}" if isinstance(bound, int) else f"{bound:g}" for bound in (low, high))
+    return Rule(f"must lie in {shown}", lambda value: low <= value <= high)
 
 
 POSITIVE = Rule("must be a positive number", lambda value: 0 < value < math.inf)
 POSITIVE_OR_NULL = Rule("must be a positive number, or null for no limit", POSITIVE.holds)
 BELOW_ONE = Rule("must lie in 0 .. 1, without 1", lambda value: 0 <= value < 1)
-RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 NAME = Rule(
-    "may hold letters, digits, '.', '_' and '-', and begins with none of '.-'",
-    lambda value: RUN_NAME.fullmatch(value) is not None,
+    "may hold letters, digits, '.', '_' and '-', and may not begin with '.' or '-'",
+    lambda value: re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", value) is not None,
 )

@@ -31,7 +31,12 @@ def check(arguments: Sequence[str]) -> None:
         return
     for override in overrides:
         _require_key_and_choices(override)
+    keys = {str(override.key_or_group): None for override in overrides if not _is_of_hydra(override)}
+    if unknown := [key for key in keys if key not in KEYS and key not in _groups()]:
+        raise ConfigError("\n".join(unknown_key(key) for key in unknown))
     sizes = {str(override.input_line): _num_values(override) for override in overrides}
+    trials = {str(o.input_line): o.value() for o in overrides if str(o.key_or_group) == "hydra.sweeper.n_trials"}
+    sizes = {line: size for line, size in trials.items() if isinstance(size, int) and size > 0} or sizes  # a search
     if (jobs := math.prod(sizes.values())) > MOST_JOBS:
         largest = max(sizes, key=lambda line: sizes[line])
         raise ConfigError(
@@ -59,14 +64,17 @@ def _require_key_and_choices(override: Override) -> None:
     key, line = str(override.key_or_group), " ".join(str(override.input_line).split())
     if not key:
         raise ConfigError(f"{line}: there is no key; write key=value")
-    of_hydra = re.match(r"hydra\b", key) is not None
-    if not of_hydra and (override.package is not None or "/" in key):
+    if not _is_of_hydra(override) and (override.package is not None or "/" in key):
         raise ConfigError(f"{line}: {key} is not a key; keys are words with dots between them, such as model.d_model")
     if key not in _groups() and "/" not in key:
         return
     for value in _leaves(override.value()):
         if not isinstance(value, str) or CHOICE.fullmatch(value) is None:
             raise ConfigError(f"{line}: not a choice of {key}; name one of its files: {key}=NAME")
+
+
+def _is_of_hydra(override: Override) -> bool:
+    return re.match(r"hydra\b", str(override.key_or_group)) is not None
 
 
 def _leaves(value: Any) -> list[Any]:
@@ -83,8 +91,6 @@ def _num_values(override: Override) -> float:
     value = override.value()
     if isinstance(value, ChoiceSweep):
         return len(value.list)
-    if str(override.key_or_group) == "hydra.sweeper.n_trials" and isinstance(value, int):
-        return value
     if isinstance(value, RangeSweep):
         bounds = (value.start or 0, value.stop or 0, value.step)
         if not value.step or not all(math.isfinite(bound) for bound in bounds):
@@ -100,8 +106,6 @@ def explain(error: Exception) -> str:
     text = str(error)
     if isinstance(error, ConfigError):
         return text
-    if match := re.search(r"Could not override '(?!hydra\b)([^']+)'", text):
-        return unknown_key(match[1])
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if match := re.search(r"Could not find '([^']+)/([^']*)'", text):
         choices = [line for line in lines[1:] if "vailable options" not in line and ":" not in line]

@@ -17,6 +17,11 @@ class ConfigError(Exception):
     """What is wrong with a configuration: each line names key, value, rule and fix."""
 
 
+def refusal(error: ConfigError) -> str:
+    """What a command prints of it."""
+    return f"The configuration cannot be used:\n{error}"
+
+
 Row = tuple[str, Callable[[Config], bool], str, str]  # key, does it hold, rule, fix
 
 COMBINATIONS: list[Row] = [

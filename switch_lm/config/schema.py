@@ -100,8 +100,8 @@ class TrainerConfig:
     )
     max_time: str | None = key(
         None,
-        "Stop softly after this long (hours:minutes:seconds, 00:20:00), with a checkpoint and the line to go on with."
-        " Each start begins the count again. null: never.",
+        "Stop softly after this long (hours:minutes:seconds, 00:20:00), with a checkpoint and the line to continue "
+        "with. Each start begins the count again. null: never.",
         A_TIME,
         changes_result=False,
     )
@@ -195,8 +195,7 @@ class Config:
     )
     resume: str | None = key(
         None,
-        "null: a new run. auto: go on with the newest unfinished run of an equal configuration. NAME: go on with that"
-        " run.",
+        "null: a new run. auto: continue the newest unfinished run of an equal configuration. NAME: continue that run.",
         NAME,
         changes_result=False,
     )

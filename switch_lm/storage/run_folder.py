@@ -23,7 +23,7 @@ from switch_lm.storage.files import remove_parts, replace_text
 from switch_lm.storage.runs import CHECKPOINTS, LAST, damage, newest_whole
 
 CONFIG, RESULT, HARDWARE = "config.yaml", "result.json", "hardware.json"
-LOCK_SECONDS = 10.0  # to wait for it: the loader processes of a killed run take some seconds to notice
+LOCK_SECONDS = 10.0  # to wait for it: a killed run may take some seconds to free its memory and end
 JOB, SWEEP = "job.json", "sweep.json"  # what came of a sweep's job, and what a sweep is to run
 FORMAT = 2  # of config.yaml; a run of format 1 has none written in it
 
@@ -48,7 +48,7 @@ class Stopped(BaseException):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's place, and the checkpoint it goes on from, if any."""
+    """A run's place, and the checkpoint it continues from, if any."""
 
     path: Path
     resumes_from: Path | None = None
@@ -61,7 +61,7 @@ class RunFolder:
 
     @property
     def damaged(self) -> str | None:
-        """Why the run does not go on from its last checkpoint; None: it does, or it begins."""
+        """Why the run does not continue from its last checkpoint; None: it does, or it is new."""
         last = self.checkpoints / LAST
         return None if self.resumes_from in (None, last) else f"{last}: {damage(last)}"
 
@@ -164,13 +164,13 @@ def choose(config: Config) -> RunFolder:
 
 
 def of_job(folder: Path, config: Config) -> RunFolder:
-    """A sweep job's folder, which goes on from its last checkpoint; ConfigError if it holds another configuration."""
+    """A sweep job's folder, which continues from its last checkpoint; ConfigError if it holds another configuration."""
     if (folder / CONFIG).is_file() and (different := _differences(folder, config)):
         raise ConfigError(
-            f"{folder} holds a run of another configuration ({_told(different)}); give this sweep a name of its own: "
-            "name=NAME"
+            f"{folder} holds a run of another configuration ({_show_differences(different)}); give this sweep a name of "
+            "its own: name=NAME"
         )
-    return _going_on(folder, sweep=folder.parent)
+    return _continued(folder, sweep=folder.parent)
 
 
 def _free(runs: Path, name: str | None) -> Path:
@@ -178,7 +178,9 @@ def _free(runs: Path, name: str | None) -> Path:
         return runs / datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f")
     path = runs / name
     if path.exists() and any(path.iterdir()):
-        raise ConfigError(f"name={name}: {path} holds a run already; choose another name, or go on with resume={name}")
+        raise ConfigError(
+            f"name={name}: {path} holds a run already; choose another name, or continue it with resume={name}"
+        )
     return path
 
 
@@ -192,7 +194,7 @@ def _newest_unfinished(runs: Path, config: Config) -> RunFolder | None:
     if not candidates:
         return None
     newest = max(candidates, key=lambda path: (path / CONFIG).stat().st_mtime_ns)
-    return _going_on(newest)
+    return _continued(newest)
 
 
 def _named(runs: Path, config: Config) -> RunFolder:
@@ -203,11 +205,13 @@ def _named(runs: Path, config: Config) -> RunFolder:
     if (path / RESULT).is_file():
         raise ConfigError(f"resume={config.resume}: {path} is finished; start a new run with another name")
     if different := _differences(path, config):
-        raise ConfigError(f"resume={config.resume}: another configuration than that of the run: {_told(different)}")
-    return _going_on(path)
+        raise ConfigError(
+            f"resume={config.resume}: another configuration than that of the run: {_show_differences(different)}"
+        )
+    return _continued(path)
 
 
-def _going_on(path: Path, sweep: Path | None = None) -> RunFolder:
+def _continued(path: Path, sweep: Path | None = None) -> RunFolder:
     """The run, from its newest good checkpoint; one stopped before its first starts again in its own folder."""
     folder = path / CHECKPOINTS
     good = newest_whole(folder)
@@ -260,5 +264,5 @@ def read_config(path: Path) -> dict[str, Any]:
     return {key.name: key.implied for key in KEYS.values()} | stored
 
 
-def _told(differences: Mapping[str, tuple[Any, Any]]) -> str:
+def _show_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:
     return "; ".join(f"{key} was {show(then)}, now {show(now)}" for key, (then, now) in differences.items())

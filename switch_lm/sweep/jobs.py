@@ -1,6 +1,7 @@
 """The jobs of one sweep: where each lies, what came of it, and Hydra's callback around them."""
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -11,11 +12,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -24,8 +25,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
-from switch_lm.config.keys import RUN_NAME
-from switch_lm.config.rules import ConfigError, show
+from switch_lm.config.keys import NAME
+from switch_lm.config.rules import ConfigError, refusal, show
 from switch_lm.config.schema import KEYS
 from switch_lm.storage.files import replace_text
 from switch_lm.storage.run_folder import JOB, RESULT, SWEEP, Lock, RunFolder, Stopped, TrainingError
@@ -40,6 +41,8 @@ TRACEBACK = "traceback.txt"
 class Sweep(Callback):
     """Gives a sweep the folder that the same command finds again, prints what will run, and reports at its end."""
 
+    locks: ClassVar[ExitStack] = ExitStack()  # closed by `every_job_returned`: Hydra calls nothing after an exception
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from switch_lm.sweep.table import print_plan
 
@@ -47,14 +50,14 @@ class Sweep(Callback):
         folder = _folder(config, overrides)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.lock = Lock(folder, "two commands would do each other's jobs")
+            self.locks.enter_context(Lock(folder, "two commands would do each other's jobs"))
             plan = _plan(config, overrides, began=RunFolder(folder).read_json(SWEEP))
             RunFolder(folder).write_json(SWEEP, plan)
         except OSError as error:
             fix = "make the folder writable, or choose another one with outputs=FOLDER"
-            _refuse(f"outputs={config.outputs}: {folder} cannot be written ({error.strerror}); {fix}")
+            _refuse(ConfigError(f"outputs={config.outputs}: {folder} cannot be written ({error.strerror}); {fix}"))
         except ConfigError as error:
-            _refuse(str(error))
+            _refuse(error)
         with open_dict(config.hydra):  # each job's configuration is composed again from these overrides
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
             config.hydra.sweep.dir = str(folder)
@@ -69,7 +72,6 @@ class Sweep(Callback):
 
         folder = Path(str(config.hydra.sweep.dir))
         print_end(folder)
-        self.lock.close()
         rows = read_jobs(folder)
         if not rows or any(row["status"] != "done" for row in rows):
             sys.exit(1)
@@ -91,7 +93,7 @@ def run_job(cfg: DictConfig, train: Callable[..., dict[str, Any]]) -> float:
         return outcome(sweep, plan, hydra.job.num, task)
     job = RunFolder(sweep / job_name(record["overrides"]))
     skipped, started = (job.path / RESULT).is_file(), time.perf_counter()
-    before = job.read_json(JOB) if skipped else None
+    before = (job.read_json(JOB) or {}) if skipped else {}
     job.path.mkdir(parents=True, exist_ok=True)
     job.write_json(JOB, record | {"status": "running"})  # what stays if it is killed
     words = heading(plan, record) if cfg.logger.progress == "auto" else None
@@ -109,7 +111,10 @@ def run_job(cfg: DictConfig, train: Callable[..., dict[str, Any]]) -> float:
         return math.inf
     else:
         record |= {"status": "done"}
-    record["seconds"] = before["seconds"] if before else time.perf_counter() - started
+    if not skipped:
+        record["seconds"] = time.perf_counter() - started
+    elif "seconds" in before:  # not if it was killed between its result and this record
+        record["seconds"] = before["seconds"]
     job.write_json(JOB, record)
     show_row(sweep, plan, record, skipped=skipped)
     if signals.received is not None and hydra.job.num + 1 < plan["num_jobs"]:  # it came in the last validation
@@ -144,7 +149,7 @@ def fail(sweep: Path, plan: Mapping[str, Any], record: Mapping[str, Any], error:
         text = "".join(traceback.format_exception(error))
         replace_text(job.path / TRACEBACK, text)
         reason = f"{_reason(error)} (traceback: {job.path / TRACEBACK})"
-    record = {"seconds": 0.0, **record, "status": "failed", "error": reason}
+    record = {**record, "status": "failed", "error": reason}
     job.write_json(JOB, record)
     show_row(sweep, plan, record)
 
@@ -196,14 +201,16 @@ def planned_jobs(overrides: list[Override]) -> list[dict[str, Any]] | None:
     varied = [override for override in overrides if override.is_sweep_override()]
     if not all(override.is_discrete_sweep() for override in varied):
         return None
-    return [as_mapping(job) for job in BasicSweeper.split_arguments(varied, None)[0]]
+    choices = [[f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in varied]
+    return [as_mapping(list(job)) for job in itertools.product(*choices)]
 
 
 def _plan(config: DictConfig, overrides: list[Override], *, began: dict[str, Any] | None) -> dict[str, Any]:
     """The content of sweep.json."""
     from switch_lm.storage.provenance import commit
 
-    jobs, trials = planned_jobs(overrides), config.hydra.sweeper.get("n_trials")
+    trials = config.hydra.sweeper.get("n_trials")
+    jobs = None if trials else planned_jobs(overrides)  # a search may choose from more than a list can hold
     given = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
     words = ["-m" if override == "hydra.mode=MULTIRUN" else shlex.quote(override) for override in given]
     return {
@@ -212,14 +219,14 @@ def _plan(config: DictConfig, overrides: list[Override], *, began: dict[str, Any
         "started": began["started"] if began else datetime.now().isoformat(timespec="seconds"),
         "commit": commit(),
         "varied": [override.get_key_element() for override in overrides if override.is_sweep_override()],
-        "jobs": None if trials else jobs,
+        "jobs": jobs,
         "num_jobs": int(trials) if trials else len(jobs or []),
         "side_by_side": side_by_side(config.hydra.launcher),
     }
 
 
 def _folder(config: DictConfig, overrides: list[Override]) -> Path:
-    """By the sweep's name or else by its overrides, so that the same command goes on with it."""
+    """By the sweep's name or else by its overrides, so that the same command continues it."""
     given = [o for o in config.hydra.overrides.hydra if o.startswith("hydra.sweep.dir=")]
     if given:
         return Path(str(config.hydra.sweep.dir))
@@ -230,14 +237,14 @@ def _folder(config: DictConfig, overrides: list[Override]) -> Path:
         named = [o for o in task if o.get_key_element() not in unnamed]
         parts = sorted(str(o.input_line) for o in named)
         name = _as_name([config.hydra.runtime.choices.get("experiment") or "", *parts]) or "sweep"
-    elif RUN_NAME.fullmatch(str(name)) is None:
-        _refuse(f"name={name}: may hold letters, digits, '.', '_' and '-', and begins with none of '.-'; name=my_sweep")
+    elif not NAME.holds(str(name)):
+        _refuse(ConfigError(f"name={name}: {NAME.text}; for example name=my_sweep"))
     return Path(str(config.outputs)) / "sweeps" / str(name)
 
 
-def _refuse(reason: str) -> NoReturn:
+def _refuse(error: ConfigError) -> NoReturn:
     """By itself: Hydra makes a warning of an exception in a callback."""
-    print(f"The configuration cannot be used:\n{reason}", file=sys.stderr)
+    print(refusal(error), file=sys.stderr)
     sys.exit(2)
 
 

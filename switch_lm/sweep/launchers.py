@@ -10,7 +10,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
 from switch_lm.storage.run_folder import SWEEP, RunFolder
-from switch_lm.sweep.jobs import ENDED, fail, outcome, recorded, show_row
+from switch_lm.sweep.jobs import ENDED, Sweep, fail, outcome, recorded, show_row
 
 
 class Launches:
@@ -21,7 +21,7 @@ class Launches:
 
 @contextmanager
 def every_job_returned() -> Iterator[Launches]:
-    """In its block each sweeper gets a launcher that returns an outcome for every job.
+    """In its block each sweeper gets a launcher that returns an outcome for every job; its end unlocks the sweep.
 
     Hydra has no hook around a launcher, and loads launchers from its own namespace only.
     """
@@ -36,6 +36,7 @@ def every_job_returned() -> Iterator[Launches]:
         yield launches
     finally:
         del plugins.instantiate_launcher
+        Sweep.locks.close()
 
 
 class _Complete(Launcher):
@@ -71,7 +72,9 @@ class _Complete(Launcher):
             record, lost = recorded(self.sweep, plan, *job), _error(result)
             if lost is not None and record.get("status") not in ENDED:
                 fail(self.sweep, plan, record, lost)
-            elif "submitit" in type(self.inner).__module__:  # whose workers print to files of their own
+            elif (
+                record.get("status") in ENDED and "submitit" in type(self.inner).__module__
+            ):  # whose workers print to files of their own
                 show_row(self.sweep, plan, record)
         return [_completed(outcome(self.sweep, plan, *job)) for job in jobs]
 

@@ -17,7 +17,7 @@ def print_plan(plan: Plan, *, folder: Path) -> None:
     values = {key: list(dict.fromkeys(show(job[key]) for job in plan["jobs"] or [])) for key in plan["varied"]}
     varied = " x ".join(f"{key} {', '.join(value) or '(searched)'}" for key, value in values.items())
     print(f"Sweep of {plan['num_jobs']} jobs: {varied or 'nothing varies'}")
-    print(f"folder    {folder}  (the same command goes on there: finished jobs are kept)")
+    print(f"folder    {folder}  (the same command continues there: finished jobs are kept)")
     print(f"watch it  tensorboard --logdir {shlex.quote(str(folder))} --host 127.0.0.1\n")
     cells = [f"{'job':>7}", *(f"{_short(key):>{width}}" for key, width in _widths(plan).items())]
     print("  ".join(cells + [f"{name:>{width}}" for name, width in FIGURES.items()]), flush=True)
@@ -36,7 +36,10 @@ def print_row(
     cells = [f"{record['job'] + 1}/{plan['num_jobs']}".rjust(7)]
     cells += [show(record["overrides"][key]).rjust(width) for key, width in _widths(plan).items()]
     if record["status"] == "done":
-        dropped, seconds = result.get("dropped"), "before" if skipped else f"{record['seconds']:.0f}"
+        dropped, seconds = (
+            result.get("dropped"),
+            "before" if skipped or "seconds" not in record else f"{record['seconds']:.0f}",
+        )
         figures = [f"{result['val_loss']:.4f}", "-" if dropped is None else f"{dropped:.2%}"]
         figures += [f"{result['tokens_per_second']:,.0f}", seconds, _left(plan, so_far)]
         cells += [figure.rjust(width) for figure, width in zip(figures, FIGURES.values(), strict=True)]
@@ -46,11 +49,11 @@ def print_row(
 
 
 def print_stopped(plan: Plan, so_far: Sequence[Record]) -> None:
-    """Which jobs are done and which are not, and how to go on."""
+    """Which jobs are done and which are not, and how to continue."""
     done = [record["job"] + 1 for record in so_far if record["status"] == "done"]
     others = [number for number in range(1, plan["num_jobs"] + 1) if number not in done]
     print(
-        f"jobs done: {_listed(done)}; not done: {_listed(others)}\nthe same command goes on: {plan['command']}",
+        f"jobs done: {_listed(done)}; not done: {_listed(others)}\nthe same command continues: {plan['command']}",
         flush=True,
     )
 
@@ -80,7 +83,14 @@ def _short(key: str) -> str:
 
 
 def _left(plan: Plan, so_far: Sequence[Record]) -> str:
-    """From the mean time of a job so far."""
+    """From the mean time of a job so far; `-` if no time is known."""
     times = [record["seconds"] for record in so_far if "seconds" in record]
-    seconds = max(0, plan["num_jobs"] - len(times)) / plan["side_by_side"] * sum(times) / len(times)
+    if not times:
+        return "-"
+    ended = [
+        record
+        for record in so_far
+        if record["status"] == "done" or (record["status"] != "running" and record.get("start") == plan["start"])
+    ]
+    seconds = max(0, plan["num_jobs"] - len(ended)) / plan["side_by_side"] * sum(times) / len(times)
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

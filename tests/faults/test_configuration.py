@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from switch_lm import train as command
-from switch_lm.config.rules import flatten, resolve
+from switch_lm.config.overrides import check
+from switch_lm.config.rules import ConfigError, flatten, resolve
 from switch_lm.config.schema import Config
 from switch_lm.storage import run_folder
 
@@ -56,7 +57,7 @@ BAD = [
     ("trainer.max_time=00:00:00", "trainer.max_time=00:00:00: must be"),
     ("alpha=-1", "alpha=-1.0: must lie in"),
     ("alpha=nan", "alpha=nan"),
-    ("seed=-1", "seed=-1: must lie in"),
+    ("seed=-1", "seed=-1: must lie in 0 .. 9,223,372,036,854,775,807; for example seed=0"),
     ("seed=99999999999999999999", "seed"),
     ("resume=nowhere", "resume=nowhere: outputs/runs/nowhere is not a run; the newest there are: none"),
     ("model.capacity_facter=1", "model.capacity_facter: no such key; did you mean model.capacity_factor"),
@@ -116,10 +117,19 @@ def test_a_bad_override_ends_with_code_2_one_message_and_nothing_written(
 
 
 @pytest.mark.row(16)
-def test_values_out_of_range_are_told_together_and_unknown_keys_one_at_a_time(refuse: Refuse) -> None:
+@pytest.mark.parametrize("flags", [[], ["-m"]], ids=["run", "sweep"])
+def test_unknown_keys_are_reported_together(flags: list[str], refuse: Refuse) -> None:
+    lines = refuse(*flags, "alpah=-1", "seed=1,2", "model.d_modl=1,2", "data.num_workers=1,2").splitlines()[1:]
+    assert [line.partition(";")[0] for line in lines] == [
+        "alpah: no such key",
+        "model.d_modl: no such key",
+        "data.num_workers: no such key any more",
+    ]
+
+
+@pytest.mark.row(16)
+def test_values_out_of_range_are_reported_together(refuse: Refuse) -> None:
     assert len(refuse("alpha=-1", "seed=-1", "model.d_ff=0").splitlines()) == 1 + 3
-    one = refuse("alpah=-1", "seeed=1")
-    assert "alpah: no such key; did you mean alpha?" in one and "seeed" not in one
 
 
 @pytest.mark.row(16)
@@ -130,6 +140,16 @@ def test_a_sweep_without_end_is_refused_at_once(sweep: str, refuse: Refuse) -> N
     others = ["alpha=range(0,1,0.01)"] if sweep.endswith("(0,1000)") else []
     output = refuse("-m", sweep, *others)
     assert sweep in output and ("narrow the range" in output or "give finite bounds" in output)
+
+
+@pytest.mark.row(16)
+def test_the_trials_of_a_search_are_its_jobs_whatever_it_chooses_from() -> None:
+    check(["-m", "hydra.sweeper.n_trials=200", "trainer.max_steps=range(1,1000000)", "seed=range(0,100)"])
+    with pytest.raises(ConfigError, match=r"n_trials=10001: this makes a sweep of 10,001 jobs"):
+        check(["-m", "hydra.sweeper.n_trials=10001", "seed=0,1"])
+    for none in ("0", "null"):
+        with pytest.raises(ConfigError, match="20,000 jobs"):
+            check(["-m", f"hydra.sweeper.n_trials={none}", "seed=range(0,20000)"])
 
 
 @pytest.mark.row(16)

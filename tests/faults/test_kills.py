@@ -1,4 +1,4 @@
-"""Rows 1 and 2: a run that is killed, whenever and however often, goes on to the same bits."""
+"""Rows 1 and 2: a run that is killed, whenever and however often, continues to the same bits."""
 
 from __future__ import annotations
 

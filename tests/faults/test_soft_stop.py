@@ -34,8 +34,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def line_to_continue(output: str) -> str:
-    (line,) = (line for line in output.splitlines() if line.startswith("to go on: "))
-    return line.removeprefix("to go on: ")
+    (line,) = (line for line in output.splitlines() if line.startswith("to continue: "))
+    return line.removeprefix("to continue: ")
 
 
 @pytest.mark.row(4, 5)
@@ -88,7 +88,7 @@ def test_a_signal_in_the_last_validation_of_a_job_ends_the_sweep_after_it(tmp_pa
     started = Started(tmp_path, *sweep, before=SLOW_VALIDATION)
     started.wait_for("validating")
     assert started.end(signal.SIGTERM) == 143 and "Traceback" not in started.output, started.output
-    assert "jobs done: 1; not done: 2, 3\nthe same command goes on: " in started.output
+    assert "jobs done: 1; not done: 2, 3\nthe same command continues: " in started.output
 
 
 def test_a_worker_sends_a_stop_to_the_process_that_started_it() -> None:
@@ -131,7 +131,7 @@ def test_a_signal_ends_a_sweep_and_the_jobs_done_and_not_done_are_named(tmp_path
     started.wait_for("1/3")  # its row
     started.wait_for_file(tmp_path / "outputs/sweeps/three/seed=1/checkpoints", "last.ckpt")
     assert started.end(signal.SIGTERM) == 143 and "Traceback" not in started.output, started.output
-    assert "jobs done: 1; not done: 2, 3\nthe same command goes on: python -m switch_lm.train " in started.output
+    assert "jobs done: 1; not done: 2, 3\nthe same command continues: python -m switch_lm.train " in started.output
     assert 20 <= state(tmp_path / "outputs/sweeps/three/seed=1")[-1] < 150
     again = finished(tmp_path, *sweep)
     assert again.returncode == 0 and "before" in again.stdout

@@ -1,4 +1,4 @@
-"""Several jobs in one command: each as if alone, failures listed, and the same command goes on where it was stopped."""
+"""Several jobs in one command: each as if alone, failures listed, and the same command continues after a stop."""
 
 from __future__ import annotations
 

@@ -1,0 +1,126 @@
+"""What a sweep records and prints of jobs that were killed, interrupted or lost, with another function for training."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.utils import JobReturn, JobStatus
+
+from switch_lm import train as command
+from switch_lm.storage import run_folder
+from switch_lm.storage.run_folder import Stopped
+from switch_lm.sweep.jobs import fail, read_jobs
+from switch_lm.sweep.launchers import Launches, _Complete
+from switch_lm.sweep.table import print_row
+
+RESULT = {"val_loss": 1.0, "tokens_per_second": 1.0}
+PLAN = {"varied": ["seed"], "jobs": [{"seed": n} for n in range(3)], "num_jobs": 3, "side_by_side": 1, "start": "now"}
+Start = Callable[..., object]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Runs `train -m seed=0,1 name=two` in this process, with its function for training, and returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.0)
+
+    def run(train: Callable[..., dict[str, Any]], *overrides: str) -> object:
+        monkeypatch.setattr(command, "train", train)
+        monkeypatch.setattr(sys, "argv", ["train", "-m", "seed=0,1", "name=two", *overrides])
+        try:
+            command.main()
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return run
+
+
+def done(*_: Any, folder: Path, **__: Any) -> dict[str, Any]:
+    (folder / "result.json").write_text(json.dumps(RESULT))
+    return RESULT
+
+
+def job(number: int, **facts: Any) -> dict[str, Any]:
+    return {"job": number, "overrides": {"seed": number}, "start": "now", **facts}
+
+
+def test_a_job_killed_between_its_result_and_its_record_is_done(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(done) == 0
+    record = tmp_path / "outputs/sweeps/two/seed=1/job.json"
+    stored = json.loads(record.read_text())
+    assert stored.pop("seconds") >= 0
+    record.write_text(json.dumps(stored | {"status": "running"}))
+    capsys.readouterr()
+    assert start(done) == 0
+    assert [one["status"] for one in read_jobs(record.parents[1])] == ["done", "done"]
+    assert capsys.readouterr().out.count("  before  ") == 2
+
+
+def interrupted(*_: Any, **__: Any) -> dict[str, Any]:
+    raise KeyboardInterrupt
+
+
+def stopped(*_: Any, **__: Any) -> dict[str, Any]:
+    raise Stopped("stopped by a signal", run="two", code=143)
+
+
+@pytest.mark.parametrize(("train", "code"), [(interrupted, 130), (stopped, 143)])
+def test_a_sweep_that_was_stopped_unlocks_its_folder(
+    train: Callable[..., dict[str, Any]], code: int, start: Start
+) -> None:
+    assert start(train) == code
+    assert start(done) == 0
+
+
+def test_a_sweep_that_is_refused_unlocks_its_folder(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "outputs/sweeps/two/sweep.json"
+    plan.parent.mkdir(parents=True)
+    for _ in range(2):
+        plan.write_text("{")
+        assert start(done) == 2
+        assert f"{plan.relative_to(tmp_path)} is damaged" in capsys.readouterr().err
+    plan.unlink()
+    assert start(done) == 0
+
+
+def test_the_time_of_a_lost_worker_is_unknown_and_not_averaged_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail(tmp_path, PLAN, job(0), RuntimeError("lost"))
+    (lost,) = read_jobs(tmp_path)
+    assert "FAILED: RuntimeError: lost" in capsys.readouterr().out
+    assert lost["status"] == "failed" and "seconds" not in lost
+    second = job(1, status="done", seconds=10.0)
+    print_row(PLAN, second, RESULT, [lost, second], skipped=False)
+    assert capsys.readouterr().out.endswith(" 10 s\n")  # one more job, as long as the one that is known
+    print_row(PLAN, job(1, status="done"), RESULT, [lost, job(1, status="done")], skipped=True)
+    assert capsys.readouterr().out.endswith(" -\n")
+
+
+def test_a_clusters_job_that_has_not_ended_has_no_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its launcher says that it is complete; its record does not."""
+
+    class Cluster:
+        def launch(self, overrides: list[list[str]], _: int) -> list[JobReturn]:
+            for number in range(len(overrides)):
+                folder = tmp_path / f"seed={number}"
+                folder.mkdir()
+                status = ["done", "running"][number]
+                (folder / "job.json").write_text(json.dumps(job(number, status=status)))
+                (folder / "result.json").write_text(json.dumps(RESULT))
+            return [JobReturn(status=JobStatus.COMPLETED) for _ in overrides]
+
+    Cluster.__module__ = "hydra_plugins.submitit"
+    (tmp_path / "sweep.json").write_text(json.dumps(PLAN))
+    _Complete(Cluster(), tmp_path, Launches()).launch([["seed=0"], ["seed=1"]], 0)  # type: ignore[arg-type]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1/3"]
