@@ -89,7 +89,8 @@ class TrainerConfig:
     )
     compile: str = key(
         "auto",
-        "auto (if a compiler is there and the run long enough to earn it back), true or false.",
+        "auto (if a compiler is there and the run long enough to earn it back), true or false. A compiler that fails does "
+        "not end the run.",
         one_of("auto", "true", "false"),
     )
     threads: int | None = key(
@@ -132,7 +133,7 @@ class LoggerConfig:
 class HealthConfig:
     every: int = key(
         50,
-        "Steps between two looks at every router, apart from training, on up to 512 characters of its text; 0: never.",
+        "Steps between two checks of every router, apart from training, on up to 512 characters of its text; 0: never.",
         at_least(0),
         changes_result=False,
     )
@@ -145,7 +146,7 @@ class HealthConfig:
     )
     checks: int = key(
         3,
-        "... in this many looks in a row; it is dead if in as many the language loss has no gradient on it.",
+        "... in this many checks in a row; it is dead if in as many the language loss has no gradient on it.",
         at_least(1),
         changes_result=False,
     )
@@ -189,7 +190,8 @@ class Config:
     )
     name: str | None = key(
         None,
-        "Name of the run's folder under outputs/runs; letters, digits, '.', '_' and '-'. null: a time stamp.",
+        "Name of the run's folder under outputs/runs, or of the sweep's. null: a time stamp with microseconds; of a "
+        "sweep, its overrides.",
         NAME,
         changes_result=False,
     )
@@ -201,7 +203,7 @@ class Config:
     )
     init_from: str | None = key(
         None,
-        "A finished dense run of the same sizes (a name, or a path) to start a Switch model from (Sparse Upcycling).",
+        "A finished dense run of the same sizes (name, folder or checkpoint) to start a Switch model from (Sparse Upcycling).",
     )
     outputs: str = key("outputs", "Where runs and sweeps are written.", changes_result=False)
 
