@@ -21,6 +21,8 @@ CHOICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # the name of a file in a g
 
 def check(arguments: Sequence[str]) -> None:
     """ConfigError for the first argument that is refused; what Hydra itself refuses is left to it."""
+    if any(argument.startswith(("-sc", "--shell")) for argument in arguments):
+        return  # install=bash and the like, for shell completion
     for argument in arguments:
         key = argument.partition("=")[0].lstrip("+~")
         if argument.startswith(("+", "~")) and re.match(r"hydra\b", key) is None:

@@ -167,8 +167,8 @@ def of_job(folder: Path, config: Config) -> RunFolder:
     """A sweep job's folder, which continues from its last checkpoint; ConfigError if it holds another configuration."""
     if (folder / CONFIG).is_file() and (different := _differences(folder, config)):
         raise ConfigError(
-            f"{folder} holds a run of another configuration ({_show_differences(different)}); give this sweep a name of "
-            "its own: name=NAME"
+            f"{folder} holds a run of another configuration ({_show_differences(different)}); give this sweep a name "
+            "of its own: name=NAME"
         )
     return _continued(folder, sweep=folder.parent)
 
