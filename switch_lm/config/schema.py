@@ -89,8 +89,8 @@ class TrainerConfig:
     )
     compile: str = key(
         "auto",
-        "auto (if a compiler is there and the run long enough to earn it back), true or false. A compiler that fails does "
-        "not end the run.",
+        "auto (if a compiler is there and the run long enough to earn it back), true or false. A compiler that fails "
+        "does not end the run.",
         one_of("auto", "true", "false"),
     )
     threads: int | None = key(
@@ -203,7 +203,8 @@ class Config:
     )
     init_from: str | None = key(
         None,
-        "A finished dense run of the same sizes (name, folder or checkpoint) to start a Switch model from (Sparse Upcycling).",
+        "A finished dense run of the same sizes (name, folder or checkpoint) to start a Switch model from (Sparse "
+        "Upcycling).",
     )
     outputs: str = key("outputs", "Where runs and sweeps are written.", changes_result=False)
 
