@@ -92,7 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(options: argparse.Namespace) -> int:
     import torch
 
-    from switch_lm.generation.page import Sampling, sample_page
     from switch_lm.generation.sampling import generate
     from switch_lm.generation.trace import trace
     from switch_lm.text.vocabulary import Vocabulary
@@ -119,6 +118,8 @@ def _write(options: argparse.Namespace) -> int:
         print(character, end="", flush=True)
     print(flush=True)
     if options.html is not None:
+        from switch_lm.generation.page import Sampling, sample_page  # the first character need not wait for it
+
         page = sample_page(traced, Sampling(checkpoint=path, num_experts=model.config.num_experts, **how))
         write_text(page, options.html, option="--html FILE")
     return 0

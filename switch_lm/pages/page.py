@@ -6,8 +6,6 @@ from typing import Any
 
 from switch_lm.pages.coloured_text import coloured_text
 from switch_lm.pages.document import Document
-from switch_lm.pages.pictures import as_inline_svg
-from switch_lm.pages.plots import plain
 from switch_lm.pages.templates import HERE, TEMPLATES
 
 
@@ -21,6 +19,9 @@ def render(title: str, body: str) -> str:
 
 def to_html(document: Document) -> str:
     """The document as a page of one file, with its pictures drawn in it."""
+    from switch_lm.pages.pictures import as_inline_svg  # with them comes matplotlib: a sample's page does without
+    from switch_lm.pages.plots import plain
+
     drawn = {"coloured_text": coloured_text, "as_inline_svg": as_inline_svg}
     return _page("document.html.jinja", title=plain(document.title), document=document, **drawn)
 

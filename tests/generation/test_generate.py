@@ -13,7 +13,6 @@ import torch
 from conftest import TEXT, MakeRun, tiny_model
 from torch import Tensor
 
-from switch_lm import generate as command
 from switch_lm.generate import main
 from switch_lm.generation import sampling as writing
 from switch_lm.generation.sampling import Reading, generate, read, sample
@@ -272,7 +271,15 @@ def test_ctrl_c_ends_quietly_with_130(
     assert capsys.readouterr().err.splitlines() == ["model: outputs/runs/tiny/checkpoints/best.ckpt"]
 
 
-def test_help_does_not_wait_for_torch() -> None:
-    code = "import sys, switch_lm.evaluate, switch_lm.generate; sys.exit('torch' in sys.modules)"
-    root = Path(command.__file__).parent.parent
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+@pytest.mark.parametrize(
+    ("arguments", "unwanted"),
+    [(["--help"], {"torch", "jinja2"}), (["--length", "1"], {"matplotlib", "jinja2", "lightning", "hydra"})],
+    ids=["help", "a sample without a page"],
+)
+def test_a_command_loads_only_what_it_needs(arguments: list[str], unwanted: set[str], make_run: MakeRun) -> None:
+    make_run()
+    code = (
+        "import atexit, os, sys\nfrom switch_lm.generate import main\n"
+        f"atexit.register(lambda: os._exit(bool({unwanted} & set(sys.modules))))\nmain({arguments})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
