@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
+from switch_lm.commandline.command import add_outputs, number
 from switch_lm.config.keys import NAME
 from switch_lm.reporting.records import ReportError
 from switch_lm.reporting.write import DEFAULT_NAME, print_report, write_report
@@ -23,8 +24,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--name", type=_name, default=DEFAULT_NAME, help=f"of its files (default: {DEFAULT_NAME})")
     threshold = "loss to which steps and seconds are counted (default: that of the dense control, rounded up)"
     options.add_argument("--threshold", type=_threshold, metavar="LOSS", help=threshold)
-    where = f"where runs are looked for (default: {OUTPUTS})"
-    options.add_argument("--outputs", type=Path, default=OUTPUTS, metavar="FOLDER", help=where)
+    add_outputs(options)
     return options
 
 
@@ -49,11 +49,7 @@ def _name(text: str) -> str:
 
 
 def _threshold(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0.0 < value < math.inf:
+    if not 0.0 < (value := number(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} must be a finite loss above 0; give for example 1.55")
     return value
 

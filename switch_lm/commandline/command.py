@@ -34,9 +34,13 @@ def model_parser(*, prog: str, about: str) -> argparse.ArgumentParser:
     """A parser with the options that say which model is meant."""
     options = argparse.ArgumentParser(prog=prog, description=about)
     options.add_argument("--run", metavar="NAME", help="run, SWEEP/JOB, run folder or .ckpt file (default: newest run)")
-    where = f"where runs are looked for (default: {OUTPUTS})"
-    options.add_argument("--outputs", type=Path, default=OUTPUTS, metavar="FOLDER", help=where)
+    add_outputs(options)
     return options
+
+
+def add_outputs(options: argparse.ArgumentParser) -> None:
+    where = f"the folder in which runs are found by name (default: {OUTPUTS})"
+    options.add_argument("--outputs", type=Path, default=OUTPUTS, metavar="FOLDER", help=where)
 
 
 def open_model(name: str | None, outputs: Path) -> tuple[Path, SwitchLM, Header]:

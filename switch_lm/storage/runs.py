@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-OUTPUTS = Path("outputs")
+from switch_lm.config.schema import KEYS
+
+OUTPUTS = Path(KEYS["outputs"].default)
 CHECKPOINTS, BEST, LAST = "checkpoints", "best.ckpt", "last.ckpt"
 NAMES_SHOWN = 5
 
