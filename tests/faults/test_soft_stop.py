@@ -6,6 +6,7 @@ import pickle
 import shlex
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,7 @@ def test_a_worker_sends_a_stop_to_the_process_that_started_it() -> None:
 def test_ctrl_c_twice_leaves_at_once(tmp_path: Path) -> None:
     started = Started(tmp_path, STEPS, "name=stopped", "trainer.accumulate=50")  # a step takes half a second
     started.wait_for("step 15/300")
+    time.sleep(0.2)  # the line is printed just before the step's end: now the next step is under way
     assert started.end(signal.SIGINT, signal.SIGINT) == 130, started.output
     assert started.output.count("step 15/300") == 1  # and not once for each micro-batch
     assert "Traceback" not in started.output and "Stopped by SIGINT: what its last checkpoint holds" in started.output
