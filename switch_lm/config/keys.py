@@ -37,12 +37,6 @@ def key(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def key_of(owner: type, name: str) -> Any:
-    """The key that another dataclass declares."""
-    (field,) = (field for field in fields(owner) if field.name == name)
-    return dataclasses.field(default=field.default, metadata=field.metadata)
-
-
 def keys_of(owner: type, prefix: str = "") -> dict[str, Key]:
     """Every key below a dataclass by its dotted name, in order."""
     keys: dict[str, Key] = {}

@@ -11,8 +11,10 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
+from switch_lm.config.families import FAMILIES
+from switch_lm.config.keys import keys_of
 from switch_lm.config.paths import config_dir
-from switch_lm.config.rules import ConfigError, resolve, unknown_key
+from switch_lm.config.rules import ConfigError, not_of, resolve, unknown_key
 from switch_lm.config.schema import KEYS, Config
 
 MOST_JOBS = 10_000
@@ -36,6 +38,7 @@ def check(arguments: Sequence[str]) -> None:
     keys = {str(override.key_or_group): None for override in overrides if not _is_of_hydra(override)}
     if unknown := [key for key in keys if key not in KEYS and key not in _groups()]:
         raise ConfigError("\n".join(unknown_key(key) for key in unknown))
+    _require_keys_of_the_families(overrides)
     sizes = {str(override.input_line): _num_values(override) for override in overrides}
     trials = {str(o.input_line): o.value() for o in overrides if str(o.key_or_group) == "hydra.sweeper.n_trials"}
     sizes = {line: size for line, size in trials.items() if isinstance(size, int) and size > 0} or sizes  # a search
@@ -44,6 +47,17 @@ def check(arguments: Sequence[str]) -> None:
         raise ConfigError(
             f"{largest}: this makes a sweep of {jobs:,} jobs or more; the most is {MOST_JOBS:,}: narrow the range"
         )
+
+
+def _require_keys_of_the_families(overrides: Sequence[Override]) -> None:
+    """Each router and optimizer that the command line names has all the keys that it sets."""
+    names = {str(override.key_or_group): _leaves(override.value()) for override in overrides}
+    for group in FAMILIES:
+        for override in overrides:
+            key = str(override.key_or_group).removeprefix(f"{group}.")
+            for name in names.get(group, []) if key != str(override.key_or_group) else []:
+                if name in FAMILIES[group] and (message := not_of(group, name, key)) is not None:
+                    raise ConfigError(message)
 
 
 def _not_added(argument: str, key: str) -> str:
@@ -108,6 +122,9 @@ def explain(error: Exception) -> str:
     text = str(error)
     if isinstance(error, ConfigError):
         return text
+    if match := re.search(r"Could not override '(\w+)\.(\w+)'", text):  # one that only another router or optimizer has
+        having = [f"{match[1]}={name}" for name, one in FAMILIES[match[1]].items() if match[2] in keys_of(one.options)]
+        return f"{match[1]}.{match[2]}: the chosen {match[1]} has no such key; choose {' or '.join(having)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if match := re.search(r"Could not find '([^']+)/([^']*)'", text):
         choices = [line for line in lines[1:] if "vailable options" not in line and ":" not in line]

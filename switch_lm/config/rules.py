@@ -2,15 +2,27 @@
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from switch_lm.config.schema import KEYS, Config
+from switch_lm.config.families import FAMILIES
+from switch_lm.config.keys import keys_of
+from switch_lm.config.schema import KEYS, Config, keys_in
 
-REMOVED = {"data.num_workers": "batches need no workers: leave it out"}
+REMOVED = {"data.num_workers": "no such key any more; batches need no workers: leave it out"}
+OF_ROUTER = (
+    "renormalize_gates", "gate_scale", "selection", "drop_order", "queue_order", "overflow", "capacity_group",
+    "random_drop_rate",
+)  # fmt: skip
+MOVED = {
+    "model.top_k": "router.top_k (2 and more: router=topk)",
+    "model.router_jitter": "router.jitter",
+    "model.router_input_dropout": "router.input_dropout",
+    "model.selection_bias_rate": "balance=sign balance.rate=RATE",
+} | {f"model.{name}": f"router.{name}" for name in OF_ROUTER}
 
 
 class ConfigError(Exception):
@@ -43,40 +55,16 @@ COMBINATIONS: list[Row] = [
         "change model.num_heads, or model.position=learned",
     ),
     (
-        "model.top_k",
-        lambda c: c.model.num_experts < 1 or c.model.top_k <= c.model.num_experts,
-        "cannot be more than model.num_experts",
-        "lower model.top_k or raise model.num_experts",
+        "model.switch_layers",
+        lambda c: c.model.switch_layers is None or sorted(set(c.model.switch_layers)) == c.model.switch_layers,
+        "must name each block once, in order",
+        "for example model.switch_layers=[1,3]",
     ),
     (
-        "model.renormalize_gates",
-        lambda c: not c.model.renormalize_gates or c.model.top_k >= 2,
-        "over a single choice the gate would be a constant 1, and the router would learn nothing from the text",
-        "model.renormalize_gates=false, or model.top_k=2",
-    ),
-    (
-        "model.gate_scale",
-        lambda c: c.model.gate_scale == "probability" or not c.model.renormalize_gates,
-        "a gate is either renormalised or straight-through, not both",
-        "model.gate_scale=probability",
-    ),
-    (
-        "model.queue_order",
-        lambda c: c.model.queue_order == "token" or c.model.top_k >= 2,
-        "there are no second choices at top_k=1",
-        "model.queue_order=token",
-    ),
-    (
-        "model.overflow",
-        lambda c: c.model.overflow != "reroute" or c.model.top_k == 1,
-        "rerouting is defined for one choice per token: a second choice may be taken already",
-        "model.overflow=drop, or model.top_k=1",
-    ),
-    (
-        "model.selection_bias_rate",
-        lambda c: c.model.selection_bias_rate == 0 or c.model.selection == "argmax",
-        "a bias moves the largest score and does nothing to a random draw",
-        "model.selection=argmax",
+        "model.switch_layers",
+        lambda c: all(0 <= block < c.model.num_layers for block in c.model.switch_layers or ()),
+        "blocks have the numbers 0 .. model.num_layers - 1",
+        "leave out the others, or raise model.num_layers",
     ),
 ]
 
@@ -84,13 +72,16 @@ COMBINATIONS: list[Row] = [
 def resolve(cfg: DictConfig | Config) -> Config:
     """The typed configuration. ConfigError if a key is unknown, a type is wrong or values break rules (all at once).
 
-    Merged with the schema once more because Hydra lets `+key=value` add any key.
+    A recipe may set a key that the chosen router or optimizer does not have: it is left out. Merged with the schema
+    once more because Hydra lets `+key=value` add any key.
     """
     if isinstance(cfg, Config):
         cfg = OmegaConf.structured(cfg)
     try:
         plain = OmegaConf.to_container(cfg, resolve=True)
-        merged = OmegaConf.merge(OmegaConf.structured(Config), _text_switches(plain))
+        assert isinstance(plain, dict)
+        schema = _schema_of(plain)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), _text_switches(plain))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from error
@@ -100,17 +91,53 @@ def resolve(cfg: DictConfig | Config) -> Config:
     return config
 
 
+def _schema_of(plain: dict[Any, Any]) -> Config:
+    """The schema with the options of the families that are chosen; what only others have is taken out of `plain`."""
+    chosen = {}
+    for group, families in FAMILIES.items():
+        values = plain.get(group)
+        if not isinstance(values, dict):
+            continue
+        name = values.get("name")
+        if name not in families:
+            raise ConfigError(no_family(group, name))
+        chosen[group] = families[name].options()
+        own = {field.name for field in fields(chosen[group])}
+        for key in [key for key in values if key not in own and f"{group}.{key}" in KEYS]:
+            del values[key]
+    return Config(**chosen)
+
+
+def not_of(group: str, name: str, key: str) -> str | None:
+    """The message for a key (without its group) that only other families of the group have; None if this one has it."""
+    families = FAMILIES[group]
+    having = [f"{group}={other}" for other, one in families.items() if key in keys_of(one.options)]
+    if f"{group}={name}" in having or not having:
+        return None
+    return f"{group}.{key}: {group}={name} has no such key; {' and '.join(having)} {'have' if having[1:] else 'has'}"
+
+
+def no_family(group: str, name: object) -> str:
+    """The message for a router or optimizer that is not known here."""
+    known = ", ".join(FAMILIES[group])
+    return (
+        f"{group}.name={show(name)}: no such {group} here; choose one of {known}, or name the plugin that has it: "
+        "SWITCH_LM_PLUGINS=MODULE"
+    )
+
+
 def _broken(config: Config) -> list[str]:
     """A line for each rule that does not hold."""
     values = flatten(asdict(config))
     lines = [
         f"{key.name}={show(values[key.name])}: {key.rule.text}; for example {key.name}={show(key.default)}"
-        for key in KEYS.values()
+        for key in keys_in(config).values()
         if key.rule is not None and values[key.name] is not None and not key.rule.holds(values[key.name])
     ]
-    return lines + [
-        f"{key}={show(values[key])}: {rule}; {fix}" for key, holds, rule, fix in COMBINATIONS if not holds(config)
-    ]
+    broken = [(key, rule, fix) for key, holds, rule, fix in COMBINATIONS if not holds(config)]
+    problems = config.router.problems(config.model.num_experts, config.balance)
+    broken += [(f"router.{key}", rule, fix) for key, rule, fix in problems]
+    return lines + [f"{key}={show(values[key])}: {rule}; {fix}" for key, rule, fix in broken]
 
 
 def _text_switches(plain: Any) -> Any:
@@ -134,7 +161,9 @@ def _explain(error: OmegaConfBaseException) -> str:
 def unknown_key(key: str) -> str:
     """The message for a key that no configuration has, with the nearest ones that exist."""
     if key in REMOVED:
-        return f"{key}: no such key any more; {REMOVED[key]}"
+        return f"{key}: {REMOVED[key]}"
+    if key in MOVED:
+        return f"{key} is now {MOVED[key]}"
     known = list(KEYS)
     near = difflib.get_close_matches(key, known, n=3) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
     hint = f"did you mean {' or '.join(near)}?" if near else "`python -m switch_lm.train --cfg job` lists all keys"

@@ -4,8 +4,11 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from switch_lm.config.keys import BELOW_ONE, NAME, POSITIVE, Rule, at_least, key, keys_of, one_of, within
+from switch_lm.config.families import FAMILIES
+from switch_lm.config.keys import NAME, Key, Rule, at_least, key, keys_of, one_of, within
 from switch_lm.model.config import ModelConfig
+from switch_lm.optim.options import MuonOptions, OptimOptions
+from switch_lm.routers.options import BalanceOptions, RouterOptions, SwitchOptions
 
 
 def _seconds(time: str) -> float:
@@ -25,40 +28,6 @@ class DataConfig:
     )
     dir: str = key("data", "Where Tiny Shakespeare is kept.", changes_result=False)
     batch_size: int = key(32, "Windows of model.context_length characters in a (micro-)batch.", at_least(1))
-
-
-@dataclass
-class OptimConfig:
-    name: str = key("muon", "muon, or adamw on everything.", one_of("muon", "adamw"))
-    lr: float = key(3e-3, "AdamW's learning rate, reached after warmup_steps.", POSITIVE)
-    weight_decay: float = key(0.1, "AdamW's decoupled weight decay, of matrices only.", within(0, 10))
-    beta1: float = key(0.9, "AdamW's decay of the mean gradient.", BELOW_ONE)
-    beta2: float = key(0.95, "AdamW's decay of the mean squared gradient.", BELOW_ONE)
-    matrix_lr: float = key(0.02, "Muon's learning rate.", POSITIVE)
-    matrix_weight_decay: float = key(0.1, "Muon's decoupled weight decay.", within(0, 10))
-    momentum: float = key(0.95, "Muon's Nesterov momentum.", BELOW_ONE)
-    expert_update_every: int | None = key(
-        None,
-        "Muon moves each stack of experts in every n-th step only, n times as far, the stacks in turn; momentum takes"
-        " in every gradient. Orthogonalising is most of what more experts add to a step. null: 2, and 4 from 32 "
-        "experts on.",
-        at_least(1),
-    )
-    schedule: str = key(
-        "linear",
-        "linear or cosine (down to min_factor * lr at the last step) or noam (lr is only a factor; Vaswani et "
-        "al., eq. 3).",
-        one_of("linear", "cosine", "noam"),
-    )
-    warmup_steps: int = key(20, "Steps of linear rise at the start.", at_least(0))
-    min_factor: float = key(0.0, "Where linear and cosine end, as a share of lr.", within(0, 1))
-    grad_clip: float = key(1.0, "The gradient is scaled down to this norm.", POSITIVE)
-
-    def steps_between_moves(self, num_experts: int) -> int:
-        """Of a stack of experts: every second step; of 32 and more, whose gradients are thinner, every fourth."""
-        if self.expert_update_every is not None:
-            return self.expert_update_every
-        return 4 if num_experts >= 32 else 2
 
 
 @dataclass
@@ -154,9 +123,11 @@ class HealthConfig:
 
 @dataclass
 class Config:
+    router: RouterOptions = field(default_factory=SwitchOptions)
+    balance: BalanceOptions = field(default_factory=BalanceOptions)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimOptions = field(default_factory=MuonOptions)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
@@ -209,4 +180,21 @@ class Config:
     outputs: str = key("outputs", "Where runs and sweeps are written.", changes_result=False)
 
 
-KEYS = keys_of(Config)
+def every_key() -> dict[str, Key]:
+    """Every key by its dotted name: those of the default families, then those that only other families have."""
+    keys = keys_of(Config)
+    for group, families in FAMILIES.items():
+        for one in families.values():
+            keys |= {name: key for name, key in keys_of(one.options, f"{group}.").items() if name not in keys}
+    return keys
+
+
+KEYS = every_key()
+
+
+def keys_in(config: Config) -> dict[str, Key]:
+    """The keys of this configuration: of the families that it chooses, and of all else."""
+    keys = {name: key for name, key in KEYS.items() if name.partition(".")[0] not in FAMILIES}
+    for group in FAMILIES:
+        keys |= keys_of(type(getattr(config, group)), f"{group}.")
+    return keys

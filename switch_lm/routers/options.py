@@ -1,48 +1,35 @@
-"""The options of a router, as plain data, and the capacity of an expert."""
+"""The options of the routers, as plain data, and the capacity of an expert. No torch."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from switch_lm.config.keys import BELOW_ONE, at_least, key, one_of
+from switch_lm.config.families import family
+from switch_lm.config.keys import BELOW_ONE, Rule, at_least, key, one_of
+
+Problem = tuple[str, str, str]  # a key of the router, the rule that its value breaks, and the fix
+NAME_OF_ROUTER = "Which router it is; router=NAME chooses it with its options."
+TOP_K = "Experts per token: 1 (Switch), or with router=topk any number up to all. A capacity holds choices."
 
 
-@dataclass(frozen=True)
-class RoutingRule:
-    """The options of a router, by default those of Switch Transformers."""
+@dataclass
+class RouterOptions:
+    """The options that every router has. A family adds its own, and says what they mean for the computation."""
 
-    top_k: int = key(
-        1,
-        "Experts per token: 1 (Switch), 2 (the earlier mixture-of-experts layer) or more. A capacity holds choices.",
-        at_least(1),
+    name: str = key("", NAME_OF_ROUTER)
+    top_k: int = key(1, TOP_K, at_least(1))
+    jitter: float = key(
+        0.01,
+        "The router's input is multiplied by U(1 - eps, 1 + eps) in training (paper, section 2.4 and appendix C).",
+        BELOW_ONE,
     )
-    renormalize_gates: bool = key(
-        False,
-        "For top_k >= 2: divide a token's gates by their sum (Shazeer et al. 2017, GShard). Dropped choices count in "
-        "the sum.",
-    )
-    gate_scale: str = key(
-        "probability",
-        "What an expert's output is multiplied by: probability (paper, eq. 2), straight_through (1, with the "
-        "probability's gradient: the annotated implementation).",
-        one_of("probability", "straight_through"),
-    )
-    selection: str = key(
-        "argmax",
-        "argmax, or sample: experts drawn from the router's probabilities, in training (paper, appendix C).",
-        one_of("argmax", "sample"),
-    )
+    input_dropout: float = key(0.0, "Dropout on the router's input in training (paper, appendix C).", BELOW_ONE)
     drop_order: str = key(
         "position",
         "Who gets a slot first: position (row, then place in it), random (the annotated implementation; training "
         "only), probability (the surest first: V-MoE). The last two let a token see its own future where tokens are "
         "dropped.",
         one_of("position", "random", "probability"),
-    )
-    queue_order: str = key(
-        "token",
-        "For top_k >= 2: token (all choices of a token together), choice (all first choices first: GShard; sees the "
-        "future).",
-        one_of("token", "choice"),
     )
     overflow: str = key(
         "drop",
@@ -61,6 +48,114 @@ class RoutingRule:
         "Share of choices dropped at random in training: a control, since dropping also acts as dropout does.",
         BELOW_ONE,
     )
+
+    def num_groups(self, num_rows: int) -> int:
+        """How many groups of tokens have capacity slots of their own, in a batch of `num_rows` rows."""
+        return num_rows if self.capacity_group == "sequence" else 1
+
+    def experts_per_token(self, num_experts: int) -> float:
+        """How many experts a token selects, on average."""
+        return float(self.top_k)
+
+    def spared(self, *, training: bool) -> float:
+        """The share of choices that is not dropped at random."""
+        return 1.0 - self.random_drop_rate if training else 1.0
+
+    def num_params(self, d_model: int, num_experts: int) -> int:
+        """The router's weights in one layer; each costs one multiplication per token."""
+        return d_model * num_experts
+
+    def problems(self, num_experts: int, balance: "BalanceOptions") -> Iterator[Problem]:
+        """The rules between keys that do not hold."""
+        if self.top_k > num_experts >= 1:
+            yield "top_k", "cannot be more than model.num_experts", "lower router.top_k or raise model.num_experts"
+        if self.overflow == "reroute" and self.top_k > 1:
+            rule = "rerouting is defined for one choice per token: a second choice may be taken already"
+            yield "overflow", rule, "router.overflow=drop, or router.top_k=1"
+
+
+@family("router", "switch_lm.routers.switch:SwitchRouter")
+@dataclass
+class SwitchOptions(RouterOptions):
+    """One expert per token, by the softmax of the scores (Switch Transformers, section 2.1)."""
+
+    name: str = key("switch", NAME_OF_ROUTER)
+    gate_scale: str = key(
+        "probability",
+        "What an expert's output is multiplied by: probability (paper, eq. 2), straight_through (1, with the "
+        "probability's gradient: the annotated implementation).",
+        one_of("probability", "straight_through"),
+    )
+    selection: str = key(
+        "argmax",
+        "argmax, or sample: experts drawn from the router's probabilities, in training (paper, appendix C).",
+        one_of("argmax", "sample"),
+    )
+
+    def problems(self, num_experts: int, balance: "BalanceOptions") -> Iterator[Problem]:
+        yield from super().problems(num_experts, balance)
+        if type(self) is SwitchOptions and self.top_k != 1:
+            yield "top_k", "router=switch sends a token to one expert", f"router=topk router.top_k={self.top_k}"
+        if balance.moves_bias and self.selection != "argmax":
+            rule = "the bias of balance=sign moves the largest score and does nothing to a random draw"
+            yield "selection", rule, "router.selection=argmax"
+
+
+@family("router", "switch_lm.routers.topk:TopKRouter")
+@dataclass
+class TopKOptions(SwitchOptions):
+    """The K most probable experts per token (Shazeer et al. 2017, GShard)."""
+
+    name: str = key("topk", NAME_OF_ROUTER)
+    top_k: int = key(2, TOP_K, at_least(1))
+    renormalize_gates: bool = key(
+        False,
+        "For top_k >= 2: divide a token's gates by their sum (Shazeer et al. 2017, GShard). Dropped choices count in "
+        "the sum.",
+    )
+    queue_order: str = key(
+        "token",
+        "For top_k >= 2: token (all choices of a token together), choice (all first choices first: GShard; sees the "
+        "future).",
+        one_of("token", "choice"),
+    )
+
+    def problems(self, num_experts: int, balance: "BalanceOptions") -> Iterator[Problem]:
+        yield from super().problems(num_experts, balance)
+        if self.renormalize_gates and self.top_k < 2:
+            rule = "over a single choice the gate would be a constant 1, and the router would learn nothing from text"
+            yield "renormalize_gates", rule, "router.renormalize_gates=false, or router.top_k=2"
+        if self.renormalize_gates and self.gate_scale != "probability":
+            rule = "a gate is either renormalised or straight-through, not both"
+            yield "gate_scale", rule, "router.gate_scale=probability"
+        if self.queue_order != "token" and self.top_k < 2:
+            yield "queue_order", "there are no second choices at top_k=1", "router.queue_order=token"
+
+
+@dataclass
+class BalanceOptions:
+    """What keeps the experts' loads even."""
+
+    name: str = key(
+        "loss",
+        "loss (alpha x the balance loss: paper, eq. 4), sign (a bias on the selection, moved after each step: "
+        "DeepSeek-V3, section 2.1.2) or none. With sign and none the balance loss is only logged.",
+        one_of("loss", "sign", "none"),
+    )
+    rate: float = key(
+        0.001,
+        "With balance=sign: how far each expert's bias moves after a step.",
+        Rule("must be above 0 and at most 1", lambda value: 0 < value <= 1),
+    )
+
+    @property
+    def adds_loss(self) -> bool:
+        """Whether alpha x the balance loss is part of the total."""
+        return self.name == "loss"
+
+    @property
+    def moves_bias(self) -> bool:
+        return self.name == "sign"
 
 
 def expert_capacity(num_tokens: int, num_experts: int, capacity_factor: float | None) -> int | None:

@@ -1,0 +1,59 @@
+"""The families of a group: which routers and optimizers there are, their options, and where their code stands. No torch.
+
+A family of this package is declared with its options, and its code is imported when it is needed. One of a plugin is
+declared by its class (see `switch_lm.plugins`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound=type)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One choice of a group."""
+
+    options: type  # the dataclass of its keys
+    code: type | str  # the class that does it, or "module:Class"
+
+    def load(self) -> type:
+        """The class that does it."""
+        if isinstance(self.code, type):
+            return self.code
+        module, _, name = self.code.partition(":")
+        loaded: type = getattr(import_module(module), name)
+        return loaded
+
+
+FAMILIES: dict[str, dict[str, Family]] = {"router": {}, "optim": {}}
+
+
+def family(group: str, code: str) -> Callable[[T], T]:
+    """Declares an options dataclass of this package as a family, by the default of its key `name`."""
+
+    def declare(options: T) -> T:
+        FAMILIES[group][options().name] = Family(options, code)
+        return options
+
+    return declare
+
+
+def register(group: str, name: str, *, options: type, code: type) -> None:
+    """Declares the class of a plugin as a family. ValueError if another class has the name."""
+    known = FAMILIES[group].get(name)
+    if known is not None and not _same(known.code, code):
+        raise ValueError(f"{group}={name}: there is one of this name already; give {code.__qualname__} another name")
+    FAMILIES[group].setdefault(name, Family(options, code))
+
+
+def _same(known: type | str, code: type) -> bool:
+    place = f"{code.__module__}:{code.__qualname__}"
+    return place == (known if isinstance(known, str) else f"{known.__module__}:{known.__qualname__}")
+
+
+def load(group: str, name: str) -> Any:
+    """The class of a family. KeyError if there is none of this name."""
+    return FAMILIES[group][name].load()

@@ -1,0 +1,90 @@
+"""The options of the optimizers, as plain data, and what a step costs. No torch."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from switch_lm.config.families import family
+from switch_lm.config.keys import BELOW_ONE, POSITIVE, Rule, at_least, key, one_of, within
+
+NEWTON_SCHULZ_ROUNDS = (3, 2)  # iterations in each round of Muon's orthogonalisation
+OR_LR = Rule("must be a positive number, or null for lr", POSITIVE.holds)
+NAME_OF_OPTIMIZER = "Which optimizer it is; optim=NAME chooses it with its options."
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Hidden matrices of one shape: those of attention and feed-forwards, or stacks of an expert's."""
+
+    number: int  # in all stacks together, if they are stacked
+    sides: tuple[int, int]
+    stacked: int = 0  # matrices in a stack: the number of experts; 0: they stand alone
+
+
+@dataclass
+class OptimOptions:
+    """The options that every optimizer has. One adds its own, and says what a step costs."""
+
+    name: str = key("", NAME_OF_OPTIMIZER)
+    lr: float = key(3e-3, "AdamW's learning rate, reached after warmup_steps.", POSITIVE)
+    router_lr: float | None = key(None, "Learning rate of the routers' weights; null: lr.", OR_LR)
+    weight_decay: float = key(0.1, "AdamW's decoupled weight decay, of matrices only.", within(0, 10))
+    schedule: str = key(
+        "linear",
+        "linear or cosine (down to min_factor * lr at the last step) or noam (lr is only a factor; Vaswani et "
+        "al., eq. 3).",
+        one_of("linear", "cosine", "noam"),
+    )
+    warmup_steps: int = key(20, "Steps of linear rise at the start.", at_least(0))
+    min_factor: float = key(0.0, "Where linear and cosine end, as a share of lr.", within(0, 1))
+    grad_clip: float = key(1.0, "The gradient is scaled down to this norm.", POSITIVE)
+
+    def flops_per_step(self, matrices: Iterable[Matrices]) -> float:
+        """FLOPs in matrix products of one step, on average; elementwise work is not counted."""
+        return 0.0
+
+
+@family("optim", "switch_lm.optim.adamw:AdamWRecipe")
+@dataclass
+class AdamWOptions(OptimOptions):
+    """AdamW on everything (Loshchilov and Hutter 2019)."""
+
+    name: str = key("adamw", NAME_OF_OPTIMIZER)
+    beta1: float = key(0.9, "AdamW's decay of the mean gradient.", BELOW_ONE)
+    beta2: float = key(0.95, "AdamW's decay of the mean squared gradient.", BELOW_ONE)
+
+
+@family("optim", "switch_lm.optim.muon:MuonRecipe")
+@dataclass
+class MuonOptions(AdamWOptions):
+    """Muon on the hidden matrices, AdamW on the rest (Jordan et al. 2024)."""
+
+    name: str = key("muon", NAME_OF_OPTIMIZER)
+    matrix_lr: float = key(0.02, "Muon's learning rate.", POSITIVE)
+    matrix_weight_decay: float = key(0.1, "Muon's decoupled weight decay.", within(0, 10))
+    momentum: float = key(0.95, "Muon's Nesterov momentum.", BELOW_ONE)
+    expert_update_every: int | None = key(
+        None,
+        "Muon moves each stack of experts in every n-th step only, n times as far, the stacks in turn; momentum takes"
+        " in every gradient. Orthogonalising is most of what more experts add to a step. null: 2, and 4 from 32 "
+        "experts on.",
+        at_least(1),
+    )
+
+    def steps_between_moves(self, num_experts: int) -> int:
+        """Of a stack of experts: every second step; of 32 and more, whose gradients are thinner, every fourth."""
+        if self.expert_update_every is not None:
+            return self.expert_update_every
+        return 4 if num_experts >= 32 else 2
+
+    def flops_per_step(self, matrices: Iterable[Matrices]) -> float:
+        """Newton-Schulz iterations on every hidden matrix; of stacks, the mean over the steps between two moves.
+
+        With m the shorter and n the longer side of x, a round of k iterations consists of x x', one product of (m, m)
+        with x, and 4 k - 3 products of (m, m): one square per iteration, and three between two iterations.
+        """
+        flops = 0.0
+        for part in matrices:
+            short, long = sorted(part.sides)
+            rounds = sum(2 * short**2 * long + (4 * iterations - 3) * short**3 for iterations in NEWTON_SCHULZ_ROUNDS)
+            flops += part.number * 2.0 * rounds / (self.steps_between_moves(part.stacked) if part.stacked else 1)
+        return flops
