@@ -9,13 +9,13 @@ from dataclasses import asdict, astuple, dataclass, replace
 from types import EllipsisType
 from typing import Any
 
-from switch_lm.config.schema import Config, OptimConfig
+from switch_lm.config.schema import Config
 from switch_lm.model.config import ModelConfig
+from switch_lm.optim.options import OptimOptions, Shape
 from switch_lm.routers.options import expert_capacity
 
 UNITS = {"PFLOP": 1e15, "TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6}
 BACKWARD = 2  # the backward pass of y = x w has two products of the same size: dx = dy w' and dw = x' dy
-NEWTON_SCHULZ_ROUNDS = (3, 2)  # iterations in each round of optim.muon.orthogonalize
 LEFT_OUT = (
     "everything that is not a matrix product: norms, softmax, activations, rotation of queries and keys, gathers of "
     "dispatch and combine, embedding look-ups, losses, clipping, AdamW's update and Muon's momentum",
@@ -148,25 +148,23 @@ def ledger(
     return Ledger(layers, head=2.0 * model.d_model * vocab_size, tokens=batch_size * context)
 
 
-def optimizer_flops(model: ModelConfig, optim: OptimConfig) -> float:
-    """FLOPs per step of the optimizer: Muon's Newton-Schulz iterations on every hidden matrix; 0 for AdamW.
+def optimizer_flops(model: ModelConfig, optim: OptimOptions) -> float:
+    """FLOPs of the optimizer in a step, on average, as it states them for the model's hidden matrices."""
+    return optim.flops_per_step(hidden_shapes(model))
 
-    Experts are updated every `optim.steps_between_moves` steps; the result is the mean over these. With m the shorter
-    and n the longer side of x, a round of k iterations consists of x x', one product of (m, m) with x, and 4 k - 3
-    products of (m, m): one square per iteration, and three between two iterations.
-    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
-    """
-    if optim.name != "muon":
-        return 0.0
-    D, num_switch = model.d_model, model.num_switch_layers
-    num_dense = model.num_layers - num_switch + (num_switch if model.shared_expert else 0)
-    num_ffns = num_dense + num_switch * model.num_experts / optim.steps_between_moves(model.num_experts)
-    matrices = [(model.num_layers, (3 * D, D)), (model.num_layers, (D, D)), (2 * num_ffns, (D, model.d_ff))]
-    return sum(
-        number * 2.0 * (2 * min(sides) ** 2 * max(sides) + (4 * iterations - 3) * min(sides) ** 3)
-        for number, sides in matrices
-        for iterations in NEWTON_SCHULZ_ROUNDS
-    )
+
+def hidden_shapes(model: ModelConfig) -> list[Shape]:
+    """The shapes of `SwitchLM.hidden_matrices()`, in the same order."""
+    D, F, E = model.d_model, model.d_ff, model.num_experts
+    attention: list[Shape] = [(3 * D, D), (D, D)]
+    dense: list[Shape] = [(F, D), (D, F)]
+    experts: list[Shape] = [(E, D, F), (E, F, D)]
+    shapes: list[Shape] = []
+    for block in range(model.num_layers):
+        shapes += attention
+        shapes += experts if model.is_switch(block) else dense
+        shapes += dense if model.is_switch(block) and model.shared_expert else []
+    return shapes
 
 
 def _dense(model: ModelConfig, context: int) -> LayerWork:

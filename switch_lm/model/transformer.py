@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from switch_lm.model.attention import Attention, LayerCache, rotary_table
 from switch_lm.model.config import ModelConfig
-from switch_lm.model.experts import FeedForward
+from switch_lm.model.experts import Experts, FeedForward
 from switch_lm.model.switch import SwitchFeedForward, initialize
 from switch_lm.routers.noise import Dropout
 from switch_lm.routers.routing import Routing
@@ -136,6 +136,12 @@ class SwitchLM(nn.Module):
             if routing is not None:
                 routings.append(routing)
         return SwitchOutput(self.head(self.norm(x_BSD)), tuple(routings))
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Matrices of attention and feed-forwards (O, I), and stacks of an expert's (E, I, O), in order of depth."""
+        parts = [module for module in self.modules() if isinstance(module, Attention | FeedForward | Experts)]
+        of_routers = set(self.router_parameters())  # which may have feed-forwards of their own
+        return [w for part in parts for w in part.parameters() if w.dim() >= 2 and w not in of_routers]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from switch_lm.measure.metrics import routing_scalars
 from switch_lm.measure.tallies import DropTally, StepTally, ValidationTally
 from switch_lm.model.losses import importance_loss, language_loss, load_balancing_loss, router_z_loss, summed
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.optim.groups import build_optimizer
+from switch_lm.optim.base import build_optimizer
 from switch_lm.optim.schedule import learning_rate_factor
 from switch_lm.routers.routing import Routing
 from switch_lm.storage.checkpoint import KEY, Header
@@ -187,8 +187,8 @@ class SwitchModule(lightning.LightningModule):
     def _not_finite(self, what: str, place: str, *, step: int) -> NonFiniteError:
         rates = " and ".join(sorted({f"{rate:.3g}" for rate in self._rates}))
         return NonFiniteError(
-            f"{what} at step {step} (learning rates {rates}), first in {place}; lower optim.lr and optim.matrix_lr, or "
-            "lengthen optim.warmup_steps"
+            f"{what} at step {step} (learning rates {rates}), first in {place}; lower "
+            f"{' and '.join(self.config.optim.learning_rates())}, or lengthen optim.warmup_steps"
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
