@@ -32,46 +32,37 @@ class Model(Protocol):
 
 
 class Recipe(ABC):
-    """One family of the group `optim`: subclass it in a file of your own, with a dataclass of options, and a YAML.
+    """Divides a model's parameters among optimizers. A subclass with a `name` of its own is chosen by `optim=NAME`.
 
-    A subclass that states `name` becomes `optim=NAME`. `Options` is a dataclass derived from `OptimOptions` (or from
-    `AdamWOptions`, if the recipe derives from `AdamWRecipe`); each field is a `key(default, meaning, rule)`, that of
-    `name` has the recipe's name as its default, and configs/optim/NAME.yaml states the same defaults. Where a step
-    multiplies matrices, `Options.flops_per_step` says how much that is, for the plan and result.json.
+    It writes `optimizers`. `Options` are its configuration keys, a dataclass derived from `OptimOptions` whose fields
+    are made by `switch_lm.config.keys.key`; without keys of its own, a recipe leaves it out. A step that multiplies
+    matrices is counted in `Options.flops_per_step`. A recipe may read:
 
-    A recipe writes `optimizers`. It may read:
-
-    * `self.options`: the values of the run, an `Options`.
-    * `self.precision`: `bf16` or `fp32`, in which large products of a step should be computed. Parameters and gradients
-      are float32 in both.
-    * `self.model`: `parameters()`; `hidden_matrices()`, of shape (O, I) or, stacks of E experts, (E, I, O);
+    * `self.options`: the values of this run, an `Options`.
+    * `self.model`: `parameters()`; `hidden_matrices()`, of shape (O, I), or (E, I, O) for a stack of E experts'; and
       `router_parameters()`.
+    * `self.precision`: `bf16` or `fp32`, in which large products of a step should run. Parameters and gradients are
+      float32 in both.
 
     What training does with the optimizers:
 
-    * They step in turn, without a closure, once per optimizer step, after the gradients of all micro-batches are added
-      up and clipped to `grad_clip`. A parameter may have no gradient (`grad` is None).
-    * The schedule sets `lr` of every group, before each step, to the group's first `lr` times a factor. So an optimizer
-      reads `group["lr"]`, and keeps no rate of its own.
-    * A checkpoint holds their `state_dict()`: what stands in `self.state[parameter]` (tensors and plain numbers) and in
-      the groups. A run that is continued gets both back. Nothing else is kept.
-    * Group number i appears on the board as `optim/lr_i`.
+    * Once per optimizer step, they step in turn, without a closure: the gradients of all micro-batches are added up and
+      clipped to `grad_clip`. A parameter may have no gradient (`grad` is None).
+    * Before each step the schedule sets the `lr` of every group to its first value times a factor. So an optimizer
+      reads `group["lr"]` in each step.
+    * A checkpoint holds `state_dict()` of each: `self.state[parameter]`, which may hold tensors and plain data, and the
+      groups. A run that is continued gets these back, and nothing else that an optimizer keeps.
+    * The rate of group number i is logged as `optim/lr_i`.
     """
 
-    name: ClassVar[str]
-    Options: ClassVar[type[OptimOptions]]
+    name: ClassVar[str] = ""
+    Options: ClassVar[type[OptimOptions]] = OptimOptions
     options: OptimOptions
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "name" not in cls.__dict__:
-            return
-        if cls.Options().name != cls.name:
-            raise TypeError(
-                f"{cls.__qualname__}: {cls.Options.__qualname__}.name is {cls.Options().name!r}; give this key the "
-                f"default {cls.name!r}"
-            )
-        register("optim", cls.name, options=cls.Options, code=cls)
+    def __init_subclass__(cls, **others: Any) -> None:
+        super().__init_subclass__(**others)
+        if "name" in vars(cls):
+            register("optim", cls.name, options=cls.Options, code=cls)
 
     def __init__(self, model: Model, options: OptimOptions, *, precision: str) -> None:
         self.model, self.options, self.precision = model, options, precision
