@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,11 +29,11 @@ NO_DECAY: dict[str, Any] = {"weight_decay": 0.0, "lr": 0.01}
 
 
 @pytest.fixture
-def own_families(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, families.Family]]:
+def own_families(monkeypatch: pytest.MonkeyPatch) -> dict[str, families.Family]:
     """A copy of the optimizers that are known, for recipes of a test."""
     copy = dict(families.FAMILIES["optim"])
     monkeypatch.setitem(families.FAMILIES, "optim", copy)
-    yield copy
+    return copy
 
 
 def moved(options: OptimOptions) -> dict[str, torch.Tensor]:
