@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from switch_lm.config.families import FAMILIES
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.transformer import SwitchLM
+from switch_lm.routers.options import BalanceOptions
 from switch_lm.storage.files import remedy, replacing
 from switch_lm.storage.runs import checkpoints, damage, newest_whole
 
@@ -24,6 +26,8 @@ class Header:
     """What a reader needs besides the weights, as plain data, so that `weights_only=True` loads it."""
 
     model: dict[str, Any]
+    router: dict[str, Any]
+    balance: dict[str, Any]
     vocabulary: str
     corpus_sha256: str
     precision: str
@@ -75,7 +79,9 @@ def read_model(path: Path) -> tuple[SwitchLM, Header]:
     content = read(path)
     try:
         header = Header(**content[KEY])
-        model = SwitchLM(ModelConfig(**header.model), len(header.vocabulary))
+        router = FAMILIES["router"][header.router["name"]].options(**header.router)
+        balance = BalanceOptions(**header.balance)
+        model = SwitchLM(ModelConfig(**header.model), len(header.vocabulary), router=router, balance=balance)
         weights = {
             name.removeprefix(MODEL_PREFIX): value
             for name, value in content["state_dict"].items()

@@ -18,14 +18,15 @@ from typing import Any, Self
 from omegaconf import OmegaConf
 
 from switch_lm.config.rules import ConfigError, flatten, show
-from switch_lm.config.schema import KEYS, Config
+from switch_lm.config.families import FAMILIES
+from switch_lm.config.schema import KEYS, Config, keys_of_choice
 from switch_lm.storage.files import remove_parts, replace_text
 from switch_lm.storage.runs import CHECKPOINTS, LAST, damage, newest_whole
 
 CONFIG, RESULT, HARDWARE = "config.yaml", "result.json", "hardware.json"
 LOCK_SECONDS = 10.0  # to wait for it: a killed run may take some seconds to free its memory and end
 JOB, SWEEP = "job.json", "sweep.json"  # what came of a sweep's job, and what a sweep is to run
-FORMAT = 2  # of config.yaml; a run of format 1 has none written in it
+FORMAT = 3  # of config.yaml; a run of format 1 has none written in it
 
 
 class TrainingError(Exception):
@@ -261,7 +262,8 @@ def read_config(path: Path) -> dict[str, Any]:
     if (number := stored.pop("format", 1)) != FORMAT:
         fix = "train it again, or use the version of switch_lm that wrote it"
         raise ConfigError(f"{file} has format {number}, and this version reads format {FORMAT}; {fix}")
-    return {key.name: key.implied for key in KEYS.values()} | stored
+    names = {group: stored.get(f"{group}.name") for group in FAMILIES}
+    return {key.name: key.implied for key in keys_of_choice(names).values()} | stored
 
 
 def _show_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:
