@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from switch_lm.config.schema import Config, DataConfig, TrainerConfig
 from switch_lm.measure.ledger import LEFT_OUT, LayerWork, ledger, optimizer_flops, run_ledger
 from switch_lm.model.config import ModelConfig
-from switch_lm.optim.base import build_optimizer
+from switch_lm.optim.groups import build_optimizer
 from switch_lm.training.hardware import detect
 from switch_lm.training.summary import print_plan
 

@@ -185,7 +185,7 @@ def test_a_recipe_of_a_plugin_is_trained_counted_saved_and_continued(
     D, F = config.model.d_model, config.model.d_ff
     assert len(sign["state"]) == 2 * 4 and len(adamw["state"]) == 2 * 3 + 3
     result = train(replace(config, name="third"))
-    assert result["flops"]["optimizer_per_step"] == 2 * (D + D + F + D)
+    assert result["computation"]["optimizer_per_step"] == 2 * (D + D + F + D)
 
 
 def test_a_recipe_without_keys_of_its_own_is_a_name_and_one_method(own_families: dict[str, families.Family]) -> None:

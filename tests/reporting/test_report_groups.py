@@ -9,8 +9,7 @@ import pytest
 from report_runs import DENSE, DROPLESS, ONE, config_of, result_of
 
 from switch_lm.config.rules import flatten
-from switch_lm.config.schema import Config, DataConfig, HealthConfig, LoggerConfig
-from switch_lm.optim.options import MuonOptions
+from switch_lm.config.schema import Config, DataConfig, HealthConfig, LoggerConfig, OptimConfig
 from switch_lm.reporting.comparisons import (
     compare,
     is_control,
@@ -143,7 +142,7 @@ def test_dense_matches_in_computation_at_factor_one_or_dropless_alone(model: dic
 
 def test_a_dense_run_of_another_training_is_no_control() -> None:
     dense = config_of(**DENSE)
-    other = replace(dense, optim=MuonOptions(lr=1.0))
+    other = replace(dense, optim=OptimConfig(lr=1.0))
     (control,), (stranger,) = group([record(dense)]), group([record(other)])
     assert is_control(one(**ONE), control) and not is_control(one(**ONE), stranger)
 
