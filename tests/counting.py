@@ -13,7 +13,6 @@ from switch_lm.config.paths import config_dir
 from switch_lm.config.rules import resolve
 from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import Ledger, ledger
-from switch_lm.model.config import ModelConfig
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.training.module import SwitchModule
 
@@ -37,8 +36,8 @@ def batch(config: Config, rows: int = ROWS) -> tuple[Tensor, Tensor]:
     return ids[:, :-1], ids[:, 1:]
 
 
-def stated(model: ModelConfig, rows: int = ROWS, **how: Any) -> Ledger:
-    return ledger(model, vocab_size=len(VOCABULARY), batch_size=rows, **how)
+def stated(config: Config, rows: int = ROWS, **how: Any) -> Ledger:
+    return ledger(config.model, config.router, vocab_size=len(VOCABULARY), batch_size=rows, **how)
 
 
 def by_module(counter: FlopCounterMode) -> dict[str, int]:

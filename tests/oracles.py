@@ -50,10 +50,10 @@ def token_by_token(
     """
     B, S, D = x_BSD.shape
     x_TD = x_BSD.reshape(B * S, D)
-    p_TE = torch.softmax(x_TD.float() @ module.w_router_DE, dim=-1)
+    p_TE = torch.softmax(x_TD.float() @ module.router.w_DE, dim=-1)
     selected = _choose(module, p_TE) if selected_TK is None else selected_TK.tolist()
-    group_size = S if module.rule.capacity_group == "sequence" else B * S
-    draws = torch.rand(B * S // group_size, group_size) if module.rule.drop_order == "random" and module.training else 0
+    group_size = S if module.router.options.capacity_group == "sequence" else B * S
+    draws = torch.rand(B * S // group_size, group_size) if module.router.options.drop_order == "random" and module.training else 0
 
     rows: list[Tensor] = []
     kept: list[list[bool]] = []
@@ -61,15 +61,15 @@ def token_by_token(
         tokens = list(range(start, start + group_size))
         queue = _queue(module, tokens, p_TE, draws)
         if capacity_factor is None:
-            computes = {(t, k): selected[t][k] for t in tokens for k in range(module.rule.top_k)}
+            computes = {(t, k): selected[t][k] for t in tokens for k in range(module.router.options.top_k)}
         else:
             capacity = places_of_an_expert(group_size, module.num_experts, capacity_factor)
-            take_slots = _reroute if module.rule.overflow == "reroute" else _fill
+            take_slots = _reroute if module.router.options.overflow == "reroute" else _fill
             computes = take_slots(module, queue, selected, p_TE, capacity)
         if spared_TK is not None:
             computes = {(t, k): expert for (t, k), expert in computes.items() if spared_TK[t, k]}
         rows += [_output(module, x_TD[t], p_TE[t], selected[t], computes, t) for t in tokens]
-        kept += [[(t, k) in computes for k in range(module.rule.top_k)] for t in tokens]
+        kept += [[(t, k) in computes for k in range(module.router.options.top_k)] for t in tokens]
     y_BSD = torch.stack(rows).view(B, S, D)
     return Slow(y_BSD if module.shared is None else y_BSD + module.shared(x_BSD), torch.tensor(kept))
 
@@ -79,22 +79,22 @@ Computes = dict[tuple[int, int], int]  # of each choice (token, rank) that has a
 
 def _choose(module: SwitchFeedForward, p_TE: Tensor) -> list[list[int]]:
     """The most probable expert, of equals the first; for several the order that torch gives to equals."""
-    bias_E = torch.zeros(module.num_experts) if module.selection_bias_E is None else module.selection_bias_E
-    if module.rule.top_k == 1:
+    bias_E = torch.zeros(module.num_experts) if module.router.bias_E is None else module.router.bias_E
+    if module.router.options.top_k == 1:
         scores = [(p_E + bias_E).tolist() for p_E in p_TE.detach()]
         return [[score.index(max(score))] for score in scores]
-    return [torch.topk(p_E + bias_E, module.rule.top_k).indices.tolist() for p_E in p_TE.detach()]
+    return [torch.topk(p_E + bias_E, module.router.options.top_k).indices.tolist() for p_E in p_TE.detach()]
 
 
 def _queue(module: SwitchFeedForward, tokens: list[int], p_TE: Tensor, draws: Tensor | int) -> list[tuple[int, int]]:
     """A group's choices (token, rank) in the order in which they are served."""
-    if module.rule.drop_order == "probability":
+    if module.router.options.drop_order == "probability":
         tokens = sorted(tokens, key=lambda t: -p_TE[t].max().item())  # sorted keeps the order of equals
     elif isinstance(draws, Tensor):
         drawn = draws.flatten().tolist()
         tokens = sorted(tokens, key=lambda t: drawn[t])
-    ranks = range(module.rule.top_k)
-    if module.rule.queue_order == "choice":
+    ranks = range(module.router.options.top_k)
+    if module.router.options.queue_order == "choice":
         return [(t, k) for k in ranks for t in tokens]
     return [(t, k) for t in tokens for k in ranks]
 
@@ -143,14 +143,14 @@ def _output(
     y_D = torch.zeros_like(x_D)
     for k, expert in enumerate(experts):
         gate = probs[k]
-        if module.rule.renormalize_gates:
+        if module.router.options.renormalize_gates:
             gate = probs[k] / torch.stack(probs).sum()
-        elif module.rule.gate_scale == "straight_through":
+        elif module.router.options.gate_scale == "straight_through":
             gate = 1.0 + (probs[k].log() - probs[k].log().detach())
         if (t, k) in computes:
             hidden_F = module.experts.activation(x_D @ module.experts.w_in_EDF[expert])
             y_D = y_D + gate * (hidden_F @ module.experts.w_out_EFD[expert])
-        elif module.rule.overflow == "passthrough":
+        elif module.router.options.overflow == "passthrough":
             y_D = y_D + gate * x_D
     return y_D
 
@@ -162,14 +162,14 @@ def einsum_form(module: SwitchFeedForward, x_BSD: Tensor, capacity_factor: float
     choice. The paper counts slots from 1 and keeps those below C, one too few: here they count from 0.
     """
     B, S, D = x_BSD.shape
-    groups = x_BSD if module.rule.capacity_group == "sequence" else x_BSD.reshape(1, B * S, D)
+    groups = x_BSD if module.router.options.capacity_group == "sequence" else x_BSD.reshape(1, B * S, D)
     return torch.stack([_einsum_group(module, x_tD, capacity_factor) for x_tD in groups]).view(B, S, D)
 
 
 def _einsum_group(module: SwitchFeedForward, x_tD: Tensor, capacity_factor: float | None) -> Tensor:
-    num_tokens, K, E = x_tD.shape[0], module.rule.top_k, module.num_experts
+    num_tokens, K, E = x_tD.shape[0], module.router.options.top_k, module.num_experts
     C = num_tokens if capacity_factor is None else places_of_an_expert(num_tokens, E, capacity_factor)
-    p_tE = torch.softmax(x_tD @ module.w_router_DE, dim=-1)
+    p_tE = torch.softmax(x_tD @ module.router.w_DE, dim=-1)
     index_tK = p_tE.argmax(dim=-1, keepdim=True) if K == 1 else torch.topk(p_tE, K).indices
     gate_tK = p_tE.gather(1, index_tK)
     mask_tKE = torch.nn.functional.one_hot(index_tK, E).float()

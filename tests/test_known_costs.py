@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from switch_lm.model.losses import load_balancing_loss
+from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.model.switch import SwitchFeedForward
-from switch_lm.routers.routing import RoutingRule
+from switch_lm.routers.options import TopKOptions
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.start import train
 
@@ -93,9 +93,9 @@ def reads_of(module: SwitchFeedForward) -> int:
 @pytest.mark.parametrize("rule", EVERY_QUEUE, ids=str)
 @pytest.mark.parametrize("num_experts", [2, 16])
 def test_a_layer_with_a_capacity_never_makes_the_host_wait_and_a_dropless_one_at_most_once(
-    num_experts: int, rule: RoutingRule
+    num_experts: int, rule: TopKOptions
 ) -> None:
-    noise = {"router_jitter": 0.1, "router_input_dropout": 0.1, "expert_dropout": 0.1}
+    noise = {"jitter": 0.1, "input_dropout": 0.1, "expert_dropout": 0.1}
     assert reads_of(layer(num_experts, rule, capacity_factor=1.25, **noise)) == 0
     assert reads_of(layer(num_experts, rule, capacity_factor=None, **noise)) <= 1
 
@@ -132,7 +132,7 @@ class Largest(TorchDispatchMode):
         return made
 
 
-def largest_of(num_tokens: int, rule: RoutingRule, capacity_factor: float | None) -> int:
+def largest_of(num_tokens: int, rule: TopKOptions, capacity_factor: float | None) -> int:
     x_BSD = torch.randn(4, num_tokens // 4, 8, requires_grad=True)
     with Largest() as largest:  # type: ignore[no-untyped-call]
         y_BSD, routing = layer(8, rule, capacity_factor=capacity_factor)(x_BSD)
@@ -142,18 +142,18 @@ def largest_of(num_tokens: int, rule: RoutingRule, capacity_factor: float | None
 
 @pytest.mark.parametrize("rule", EVERY_QUEUE, ids=str)
 @pytest.mark.parametrize("capacity_factor", [None, 1.0])
-def test_no_tensor_grows_with_the_square_of_the_tokens(rule: RoutingRule, capacity_factor: float | None) -> None:
+def test_no_tensor_grows_with_the_square_of_the_tokens(rule: TopKOptions, capacity_factor: float | None) -> None:
     """A one-hot dispatch has tokens x experts x capacity = tokens x tokens x factor elements."""
     once, twice = (largest_of(num_tokens, rule, capacity_factor) for num_tokens in (512, 1024))
     assert once <= 512 * rule.top_k * 12 < 512 * 8 * 64  # choices x the widest of D, F and E; not T x E x C
     assert twice <= 2 * once
 
 
-@pytest.mark.parametrize("rule", [*EVERY_QUEUE, RoutingRule(gate_scale="straight_through", top_k=2)], ids=str)
+@pytest.mark.parametrize("rule", [*EVERY_QUEUE, TopKOptions(gate_scale="straight_through", top_k=2)], ids=str)
 @pytest.mark.parametrize("capacity_factor", [None, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_under_autocast_a_layer_trains_in_bf16_and_routes_in_float32(
-    rule: RoutingRule, capacity_factor: float | None, dtype: torch.dtype
+    rule: TopKOptions, capacity_factor: float | None, dtype: torch.dtype
 ) -> None:
     module = layer(rule=rule, capacity_factor=capacity_factor, router_jitter=0.1, shared_expert=True)
     x_BSD = torch.randn(2, 16, 8, dtype=dtype, requires_grad=True)

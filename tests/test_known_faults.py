@@ -20,7 +20,8 @@ from torch import Tensor
 import switch_lm
 from switch_lm.config.schema import Config
 from switch_lm.measure.evaluation import evaluate
-from switch_lm.model.losses import language_loss, load_balancing_loss, summed
+from switch_lm.model.losses import language_loss, summed
+from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.routers.routing import route
 from switch_lm.text.windows import split
@@ -98,7 +99,7 @@ def test_jitter_changes_the_input_of_the_router_and_not_that_of_the_experts(capa
     given = x_BSD.clone()
     y_BSD, routing = module(x_BSD)
     assert torch.equal(x_BSD, given)
-    clean = given.flatten(0, 1) @ module.w_router_DE
+    clean = given.flatten(0, 1) @ module.router.w_DE
     assert not torch.allclose(routing.logits_TE, clean, atol=1e-2)
     for t, x_D in enumerate(given.flatten(0, 1)):
         e = int(routing.expert_TK[t, 0])
@@ -204,7 +205,7 @@ def test_accumulation_balances_each_micro_batch(config: Config, monkeypatch: pyt
         loss = language_loss(output.logits, targets) + 10.0 * balance
         return torch.autograd.grad(loss, router)[0]
 
-    router = module.model.get_parameter("blocks.0.ffn.w_router_DE")
+    router = module.model.get_parameter("blocks.0.ffn.router.w_DE")
     mean_of_parts = torch.stack([router_gradient(*part) for part in zip(ids, targets, strict=True)]).mean(0)
     of_the_whole = router_gradient(torch.cat(ids), torch.cat(targets))
     assert router.grad is not None

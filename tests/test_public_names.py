@@ -12,7 +12,7 @@ import torch
 import switch_lm
 from switch_lm import Routing, SwitchFeedForward, SwitchLM, expert_capacity, load, load_balancing_loss
 from switch_lm.model.config import ModelConfig
-from switch_lm.routers.options import RoutingRule
+from switch_lm.routers.options import TopKOptions
 from switch_lm.storage.checkpoint import CheckpointError
 
 NAMES = {"Routing", "SwitchFeedForward", "SwitchLM", "expert_capacity", "load", "load_balancing_loss"}
@@ -47,14 +47,14 @@ def test_four_sizes_make_a_layer_of_the_paper() -> None:
     """One expert per token, gates of raw probability, 1 % jitter, dropless in evaluation."""
     torch.manual_seed(0)
     layer = SwitchFeedForward(d_model=8, d_ff=12, num_experts=4, capacity_factor=0.5)
-    assert (layer.rule, layer.router_jitter, layer.shared, layer.selection_bias_E) == (RoutingRule(), 0.01, None, None)
+    assert (layer.rule, layer.router_jitter, layer.shared, layer.selection_bias_E) == (TopKOptions(top_k=1), 0.01, None, None)
     assert {name: tuple(weight.shape) for name, weight in layer.named_parameters()} == {
-        "w_router_DE": (8, 4), "experts.w_in_EDF": (4, 8, 12), "experts.w_out_EFD": (4, 12, 8),
+        "router.w_DE": (8, 4), "experts.w_in_EDF": (4, 8, 12), "experts.w_out_EFD": (4, 12, 8),
     }  # fmt: skip
     x_BSD = torch.randn(3, 8, 8)
     y_BSD, routing = layer.eval()(x_BSD)
     x_TD = x_BSD.flatten(0, 1)
-    gate_T, expert_T = (x_TD @ layer.w_router_DE).softmax(dim=1).max(dim=1)
+    gate_T, expert_T = (x_TD @ layer.router.w_DE).softmax(dim=1).max(dim=1)
     each_TD = [
         gate * ((x_D @ layer.experts.w_in_EDF[e]).relu() @ layer.experts.w_out_EFD[e])
         for x_D, gate, e in zip(x_TD, gate_T, expert_T, strict=True)

@@ -114,8 +114,8 @@ def switch_layer(cell: Cell, *, dropless: bool) -> SwitchFeedForward:
     )
     if cell.skewed:
         with torch.no_grad():
-            layer.w_router_DE[0] = 0.0
-            layer.w_router_DE[0, 0] = SKEW
+            layer.router.w_DE[0] = 0.0
+            layer.router.w_DE[0, 0] = SKEW
     return layer.train()
 
 

@@ -13,7 +13,7 @@ from switch_lm.config.paths import config_dir
 from switch_lm.config.rules import flatten, resolve
 from switch_lm.config.schema import KEYS, Config
 from switch_lm.model.config import ModelConfig
-from switch_lm.routers.options import RoutingRule
+from switch_lm.routers.options import TopKOptions
 
 CONFIGS = config_dir()
 
@@ -66,7 +66,7 @@ def test_yaml_shows_every_key_with_the_schemas_meaning() -> None:
 
 
 def test_the_router_takes_its_defaults_from_the_same_declaration() -> None:
-    assert ModelConfig().rule == RoutingRule()
+    assert ModelConfig().rule == TopKOptions(top_k=1)
 
 
 def test_dense_has_the_same_d_ff_and_dense_wide_the_parameters_of_all_experts() -> None:

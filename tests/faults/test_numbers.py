@@ -13,7 +13,8 @@ from conftest import TEXT, folder_of, tiny_model
 from torch import Tensor
 
 from switch_lm.config.schema import Config, OptimConfig
-from switch_lm.model.losses import language_loss, load_balancing_loss, summed
+from switch_lm.model.losses import language_loss, summed
+from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.storage import checkpoint
 from switch_lm.storage.run_folder import TrainingError
 from switch_lm.text.vocabulary import Vocabulary
@@ -185,12 +186,12 @@ def test_a_validation_loss_that_is_not_finite_names_step_rate_and_place_too(
 @pytest.mark.row(9)
 def test_a_nan_in_one_router_is_located_there(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def one_router(module: SwitchModule) -> None:
-        module.model.get_parameter("blocks.1.ffn.w_router_DE")[3, 2] = math.nan
+        module.model.get_parameter("blocks.1.ffn.router.w_DE")[3, 2] = math.nan
 
     spoiled_at(7, one_router, monkeypatch)
     message = message_of(config)
     assert "the loss became nan at step 7" in message
-    assert "first in the weight blocks.1.ffn.w_router_DE (nan)" in message
+    assert "first in the weight blocks.1.ffn.router.w_DE (nan)" in message
     require_good_checkpoints(config, 7)
 
 
@@ -205,7 +206,7 @@ def test_extreme_loads_give_finite_losses_and_exact_counts(
     num_experts, num_tokens = 4, rows * positions
     for block in range(2):
         norm_D = model.get_parameter(f"blocks.{block}.norm_ffn.weight")
-        router_DE = model.get_parameter(f"blocks.{block}.ffn.w_router_DE")
+        router_DE = model.get_parameter(f"blocks.{block}.ffn.router.w_DE")
         with torch.no_grad():
             norm_D.fill_(0.0)  # the router sees zeros: all logits are equal, the first expert wins
             if case == "one without any":

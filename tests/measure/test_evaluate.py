@@ -45,11 +45,11 @@ def crowded_model() -> SwitchLM:
     model = tiny_model(4)
     weights = model.state_dict()
     for name, weight in weights.items():
-        if name.endswith(("attention.out.weight", "w_out_EFD", "w_router_DE")):
+        if name.endswith(("attention.out.weight", "w_out_EFD", "router.w_DE")):
             weight.zero_()
     weights["embedding.weight"].copy_(torch.eye(4, 16))
-    weights["blocks.0.ffn.w_router_DE"][:, 0] = 1.0
-    weights["blocks.1.ffn.w_router_DE"].copy_(torch.eye(16, 4))
+    weights["blocks.0.ffn.router.w_DE"][:, 0] = 1.0
+    weights["blocks.1.ffn.router.w_DE"].copy_(torch.eye(16, 4))
     return model
 
 
@@ -105,7 +105,7 @@ def test_bf16_is_near_fp32_and_not_the_same() -> None:
 
 
 def test_a_model_in_training_is_evaluated_in_eval_and_put_back() -> None:
-    model = tiny_model(dropout=0.5, router_jitter=0.5)
+    model = tiny_model(dropout=0.5, router=SwitchOptions(jitter=0.5))
     expected = measured(model)
     assert measured(model.train()) == expected
     assert model.training

@@ -13,13 +13,14 @@ import pytest
 import torch
 from counting import ROWS, VOCABULARY, batch, by_module, composed, module_of, stated
 from rich.console import Console
-from small_models import model_of
+from small_models import OF_ROUTER, parts_of, router_options
 from torch.utils.flop_counter import FlopCounterMode
 
 from switch_lm.config.schema import Config, DataConfig, TrainerConfig
 from switch_lm.measure.ledger import LEFT_OUT, LayerWork, ledger, optimizer_flops, run_ledger
 from switch_lm.model.config import ModelConfig
 from switch_lm.optim.groups import build_optimizer
+from switch_lm.routers.options import SwitchOptions
 from switch_lm.training.hardware import detect
 from switch_lm.training.summary import print_plan
 
@@ -31,7 +32,7 @@ def _seed() -> None:
 
 def test_the_kinds_of_one_layer_are_its_products() -> None:
     model = ModelConfig(num_layers=1, d_model=8, d_ff=32, context_length=10, num_experts=4, shared_expert=True)
-    (layer,) = ledger(model, vocab_size=5, batch_size=2).layers  # 20 tokens, so that 4 experts have 7 slots each
+    (layer,) = ledger(model, SwitchOptions(), vocab_size=5, batch_size=2).layers  # 20 tokens, so that 4 experts have 7 slots each
     ffn = 2 * (8 * 32 + 32 * 8)
     assert layer.attention == 2 * (8 * 24 + 8 * 8) + 2 * (10 * 8 + 10 * 8)
     assert (layer.feed_forward, layer.router, layer.useful, layer.dropped) == (ffn, 2 * 8 * 4, ffn, 0)
@@ -56,14 +57,16 @@ def test_the_kinds_of_one_layer_are_its_products() -> None:
 def test_before_training_the_load_is_assumed_to_be_even(
     changes: dict[str, Any], useful: float, padded: float, dropped: float
 ) -> None:
-    layer = ledger(ModelConfig(**changes), vocab_size=65, batch_size=64).layers[0]
+    router = router_options(**{key: changes[key] for key in changes.keys() & OF_ROUTER})
+    model = ModelConfig(**{key: value for key, value in changes.items() if key not in OF_ROUTER})
+    layer = ledger(model, router, vocab_size=65, batch_size=64).layers[0]
     ffn = 2 * 2 * 128 * 512
     assert (layer.useful, layer.padded, layer.dropped) == pytest.approx((useful * ffn, padded * ffn, dropped * ffn))
 
 
 def test_nothing_is_dropped_at_random_in_evaluation() -> None:
-    model = ModelConfig(random_drop_rate=0.25, eval_capacity_factor=1.0)
-    layer = ledger(model, vocab_size=65, batch_size=64, training=False).total
+    model, router = ModelConfig(eval_capacity_factor=1.0), SwitchOptions(random_drop_rate=0.25)
+    layer = ledger(model, router, vocab_size=65, batch_size=64, training=False).total
     assert layer.useful > 0 and layer.padded == layer.dropped == 0
 
 
@@ -80,12 +83,12 @@ def test_nothing_is_dropped_at_random_in_evaluation() -> None:
     ids=str,
 )
 def test_with_measured_drops_useful_computation_is_that_of_the_kept_choices(options: dict[str, Any]) -> None:
-    config = Config(model=model_of(**options))
+    config = Config(**parts_of(**options))
     module, (ids, _) = module_of(config), batch(config)
     with FlopCounterMode(display=False) as counter:
         routings = module.model(ids).routings
     kept = [int(routing.kept_TK.sum()) for routing in routings]
-    work = stated(config.model, kept_L=[number / ids.numel() for number in kept])
+    work = stated(config, kept_L=[number / ids.numel() for number in kept])
     ffn, counted = 2 * 2 * 16 * 24, by_module(counter)
     switch = [block for block in range(config.model.num_layers) if config.model.is_switch(block)]
     for block, routing, num_kept in zip(switch, routings, kept, strict=True):
@@ -94,17 +97,17 @@ def test_with_measured_drops_useful_computation_is_that_of_the_kept_choices(opti
         assert round((layer.useful + layer.padded) * ids.numel()) == counted[f"blocks.{block}.ffn"] - router
         assert round(layer.dropped * ids.numel()) == (routing.expert_TK.numel() - num_kept) * ffn
         assert num_kept < routing.expert_TK.numel()
-    assert work.forward == pytest.approx(stated(config.model).forward)  # what is executed does not depend on drops
+    assert work.forward == pytest.approx(stated(config).forward)  # what is executed does not depend on drops
 
 
 def test_a_switch_layer_for_which_no_drops_were_measured_is_refused() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        stated(model_of(), kept_L=[1.0])
+        stated(Config(**parts_of()), kept_L=[1.0])
 
 
 def test_computation_is_that_of_a_dense_model_plus_router_and_empty_slots() -> None:
     dense, dropless, padded = (
-        ledger(ModelConfig(**change), vocab_size=65, batch_size=64).forward
+        ledger(ModelConfig(**change), SwitchOptions(), vocab_size=65, batch_size=64).forward
         for change in ({"switch_every": 0}, {"capacity_factor": None}, {"capacity_factor": 2.0})
     )
     assert dropless - dense == 4 * 2 * 128 * 8  # the router alone
@@ -112,9 +115,9 @@ def test_computation_is_that_of_a_dense_model_plus_router_and_empty_slots() -> N
 
 
 def test_more_experts_cost_their_router_columns_and_their_empty_slots_alone() -> None:
-    few, many = (stated(model_of(num_experts=n, capacity_factor=None)) for n in (4, 64))
+    few, many = (stated(Config(**parts_of(num_experts=n, capacity_factor=None))) for n in (4, 64))
     assert many.forward - few.forward == 2 * 2 * 16 * (64 - 4)
-    few, many = (stated(model_of(num_experts=n, capacity_factor=0.01)) for n in (4, 64))  # one slot each
+    few, many = (stated(Config(**parts_of(num_experts=n, capacity_factor=0.01))) for n in (4, 64))  # one slot each
     more = 2 * 16 * (64 - 4) + 2 * 2 * 16 * 24 * (64 - 4) / (ROWS * 12)
     assert many.forward - few.forward == pytest.approx(2 * more)
 
@@ -124,7 +127,7 @@ def test_more_experts_cost_their_router_columns_and_their_empty_slots_alone() ->
 
 def test_a_run_is_its_steps_of_accumulated_micro_batches_and_their_updates() -> None:
     config = Config(
-        model=model_of(), data=DataConfig(batch_size=ROWS), trainer=TrainerConfig(max_steps=2, accumulate=3)
+        **parts_of(), data=DataConfig(batch_size=ROWS), trainer=TrainerConfig(max_steps=2, accumulate=3)
     )
     module = module_of(config)
     optimizer = build_optimizer(module.model, config.optim, precision="fp32")

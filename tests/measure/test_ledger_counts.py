@@ -9,21 +9,24 @@ from typing import Any
 import pytest
 import torch
 from counting import CONFIGS, ROWS, batch, by_module, composed, module_of, stated
-from small_models import model_of
+from small_models import parts_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from switch_lm.config.schema import Config, OptimConfig
+from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import LEFT_OUT, optimizer_flops
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.optim.groups import build_optimizer
+from switch_lm.optim.options import AdamWOptions, MuonOptions
+from switch_lm.routers.options import BalanceOptions
 
 PRESETS = [
     f"{group}={path.stem}"
-    for group in ("model", "experiment", "variant")
+    for group in ("router", "balance", "model", "experiment", "variant")
     for path in sorted((CONFIGS / group).glob("*.yaml"))
+    if path.stem != "base"
 ]
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -37,6 +40,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"num_experts": 7, "capacity_factor": 1.0, "capacity_group": "sequence"},  # 7 x 2 for each row of 12
     {"switch_every": 2, "num_layers": 3},
     {"switch_every": 0},
+    {"switch_layers": [0, 2], "num_layers": 3},
     {"shared_expert": True},
     {"tie_embeddings": True, "position": "learned"},
     {"position": "none", "activation": "gelu"},
@@ -51,8 +55,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"overflow": "reroute", "capacity_factor": 0.5},
     {"overflow": "passthrough", "capacity_factor": 0.5},
     {"drop_order": "random", "selection": "sample", "gate_scale": "straight_through"},
-    {"drop_order": "probability", "selection_bias_rate": 0.1},
-    {"dropout": 0.3, "router_jitter": 0.3, "router_input_dropout": 0.3, "expert_dropout": 0.3},
+    {"drop_order": "probability", "balance": BalanceOptions(name="sign")},
+    {"dropout": 0.3, "jitter": 0.3, "input_dropout": 0.3, "expert_dropout": 0.3},
     {"d_ff": 16},
     {"d_ff": 8, "num_heads": 4},
 ]
@@ -74,7 +78,7 @@ def check_pass(config: Config, *, training: bool) -> None:
         loss = module.losses(ids, targets).total
     with FlopCounterMode(display=False) as backward:
         loss.backward()
-    work, tokens = stated(model, training=training), ids.numel()
+    work, tokens = stated(config, training=training), ids.numel()
     assert forward.get_total_flops() == round(work.forward * tokens)
     assert backward.get_total_flops() == round(work.backward * tokens)
     counted = by_module(forward)
@@ -98,32 +102,32 @@ def test_every_preset_computes_what_is_stated(preset: str, training: bool) -> No
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_option_computes_what_is_stated(options: dict[str, Any], training: bool) -> None:
-    check_pass(Config(model=model_of(**options), z_loss=0.1, importance=0.1), training=training)
+    check_pass(Config(**parts_of(**options), z_loss=0.1, importance=0.1), training=training)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_autocast_changes_no_count(options: dict[str, Any]) -> None:
-    config = Config(model=model_of(**options))
+    config = Config(**parts_of(**options))
     with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
         module_of(config).losses(*batch(config)).total.backward()
-    work = stated(config.model)
+    work = stated(config)
     assert counter.get_total_flops() == round((work.forward + work.backward) * work.tokens)
 
 
 def test_the_router_computes_what_is_stated() -> None:
-    config = Config(model=model_of(num_experts=7))
+    config = Config(**parts_of(num_experts=7))
     layer = next(part for part in module_of(config).modules() if isinstance(part, SwitchFeedForward))
     with FlopCounterMode(display=False) as counter:
-        layer.router_logits(torch.randn(36, 16))
-    assert counter.get_total_flops() == stated(config.model).layers[0].router * 36 == 2 * 36 * 16 * 7
+        layer.router(torch.randn(36, 16))
+    assert counter.get_total_flops() == stated(config).layers[0].router * 36 == 2 * 36 * 16 * 7
 
 
 @pytest.mark.parametrize("capacity_factor", [None, 0.5, 3.0])
 def test_another_capacity_and_shorter_rows_compute_what_is_stated(capacity_factor: float | None) -> None:
-    config = Config(model=model_of())
+    config = Config(**parts_of())
     with FlopCounterMode(display=False) as counter:
         module_of(config).model(batch(config)[0][:, :7], capacity_factor=capacity_factor)
-    work = stated(config.model, context=7, capacity_factor=capacity_factor)
+    work = stated(config, context=7, capacity_factor=capacity_factor)
     assert work.tokens == ROWS * 7
     assert counter.get_total_flops() == round(work.forward * work.tokens)
 
@@ -135,10 +139,10 @@ def test_another_capacity_and_shorter_rows_compute_what_is_stated(capacity_facto
 @pytest.mark.parametrize("d_ff", [8, 16, 24], ids=["narrow", "square", "wide"])
 @pytest.mark.parametrize("options", [{}, {"shared_expert": True}, {"switch_every": 2, "num_layers": 3}], ids=str)
 def test_an_optimizer_step_computes_what_is_stated(name: str, d_ff: int, options: dict[str, Any]) -> None:
-    model = model_of(**options, d_ff=d_ff)
-    optim = OptimConfig(name=name, expert_update_every=3)
-    counted = optimizer_step(Config(model=model, optim=optim))
-    assert counted == pytest.approx(optimizer_flops(model, optim), rel=1e-12)
+    optim = MuonOptions(expert_update_every=3) if name == "muon" else AdamWOptions()
+    config = Config(**parts_of(**options, d_ff=d_ff), optim=optim)
+    counted = optimizer_step(config)
+    assert counted == pytest.approx(optimizer_flops(config.model, optim), rel=1e-12)
     assert (counted > 0) == (name == "muon")
 
 
@@ -155,7 +159,8 @@ def optimizer_step(config: Config) -> float:
     optimizer = build_optimizer(module.model, config.optim, precision="fp32")
     for parameter in module.parameters():
         parameter.grad = torch.randn_like(parameter)
-    steps = config.optim.steps_between_moves(config.model.num_experts)
+    moves = isinstance(config.optim, MuonOptions)
+    steps = config.optim.steps_between_moves(config.model.num_experts) if moves else 1
     with FlopCounterMode(display=False) as counter:
         for _ in range(steps):
             optimizer.step()
@@ -168,7 +173,7 @@ def test_one_matrix_costs_muon_four_products_with_it_and_fourteen_of_its_shorter
     products = sum(
         number * (4 * min(a, b) ** 2 * max(a, b) + 14 * min(a, b) ** 3) for (a, b), number in of_sides.items()
     )
-    assert optimizer_flops(model, OptimConfig(name="muon")) == 2 * products
+    assert optimizer_flops(model, MuonOptions()) == 2 * products
 
 
 # Nothing is left out of the count
@@ -200,7 +205,7 @@ def test_torch_has_a_formula_for_every_product_that_runs() -> None:
     with Seen() as seen:
         for options in OPTIONS:
             for autocast in (False, True):
-                config = Config(model=model_of(**options), z_loss=0.1, importance=0.1)
+                config = Config(**parts_of(**options), z_loss=0.1, importance=0.1)
                 module = module_of(config)
                 with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                     module.losses(*batch(config)).total.backward()
@@ -220,8 +225,8 @@ def test_a_product_without_a_formula_is_noticed() -> None:
 def test_the_backward_pass_of_fused_attention_computes_the_scores_again_and_nothing_else() -> None:
     B, H, S, W = 3, 2, 12, 8
     shape, fused = (B, H, S, W), "scores that fused attention"
-    model = model_of()
-    scores_and_values = (stated(model).layers[0].attention - 2 * 4 * 16**2) * B * S
+    config = Config(**parts_of())
+    scores_and_values = (stated(config).layers[0].attention - 2 * 4 * 16**2) * B * S
     assert sdpa_flop_count(shape, shape, shape) == scores_and_values
     assert sdpa_backward_flop_count(shape, shape, shape, shape) == 2 * scores_and_values + 2 * B * H * S * S * W
     assert any(fused in text for text in LEFT_OUT)

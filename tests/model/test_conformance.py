@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from worked import FIVE_TOKENS, factors, kept, routed, worked
+from worked import FIVE_TOKENS, factors, kept, route, routed, worked
 
 from switch_lm.measure.metrics import dropped_choices
-from switch_lm.model.losses import load_balancing_loss
-from switch_lm.routers.routing import RoutingRule, expert_capacity, route
+from switch_lm.routers.losses import load_balancing_loss
+from switch_lm.routers.options import TopKOptions, expert_capacity
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def _seed() -> None:
 def test_equation_1_probabilities_are_the_softmax_over_all_experts_for_any_number_of_choices() -> None:
     logits_TE = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, -1.0]])
     for top_k in (1, 2, 3):
-        probs_TE = route(logits_TE, capacity=1, rule=RoutingRule(top_k=top_k)).probs_TE
+        probs_TE = route(logits_TE, capacity=1, rule=TopKOptions(top_k=top_k)).probs_TE
         by_hand = [[math.exp(value) / sum(map(math.exp, row)) for value in row] for row in logits_TE.tolist()]
         assert probs_TE.tolist() == [pytest.approx(row, rel=1e-6) for row in by_hand]
 
@@ -181,7 +181,7 @@ def test_reroute_finds_a_slot_for_every_token_while_there_is_one(drop_order: str
     torch.manual_seed(0)
     logits_TE = 5 * torch.randn(64, 8) + torch.linspace(9, 0, 8)
     for capacity, placed in ((8, 64), (7, 56), (1, 8), (20, 64)):
-        rule = RoutingRule(overflow="reroute", drop_order=drop_order)
+        rule = TopKOptions(top_k=1, overflow="reroute", drop_order=drop_order)
         routing = route(logits_TE, capacity=capacity, rule=rule, training=True)
         assert int(routing.kept_TK.sum()) == placed
         if placed == 8 * capacity:

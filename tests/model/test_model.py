@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from small_models import lm_of
 
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.transformer import SwitchLM
 
-SMALL = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 24, "context_length": 12, "num_experts": 4}
 VARIANTS = [
     {},
     {"top_k": 2},
     {"num_experts": 64},
     {"switch_every": 2},
     {"switch_every": 0},
+    {"switch_layers": [1]},
+    {"switch_layers": [], "shared_expert": True},
     {"position": "learned", "tie_embeddings": True},
     {"position": "none", "num_experts": 1},
 ]
 
 
-def small(**changes: object) -> SwitchLM:
+def small(**changes: Any) -> SwitchLM:
     torch.manual_seed(0)
-    return SwitchLM(ModelConfig(**(SMALL | changes)), vocab_size=11)  # type: ignore[arg-type]
+    return lm_of(11, **{"init_scale": 0.1} | changes)
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_parameters_and_active_ones_are_known_before_anything_is_built(changes: dict[str, object]) -> None:
+def test_parameters_and_active_ones_are_known_before_anything_is_built(changes: dict[str, Any]) -> None:
     model = small(**changes)
-    assert model.config.num_params(11) == sum(p.numel() for p in model.parameters())
-    top_k = model.config.top_k
-    idle = sum(p.numel() // p.shape[0] * (p.shape[0] - top_k) for p in model.parameters() if p.dim() == 3)
-    assert model.config.num_active_params(11) == model.config.num_params(11) - idle
+    config, router = model.config, model.router_options
+    assert config.num_params(11, router) == sum(p.numel() for p in model.parameters())
+    idle = sum(p.numel() // p.shape[0] * (p.shape[0] - router.top_k) for p in model.parameters() if p.dim() == 3)
+    assert config.num_active_params(11, router) == config.num_params(11, router) - idle
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_a_prefix_has_the_same_logits_alone_in_the_whole_text_and_through_the_cache(changes: dict[str, object]) -> None:
+def test_a_prefix_has_the_same_logits_alone_in_the_whole_text_and_through_the_cache(changes: dict[str, Any]) -> None:
     model = small(**changes).eval()
     ids = torch.randint(11, (3, 12))
     whole = model(ids).logits

@@ -6,12 +6,15 @@ import torch
 from torch import nn
 
 from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.routers.options import SwitchOptions
 from switch_lm.routers.routing import Routing
+from switch_lm.routers.switch import SwitchRouter
 
 
 def layer(num_experts: int = 4, **options: object) -> SwitchFeedForward:
     torch.manual_seed(1)
-    module = SwitchFeedForward(d_model=8, d_ff=12, num_experts=num_experts, router_jitter=0.0, **options)  # type: ignore[arg-type]
+    router = SwitchRouter(SwitchOptions(jitter=0.0), d_model=8, num_experts=num_experts)
+    module = SwitchFeedForward(d_model=8, d_ff=12, num_experts=num_experts, router=router, **options)  # type: ignore[arg-type]
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.5)
     return module
@@ -45,18 +48,18 @@ def test_the_router_computes_in_float32_under_autocast() -> None:
         y, routing = module(x.bfloat16())
         assert routing.probs_TE.dtype == torch.float32
         assert y.dtype == torch.bfloat16
-    assert torch.equal(routing.probs_TE, (x.bfloat16().float().flatten(0, 1) @ module.w_router_DE).softmax(-1))
+    assert torch.equal(routing.probs_TE, (x.bfloat16().float().flatten(0, 1) @ module.router.w_DE).softmax(-1))
 
 
 def test_its_state_is_one_router_matrix_and_two_stacks_of_experts() -> None:
     shapes = {name: tuple(value.shape) for name, value in layer().state_dict().items()}
-    assert shapes == {"w_router_DE": (8, 4), "experts.w_in_EDF": (4, 8, 12), "experts.w_out_EFD": (4, 12, 8)}
+    assert shapes == {"router.w_DE": (8, 4), "experts.w_in_EDF": (4, 8, 12), "experts.w_out_EFD": (4, 12, 8)}
 
 
 def test_with_all_tokens_at_one_expert_the_counts_are_exact() -> None:
     module = layer(capacity_factor=1.0)
     with torch.no_grad():
-        module.w_router_DE.zero_()  # ties go to the first expert
+        module.router.w_DE.zero_()  # ties go to the first expert
     _, routing = module(torch.randn(2, 10, 8))
     assert isinstance(routing, Routing)
     assert routing.load_E.tolist() == [20, 0, 0, 0]

@@ -36,10 +36,10 @@ def test_one_straight_through_choice_without_capacity_computes_what_the_dense_mo
 
 def test_routers_keep_their_initial_weights_and_every_expert_is_the_dense_feed_forward() -> None:
     dense, model = tiny_model(10, switch_every=0), tiny_model(10)
-    router = model.state_dict()["blocks.1.ffn.w_router_DE"].clone()
+    router = model.state_dict()["blocks.1.ffn.router.w_DE"].clone()
     upcycle(model, dense)
     weights = model.state_dict()
-    assert torch.equal(weights["blocks.1.ffn.w_router_DE"], router)
+    assert torch.equal(weights["blocks.1.ffn.router.w_DE"], router)
     for expert in weights["blocks.1.ffn.experts.w_in_EDF"]:
         assert torch.equal(expert, dense.state_dict()["blocks.1.ffn.w_in.weight"].T)
 

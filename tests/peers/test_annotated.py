@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from switch_lm.model.losses import load_balancing_loss
+from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.model.switch import SwitchFeedForward
-from switch_lm.routers.routing import Routing, RoutingRule
+from switch_lm.routers.options import TopKOptions
+from switch_lm.routers.routing import Routing
 
 NUM_EXPERTS, D_MODEL, D_FF = 4, 6, 10
 
@@ -57,7 +58,7 @@ def our_layer(theirs: Any, **rule: Any) -> SwitchFeedForward:
         d_ff=D_FF,
         num_experts=theirs.n_experts,
         capacity_factor=theirs.capacity_factor if theirs.drop_tokens else None,
-        rule=RoutingRule(
+        rule=TopKOptions(top_k=1, 
             overflow="passthrough", gate_scale="probability" if theirs.is_scale_prob else "straight_through", **rule
         ),
         router_jitter=0.0,

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from switch_lm.model.config import ModelConfig
-from switch_lm.model.losses import load_balancing_loss, router_z_loss, summed
+from switch_lm.model.losses import summed
+from switch_lm.routers.losses import load_balancing_loss, router_z_loss
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.routers.routing import RoutingRule, route
+from switch_lm.routers.options import TopKOptions
 
 NUM_EXPERTS, D_MODEL, D_FF = 4, 6, 10
 B, S = 3, 8
-BY_ROW = RoutingRule(capacity_group="sequence")
+BY_ROW = TopKOptions(top_k=1, capacity_group="sequence")
 
 
 if find_spec("transformers") is None:

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from leak_table import BY_ROW, TABLE, TIGHT, Verdict
+from small_models import SIZES, lm_of
 from torch import Tensor
 
-from switch_lm.model.config import ModelConfig
-from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM, SwitchOutput
+from switch_lm.routers.options import BalanceOptions
 
-VOCAB, B, S = 11, 3, 12
+VOCAB, B, S = 11, 3, SIZES["context_length"]
 LEAKS = 1e-5  # float32: a logit may change this much through rounding
 CASES = 25  # random interventions per rule; a rule that leaks does so in several of them
 
@@ -25,11 +25,10 @@ CASES = 25  # random interventions per rule; a rule that leaks does so in severa
 def model_of(options: dict[str, Any]) -> SwitchLM:
     """Two Switch layers in training, without noise other than the rule's own; a selection bias gets random values."""
     torch.manual_seed(0)
-    sizes = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 24, "context_length": S, "num_experts": 4}
-    model = SwitchLM(ModelConfig(**sizes | {"router_jitter": 0.0, "init_scale": 2.0} | options), VOCAB)
-    for layer in model.modules():
-        if isinstance(layer, SwitchFeedForward) and layer.selection_bias_E is not None:
-            layer.selection_bias_E.uniform_(-0.2, 0.2)
+    model = lm_of(VOCAB, **{"init_scale": 2.0} | options)
+    for router in model.routers:
+        if router.bias_E is not None:
+            router.bias_E.uniform_(-0.2, 0.2)
     return model.train()
 
 
@@ -96,7 +95,7 @@ DROPLESS: dict[str, dict[str, Any]] = {
     "two choices": {"top_k": 2},
     "two choices in choice order": {"top_k": 2, "queue_order": "choice"},
     "renormalised": {"top_k": 2, "renormalize_gates": True},
-    "selection bias": {"selection_bias_rate": 0.1},
+    "selection bias": {"balance": BalanceOptions(name="sign")},
     "shared expert": {"shared_expert": True},
     "by row": BY_ROW,
     "random, which is for training": {"drop_order": "random"},

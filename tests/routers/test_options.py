@@ -9,14 +9,14 @@ from itertools import permutations
 import pytest
 import torch
 from conftest import TEXT, tiny_model
-from worked import FIVE_TOKENS, factors, logits_of, routed, worked
+from worked import FIVE_TOKENS, factors, logits_of, route, routed, worked
 
 from switch_lm.config.schema import Config
 from switch_lm.model.config import ModelConfig
-from switch_lm.model.losses import importance_loss, load_balancing_loss, router_z_loss
+from switch_lm.routers.losses import importance_loss, load_balancing_loss, router_z_loss
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.routers.noise import jitter
-from switch_lm.routers.routing import RoutingRule, route
+from switch_lm.routers.options import BalanceOptions, RouterOptions, TopKOptions
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.training.module import SwitchModule
 
@@ -38,7 +38,7 @@ def test_renormalised_gates_add_up_to_one_and_raw_ones_do_not() -> None:
 def test_a_gate_is_p_with_its_gradient_or_one_with_the_gradient_of_log_p(scale: str) -> None:
     """A softmax after the selection would make the gate a constant 1 (see test_known_faults.py)."""
     logits_TE = logits_of(FIVE_TOKENS).requires_grad_()
-    gate_TK = route(logits_TE, capacity=None, rule=RoutingRule(gate_scale=scale)).gate_TK
+    gate_TK = route(logits_TE, capacity=None, rule=TopKOptions(top_k=1, gate_scale=scale)).gate_TK
     (grad_TE,) = torch.autograd.grad(gate_TK.sum(), logits_TE)
     gates = [0.7, 0.8, 0.6, 0.5, 0.7] if scale == "probability" else [1.0] * 5
     assert gate_TK.flatten().tolist() == pytest.approx(gates)
@@ -55,7 +55,7 @@ def test_a_gate_is_p_with_its_gradient_or_one_with_the_gradient_of_log_p(scale: 
 
 def test_a_straight_through_gate_is_finite_where_a_probability_underflows_to_zero() -> None:
     logits_TE = torch.tensor([[300.0, 0.0]], requires_grad=True)
-    gate_TK = route(logits_TE, capacity=None, rule=RoutingRule(top_k=2, gate_scale="straight_through")).gate_TK
+    gate_TK = route(logits_TE, capacity=None, rule=TopKOptions(top_k=2, gate_scale="straight_through")).gate_TK
     gate_TK.sum().backward()
     assert logits_TE.grad is not None and logits_TE.grad.isfinite().all()
     assert gate_TK.isfinite().all()
@@ -85,16 +85,16 @@ def test_several_experts_are_sampled_one_after_another_without_replacement() -> 
 
 def test_a_selection_bias_moves_the_choice_and_neither_gate_nor_mean_probability() -> None:
     probs = [[0.6, 0.4], [0.9, 0.1], [0.2, 0.8]]
-    routing = routed(probs, selection_bias_E=torch.tensor([0.0, 0.3]))
+    routing = routed(probs, bias_E=torch.tensor([0.0, 0.3]))
     assert routing.expert_TK.flatten().tolist() == [1, 0, 1]  # 0.4 + 0.3 > 0.6, but 0.1 + 0.3 < 0.9
     assert routing.gate_TK.flatten().tolist() == pytest.approx([0.4, 0.9, 0.8])
     assert routing.fraction_E.tolist() == pytest.approx([1 / 3, 2 / 3])
     assert routing.mean_prob_E.tolist() == pytest.approx([1.7 / 3, 1.3 / 3])
 
 
-@pytest.mark.parametrize(("bias", "buffers"), [(False, []), (True, ["selection_bias_E"])])
-def test_a_selection_bias_is_the_only_buffer(bias: bool, buffers: list[str]) -> None:
-    module, _ = worked(FIVE_TOKENS, selection_bias=bias)
+@pytest.mark.parametrize(("balance", "buffers"), [("loss", []), ("none", []), ("sign", ["router.bias_E"])])
+def test_a_selection_bias_is_the_only_buffer(balance: str, buffers: list[str]) -> None:
+    module, _ = worked(FIVE_TOKENS, balance=BalanceOptions(name=balance))
     assert [name for name, _ in module.named_buffers()] == buffers
 
 
@@ -111,12 +111,12 @@ def test_jitter_is_uniform_within_epsilon_and_does_not_change_its_input() -> Non
 
 
 def test_jitter_is_one_percent_by_default() -> None:
-    assert ModelConfig().router_jitter == 0.01
-    assert SwitchFeedForward(d_model=2, d_ff=2, num_experts=2).router_jitter == 0.01
+    assert RouterOptions().jitter == 0.01
+    assert SwitchFeedForward(d_model=2, d_ff=2, num_experts=2).router.options.jitter == 0.01
 
 
 def test_input_dropout_reaches_only_the_router_and_only_in_training() -> None:
-    module, x_BSD = worked([[0.2, 0.8]] * 400, router_input_dropout=0.25)
+    module, x_BSD = worked([[0.2, 0.8]] * 400, input_dropout=0.25)
     y_BSD, routing = module(x_BSD)
     uniform, sharper = [0.5, 0.5], logits_of([[0.2, 0.8]]).div(0.75).softmax(-1)[0].tolist()
     blind_T = routing.probs_TE[:, 0] == 0.5
@@ -190,10 +190,10 @@ def test_the_total_is_the_language_loss_and_each_other_loss_times_its_weight() -
     ids = torch.arange(48).view(3, 16) % 7
     losses = module.losses(ids, (ids + 1) % 7)
     assert losses.router_z is not None and losses.importance is not None
-    parts = losses.language + 0.5 * losses.balance + 0.25 * losses.router_z + 0.125 * losses.importance
+    parts = losses.language + 0.5 * losses.routers["balance"] + 0.25 * losses.router_z + 0.125 * losses.importance
     assert losses.total.item() == pytest.approx(parts.item())
     for loss, of_layer in (
-        (losses.balance, load_balancing_loss),
+        (losses.routers["balance"], load_balancing_loss),
         (losses.router_z, router_z_loss),
         (losses.importance, importance_loss),
     ):
@@ -206,9 +206,9 @@ def test_the_total_is_the_language_loss_and_each_other_loss_times_its_weight() -
 
 @pytest.mark.parametrize("capacity", [None, 3000])
 def test_random_drops_take_their_share_of_all_choices_in_training_and_none_in_evaluation(capacity: int | None) -> None:
-    logits_TE, rule = torch.randn(10_000, 4), RoutingRule(top_k=2, random_drop_rate=0.2)
+    logits_TE, rule = torch.randn(10_000, 4), TopKOptions(top_k=2, random_drop_rate=0.2)
     trained = route(logits_TE, capacity=capacity, rule=rule, training=True)
-    plain = route(logits_TE, capacity=capacity, rule=RoutingRule(top_k=2))
+    plain = route(logits_TE, capacity=capacity, rule=TopKOptions(top_k=2))
     kept = int((trained.kept_TK & plain.kept_TK).sum())
     assert kept == int(trained.kept_TK.sum())  # a random drop does not make room for another choice
     assert kept / int(plain.kept_TK.sum()) == pytest.approx(0.8, abs=4 * math.sqrt(0.2 * 0.8 / 15_000))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 
 import pytest
@@ -10,14 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import REPEATABLE, Slow, einsum_form, places_of_an_expert, token_by_token
+from small_models import layer
 from torch import Tensor
 
-from switch_lm.config.rules import COMBINATIONS
-from switch_lm.config.schema import Config
-from switch_lm.model.config import ModelConfig
 from switch_lm.model.dispatch import ExpertRows
 from switch_lm.model.switch import SwitchFeedForward
-from switch_lm.routers.routing import Routing, RoutingRule
+from switch_lm.routers.options import BalanceOptions, TopKOptions
+from switch_lm.routers.routing import Routing
 
 D, F = 6, 10
 OPTIONS = {
@@ -31,14 +30,12 @@ OPTIONS = {
 }
 
 
-def allowed(rule: RoutingRule) -> bool:
+def allowed(rule: TopKOptions) -> bool:
     """Whether the configuration allows this combination of options."""
-    chosen = {field.name: getattr(rule, field.name) for field in fields(RoutingRule)}
-    config = Config(model=ModelConfig(**chosen))
-    return all(holds(config) for _, holds, _, _ in COMBINATIONS)
+    return not list(rule.problems(8, BalanceOptions()))
 
 
-EVERY_RULE = [RoutingRule(**dict(zip(OPTIONS, values, strict=True))) for values in product(*OPTIONS.values())]  # type: ignore[arg-type]
+EVERY_RULE = [TopKOptions(**dict(zip(OPTIONS, values, strict=True))) for values in product(*OPTIONS.values())]  # type: ignore[arg-type]
 RULES = [rule for rule in EVERY_RULE if allowed(rule)]
 
 
@@ -46,7 +43,7 @@ RULES = [rule for rule in EVERY_RULE if allowed(rule)]
 class Case:
     """A layer and its input, small enough to loop over."""
 
-    rule: RoutingRule
+    rule: TopKOptions
     rows: int
     positions: int
     experts: int
@@ -59,17 +56,15 @@ class Case:
 
     def build(self, activation: str = "relu") -> tuple[SwitchFeedForward, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
-        module = SwitchFeedForward(
-            d_model=D, d_ff=F, num_experts=self.experts, rule=self.rule, router_jitter=0.0, activation=activation
-        )
+        module = layer(self.experts, self.rule, d_model=D, d_ff=F, activation=activation)
         for parameter in module.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator) / parameter.shape[-2] ** 0.5
         x_TD = torch.randn(self.rows * self.positions, D, generator=generator)
         if self.twins:
             x_TD = x_TD[torch.arange(len(x_TD)) // 2]
         x_TD[:, 0] = 1.0
-        module.w_router_DE.data[0] = torch.linspace(self.crowding, 0.0, self.experts)
-        module.w_router_DE.data *= self.sharpness
+        module.router.w_DE.data[0] = torch.linspace(self.crowding, 0.0, self.experts)
+        module.router.w_DE.data *= self.sharpness
         return module.train(self.training), x_TD.view(self.rows, self.positions, D).requires_grad_()
 
 
@@ -118,7 +113,7 @@ def gradients(y_BSD: Tensor, module: SwitchFeedForward, x_BSD: Tensor) -> dict[s
 def assert_equal_to(case: Case, want_y: Tensor, got_y: Tensor, module: SwitchFeedForward, x_BSD: Tensor) -> None:
     torch.testing.assert_close(got_y, want_y, rtol=1e-5, atol=1e-5)
     want, got = gradients(want_y, module, x_BSD), gradients(got_y, module, x_BSD)
-    assert want.keys() == {"x", "w_router_DE", "experts.w_in_EDF", "experts.w_out_EFD"}
+    assert want.keys() == {"x", "router.w_DE", "experts.w_in_EDF", "experts.w_out_EFD"}
     for name, value in want.items():
         torch.testing.assert_close({name: got[name]}, {name: value}, rtol=1e-5, atol=1e-5)
 
@@ -132,8 +127,10 @@ def assert_equal_to_the_loop(case: Case) -> Slow:
 
 
 def test_the_rules_tested_here_are_all_that_the_configuration_allows() -> None:
-    varied = {name for name in asdict(RoutingRule()) if len({getattr(rule, name) for rule in RULES}) > 1}
-    assert varied == asdict(RoutingRule()).keys() - {"selection", "random_drop_rate"}  # they have tests of their own
+    keys = asdict(TopKOptions()).keys()
+    varied = {name for name in keys if len({getattr(rule, name) for rule in RULES}) > 1}
+    with_tests_of_their_own = {"name", "selection", "random_drop_rate", "jitter", "input_dropout"}
+    assert varied == keys - with_tests_of_their_own
     assert len(RULES) == 36 + 3 * 72  # one choice: 2 gates, 3 orders, 3 overflows, 2 groups; more: 3, 3, 2, 2 and 2
 
 
@@ -161,7 +158,7 @@ BY_POSITION = [
 
 @settings(REPEATABLE, max_examples=60)
 @given(cases(), st.sampled_from(BY_POSITION))
-def test_outputs_and_gradients_equal_the_one_hot_einsums_of_appendix_f(case: Case, rule: RoutingRule) -> None:
+def test_outputs_and_gradients_equal_the_one_hot_einsums_of_appendix_f(case: Case, rule: TopKOptions) -> None:
     experts = max(rule.top_k, case.experts)
     sharpness = case.sharpness or 1.0
     case = Case(**vars(case) | {"rule": rule, "experts": experts, "sharpness": sharpness})
@@ -188,7 +185,7 @@ def test_in_bf16_choices_are_the_same_and_outputs_and_gradients_within_six_perce
     got["y"], exact["y"] = y_BSD.float(), want.y_BSD
     uncancelled_BS = (weights_like(want.y_BSD) * want.y_BSD).abs().sum(dim=-1) * x_BSD.norm(dim=-1)
     scale = {name: value.norm() for name, value in exact.items()}
-    scale["w_router_DE"] = uncancelled_BS.norm() / case.positions
+    scale["router.w_DE"] = uncancelled_BS.norm() / case.positions
     for name, value in exact.items():
         assert (got[name] - value).norm() <= 0.06 * scale[name] + 1e-6, name
 
@@ -232,8 +229,9 @@ def test_choices_dropped_at_random_add_nothing_and_give_their_slots_to_no_other(
     case = replace(case, rule=rule, training=True)
     module, x_BSD = case.build()
     y_BSD, routing = fast(case, module, x_BSD)
-    assert routing.spared_TK is not None
-    want = token_by_token(module, x_BSD, case.capacity_factor, spared_TK=routing.spared_TK)
+    torch.manual_seed(case.seed)
+    spared_TK = torch.rand(case.rows * case.positions, rule.top_k) >= rate  # the layer's only draw
+    want = token_by_token(module, x_BSD, case.capacity_factor, spared_TK=spared_TK)
     assert torch.equal(routing.kept_TK, want.kept_TK)
     assert routing.kept_E.tolist() == routing.assigned_TK[want.kept_TK].bincount(minlength=case.experts).tolist()
     assert_equal_to(case, want.y_BSD, y_BSD, module, x_BSD)
@@ -243,21 +241,12 @@ def test_choices_dropped_at_random_add_nothing_and_give_their_slots_to_no_other(
 @given(cases(), st.booleans(), st.booleans())
 def test_sampled_choices_a_bias_and_a_shared_expert_equal_the_loop(case: Case, drawn: bool, shared: bool) -> None:
     _, x_BSD = case.build()
+    rule = replace(case.rule, selection="sample" if drawn else "argmax", drop_order="position")
+    balance = BalanceOptions(name="loss" if drawn else "sign")
+    module = layer(case.experts, rule, balance, d_model=D, d_ff=F, shared_expert=shared)
     torch.manual_seed(case.seed)
-    module = SwitchFeedForward(
-        d_model=D,
-        d_ff=F,
-        num_experts=case.experts,
-        rule=RoutingRule(
-            **asdict(case.rule) | {"selection": "sample" if drawn else "argmax", "drop_order": "position"}
-        ),
-        router_jitter=0.0,
-        shared_expert=shared,
-        selection_bias=not drawn,
-        init_scale=1.0,
-    )
-    if module.selection_bias_E is not None:
-        module.selection_bias_E.copy_(0.2 * torch.randn(case.experts))
+    if module.router.bias_E is not None:
+        module.router.bias_E.copy_(0.2 * torch.randn(case.experts))
     y_BSD, routing = module(x_BSD, capacity_factor=case.capacity_factor)
     selected_TK = routing.expert_TK if drawn else None
     want = token_by_token(module, x_BSD, case.capacity_factor, selected_TK=selected_TK)

@@ -9,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import REPEATABLE
-from worked import routed
+from worked import route, routed
 
 from switch_lm.measure.metrics import router_entropy
-from switch_lm.model.losses import load_balancing_loss, summed
+from switch_lm.model.losses import summed
+from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.routers.queueing import queue_slots
-from switch_lm.routers.routing import expert_capacity, route
+from switch_lm.routers.options import expert_capacity
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from switch_lm.config.schema import Config, HealthConfig
 from switch_lm.measure.alarm import RouterAlarm
 from switch_lm.measure.router_health import RouterHealth, router_health
 from switch_lm.measure.scoring import character_by_character, whole
-from switch_lm.model.losses import language_loss, load_balancing_loss, summed
+from switch_lm.model.losses import language_loss, summed
+from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.routers import routing
 from switch_lm.storage import checkpoint
 from switch_lm.storage.run_folder import TrainingError
@@ -122,7 +123,7 @@ def test_the_gradients_are_those_of_a_backward_pass_through_each_loss() -> None:
         output = model(text[0])
         loss = 0.5 * summed(load_balancing_loss, output.routings) if balance else language_loss(output.logits, text[1])
         loss.backward()
-        grads.append([torch.as_tensor(layer.w_router_DE.grad).clone() for layer in model.switch_layers])
+        grads.append([torch.as_tensor(layer.router.w_DE.grad).clone() for layer in model.switch_layers])
     for layer, (language, balance_DE) in enumerate(zip(*grads, strict=True)):
         assert health[layer].language_gradient == pytest.approx(language.norm().item(), rel=1e-5)
         assert health[layer].balance_gradient == pytest.approx(balance_DE.norm().item(), rel=1e-5)
