@@ -160,8 +160,8 @@ def optimizer_step(config: Config) -> float:
     optimizer = build_optimizer(module.model, config.optim, precision="fp32")
     for parameter in module.parameters():
         parameter.grad = torch.randn_like(parameter)
-    moves = isinstance(config.optim, MuonOptions)
-    steps = config.optim.steps_between_moves(config.model.num_experts) if moves else 1
+    optim = config.optim
+    steps = optim.steps_between_moves(config.model.num_experts) if isinstance(optim, MuonOptions) else 1
     with FlopCounterMode(display=False) as counter:
         for _ in range(steps):
             optimizer.step()
