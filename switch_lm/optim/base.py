@@ -34,9 +34,9 @@ class Model(Protocol):
 class Recipe(ABC):
     """Divides a model's parameters among optimizers. A subclass with a `name` of its own is chosen by `optim=NAME`.
 
-    It writes `optimizers`. `Options` are its configuration keys, a dataclass derived from `OptimOptions` whose fields
-    are made by `switch_lm.config.keys.key`; without keys of its own, a recipe leaves it out. A step that multiplies
-    matrices is counted in `Options.flops_per_step`. A recipe may read:
+    It writes `optimizers`. `Options` are its configuration keys, a dataclass derived from `OptimOptions`, whose fields
+    may be made by `switch_lm.config.keys.key`, with a rule; without keys of its own, a recipe leaves it out. What its
+    steps cost in products of matrices is stated by `Options.flops_per_step`. A recipe may read:
 
     * `self.options`: the values of this run, an `Options`.
     * `self.model`: `parameters()`; `hidden_matrices()`, of shape (O, I), or (E, I, O) for a stack of E experts'; and
