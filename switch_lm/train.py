@@ -3,7 +3,8 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -13,9 +14,11 @@ from omegaconf import DictConfig
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.config import overrides as cli
+from switch_lm.config.keys import NAME
 from switch_lm.config.paths import config_dir, interpreter
 from switch_lm.config.rules import ConfigError, refusal
-from switch_lm.storage.run_folder import Stopped, TrainingError
+from switch_lm.storage.run_folder import Stopped, TrainingError, require_families
+from switch_lm.storage.runs import OUTPUTS
 from switch_lm.sweep import jobs as sweep
 from switch_lm.sweep import launchers
 from switch_lm.text.corpus import CorpusError
@@ -44,6 +47,7 @@ def main() -> None:
 
     try:
         cli.check(sys.argv[1:])
+        _require_plugins(sys.argv[1:])
         _compose_and_run(run_job)
         if failures:
             raise failures[0]
@@ -55,6 +59,13 @@ def main() -> None:
         sys.exit(stop.code)
     except KeyboardInterrupt:
         sys.exit(_say("Stopped.", 130))
+
+
+def _require_plugins(arguments: Sequence[str]) -> None:
+    """Of a run that is to be resumed: Hydra, which cannot compose without them, does not know their names."""
+    name = cli.value_of("resume", arguments, "")
+    if name and NAME.holds(name):
+        require_families(Path(cli.value_of("outputs", arguments, str(OUTPUTS)), "runs", name))
 
 
 def _compose_and_run(run_job: Callable[[DictConfig], float | None]) -> None:

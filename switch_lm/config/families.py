@@ -1,11 +1,11 @@
-"""The families of a group: which routers and optimizers there are, their options, and where their code stands. No torch.
+"""The families of a group: which routers and optimizers there are, their options and their code. No torch.
 
 A family of this package is declared with its options, and its code is imported when it is needed. One of a plugin is
-declared by its class (see `switch_lm.plugins`).
+declared by its class (see `config.plugins`).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -42,7 +42,12 @@ def family(group: str, code: str) -> Callable[[T], T]:
 
 
 def register(group: str, name: str, *, options: type, code: type) -> None:
-    """Declares the class of a plugin as a family. ValueError if another class has the name."""
+    """Declares the class of a plugin as a family.
+
+    ValueError if another class has the name; TypeError for an option without a type and meaning.
+    """
+    if bare := [field.name for field in fields(options) if "meaning" not in field.metadata]:
+        raise TypeError(f"{options.__qualname__}.{bare[0]} must be declared as {bare[0]}: TYPE = key(DEFAULT, MEANING)")
     known = FAMILIES[group].get(name)
     if known is not None and not _same(known.code, code):
         raise ValueError(f"{group}={name}: there is one of this name already; give {code.__qualname__} another name")

@@ -189,7 +189,7 @@ def every_key() -> dict[str, Key]:
     return keys
 
 
-KEYS = every_key()
+KEYS = every_key()  # to which `load_plugins` adds those of plugins
 
 
 def keys_in(config: Config) -> dict[str, Key]:
