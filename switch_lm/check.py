@@ -118,7 +118,7 @@ def _check(options: argparse.Namespace, config: Config | None, verdicts: list[Ve
     if config is not None:
         model, header = _trained(config, steps)
     data, device = validation_ids(header, options.data), "cuda" if torch.cuda.is_available() else "cpu"
-    alpha = header.config.get("alpha", 0.0)
+    alpha = header.config.get("alpha", 0.0) if model.balance.adds_loss else 0.0
     subject = Subject(model.to(device), data.to(device), header.config["data"]["batch_size"], alpha)
     with progress(len(PARTS)) as say:
         findings = certify(subject, say=say)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from switch_lm.config.families import FAMILIES
@@ -179,6 +180,11 @@ class Config:
     )
     outputs: str = key("outputs", "Where runs and sweeps are written.", changes_result=False)
 
+    @property
+    def balance_weight(self) -> float:
+        """What the balance loss is multiplied by in the total."""
+        return self.alpha if self.balance.adds_loss else 0.0
+
 
 def every_key() -> dict[str, Key]:
     """Every key by its dotted name: those of the default families, then those that only other families have."""
@@ -192,9 +198,15 @@ def every_key() -> dict[str, Key]:
 KEYS = every_key()  # to which `load_plugins` adds those of plugins
 
 
-def keys_in(config: Config) -> dict[str, Key]:
-    """The keys of this configuration: of the families that it chooses, and of all else."""
+def keys_of_choice(names: Mapping[str, str | None]) -> dict[str, Key]:
+    """The keys of a configuration that chooses these families, by group; an unknown one has none."""
     keys = {name: key for name, key in KEYS.items() if name.partition(".")[0] not in FAMILIES}
-    for group in FAMILIES:
-        keys |= keys_of(type(getattr(config, group)), f"{group}.")
+    for group, families in FAMILIES.items():
+        if (name := names.get(group)) in families:
+            keys |= keys_of(families[name].options, f"{group}.")
     return keys
+
+
+def keys_in(config: Config) -> dict[str, Key]:
+    """The keys of this configuration."""
+    return keys_of_choice({group: getattr(config, group).name for group in FAMILIES})

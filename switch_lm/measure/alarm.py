@@ -58,7 +58,7 @@ class RouterAlarm:
         return (
             f"step {step}: the router of {_named(layers)} is dead: it gets no gradient from the language loss (norm "
             f"{first.language_gradient:.1e} {self._when()}), so it learns nothing from the text. A gate must "
-            "depend on the probability among all experts (model.gate_scale=probability); if the logits have "
+            "depend on the probability among all experts (router.gate_scale=probability); if the logits have "
             f"diverged (entropy {first.entropy:.2f}), z_loss=0.001 or a lower optim.lr helps"
         )
 
@@ -67,8 +67,8 @@ class RouterAlarm:
             f"step {step}: the router of {_named(layers)} has collapsed: expert {first.busiest} gets "
             f"{first.max_share:.0%} of the characters, and {first.idle_share:.0%} of the experts get none "
             f"{self._when()} (health.max_share={self.config.max_share:g}). Raise alpha (now {self.alpha:g}), or "
-            "balance by a bias: model.selection_bias_rate=0.001. At the start of training, a larger "
-            "model.router_jitter and a longer optim.warmup_steps help"
+            "balance by a bias: balance=sign. At the start of training, a larger "
+            "router.jitter and a longer optim.warmup_steps help"
         )
 
     def _when(self) -> str:

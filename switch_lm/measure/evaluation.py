@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from switch_lm.measure.metrics import dropped_choices
+from switch_lm.measure.metrics import dropped_choices, num_choices
 from switch_lm.model.losses import language_loss
 from switch_lm.model.transformer import SwitchLM, SwitchOutput, evaluating
 from switch_lm.text.windows import evaluation_batches
@@ -58,7 +58,7 @@ def evaluate(
             predictions += target_BS.numel()
             for layer, routing in enumerate(output.routings):
                 dropped_L[layer] += dropped_choices(routing)
-                choices_L[layer] += routing.expert_TK.numel()
+                choices_L[layer] += num_choices(routing)
     return Evaluation(
         loss=loss_sum.item() / predictions,
         dropped=(dropped_L.sum() / choices_L.sum().clamp(min=1)).item(),  # a dense model has no choices

@@ -9,13 +9,13 @@ from dataclasses import asdict, astuple, dataclass, replace
 from types import EllipsisType
 from typing import Any
 
-from switch_lm.config.schema import Config, OptimConfig
+from switch_lm.config.schema import Config
 from switch_lm.model.config import ModelConfig
-from switch_lm.routers.options import expert_capacity
+from switch_lm.optim.options import Matrices, OptimOptions
+from switch_lm.routers.options import RouterOptions, expert_capacity
 
 UNITS = {"PFLOP": 1e15, "TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6}
 BACKWARD = 2  # the backward pass of y = x w has two products of the same size: dx = dy w' and dw = x' dy
-NEWTON_SCHULZ_ROUNDS = (3, 2)  # iterations in each round of optim.muon.orthogonalize
 LEFT_OUT = (
     "everything that is not a matrix product: norms, softmax, activations, rotation of queries and keys, gathers of "
     "dispatch and combine, embedding look-ups, losses, clipping, AdamW's update and Muon's momentum",
@@ -109,7 +109,9 @@ class Ledger:
 
 def run_ledger(config: Config, *, vocab_size: int, kept_L: Sequence[float] | None = None) -> Ledger:
     """The ledger of a whole configured run. `kept_L`: as for `ledger`."""
-    batch = ledger(config.model, vocab_size=vocab_size, batch_size=config.data.batch_size, kept_L=kept_L)
+    batch = ledger(
+        config.model, config.router, vocab_size=vocab_size, batch_size=config.data.batch_size, kept_L=kept_L
+    )
     update = optimizer_flops(config.model, config.optim)
     trainer = config.trainer
     return replace(batch, accumulate=trainer.accumulate, max_steps=trainer.max_steps, optimizer_per_step=update)
@@ -117,6 +119,7 @@ def run_ledger(config: Config, *, vocab_size: int, kept_L: Sequence[float] | Non
 
 def ledger(
     model: ModelConfig,
+    router: RouterOptions,
     *,
     vocab_size: int,
     batch_size: int,
@@ -134,39 +137,30 @@ def ledger(
     context = context or model.context_length
     if isinstance(capacity_factor, EllipsisType):
         capacity_factor = model.capacity_factor if training else model.eval_capacity_factor
-    group = context if model.capacity_group == "sequence" else batch_size * context
-    capacity = expert_capacity(group, model.num_experts, capacity_factor)
-    slots = float(model.top_k) if capacity is None else model.num_experts * capacity / group  # per token
+    group = batch_size * context // router.num_groups(batch_size)
+    capacity, selected = expert_capacity(group, model.num_experts, capacity_factor), router.experts_per_token(model.num_experts)
+    slots = selected if capacity is None else model.num_experts * capacity / group  # per token
     if kept_L is None:
-        spared = 1.0 - model.random_drop_rate if training else 1.0
-        kept_L = [spared * min(model.top_k, slots)] * model.num_switch_layers
+        kept_L = [router.spared(training=training) * min(selected, slots)] * model.num_switch_layers
     blocks = range(model.num_layers)
     kept = dict(zip(filter(model.is_switch, blocks), kept_L, strict=True))
     layers = tuple(
-        _switch(model, context, slots, kept[block]) if block in kept else _dense(model, context) for block in blocks
+        _switch(model, router, context, slots=slots, kept=kept[block]) if block in kept else _dense(model, context) for block in blocks
     )
     return Ledger(layers, head=2.0 * model.d_model * vocab_size, tokens=batch_size * context)
 
 
-def optimizer_flops(model: ModelConfig, optim: OptimConfig) -> float:
-    """FLOPs per step of the optimizer: Muon's Newton-Schulz iterations on every hidden matrix; 0 for AdamW.
-
-    Experts are updated every `optim.steps_between_moves` steps; the result is the mean over these. With m the shorter
-    and n the longer side of x, a round of k iterations consists of x x', one product of (m, m) with x, and 4 k - 3
-    products of (m, m): one square per iteration, and three between two iterations.
-    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
-    """
-    if optim.name != "muon":
-        return 0.0
-    D, num_switch = model.d_model, model.num_switch_layers
+def optimizer_flops(model: ModelConfig, optim: OptimOptions) -> float:
+    """FLOPs per step in matrix products of the optimizer, which is asked: it is given every hidden matrix."""
+    D, F, num_switch = model.d_model, model.d_ff, model.num_switch_layers
     num_dense = model.num_layers - num_switch + (num_switch if model.shared_expert else 0)
-    num_ffns = num_dense + num_switch * model.num_experts / optim.steps_between_moves(model.num_experts)
-    matrices = [(model.num_layers, (3 * D, D)), (model.num_layers, (D, D)), (2 * num_ffns, (D, model.d_ff))]
-    return sum(
-        number * 2.0 * (2 * min(sides) ** 2 * max(sides) + (4 * iterations - 3) * min(sides) ** 3)
-        for number, sides in matrices
-        for iterations in NEWTON_SCHULZ_ROUNDS
-    )
+    matrices = [
+        Matrices(model.num_layers, (3 * D, D)),
+        Matrices(model.num_layers, (D, D)),
+        Matrices(2 * num_dense, (D, F)),
+        Matrices(2 * num_switch * model.num_experts, (D, F), stacked=model.num_experts),
+    ]
+    return optim.flops_per_step(matrices)
 
 
 def _dense(model: ModelConfig, context: int) -> LayerWork:
@@ -174,24 +168,25 @@ def _dense(model: ModelConfig, context: int) -> LayerWork:
     return LayerWork(attention, feed_forward=2.0 * 2 * model.d_model * model.d_ff)
 
 
-def _switch(model: ModelConfig, context: int, slots: float, kept: float) -> LayerWork:
+def _switch(model: ModelConfig, router: RouterOptions, context: int, *, slots: float, kept: float) -> LayerWork:
     """`slots`: computed per token, in all experts together; `kept`: those that hold a choice."""
     dense = _dense(model, context)
     expert = dense.feed_forward
     return replace(
         dense,
         feed_forward=expert if model.shared_expert else 0.0,
-        router=2.0 * model.d_model * model.num_experts,
+        router=2.0 * router.num_params(model.d_model, model.num_experts),
         useful=kept * expert,
         padded=(slots - kept) * expert,
-        dropped=(model.top_k - kept) * expert,
+        dropped=(router.experts_per_token(model.num_experts) - kept) * expert,
     )
 
 
 def ledger_in_words(config: Config, vocab_size: int) -> str:
     """Two lines for the console: the cost of a token by kind, with an even load, and the cost of a step."""
     work = run_ledger(config, vocab_size=vocab_size)
-    dense = run_ledger(replace(config, model=replace(config.model, switch_every=0)), vocab_size=vocab_size)
+    no_experts = replace(config.model, switch_every=0, switch_layers=None)
+    dense = run_ledger(replace(config, model=no_experts), vocab_size=vocab_size)
     unit, step_unit, kinds = _unit(work.forward), _unit(work.per_step), work.by_kind()
     names = {"attention": "attention", "feed_forward": "dense feed-forward", "useful": "experts",
              "padded": "their empty slots", "router": "router", "head": "head"}  # fmt: skip
@@ -222,7 +217,7 @@ def ledger_table(config: Config, vocab_size: int) -> str:
     lines = ["MFLOP per token, forward | " + " | ".join(kinds), "|".join(["---"] * (len(kinds) + 1))]
     for name, values in rows.items():
         lines.append(" | ".join([name, *(f"{values[kind]:.3f}" if kind in values else "-" for kind in kinds)]))
-    total, active = config.model.num_params(vocab_size), config.model.num_active_params(vocab_size)
+    total, active = (count(vocab_size, config.router) for count in (config.model.num_params, config.model.num_active_params))
     return "\n".join(
         [
             *lines,

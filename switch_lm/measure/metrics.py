@@ -15,7 +15,13 @@ from switch_lm.routers.routing import Routing
 
 def dropped_choices(routing: Routing) -> Tensor:
     """How many choices are dropped, 0-d int64."""
-    return (~routing.kept_TK).sum()
+    used_N = True if routing.used_N is None else routing.used_N
+    return (~routing.kept_N & used_N).sum()
+
+
+def num_choices(routing: Routing) -> int | Tensor:
+    """How many choices there are, before dropping: a number where each token has K, otherwise 0-d int64."""
+    return routing.token_N.numel() if routing.used_N is None else routing.num_assignments
 
 
 def router_entropy(routing: Routing) -> Tensor:
@@ -33,12 +39,27 @@ class FirstChoice(NamedTuple):
 
 
 def first_choice(routing: Routing) -> FirstChoice:
-    """The first choices of one router call."""
-    first_T1 = routing.expert_TK[:, :1]
+    """The first choices of one router call; a token that no expert takes counts for the best by score, gate 0."""
+    if routing.choices_per_token is not None:
+        first_T1, gate_T = routing.expert_TK[:, :1], routing.gate_TK[:, 0]
+    else:
+        first_T1, gate_T = _largest_gate(routing)
     second_probability_T, second_T = routing.probs_TE.scatter(1, first_T1, -1.0).max(dim=1)
     if routing.probs_TE.shape[1] == 1:
         second_T, second_probability_T = torch.full_like(second_T, -1), torch.zeros_like(second_probability_T)
-    return FirstChoice(first_T1.squeeze(1), routing.gate_TK[:, 0], second_T, second_probability_T)
+    return FirstChoice(first_T1.squeeze(1), gate_T, second_T, second_probability_T)
+
+
+def _largest_gate(routing: Routing) -> tuple[Tensor, Tensor]:
+    """The expert (T, 1) whose assignment has the largest gate, and that gate (T), where tokens have any number."""
+    first_TM = routing.first_TM(routing.num_experts)
+    gate_TM = torch.cat([routing.gate_N.detach(), routing.gate_N.new_full((1,), -torch.inf)])[first_TM]
+    gate_T1, place_T1 = gate_TM.max(dim=1, keepdim=True)
+    index_T1 = first_TM.gather(1, place_T1)
+    best_T1 = routing.scores_TE.argmax(dim=1, keepdim=True)
+    expert_T1 = torch.cat([routing.expert_N, best_T1.new_zeros(1)])[index_T1]
+    none_T1 = index_T1 == routing.token_N.numel()
+    return torch.where(none_T1, best_T1, expert_T1), gate_T1.masked_fill(none_T1, 0.0).squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -51,16 +72,18 @@ class RoutingSums:
     mean_prob_E: Tensor  # this and the next two: the sum of each call's mean
     entropy: Tensor
     mean_gate: Tensor
-    choices: int
-    slots: int  # what the experts compute, empty or not
+    choices: int | Tensor
+    slots: int | Tensor  # what the experts compute, empty or not
     calls: int = 1
 
     @classmethod
     def of(cls, routing: Routing) -> RoutingSums:
         """One router call."""
-        choices, num_experts = routing.expert_TK.numel(), routing.load_E.numel()
-        slots = choices if routing.capacity is None else num_experts * routing.num_groups * routing.capacity
-        means = routing.mean_prob_E, router_entropy(routing), routing.gate_TK.mean()
+        choices = num_choices(routing)
+        slots = choices if routing.capacity is None else routing.num_experts * routing.num_groups * routing.capacity
+        used_N = routing.used_N
+        mean_gate = routing.gate_N.mean() if used_N is None else (routing.gate_N * used_N).sum() / used_N.sum()
+        means = routing.mean_prob_E, router_entropy(routing), mean_gate
         return cls(routing.load_E, routing.kept_E, dropped_choices(routing), *means, choices, slots)
 
     def __add__(self, other: RoutingSums) -> RoutingSums:

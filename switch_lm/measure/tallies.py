@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from switch_lm.measure.metrics import RoutingSums, dropped_choices, router_entropy
+from switch_lm.measure.metrics import RoutingSums, dropped_choices, num_choices, router_entropy
 from switch_lm.routers.routing import Routing
 
 
@@ -46,7 +46,7 @@ class DropTally:
         if routings:
             dropped_L = torch.stack([dropped_choices(routing) for routing in routings])
             self._dropped_L = self._dropped_L.to(dropped_L.device) + dropped_L
-            self._choices += routings[0].expert_TK.numel()
+            self._choices += int(num_choices(routings[0]))
 
     def end_stretch(self) -> None:
         """Call at each validation. Without a step since the last one, the share does not change."""

@@ -1,4 +1,4 @@
-"""Moves tokens to the input rows of their experts and back, with one gather in each direction."""
+"""Moves tokens to the input rows of their experts and back, by gathers in both directions: nothing is added atomically."""
 
 from __future__ import annotations
 
@@ -13,41 +13,67 @@ from switch_lm.routers.routing import Routing
 
 @dataclass(frozen=True)
 class ExpertRows:
-    """Which of the experts' P input rows holds which of the N choices, and the inverse map.
+    """Which of the experts' P input rows holds which of the N assignments, and the inverse map.
 
-    With a capacity there is a row for each capacity slot, P = E*G*C; without one, a row for each choice, P = N. The
+    With a capacity there is a row for each capacity slot, P = E*G*C; without one, a row for each assignment, P = N. The
     rows of one expert follow each other, in the order of its queue.
     """
 
-    row_N: Tensor  # int64; P: the choice is dropped
+    row_N: Tensor  # int64; P: the assignment is dropped
     choice_P: Tensor  # int64; N: the row is empty
 
     @classmethod
     def of(cls, routing: Routing) -> ExpertRows:
         """The rows of one router call."""
-        expert_N, slot_N = routing.assigned_TK.flatten(), routing.slot_TK.flatten()
-        num_choices, num_experts = expert_N.numel(), routing.load_E.numel()
+        expert_N, slot_N, num_assignments = routing.assigned_N, routing.slot_N, routing.token_N.numel()
         if routing.capacity is None:
             start_E = routing.load_E.cumsum(0) - routing.load_E
-            num_rows, row_N = num_choices, start_E[expert_N] + slot_N
+            num_rows, row_N = num_assignments, start_E[expert_N] + slot_N
         else:
             rows_per_expert = routing.num_groups * routing.capacity
-            num_rows = num_experts * rows_per_expert
-            group_N = torch.arange(num_choices, device=expert_N.device) // (num_choices // routing.num_groups)
+            num_rows = routing.num_experts * rows_per_expert
+            group_N = routing.token_N // (routing.num_tokens // routing.num_groups)
             row_N = expert_N * rows_per_expert + group_N * routing.capacity + slot_N
         if not routing.keeps_all:
-            row_N = torch.where(routing.kept_TK.flatten(), row_N, num_rows)
-        choice_P = row_N.new_full((num_rows + 1,), num_choices)
-        choice_P = choice_P.scatter(0, row_N, torch.arange(num_choices, device=row_N.device))[:num_rows]
+            row_N = torch.where(routing.kept_N, row_N, num_rows)
+        choice_P = row_N.new_full((num_rows + 1,), num_assignments)
+        choice_P = choice_P.scatter(0, row_N, torch.arange(num_assignments, device=row_N.device))[:num_rows]
         return cls(row_N, choice_P)
 
     def dispatch(self, x_ND: Tensor) -> Tensor:
-        """The experts' input (P, D), from each choice's token (N, D). An empty row holds any token and is not read."""
+        """The experts' input (P, D), from each assignment's token (N, D). An empty row holds any token, never read."""
         return _MoveRows.apply(x_ND, self.choice_P, self.row_N)  # type: ignore[no-untyped-call]
 
     def combine(self, y_PD: Tensor) -> Tensor:
-        """Each choice's output (N, D), from that of the experts (P, D). Drops get any row: gate them with 0."""
+        """Each assignment's output (N, D), from the experts' (P, D). Drops get any row: gate them with 0."""
         return _MoveRows.apply(y_PD, self.row_N, self.choice_P)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Which assignments are those of each token, in the order of their list."""
+
+    routing: Routing
+    first_TM: Tensor | None  # None: each token has K, one after the other
+
+    @classmethod
+    def of(cls, routing: Routing) -> TokenRows:
+        fixed = routing.choices_per_token is not None
+        return cls(routing, None if fixed else routing.first_TM(routing.num_experts))
+
+    def spread(self, x_TD: Tensor) -> Tensor:
+        """The token of each assignment (N, D)."""
+        top_k = self.routing.choices_per_token
+        if self.first_TM is None:
+            return x_TD if top_k == 1 else x_TD.repeat_interleave(top_k or 1, dim=0)
+        return _Spread.apply(x_TD, self.routing.token_N, self.first_TM)  # type: ignore[no-untyped-call]
+
+    def sum(self, y_ND: Tensor) -> Tensor:
+        """The sum of each token's assignments (T, D), added in the order of their list; 0 where it has none."""
+        top_k = self.routing.choices_per_token
+        if self.first_TM is None:
+            return y_ND if top_k == 1 else y_ND.unflatten(0, (-1, top_k or 1)).sum(dim=1)
+        return _Sum.apply(y_ND, self.routing.token_N, self.first_TM)  # type: ignore[no-untyped-call]
 
 
 class _MoveRows(torch.autograd.Function):
@@ -61,5 +87,43 @@ class _MoveRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_PD: Tensor) -> tuple[Tensor, None, None]:
         (target_N,) = ctx.saved_tensors
-        zero_1D = grad_PD.new_zeros(1, grad_PD.shape[1])  # for rows that were not read: they point past the last
-        return torch.cat([grad_PD, zero_1D]).index_select(0, target_N), None, None
+        return _with_zero_row(grad_PD).index_select(0, target_N), None, None
+
+
+class _Spread(torch.autograd.Function):
+    """Gathers each assignment's token. Its gradient is `_Sum`, and the other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, token_N: Tensor, first_TM: Tensor) -> Tensor:
+        ctx.save_for_backward(first_TM)
+        return x_TD.index_select(0, token_N)
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, None]:
+        (first_TM,) = ctx.saved_tensors
+        return _sum_in_order(grad_ND, first_TM), None, None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y_ND: Tensor, token_N: Tensor, first_TM: Tensor) -> Tensor:
+        ctx.save_for_backward(token_N)
+        return _sum_in_order(y_ND, first_TM)
+
+    @staticmethod
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None, None]:
+        (token_N,) = ctx.saved_tensors
+        return grad_TD.index_select(0, token_N), None, None
+
+
+def _sum_in_order(y_ND: Tensor, first_TM: Tensor) -> Tensor:
+    """Gathers one assignment of every token after the other, and adds them up (T, D)."""
+    y_ND, total_TD = _with_zero_row(y_ND), y_ND.new_zeros(first_TM.shape[0], y_ND.shape[1])
+    for index_T in first_TM.unbind(1):
+        total_TD = total_TD + y_ND.index_select(0, index_T)
+    return total_TD
+
+
+def _with_zero_row(y_ND: Tensor) -> Tensor:
+    """For rows that were not read: they point past the last."""
+    return torch.cat([y_ND, y_ND.new_zeros(1, y_ND.shape[1])])

@@ -49,9 +49,9 @@ class Experts(nn.Module):
         """Each expert on its G*C rows (E, G*C, D): two batched products, whose shape does not depend on the router."""
         return torch.bmm(self.dropout(self.activation(torch.bmm(x_ECD, self.w_in_EDF))), self.w_out_EFD)
 
-    def one_token(self, x_1D: Tensor, expert_11: Tensor) -> Tensor:
-        """The expert `expert_11` on a single token (1, D), as in generation: nothing is sorted or moved."""
-        dtype, expert = product_dtype(x_1D), int(expert_11)
+    def one_token(self, x_1D: Tensor, expert_1: Tensor) -> Tensor:
+        """The expert `expert_1` on a single token (1, D), as in generation: nothing is sorted or moved."""
+        dtype, expert = product_dtype(x_1D), int(expert_1)
         h_1F = self.activation(x_1D.to(dtype) @ self.w_in_EDF[expert].to(dtype))
         return self.dropout(h_1F) @ self.w_out_EFD[expert].to(dtype)
 
@@ -85,8 +85,13 @@ def _pieces(loads: Sequence[int], device: str) -> list[Piece]:
     return pieces
 
 
+def _end(pieces: Sequence[Piece]) -> int:
+    """The number of rows that pieces cover."""
+    return pieces[-1][1].stop if pieces else 0
+
+
 class _RaggedProduct(torch.autograd.Function):
-    """Each piece's rows times its expert's matrix (N, O); the pieces cover all N rows.
+    """Each piece's rows times its expert's matrix (N, O); the pieces follow each other, and rows after them give 0.
 
     One autograd node for all experts, which write to their own rows: nothing is split, joined or added up.
     """
@@ -96,6 +101,7 @@ class _RaggedProduct(torch.autograd.Function):
         ctx.save_for_backward(x_NI, w_EIO)
         ctx.pieces = pieces
         y_NO = x_NI.new_empty(x_NI.shape[0], w_EIO.shape[2])
+        y_NO[_end(pieces) :] = 0.0  # rows of no expert, which nobody reads, must stay finite
         for expert, rows in pieces:
             torch.mm(x_NI[rows], w_EIO[expert], out=y_NO[rows])
         return y_NO
@@ -104,6 +110,7 @@ class _RaggedProduct(torch.autograd.Function):
     def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor, Tensor, None]:
         x_NI, w_EIO = ctx.saved_tensors
         grad_x_NI, grad_w_EIO = torch.empty_like(x_NI), torch.zeros_like(w_EIO)
+        grad_x_NI[_end(ctx.pieces) :] = 0.0
         for expert, rows in ctx.pieces:
             torch.mm(grad_NO[rows], w_EIO[expert].T, out=grad_x_NI[rows])
             torch.addmm(grad_w_EIO[expert], x_NI[rows].T, grad_NO[rows], out=grad_w_EIO[expert])

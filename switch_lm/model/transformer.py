@@ -1,17 +1,21 @@
 """The Switch Transformer language model: embedding, pre-norm blocks, head."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import EllipsisType
 
+import torch
 from torch import Tensor, nn
 
+from switch_lm.config.families import load
 from switch_lm.model.attention import Attention, LayerCache, rotary_table
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.experts import FeedForward
 from switch_lm.model.switch import SwitchFeedForward, initialize
+from switch_lm.routers.base import Router
 from switch_lm.routers.noise import Dropout
+from switch_lm.routers.options import BalanceOptions, RouterOptions, SwitchOptions
 from switch_lm.routers.routing import Routing
 
 
@@ -26,22 +30,24 @@ class SwitchOutput:
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x)), dense or Switch."""
 
-    def __init__(self, config: ModelConfig, *, switch: bool) -> None:
+    def __init__(self, config: ModelConfig, router: Router | None) -> None:
         super().__init__()
         self.norm_attention = nn.RMSNorm(config.d_model)
         self.attention = Attention(d_model=config.d_model, num_heads=config.num_heads)
         self.norm_ffn = nn.RMSNorm(config.d_model)
         self.dropout = Dropout(config.dropout)
         self.ffn = (
-            switch_layer(config)
-            if switch
-            else FeedForward(d_model=config.d_model, d_ff=config.d_ff, activation=config.activation)
+            FeedForward(d_model=config.d_model, d_ff=config.d_ff, activation=config.activation)
+            if router is None
+            else switch_layer(config, router)
         )
 
     def forward(
         self,
         x_BSD: Tensor,
         *,
+        ids_BS: Tensor,
+        position_S: Tensor,
         rotation: tuple[Tensor, Tensor] | None,
         cache: LayerCache | None = None,
         capacity_factor: float | EllipsisType | None = ...,
@@ -50,13 +56,13 @@ class Block(nn.Module):
         x_BSD = x_BSD + self.dropout(self.attention(self.norm_attention(x_BSD), rotation=rotation, cache=cache))
         h_BSD = self.norm_ffn(x_BSD)
         if isinstance(self.ffn, SwitchFeedForward):
-            y_BSD, routing = self.ffn(h_BSD, capacity_factor=capacity_factor)
+            y_BSD, routing = self.ffn(h_BSD, ids_BS=ids_BS, position_S=position_S, capacity_factor=capacity_factor)
         else:
             y_BSD, routing = self.ffn(h_BSD), None
         return x_BSD + self.dropout(y_BSD), routing
 
 
-def switch_layer(config: ModelConfig) -> SwitchFeedForward:
+def switch_layer(config: ModelConfig, router: Router) -> SwitchFeedForward:
     """A new Switch layer of a configured model."""
     return SwitchFeedForward(
         d_model=config.d_model,
@@ -64,23 +70,31 @@ def switch_layer(config: ModelConfig) -> SwitchFeedForward:
         num_experts=config.num_experts,
         capacity_factor=config.capacity_factor,
         eval_capacity_factor=config.eval_capacity_factor,
-        rule=config.rule,
-        router_jitter=config.router_jitter,
-        router_input_dropout=config.router_input_dropout,
+        router=router,
         activation=config.activation,
         expert_dropout=config.expert_dropout,
         shared_expert=config.shared_expert,
-        selection_bias=config.selection_bias_rate > 0.0,
         init_scale=config.init_scale,
     )
 
 
 class SwitchLM(nn.Module):
-    """A decoder-only language model in which every `switch_every`-th block, or none, has a Switch layer."""
+    """A decoder-only language model in which every `switch_every`-th block, or none, has a Switch layer.
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    `router` and `balance`: the options of its routers, by default those of `switch`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab_size: int,
+        *,
+        router: RouterOptions | None = None,
+        balance: BalanceOptions | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
+        self.router_options, self.balance = router or SwitchOptions(), balance or BalanceOptions()
         self.embedding = nn.Embedding(vocab_size, config.d_model)
         if config.position == "learned":
             self.position = nn.Embedding(config.context_length, config.d_model)
@@ -91,17 +105,44 @@ class SwitchLM(nn.Module):
             self.register_buffer("cos_SW", cos_SW, persistent=False)
             self.register_buffer("sin_SW", sin_SW, persistent=False)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, switch=config.is_switch(block)) for block in range(config.num_layers))
+        self.blocks = nn.ModuleList(
+            Block(config, self._new_router() if config.is_switch(block) else None) for block in range(config.num_layers)
+        )
         self.norm = nn.RMSNorm(config.d_model)
         self.head = nn.Linear(config.d_model, vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         initialize(self, config.init_scale)
 
+    def _new_router(self) -> Router:
+        router: Router = load("router", self.router_options.name)(
+            self.router_options,
+            d_model=self.config.d_model,
+            num_experts=self.config.num_experts,
+            balance=self.balance,
+        )
+        return router
+
     @property
     def switch_layers(self) -> list[SwitchFeedForward]:
         """All Switch layers in order of depth; empty for a dense model."""
         return [layer for layer in self.modules() if isinstance(layer, SwitchFeedForward)]
+
+    @property
+    def routers(self) -> list[Router]:
+        """The routers of all Switch layers in order of depth."""
+        return [layer.router for layer in self.switch_layers]
+
+    def router_parameters(self) -> list[nn.Parameter]:
+        """The weights of all routers."""
+        return [weight for router in self.routers for weight in router.parameters()]
+
+    def aux_losses(self, routings: Sequence[Routing]) -> dict[str, Tensor]:
+        """The routers' own losses by name, each added up over the layers; 0 balance for a dense model."""
+        of_layers = [router.aux_losses(one) for router, one in zip(self.routers, routings, strict=True)]
+        names = dict.fromkeys(name for losses in of_layers for name in losses)
+        sums = {name: torch.stack([losses[name] for losses in of_layers if name in losses]).sum() for name in names}
+        return {"balance": torch.zeros(())} | sums
 
     def new_cache(self) -> list[LayerCache]:
         """An empty key-value cache, one entry per block, to pass to each `forward` over the same text."""
@@ -128,10 +169,16 @@ class SwitchLM(nn.Module):
             x_BSD = x_BSD + self.position.weight[start:end]
         x_BSD = self.dropout(x_BSD)
         rotation = (self.cos_SW[start:end], self.sin_SW[start:end]) if self.config.position == "rotary" else None
+        position_S = torch.arange(start, end, device=ids_BS.device)
         routings = []
         for i, block in enumerate(self.blocks):
             x_BSD, routing = block(
-                x_BSD, rotation=rotation, cache=None if cache is None else cache[i], capacity_factor=capacity_factor
+                x_BSD,
+                ids_BS=ids_BS,
+                position_S=position_S,
+                rotation=rotation,
+                cache=None if cache is None else cache[i],
+                capacity_factor=capacity_factor,
             )
             if routing is not None:
                 routings.append(routing)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from switch_lm.config.schema import OptimConfig
+from switch_lm.optim.options import MuonOptions
 from switch_lm.optim.muon import BatchedMuon, StackedMuon
 
 
@@ -39,7 +39,7 @@ def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.dim() >= 2 and name.startswith("blocks.") and "router" not in name
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, *, precision: str) -> JointOptimizer:
+def build_optimizer(model: nn.Module, config: Any, *, precision: str) -> JointOptimizer:
     """AdamW for all parameters; or, with `name=muon`, Muon for the hidden matrices and AdamW for the rest.
 
     Only matrices decay. `precision`: bf16 or fp32, in which Muon computes its products.
@@ -47,12 +47,14 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, precision: str) ->
     hidden: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (hidden if config.name == "muon" and is_hidden_matrix(name, parameter) else others).append(parameter)
+        (hidden if isinstance(config, MuonOptions) and is_hidden_matrix(name, parameter) else others).append(parameter)
     groups = [
         {"params": [p for p in others if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
     ]
     optimizers: list[Optimizer] = [AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)]
+    if not isinstance(config, MuonOptions):
+        return JointOptimizer(optimizers)
     rates: dict[str, Any] = {
         "lr": config.matrix_lr,
         "weight_decay": config.matrix_weight_decay,

@@ -2,10 +2,10 @@
 
 import math
 
-from switch_lm.config.schema import OptimConfig
+from switch_lm.optim.options import OptimOptions
 
 
-def learning_rate_factor(step: int, optim: OptimConfig, *, max_steps: int, d_model: int) -> float:
+def learning_rate_factor(step: int, optim: OptimOptions, *, max_steps: int, d_model: int) -> float:
     """The factor at `step`, counted from 0.
 
     linear, cosine: a linear rise to 1 over `warmup_steps`, then a straight line or half a cosine to `min_factor` at the

@@ -20,10 +20,13 @@ def is_ignored(key: str) -> bool:
 
 def is_routing(key: str) -> bool:
     """Whether a dense model is the same whatever the key holds."""
-    return key in ROUTING_LOSSES or (key.startswith("model.") and key.removeprefix("model.") not in SIZES)
+    of_router = key.startswith(("router.", "balance.")) or key == "optim.router_lr"
+    return of_router or key in ROUTING_LOSSES or (key.startswith("model.") and key.removeprefix("model.") not in SIZES)
 
 
 def is_dense(config: Mapping[str, Any]) -> bool:
     """Whether no block has a Switch layer."""
+    if (layers := config.get("model.switch_layers")) is not None:
+        return not layers
     every = config.get("model.switch_every") or 0
     return bool(every == 0 or every > config["model.num_layers"])

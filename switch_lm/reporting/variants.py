@@ -14,9 +14,11 @@ from switch_lm.stats.intervals import Estimate, estimate
 
 CAPACITY, ALPHA, EXPERTS = "model.capacity_factor", "alpha", "model.num_experts"
 RESOLVED = {"trainer.device": "hardware.device", "trainer.precision": "hardware.precision"}  # `auto` says nothing
-RANDOM_DROPS = "model.random_drop_rate"
+RANDOM_DROPS = "router.random_drop_rate"
 FIRST = (EXPERTS, "model.switch_every", "model.d_ff", ALPHA, RANDOM_DROPS)  # in a label; other keys follow
-APART = (*FIRST, "model.top_k", CAPACITY)  # what a label states in its family, or in its own place
+APART = (*FIRST, "router.name", "router.top_k", CAPACITY)  # what a label states in its family, or in its own place
+
+FAMILY_NAMES = {"switch": "Switch", "topk": "top-{top_k}"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,14 +126,15 @@ def _place(variant: Variant) -> tuple[Any, ...]:
     config = variant.config
     if variant.dense:
         return 0, config["model.d_ff"], 0.0, 0, variant.label
-    return 1, -variant.level(CAPACITY), config[EXPERTS], -config["model.top_k"], config[ALPHA], variant.label
+    return 1, -variant.level(CAPACITY), config[EXPERTS], -config["router.top_k"], config[ALPHA], variant.label
 
 
 def labels(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Names of the variants of one report, by what they differ in: each in full, and without its capacity factor."""
     sparse = [config for config in configs if config["model.switch_every"] != 0]
     keys = sorted({key for config in configs for key in config})
-    differing = [k for k in keys if len({repr(c.get(k)) for c in (sparse if is_routing(k) else configs)}) > 1]
+    pools = {key: [c for c in (sparse if is_routing(key) else configs) if key in c] for key in keys}
+    differing = [key for key, pool in pools.items() if len({repr(config[key]) for config in pool}) > 1]
     widths = {config["model.d_ff"] for config in sparse}
     usual = {"model.switch_every": 0, "model.d_ff": widths.pop() if len(widths) == 1 else None, RANDOM_DROPS: 0.0}
     stated = [key for key in FIRST if key in (*differing, RANDOM_DROPS)] + [k for k in differing if k not in APART]
@@ -148,10 +151,11 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def family(config: Mapping[str, Any]) -> str:
-    """What the variants of one colour have in common: dense, Switch, top-2."""
+    """What the variants of one colour have in common: dense, or the router: Switch, top-2, and others by name."""
     if config["model.switch_every"] == 0:
         return "dense"
-    return "Switch" if config["model.top_k"] == 1 else f"top-{config['model.top_k']}"
+    name = str(config["router.name"])
+    return FAMILY_NAMES.get(name, name).format(top_k=config["router.top_k"])
 
 
 def _part(key: str, value: object) -> str:
@@ -160,7 +164,7 @@ def _part(key: str, value: object) -> str:
             return "1 expert" if value == 1 else f"{value} experts"
         case "model.switch_every":
             return "every block" if value == 1 else f"every {value} blocks"
-        case "model.random_drop_rate":
+        case "router.random_drop_rate":
             return f"random drops {show(value)}"
         case "text":
             return f"text {str(value)[:6]}"

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from switch_lm.routers.options import RoutingRule
-
 
 @dataclass(frozen=True)
 class Queue:
@@ -38,24 +36,34 @@ def queue_slots(expert_GN: Tensor, num_experts: int) -> Queue:
 
 
 def enqueue(
-    expert_GtK: Tensor, probs_GtE: Tensor, *, capacity: int, rule: RoutingRule, training: bool
+    expert_GtK: Tensor,
+    scores_GtE: Tensor,
+    *,
+    capacity: int,
+    drop_order: str,
+    overflow: str,
+    by_choice: bool,
+    training: bool,
 ) -> tuple[Tensor, Queue]:
-    """The expert that computes each choice (G, N), and the queue by the rule's drop order, queue order and overflow."""
+    """The expert that computes each choice (G, N), and the queue by the drop order and overflow of a router's options.
+
+    `by_choice`: all first choices queue before all second ones (GShard).
+    """
     num_groups, num_tokens, top_k = expert_GtK.shape
-    expert_GN, num_experts = expert_GtK.flatten(1), probs_GtE.shape[-1]
-    priority_Gt = DROP_ORDERS[rule.drop_order](probs_GtE, training)
-    if priority_Gt is None and rule.queue_order == "token" and rule.overflow != "reroute":
+    expert_GN, num_experts = expert_GtK.flatten(1), scores_GtE.shape[-1]
+    priority_Gt = DROP_ORDERS[drop_order](scores_GtE, training)
+    if priority_Gt is None and not by_choice and overflow != "reroute":
         return expert_GN, queue_slots(expert_GN, num_experts)
 
     if priority_Gt is None:
         priority_Gt = torch.arange(num_tokens, device=expert_GtK.device).expand(num_groups, num_tokens)
     order_GtK = priority_Gt[..., None] * top_k + torch.arange(top_k, device=expert_GtK.device)
-    order_GN = (order_GtK.mT if rule.queue_order == "choice" else order_GtK).flatten(1)
+    order_GN = (order_GtK.mT if by_choice else order_GtK).flatten(1)
     ordered_GN = expert_GN.gather(1, order_GN)
-    if rule.overflow == "reroute":  # top_k is 1: choices are tokens
-        probs_GNE = probs_GtE.gather(1, order_GN[..., None].expand_as(probs_GtE))
+    if overflow == "reroute":  # top_k is 1: choices are tokens
+        scores_GNE = scores_GtE.gather(1, order_GN[..., None].expand_as(scores_GtE))
         load_GE = _one_hot(ordered_GN, num_experts).sum(dim=1)
-        ordered_GN, slot_GN = _reroute(ordered_GN, probs_GNE, capacity)
+        ordered_GN, slot_GN = _reroute(ordered_GN, scores_GNE, capacity)
     else:
         queue = queue_slots(ordered_GN, num_experts)
         slot_GN, load_GE = queue.slot_GN, queue.load_GE
@@ -63,15 +71,15 @@ def enqueue(
     return expert_GN, Queue(torch.empty_like(slot_GN).scatter(1, order_GN, slot_GN), load_GE)
 
 
-def _reroute(expert_GN: Tensor, probs_GNE: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+def _reroute(expert_GN: Tensor, scores_GNE: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
     """The expert and slot of each token (G, N): in round r, every token without a slot tries its r-th best expert.
 
-    The best is the selected expert, the others follow by probability. A slot that equals the capacity means dropped.
+    The best is the selected expert, the others follow by score. A slot that equals the capacity means dropped.
     Source: Switch Transformers, appendix B (No-Token-Left-Behind).
     """
-    num_experts = probs_GNE.shape[-1]
+    num_experts = scores_GNE.shape[-1]
     first_GNE = _one_hot(expert_GN, num_experts)
-    ranking_GNE = probs_GNE.masked_fill(first_GNE, torch.inf).argsort(dim=-1, descending=True, stable=True)
+    ranking_GNE = scores_GNE.masked_fill(first_GNE, torch.inf).argsort(dim=-1, descending=True, stable=True)
     slot_GN = torch.full_like(expert_GN, capacity)  # no token has a slot yet
     taken_GE = torch.zeros_like(expert_GN[:, :1]).expand(-1, num_experts)
     for tried_GN in ranking_GNE.unbind(-1):
@@ -90,19 +98,19 @@ def _one_hot(expert_GN: Tensor, num_experts: int) -> Tensor:
     return expert_GN[..., None] == torch.arange(num_experts, device=expert_GN.device)
 
 
-def _by_position(probs_GtE: Tensor, training: bool) -> None:
+def _by_position(scores_GtE: Tensor, training: bool) -> None:
     """Row, then position: the only order in which a token's slot does not depend on later tokens."""
     return
 
 
-def _at_random(probs_GtE: Tensor, training: bool) -> Tensor | None:
+def _at_random(scores_GtE: Tensor, training: bool) -> Tensor | None:
     """A random permutation of each group's tokens. In evaluation, where nothing may be random, by position."""
-    return torch.rand_like(probs_GtE[..., 0]).argsort(dim=1) if training else None
+    return torch.rand_like(scores_GtE[..., 0]).argsort(dim=1) if training else None
 
 
-def _by_probability(probs_GtE: Tensor, training: bool) -> Tensor:
-    """The token with the highest probability first: batch-prioritised routing (V-MoE, section 4.1)."""
-    return probs_GtE.detach().amax(dim=-1).argsort(dim=1, descending=True, stable=True)
+def _by_probability(scores_GtE: Tensor, training: bool) -> Tensor:
+    """The token with the highest score first: batch-prioritised routing (V-MoE, section 4.1)."""
+    return scores_GtE.detach().amax(dim=-1).argsort(dim=1, descending=True, stable=True)
 
 
 # Each returns the tokens of every group in the order in which they queue (G, t), or None for the order of position.

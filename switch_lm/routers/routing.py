@@ -1,130 +1,157 @@
-"""Which experts each token selects, and which of these choices are kept.
+"""What a router decided: a flat list of assignments, each of a token to a capacity slot of an expert.
 
 Tensor names end in their dimensions, everywhere in this package: B rows, S positions, T = B*S tokens, K choices per
-token, N = T*K choices, E experts, C capacity, G groups, D d_model, F d_ff, H heads, W head width, V vocabulary,
-L Switch layers.
+token, N assignments, E experts, C capacity, G groups, D d_model, F d_ff, H heads, W head width, V vocabulary, L Switch
+layers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from switch_lm.routers.options import RoutingRule, expert_capacity
-from switch_lm.routers.queueing import enqueue, queue_slots
-
-__all__ = ["Routing", "RoutingRule", "expert_capacity", "route"]
+from switch_lm.routers.queueing import queue_slots
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Routing:
-    """What one Switch layer decided for T tokens. Equation numbers are those of Switch Transformers.
+    """The assignments of T tokens to E experts, in a list whose length N follows from the shapes alone.
 
     Which experts are selected, assigned and kept, and with which gate, are four facts. Each has its own field.
+    Equation numbers are those of Switch Transformers. `Routing.listed` and `Router.token_choice` make one.
     """
 
-    logits_TE: Tensor  # the router's output, float32, with gradient
-    probs_TE: Tensor  # softmax of the logits over all experts, with gradient (eq. 1)
-    expert_TK: Tensor  # the selected experts, before anything is dropped; int64
-    assigned_TK: Tensor  # the experts that compute: the selected ones, unless overflow was rerouted; int64
-    gate_TK: Tensor  # the factor of each assigned expert's output, float32, with gradient (eq. 2)
-    slot_TK: Tensor  # how many earlier choices of its group have the same assigned expert; int64
-    load_E: Tensor  # how many choices selected each expert, before dropping; int64, no gradient
-    capacity: int | None  # slots that each expert has for each group (eq. 3); None: no limit
-    num_groups: int = 1  # 1: the batch is one group; B: each row is a group
-    spared_TK: Tensor | None = None  # False where a choice is dropped at random; None: no choice is
+    token_N: Tensor  # int64; the token of each assignment
+    expert_N: Tensor  # int64; the expert that it selected, before anything is dropped
+    assigned_N: Tensor  # int64; the expert that computes: the selected one, unless overflow was rerouted
+    slot_N: Tensor  # int64; how many earlier assignments of its group have the same assigned expert
+    gate_N: Tensor  # float32, with gradient; the factor of the assigned expert's output (eq. 2)
+    kept_N: Tensor  # bool; whether it is computed
+    load_E: Tensor  # int64, no gradient; how many assignments selected each expert, before dropping
+    scores_TE: Tensor  # float32, with gradient; what experts are selected by
+    probs_TE: Tensor  # float32, with gradient; the scores as shares of 1 per token (eq. 1)
+    logits_TE: Tensor | None = None  # float32, with gradient; x W_r; None: the router has no weights
+    used_N: Tensor | None = None  # bool; False: an entry of the list that is no assignment; None: all are
+    capacity: int | None = None  # slots that each expert has for each group (eq. 3); None: no limit
+    num_groups: int = 1  # groups of tokens with slots of their own; T / G consecutive tokens each
+    choices_per_token: int | None = None  # K: assignment t*K + k is the k-th of token t; None: any number per token
+    keeps_all: bool = False  # whether no assignment can be dropped or unused, whatever the router does
+    passes_dropped: bool = False  # a dropped assignment adds gate x the layer's input; otherwise 0
 
-    @property
-    def keeps_all(self) -> bool:
-        """Whether no choice can be dropped, whatever the router does."""
-        return self.capacity is None and self.spared_TK is None
+    @classmethod
+    def listed(
+        cls,
+        *,
+        token_N: Tensor,
+        expert_N: Tensor,
+        gate_N: Tensor,
+        scores_TE: Tensor,
+        probs_TE: Tensor | None = None,
+        logits_TE: Tensor | None = None,
+        used_N: Tensor | None = None,
+        capacity: int | None = None,
+    ) -> Self:
+        """Any list of assignments, in which a token has from none to all experts, and each of them at most once.
 
-    @property
-    def kept_TK(self) -> Tensor:
-        """Which choices are computed, bool: exactly the first C of each expert and group, less those dropped at random.
-
-        A choice that is dropped at random leaves its slot empty: the other choices keep what they have.
+        The first `capacity` of each expert, in the order of the list, are kept; None keeps all. `used_N` marks the
+        entries that are assignments. `probs_TE`: by default each token's scores divided by their sum.
         """
-        if self.capacity is None:
-            return torch.ones_like(self.slot_TK, dtype=torch.bool) if self.spared_TK is None else self.spared_TK
-        fits_TK = self.slot_TK < self.capacity
-        return fits_TK if self.spared_TK is None else fits_TK & self.spared_TK
+        num_experts = scores_TE.shape[1]
+        queued_N = expert_N if used_N is None else torch.where(used_N, expert_N, num_experts)  # a queue of their own
+        queue = queue_slots(queued_N[None], num_experts + 1)
+        slot_N, load_E = queue.slot_GN[0], queue.load_GE[0, :num_experts]
+        kept_N = torch.ones_like(slot_N, dtype=torch.bool) if used_N is None else used_N
+        return cls(
+            token_N=token_N,
+            expert_N=expert_N,
+            assigned_N=expert_N,
+            slot_N=slot_N,
+            gate_N=gate_N,
+            kept_N=kept_N if capacity is None else kept_N & (slot_N < capacity),
+            load_E=load_E,
+            scores_TE=scores_TE,
+            probs_TE=scores_TE / scores_TE.sum(dim=-1, keepdim=True) if probs_TE is None else probs_TE,
+            logits_TE=logits_TE,
+            used_N=used_N,
+            capacity=capacity,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.scores_TE.shape[0]
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.load_E.numel()
+
+    @property
+    def num_assignments(self) -> Tensor:
+        """How many assignments there are, before dropping; 0-d int64."""
+        return self.load_E.sum()
 
     @property
     def kept_E(self) -> Tensor:
-        """How many choices each expert computes, int64."""
+        """How many assignments each expert computes, int64."""
         if self.keeps_all:
             return self.load_E
-        chosen_TKE = self.assigned_TK[..., None] == torch.arange(self.load_E.numel(), device=self.load_E.device)
-        return (chosen_TKE & self.kept_TK[..., None]).sum(dim=(0, 1))
+        chosen_NE = self.assigned_N[:, None] == torch.arange(self.num_experts, device=self.load_E.device)
+        return (chosen_NE & self.kept_N[:, None]).sum(dim=0)
 
     @property
     def fraction_E(self) -> Tensor:
-        """f_i, the share of choices that selected expert i, float32, no gradient (eq. 5)."""
-        return self.load_E.float() / self.expert_TK.numel()
+        """f_i, the share of assignments that selected expert i, float32, no gradient (eq. 5)."""
+        all_of_them = self.num_assignments if self.choices_per_token is None else self.token_N.numel()
+        return self.load_E.float() / all_of_them
 
     @property
     def mean_prob_E(self) -> Tensor:
         """P_i, the mean probability of expert i over all tokens, float32, with gradient (eq. 6)."""
         return self.probs_TE.mean(dim=0)
 
+    @property
+    def expert_TK(self) -> Tensor:
+        """The experts that each token selected. This view and the next four: ValueError unless each token has K."""
+        return self._by_token(self.expert_N)
 
-def route(
-    logits_TE: Tensor,
-    *,
-    capacity: int | None,
-    rule: RoutingRule = RoutingRule(),  # noqa: B008  frozen
-    num_groups: int = 1,
-    training: bool = False,
-    selection_bias_E: Tensor | None = None,
-) -> Routing:
-    """Selects each token's experts and gives the choices their slots, from the router's logits (float32).
+    @property
+    def assigned_TK(self) -> Tensor:
+        return self._by_token(self.assigned_N)
 
-    The T tokens are `num_groups` groups of equal length, one after the other. Each expert has `capacity` slots for each
-    group; None is dropless. `training` turns on sampling, random orders and random drops, as the rule demands.
-    Source: Switch Transformers, section 2.1 and eq. 1 to 3.
-    """
-    probs_TE = logits_TE.softmax(dim=-1)  # eq. 1
-    expert_TK = select(logits_TE, probs_TE, rule=rule, training=training, selection_bias_E=selection_bias_E)
-    if capacity is None:
-        num_groups, assigned_TK = 1, expert_TK
-        queue = queue_slots(expert_TK.view(1, -1), logits_TE.shape[-1])
-    else:
-        expert_GtK, probs_GtE = (x.unflatten(0, (num_groups, -1)) for x in (expert_TK, probs_TE))
-        assigned_GN, queue = enqueue(expert_GtK, probs_GtE, capacity=capacity, rule=rule, training=training)
-        assigned_TK = assigned_GN.view_as(expert_TK)
-    gate_TK = gates(probs_TE.gather(1, assigned_TK), rule)
-    spared_TK = torch.rand_like(gate_TK) >= rule.random_drop_rate if training and rule.random_drop_rate > 0.0 else None
-    slot_TK, load_E = queue.slot_GN.view_as(expert_TK), queue.load_GE.sum(dim=0)
-    return Routing(
-        logits_TE, probs_TE, expert_TK, assigned_TK, gate_TK, slot_TK, load_E, capacity, num_groups, spared_TK
-    )
+    @property
+    def gate_TK(self) -> Tensor:
+        return self._by_token(self.gate_N)
 
+    @property
+    def slot_TK(self) -> Tensor:
+        return self._by_token(self.slot_N)
 
-def select(
-    logits_TE: Tensor, probs_TE: Tensor, *, rule: RoutingRule, training: bool, selection_bias_E: Tensor | None = None
-) -> Tensor:
-    """The `top_k` experts of each token (T, K), int64: the most probable, or drawn without replacement in training.
+    @property
+    def kept_TK(self) -> Tensor:
+        return self._by_token(self.kept_N)
 
-    A selection bias (E,) changes which experts are selected and nothing else (DeepSeek-V3, section 2.1.2).
-    """
-    score_TE = probs_TE.detach()
-    if rule.selection == "sample" and training:
-        gumbel_TE = -torch.empty_like(logits_TE).exponential_().log()
-        score_TE = logits_TE.detach() + gumbel_TE  # the largest of these is a draw from the softmax
-    elif selection_bias_E is not None:
-        score_TE = score_TE + selection_bias_E
-    return score_TE.argmax(dim=-1, keepdim=True) if rule.top_k == 1 else score_TE.topk(rule.top_k, dim=-1).indices
+    def _by_token(self, values_N: Tensor) -> Tensor:
+        if self.choices_per_token is None:
+            raise ValueError("this router gives a token any number of experts: read token_N and expert_N, not a view")
+        return values_N.view(-1, self.choices_per_token)
 
+    def first_TM(self, most: int) -> Tensor:
+        """The assignments of each token, in the order of the list, as indices (T, M); N where it has fewer, int64."""
+        N = self.token_N.numel()
+        if self.choices_per_token is not None:
+            index_TK = torch.arange(N, device=self.token_N.device).view(-1, self.choices_per_token)[:, :most]
+            return torch.nn.functional.pad(index_TK, (0, most - index_TK.shape[1]), value=N)
+        token_N = self.token_N if self.used_N is None else torch.where(self.used_N, self.token_N, self.num_tokens)
+        rank_N = queue_slots(token_N[None], self.num_tokens + 1).slot_GN[0]
+        place_N = torch.where(rank_N < most, token_N * most + rank_N, self.num_tokens * most)
+        place_N = place_N.clamp(max=self.num_tokens * most)  # one past the end for those that have no place
+        table = place_N.new_full((self.num_tokens * most + 1,), N)
+        table = table.scatter(0, place_N, torch.arange(N, device=token_N.device))
+        return table[:-1].view(self.num_tokens, most)
 
-def gates(prob_TK: Tensor, rule: RoutingRule) -> Tensor:
-    """The factor of each expert's output (T, K), from the experts' probabilities (T, K) (eq. 2).
-
-    By default it is p itself, through which alone the language loss reaches the router: normalised over a single
-    selected expert, it would be a constant 1.
-    """
-    if rule.renormalize_gates:
-        return prob_TK / prob_TK.sum(dim=-1, keepdim=True)
-    if rule.gate_scale == "straight_through":  # p / p.detach(), and 1 where p underflows to 0
-        return 1.0 + (prob_TK - prob_TK.detach()) / prob_TK.detach().clamp(min=1e-20)
-    return prob_TK
+    def detached(self) -> Self:
+        """The same without gradients, so that nothing keeps the graph of a step alive."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: x.detach() for name, x in tensors.items() if isinstance(x, Tensor)})

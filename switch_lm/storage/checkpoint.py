@@ -1,13 +1,16 @@
 """Checkpoints: their content, how they are written, and how a model is read without Lightning."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from switch_lm.config.families import FAMILIES
+from switch_lm.config.plugins import load_plugins, not_loaded
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.transformer import SwitchLM
+from switch_lm.routers.options import BalanceOptions
 from switch_lm.storage.files import remedy, replacing
 from switch_lm.storage.runs import checkpoints, damage, newest_whole
 
@@ -24,10 +27,13 @@ class Header:
     """What a reader needs besides the weights, as plain data, so that `weights_only=True` loads it."""
 
     model: dict[str, Any]
+    router: dict[str, Any]
+    balance: dict[str, Any]
     vocabulary: str
     corpus_sha256: str
     precision: str
     config: dict[str, Any]
+    plugins: list[str] = field(default_factory=list)  # names of modules, for messages: none is imported
 
     def as_plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,12 +76,20 @@ def _another(path: Path) -> str:
 
 
 def read_model(path: Path) -> tuple[SwitchLM, Header]:
-    """The model in `eval()` on the CPU, and its header, from a checkpoint or a run folder; or CheckpointError."""
+    """The model in `eval()` on the CPU, and its header, from a checkpoint or a run folder; or CheckpointError.
+
+    PluginError if the plugin that has its router is not loaded.
+    """
+    load_plugins()
     path = find_checkpoint(path)
     content = read(path)
     try:
         header = Header(**content[KEY])
-        model = SwitchLM(ModelConfig(**header.model), len(header.vocabulary))
+        if (name := str(header.router["name"])) not in FAMILIES["router"]:
+            raise not_loaded(str(path), "router", name, header.plugins)
+        router = FAMILIES["router"][name].options(**header.router)
+        balance = BalanceOptions(**header.balance)
+        model = SwitchLM(ModelConfig(**header.model), len(header.vocabulary), router=router, balance=balance)
         weights = {
             name.removeprefix(MODEL_PREFIX): value
             for name, value in content["state_dict"].items()

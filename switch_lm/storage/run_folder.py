@@ -20,14 +20,14 @@ from omegaconf import OmegaConf
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.plugins import load_plugins, not_loaded
 from switch_lm.config.rules import ConfigError, flatten, show
-from switch_lm.config.schema import KEYS, Config
+from switch_lm.config.schema import KEYS, Config, keys_of_choice
 from switch_lm.storage.files import remove_parts, replace_text
 from switch_lm.storage.runs import CHECKPOINTS, LAST, damage, newest_whole
 
 CONFIG, RESULT, HARDWARE = "config.yaml", "result.json", "hardware.json"
 LOCK_SECONDS = 10.0  # to wait for it: a killed run may take some seconds to free its memory and end
 JOB, SWEEP = "job.json", "sweep.json"  # what came of a sweep's job, and what a sweep is to run
-FORMAT = 2  # of config.yaml; a run of format 1 has none written in it
+FORMAT = 3  # of config.yaml; a run of format 1 has none written in it
 
 
 class TrainingError(Exception):
@@ -259,7 +259,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     stored = _stored(path)
     stored.pop("plugins", None)
-    return {key.name: key.implied for key in KEYS.values()} | stored
+    names = {group: str(stored.get(f"{group}.name")) for group in FAMILIES}
+    return {key.name: key.implied for key in keys_of_choice(names).values()} | stored
 
 
 def require_families(path: Path) -> None:
@@ -267,7 +268,7 @@ def require_families(path: Path) -> None:
     stored = _stored(path) if (path / CONFIG).is_file() else {}
     for group, families in FAMILIES.items():
         name = stored.get(f"{group}.name")
-        if name is not None and name not in families:
+        if name is not None and str(name) not in families:
             raise not_loaded(str(path), group, name, stored.get("plugins"))
 
 

@@ -12,13 +12,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
+from switch_lm.config.plugins import load_plugins
 from switch_lm.config.schema import Config
 from switch_lm.measure.metrics import routing_scalars
 from switch_lm.measure.tallies import DropTally, StepTally, ValidationTally
-from switch_lm.model.losses import importance_loss, language_loss, load_balancing_loss, router_z_loss, summed
+from switch_lm.model.losses import language_loss, summed
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.optim.groups import build_optimizer
 from switch_lm.optim.schedule import learning_rate_factor
+from switch_lm.routers.losses import importance_loss, router_z_loss
 from switch_lm.routers.routing import Routing
 from switch_lm.storage.checkpoint import KEY, Header
 from switch_lm.text.vocabulary import Vocabulary
@@ -32,7 +34,7 @@ class Losses(NamedTuple):
 
     total: Tensor
     language: Tensor
-    balance: Tensor
+    routers: dict[str, Tensor]  # the routers' own losses by name, balance among them
     router_z: Tensor | None  # None if its weight is 0
     importance: Tensor | None
     routings: tuple[Routing, ...]
@@ -45,16 +47,17 @@ class SwitchModule(lightning.LightningModule):
         super().__init__()
         self.config, self.vocabulary, self.precision_name = config, vocabulary, precision
         self.header = Header(
-            asdict(config.model), vocabulary.characters, corpus_sha256, precision, asdict(config)
+            asdict(config.model), asdict(config.router), asdict(config.balance), vocabulary.characters, corpus_sha256,
+            precision, asdict(config), list(load_plugins()),
         ).as_plain()
-        self.model = SwitchLM(config.model, len(vocabulary))
+        self.model = SwitchLM(config.model, len(vocabulary), router=config.router, balance=config.balance)
         self.drops = DropTally(config.model.num_switch_layers)
         self.validation = ValidationTally()  # the last one
         self.language_loss = math.nan  # of the last logged step, for the progress bar
         self.logged_step = StepTally()  # of the step that is done or just ended, if it is logged
         self.step_seconds = 0.0  # of the last step: forward and backward passes and the optimizer
         self._step_started = 0.0
-        self._step_loads: list[Tensor] = []  # (L, E) of each micro-batch of this step
+        self._step_routings: list[tuple[Routing, ...]] = []  # of each micro-batch of this step
         self._rates: list[float] = []  # of this step: the schedule moves on before a validation or a checkpoint
 
     def warm_up(self) -> None:
@@ -67,15 +70,17 @@ class SwitchModule(lightning.LightningModule):
     def losses(self, ids: Tensor, targets: Tensor) -> Losses:
         output, config = self.model(ids), self.config
         language = language_loss(output.logits, targets)
-        balance = summed(load_balancing_loss, output.routings)
+        of_routers = self.model.aux_losses(output.routings)
         router_z = summed(router_z_loss, output.routings) if config.z_loss > 0.0 else None
         importance = summed(importance_loss, output.routings) if config.importance > 0.0 else None
-        total = language + config.alpha * balance
+        total = language  # eq. 4
+        for name, loss in of_routers.items():
+            total = total + (config.balance_weight if name == "balance" else config.alpha) * loss
         if router_z is not None:
             total = total + config.z_loss * router_z
         if importance is not None:
             total = total + config.importance * importance
-        return Losses(total, language, balance, router_z, importance, output.routings)
+        return Losses(total, language, of_routers, router_z, importance, output.routings)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
@@ -95,8 +100,7 @@ class SwitchModule(lightning.LightningModule):
             place = locate(self.model, lambda: self.losses(batch.ids, batch.targets).total)
             raise self._not_finite(f"the loss became {losses.total.item()}", place, step=step)
         self.drops.add(losses.routings)
-        if self.config.model.selection_bias_rate > 0.0:
-            self._step_loads.append(torch.stack([routing.load_E for routing in losses.routings]))
+        self._step_routings.append(tuple(routing.detached() for routing in losses.routings))
         if step % self.config.logger.log_every == 0:
             self.logged_step.add(_by_tag(losses), losses.routings)
             if step_ends(self.trainer, batch_idx):
@@ -104,14 +108,12 @@ class SwitchModule(lightning.LightningModule):
         return losses.total
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Then b_i += rate x sign(mean load - load_i) in every Switch layer (DeepSeek-V3, section 2.1.2)."""
+        """Then what routers learn from the routings of the step, such as a bias."""
         super().optimizer_step(*args, **kwargs)
-        if self._step_loads:
-            load_LE = torch.stack(self._step_loads).sum(dim=0).float()
-            for layer, load_E in zip(self.model.switch_layers, load_LE, strict=True):
-                assert layer.selection_bias_E is not None
-                layer.selection_bias_E += self.config.model.selection_bias_rate * (load_E.mean() - load_E).sign()
-            self._step_loads = []
+        with torch.no_grad():
+            for router, routings in zip(self.model.routers, zip(*self._step_routings, strict=True), strict=True):
+                router.after_step(routings)
+        self._step_routings = []
         self.step_seconds = time.perf_counter() - self._step_started
 
     def _log_training(self, step: int) -> None:
@@ -216,7 +218,7 @@ class SwitchModule(lightning.LightningModule):
 def _by_tag(losses: Losses) -> dict[str, Tensor]:
     by_tag = {
         "train/loss": losses.language,
-        "train/balance_loss": losses.balance,
+        **{f"train/{name}_loss": loss for name, loss in losses.routers.items()},
         "train/total_loss": losses.total,
         "train/z_loss": losses.router_z,
         "train/importance_loss": losses.importance,

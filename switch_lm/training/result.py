@@ -27,8 +27,8 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
         "best_val_loss": module.validation.loss if best is None else float(best),
         **at_training_capacity,
         "steps": trainer.global_step,
-        "parameters": config.model.num_params(vocab_size),
-        "active_parameters": config.model.num_active_params(vocab_size),
+        "parameters": config.model.num_params(vocab_size, config.router),
+        "active_parameters": config.model.num_active_params(vocab_size, config.router),
         "dropped": drops.last_stretch if sparse else None,
         "dropped_whole_run": sum(drops.whole_run_L) / len(drops.whole_run_L) if sparse else None,
         "load_max_over_mean": module.validation.load_max_over_mean,
@@ -65,9 +65,11 @@ def _at_training_capacity(training: Training) -> dict[str, float | None]:
 def _computation(training: Training) -> dict[str, Any]:
     """The run's ledger with the measured drops, and the cost of a token at that capacity afterwards."""
     config, vocab_size = training.config, len(training.module.vocabulary)
-    kept_L = [config.model.top_k * (1.0 - dropped) for dropped in training.module.drops.whole_run_L]
+    selected = config.router.experts_per_token(config.model.num_experts)
+    kept_L = [selected * (1.0 - dropped) for dropped in training.module.drops.whole_run_L]
     inference = ledger(
         config.model,
+        config.router,
         vocab_size=vocab_size,
         batch_size=config.data.batch_size,
         training=False,

@@ -19,7 +19,7 @@ def print_plan(
 ) -> None:
     """What will be trained, on what, where to. `sizes`: characters of the training and validation split."""
     model, tokens = config.model, config.data.batch_size * config.model.context_length
-    total, active = model.num_params(vocab), model.num_active_params(vocab)
+    total, active = (count(vocab, config.router) for count in (model.num_params, model.num_active_params))
     steps, passes = config.trainer.max_steps, config.trainer.max_steps * config.trainer.accumulate * tokens / sizes[0]
     capacity = "no limit (dropless)" if model.capacity_factor is None else f"{model.capacity_factor:g}"
     layers = f"{model.num_switch_layers} of {model.num_layers} layers"
@@ -28,6 +28,10 @@ def print_plan(
         "experts": f"{model.num_experts} in {layers}, capacity factor {capacity}"
         if model.num_switch_layers
         else "none: a dense model",
+        "router": f"{config.router.name}, {config.router.experts_per_token(model.num_experts):g} of {model.num_experts} experts per token, "
+        f"{_balance(config)}"
+        if model.num_switch_layers
+        else "none",
         "parameters": f"{total:,} in all, {active:,} active for each token",
         "computation": ledger_in_words(config, vocab),
         "data": f"{source}: {sizes[0]:,} characters to train on, {sizes[1]:,} to validate, {vocab} distinct",
@@ -39,6 +43,14 @@ def print_plan(
         "watch it": f"tensorboard --logdir {shlex.quote(config.outputs)} --host 127.0.0.1   (or: make tensorboard)",
     }
     console.print(_two_columns("What will be trained", rows))
+
+
+def _balance(config: Config) -> str:
+    """What keeps the load even, in words."""
+    if config.balance.adds_loss:
+        return f"balance loss x {config.alpha:g} (alpha)"
+    how = f"a bias that moves by {config.balance.rate:g}" if config.balance.moves_bias else "nothing"
+    return f"balanced by {how}; alpha does nothing"
 
 
 def print_result(console: Console, result: Mapping[str, Any], *, run: Path) -> None:

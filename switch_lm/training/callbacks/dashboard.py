@@ -35,7 +35,7 @@ OF_EACH_EXPERT = {"load": "tokens selected", "kept": "tokens kept", "mean_prob":
 CAPACITY = "model.capacity_factor"
 HPARAMS = (
     "model.num_layers", "model.d_model", "model.d_ff", "model.context_length", "model.num_experts",
-    "model.top_k", "model.switch_every", CAPACITY, "model.dropout", "alpha", "optim.name", "optim.lr",
+    "router.name", "router.top_k", "model.switch_every", CAPACITY, "model.dropout", "alpha", "optim.name", "optim.lr",
     "optim.matrix_lr", "data.batch_size", "trainer.max_steps", "seed",
 )  # fmt: skip
 METRICS = ("val_loss", "best_val_loss", "dropped", "tokens_per_second")
@@ -66,7 +66,7 @@ def hparams(config: Config) -> dict[str, Any]:
     """
     model, flat = config.model, flatten(asdict(config))
     factor = "dropless" if model.capacity_factor is None else show(float(model.capacity_factor))
-    return {key: flat[key] for key in HPARAMS} | {CAPACITY: factor if model.num_switch_layers else "dense"}
+    return {key: flat.get(key, "-") for key in HPARAMS} | {CAPACITY: factor if model.num_switch_layers else "dense"}
 
 
 def metrics(result: Mapping[str, Any]) -> dict[str, float]:

@@ -25,7 +25,7 @@ class RouterWatch(Measurement):
 
     def __init__(self, training_ids: Tensor, config: Config) -> None:
         self.config = config
-        self.alarm = RouterAlarm(config.health, alpha=config.alpha)
+        self.alarm = RouterAlarm(config.health, alpha=config.balance_weight)
         context_length, (least, most) = config.model.context_length, PROBE_CHARACTERS
         characters = min(most, max(least, config.data.batch_size * context_length // 4))
         self.windows = fixed_windows(
@@ -43,7 +43,7 @@ class RouterWatch(Measurement):
         ):
             torch.manual_seed(self.config.seed)
             ids_BS, target_BS = (tensor.to(device) for tensor in self.windows)
-            layers = router_health(module.model, ids_BS, target_BS, alpha=self.config.alpha)
+            layers = router_health(module.model, ids_BS, target_BS, alpha=self.config.balance_weight)
             for layer, health in enumerate(layers):
                 scalars = health.scalars()
                 module.write({f"health/layer_{layer:02d}/{name}": scalars[name] for name in scalars}, step)
