@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from switch_lm.config.schema import Config, DataConfig, LoggerConfig, OptimConfig, TrainerConfig
+from switch_lm.config.schema import Config, DataConfig, LoggerConfig, TrainerConfig
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.transformer import SwitchLM
+from switch_lm.optim.options import MuonOptions
+from switch_lm.routers.options import RouterOptions
 from switch_lm.storage import checkpoint
 from switch_lm.text.vocabulary import Vocabulary
 
@@ -27,12 +29,14 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def tiny_model(vocab_size: int = len(Vocabulary.of(TEXT)), **changes: Any) -> SwitchLM:
+def tiny_model(
+    vocab_size: int = len(Vocabulary.of(TEXT)), *, router: RouterOptions | None = None, **changes: Any
+) -> SwitchLM:
     """Two Switch layers of four experts and 16 positions, always with the same weights, spread enough to differ."""
     sizes: dict[str, Any] = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 32, "context_length": 16}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return SwitchLM(ModelConfig(**sizes | {"num_experts": 4, "init_scale": 2.0} | changes), vocab_size).eval()
+        return SwitchLM(ModelConfig(**sizes | {"num_experts": 4, "init_scale": 2.0} | changes), vocab_size, router=router).eval()
 
 
 @pytest.fixture
@@ -45,7 +49,7 @@ def config(tmp_path: Path) -> Config:
             num_layers=2, d_model=32, num_heads=2, d_ff=48, context_length=16, num_experts=4, dropout=0.1
         ),
         data=DataConfig(path=str(text), dir=str(tmp_path / "data"), batch_size=8),
-        optim=OptimConfig(warmup_steps=3),
+        optim=MuonOptions(warmup_steps=3),
         trainer=TrainerConfig(max_steps=12, val_every=5, checkpoint_every=4, compile="false"),
         logger=LoggerConfig(log_every=2, sample_prompt="a", sample_length=20, progress="none"),
         alpha=0.01,
@@ -93,12 +97,16 @@ def checkpoint_of(model: SwitchLM, text: str, precision: str) -> dict[str, Any]:
     """What training writes of a model, as far as readers of a run look at it."""
     header = checkpoint.Header(
         model=asdict(model.config),
+        router=asdict(model.router_options),
+        balance=asdict(model.balance),
         vocabulary=Vocabulary.of(text).characters,
         corpus_sha256=hashlib.sha256(text.encode()).hexdigest(),
         precision=precision,
         config={
             "data": {"path": "text.txt", "dir": "data", "batch_size": BATCH_SIZE},
             "model": asdict(model.config),
+            "router": asdict(model.router_options),
+            "balance": asdict(model.balance),
             "alpha": 0.01,
         },
     )
