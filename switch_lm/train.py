@@ -3,8 +3,9 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +18,7 @@ from switch_lm.config import overrides as cli
 from switch_lm.config.keys import NAME
 from switch_lm.config.paths import config_dir, interpreter
 from switch_lm.config.rules import ConfigError, refusal
-from switch_lm.storage.run_folder import Stopped, TrainingError, require_families
+from switch_lm.storage.run_folder import Stopped, TrainingError, plugins_of
 from switch_lm.storage.runs import OUTPUTS
 from switch_lm.sweep import jobs as sweep
 from switch_lm.sweep import launchers
@@ -47,7 +48,6 @@ def main() -> None:
 
     try:
         cli.check(sys.argv[1:])
-        _require_plugins(sys.argv[1:])
         _compose_and_run(run_job)
         if failures:
             raise failures[0]
@@ -61,13 +61,6 @@ def main() -> None:
         sys.exit(_say("Stopped.", 130))
 
 
-def _require_plugins(arguments: Sequence[str]) -> None:
-    """Of a run that is to be resumed: Hydra, which cannot compose without them, does not know their names."""
-    name = cli.value_of("resume", arguments, "")
-    if name and NAME.holds(name):
-        require_families(Path(cli.value_of("outputs", arguments, str(OUTPUTS)), "runs", name))
-
-
 def _compose_and_run(run_job: Callable[[DictConfig], float | None]) -> None:
     """ConfigError for what Hydra cannot read or compose, for which it raises many types."""
     with launchers.every_job_returned() as launches:
@@ -77,7 +70,13 @@ def _compose_and_run(run_job: Callable[[DictConfig], float | None]) -> None:
             of_disk = isinstance(error, OSError) and not isinstance(error, HydraException)  # of which one is both
             if launches.begun or of_disk:
                 raise
-            raise ConfigError(cli.explain(error)) from error
+            raise ConfigError(cli.explain(error, _plugins_of_the_run())) from error
+
+
+def _plugins_of_the_run() -> Any:
+    """Those that the run to be resumed used: Hydra, which cannot compose without them, does not know their names."""
+    name, outputs = (cli.value_of(key, sys.argv[1:]) for key in ("resume", "outputs"))
+    return plugins_of(Path(outputs or OUTPUTS, "runs", name)) if name and NAME.holds(name) else None
 
 
 def _say(message: str, code: int) -> int:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import keys_of
 from switch_lm.config.paths import config_dir
-from switch_lm.config.plugins import NOUNS, VARIABLE, load_plugins, plugin_configs
+from switch_lm.config.plugins import NOUNS, how_to_name, load_plugins, plugin_configs
 from switch_lm.config.rules import ConfigError, not_of, resolve, unknown_key
 from switch_lm.config.schema import KEYS, Config
 
@@ -132,8 +132,11 @@ def _num_values(override: Override) -> float:
     return 1
 
 
-def explain(error: Exception) -> str:
-    """What Hydra found wrong with the overrides, in one line with the fix."""
+def explain(error: Exception, plugins: object = None) -> str:
+    """What Hydra found wrong with the overrides, in one line with the fix.
+
+    `plugins`: those that the run to be resumed names in its file.
+    """
     text = str(error)
     if isinstance(error, ConfigError):
         return text
@@ -143,17 +146,16 @@ def explain(error: Exception) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if match := re.search(r"Could not find '([^']+)/([^']*)'", text):
         choices = [line for line in lines[1:] if "vailable options" not in line and ":" not in line and line != "base"]
-        plugin = f", or name the plugin that has it: {VARIABLE}=MODULE" if match[1] in NOUNS else ""
+        plugin = f"; or {how_to_name(plugins)}" if match[1] in NOUNS else ""
         return f"{match[1]}={match[2]}: no such choice; choose one of {', '.join(choices)}{plugin}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as key=value ({lines[0]}); quote special characters: 'key=\"a b\"'"
     return " ".join(lines[:4])
 
 
-def value_of(key: str, arguments: Sequence[str], default: str) -> str:
-    """What the last `key=VALUE` of a command line gives a key, as text."""
-    values = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{key}=")]
-    return values[-1] if values else default
+def value_of(key: str, arguments: Sequence[str]) -> str:
+    """What the last `key=VALUE` of a command line gives a key, as text; empty if there is none."""
+    return next((a.partition("=")[2] for a in reversed(arguments) if a.startswith(f"{key}=")), "")
 
 
 def composed(overrides: Sequence[str]) -> Config:

@@ -121,14 +121,17 @@ def _configs(plugin: _Plugin, others: Iterable[Path | None]) -> Path | None:
 
 
 def not_loaded(where: str, group: str, name: object, plugins: object) -> PluginError:
-    """For a run whose router, optimizer or board is not known here. `name` and `plugins` are what its file states."""
+    """For a run whose router or optimizer is not known here. `name` and `plugins` are what its file states."""
+    return PluginError(f"{where}: there is no {NOUNS[group]} {_printable(name)} here; {how_to_name(plugins)}")
+
+
+def how_to_name(plugins: object = None) -> str:
+    """How to load the plugin that something needs. `plugins`: the names in a run's file, if there is one."""
     listed = plugins if isinstance(plugins, list) else []
     names = [one for one in listed if isinstance(one, str) and len(one) <= LONGEST and MODULE.fullmatch(one)]
-    unknown = f"{where}: there is no {NOUNS[group]} {_printable(name)} here"
     if not names:
-        return PluginError(f"{unknown}; name the plugin that has it: {VARIABLE}=MODULE")
-    shown = ",".join(names[:MOST_NAMES])
-    return PluginError(f"{unknown}; the run used a plugin: if you trust its code, set {VARIABLE}={shown}")
+        return f"name the plugin that has it: {VARIABLE}=MODULE"
+    return f"if you trust its code, name the plugin that the run used: {VARIABLE}={','.join(names[:MOST_NAMES])}"
 
 
 def _printable(text: object) -> str:

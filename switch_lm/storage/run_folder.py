@@ -206,7 +206,7 @@ def _named(runs: Path, config: Config) -> RunFolder:
         raise ConfigError(f"resume={config.resume}: {path} is not a run; the newest there are: {there}")
     if (path / RESULT).is_file():
         raise ConfigError(f"resume={config.resume}: {path} is finished; start a new run with another name")
-    require_families(path)
+    _require_families(path)
     if different := _differences(path, config):
         raise ConfigError(
             f"resume={config.resume}: another configuration than that of the run: {_show_differences(different)}"
@@ -263,9 +263,14 @@ def read_config(path: Path) -> dict[str, Any]:
     return {key.name: key.implied for key in keys_of_choice(names).values()} | stored
 
 
-def require_families(path: Path) -> None:
+def plugins_of(path: Path) -> Any:
+    """The plugins that a run's file names, as it states them; None if there is no such run."""
+    return _stored(path).get("plugins") if (path / CONFIG).is_file() else None
+
+
+def _require_families(path: Path) -> None:
     """PluginError, with what to set, if the run's router or optimizer comes from a plugin that is not loaded."""
-    stored = _stored(path) if (path / CONFIG).is_file() else {}
+    stored = _stored(path)
     for group, families in FAMILIES.items():
         name = stored.get(f"{group}.name")
         if name is not None and str(name) not in families:

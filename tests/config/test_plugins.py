@@ -113,7 +113,7 @@ def test_a_plugins_router_is_chosen_checked_and_suggested_like_ours(
         (["router=second", "router.strenth=1"], "did you mean router.strength"),
         (["router=second", "router.strength=2"], "router.strength=2.0: must lie in 0 .. 1"),
         (["router=switch", "router.strength=1"], "router=switch has no such key; router=second has"),
-        (["router=secnd"], "choose one of second, switch, topk, or name the plugin that has it"),
+        (["router=secnd"], "choose one of second, switch, topk; or name the plugin that has it"),
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):
             composed(overrides)
@@ -192,13 +192,13 @@ def test_a_run_stores_its_plugins_as_text_that_is_no_key(write: Write, tmp_path:
         (
             "a",
             ["m", "n.o"],
-            "RUN: there is no router a here; the run used a plugin: if you trust its code, set VAR=m,n.o",
+            "RUN: there is no router a here; if you trust its code, name the plugin that the run used: VAR=m,n.o",
         ),
         ("a", ["m; rm -rf ~", "../m", "$(m)", "m\n", "m" * 81, 1], "RUN: there is no router a here; name the plugin"),
         ("a", None, "RUN: there is no router a here; name the plugin that has it: VAR=MODULE"),
         ("a\n\x1b[31m", "m", "RUN: there is no router a??[31m here; name the plugin"),
         ({"a": "b" * 1000}, {}, "RUN: there is no router {'a': '" + "b" * 73 + " here; name the plugin"),
-        ("a", ["m"] * 100, "set VAR=" + ",".join(["m"] * 8)),
+        ("a", ["m"] * 100, "used: VAR=" + ",".join(["m"] * 8)),
     ],
 )
 def test_what_a_file_says_of_plugins_is_short_printable_and_safe_to_paste(
@@ -216,7 +216,7 @@ def test_a_run_folder_that_names_a_plugin_runs_none_of_its_code(arguments: list[
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(f"format: {FORMAT}\nplugins: [harmful]\nrouter: {{name: second}}\n")
     done = command(tmp_path, "train", *arguments)
-    assert done.returncode == 2 and "set SWITCH_LM_PLUGINS=harmful" in done.stderr, done.stderr
+    assert done.returncode == 2 and "used: SWITCH_LM_PLUGINS=harmful" in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) == 2 and not (tmp_path / "harm").exists()
 
 

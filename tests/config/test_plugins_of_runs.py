@@ -67,15 +67,15 @@ def test_a_reader_of_a_run_without_its_routers_plugin_names_it_and_imports_nothi
     assert reader(["--run", "old", *options]) == 2
     model, message = capsys.readouterr().err.splitlines()
     assert model.startswith("model: ") and "there is no router second_best here" in message
-    assert message.endswith("set SWITCH_LM_PLUGINS=extension")
+    assert message.endswith("used: SWITCH_LM_PLUGINS=extension")
     assert not (folder / "loaded").exists()
 
 
 def test_load_and_init_from_without_the_plugin_name_it_too(folder: Path) -> None:
-    with pytest.raises(PluginError, match="set SWITCH_LM_PLUGINS=extension"):
+    with pytest.raises(PluginError, match="used: SWITCH_LM_PLUGINS=extension"):
         switch_lm.load("outputs/runs/old")
     done = train(folder, "init_from=old", plugins="")
-    assert done.returncode == 2 and "set SWITCH_LM_PLUGINS=extension" in done.stderr
+    assert done.returncode == 2 and "used: SWITCH_LM_PLUGINS=extension" in done.stderr
     assert not (folder / "loaded").exists()
 
 
@@ -92,8 +92,8 @@ def test_a_run_is_resumed_only_with_its_plugin(plugins: str, folder: Path) -> No
     assert (folder / "loaded").exists() == bool(plugins)
     assert done.returncode == (0 if plugins else 2), done.stderr
     if not plugins:
-        assert "outputs/runs/old: there is no router second_best here" in done.stderr
-        assert done.stderr.endswith("set SWITCH_LM_PLUGINS=extension\n")
+        assert "router=second_best: no such choice; choose one of switch, topk; or if you trust" in done.stderr
+        assert done.stderr.endswith("used: SWITCH_LM_PLUGINS=extension\n")
 
 
 def test_only_training_needs_the_optimizers_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_only_training_needs_the_optimizers_plugin(tmp_path: Path, monkeypatch: 
     assert [reader(["--run", "old", *options]) for reader, options in READERS] == [0, 0, 0, 0]
     done = train(tmp_path, "resume=old", plugins="")
     assert done.returncode == 2 and "there is no optimizer mine here" in done.stderr
-    assert done.stderr.endswith("set SWITCH_LM_PLUGINS=mine\n")
+    assert done.stderr.endswith("used: SWITCH_LM_PLUGINS=mine\n")
 
 
 @pytest.mark.slow
