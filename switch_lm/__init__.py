@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from switch_lm.api import (
+        Expected,
+        Promise,
+        Router,
         Routing,
         SwitchFeedForward,
         SwitchLM,
@@ -15,7 +18,17 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
-__all__ = ["Routing", "SwitchFeedForward", "SwitchLM", "expert_capacity", "load", "load_balancing_loss"]
+__all__ = [
+    "Expected",
+    "Promise",
+    "Router",
+    "Routing",
+    "SwitchFeedForward",
+    "SwitchLM",
+    "expert_capacity",
+    "load",
+    "load_balancing_loss",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -70,7 +70,7 @@ class Router(nn.Module):
         self.register_buffer("bias_E", torch.zeros(num_experts) if moves_bias else None)
 
     @final
-    def forward(
+    def forward(  # type: ignore[misc]  # nn.Module declares it as a variable
         self,
         x_TD: Tensor,
         *,

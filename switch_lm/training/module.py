@@ -47,8 +47,14 @@ class SwitchModule(lightning.LightningModule):
         super().__init__()
         self.config, self.vocabulary, self.precision_name = config, vocabulary, precision
         self.header = Header(
-            asdict(config.model), asdict(config.router), asdict(config.balance), vocabulary.characters, corpus_sha256,
-            precision, asdict(config), list(load_plugins()),
+            asdict(config.model),
+            asdict(config.router),
+            asdict(config.balance),
+            vocabulary.characters,
+            corpus_sha256,
+            precision,
+            asdict(config),
+            list(load_plugins()),
         ).as_plain()
         self.model = SwitchLM(config.model, len(vocabulary), router=config.router, balance=config.balance)
         self.drops = DropTally(config.model.num_switch_layers)

@@ -120,9 +120,11 @@ def test_a_plugins_router_is_chosen_checked_and_suggested_like_ours(
     assert load_plugins() == ("pack.second" if named == "pack.second" else "second",)
 
 
-BAD_OPTION = OPTIONS.replace(
-    'strength: float = key(0.5, "How much it prefers the second.", within(0, 1))', "x: int = 1"
-)
+BARE = OPTIONS.replace("@dataclass\n", "")
+LISTED = OPTIONS.replace(
+    'strength: float = key(0.5, "How much it prefers the second.", within(0, 1))',
+    "x: list = field(default_factory=list)",
+).replace("import dataclass", "import dataclass, field")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,16 @@ BAD_OPTION = OPTIONS.replace(
         ({"m.py": "import json\njson.loads('')"}, "m", "{}/m.py, line 2: JSONDecodeError: Expecting value"),
         ({"m/__init__.py": "import m.sub", "m/sub.py": "\n1 / 0"}, "m", "{}/m/sub.py, line 2: ZeroDivisionError: div"),
         ({"m.py": OPTIONS.replace('"second"', '"topk"')}, "m", "line 14: ValueError: router=topk: there is one of thi"),
-        ({"m.py": BAD_OPTION}, "m", "line 14: TypeError: Options.x must be declared as x: TYPE = key(DEFAULT, MEANIN"),
+        (
+            {"m.py": BARE},
+            "m",
+            "line 13: TypeError: Options is not decorated with @dataclass, so its fields are no keys; ",
+        ),
+        (
+            {"m.py": LISTED},
+            "m",
+            "line 14: TypeError: Options: each field must have a number, a text or None as default",
+        ),
         (
             second() | {"second/configs/router/topk.yaml": ""},
             "second",
