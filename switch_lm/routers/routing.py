@@ -154,4 +154,5 @@ class Routing:
     def detached(self) -> Self:
         """The same without gradients, so that nothing keeps the graph of a step alive."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: x.detach() for name, x in values.items() if isinstance(x, Tensor)})
+        without: dict[str, Any] = {name: x.detach() for name, x in values.items() if isinstance(x, Tensor)}
+        return replace(self, **without)

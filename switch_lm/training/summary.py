@@ -45,11 +45,8 @@ def print_plan(
 def _router(config: Config) -> str:
     """Which router it is, and what keeps the load even."""
     experts, balance = config.model.num_experts, config.balance
-    how = (
-        f"balance loss x {config.alpha:g} (alpha)"
-        if balance.adds_loss
-        else f"balanced by {f'a bias that moves by {balance.rate:g}' if balance.moves_bias else 'nothing'}, not by alpha"
-    )
+    by = f"a bias that moves by {balance.rate:g}" if balance.moves_bias else "nothing"
+    how = f"balance loss x {config.alpha:g} (alpha)" if balance.adds_loss else f"balanced by {by}, not by alpha"
     return f"{config.router.name}, {config.router.experts_per_token(experts):g} of {experts} experts per token, {how}"
 
 
