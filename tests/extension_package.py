@@ -6,60 +6,31 @@ from pathlib import Path
 
 NAME = "extension"
 ROUTER = '''
-"""Each token goes to the expert whose probability is the second largest, or the one that `rank` says."""
+"""Each token goes to the expert whose probability is the second largest, or has another rank."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor
-
-from switch_lm.config.keys import at_least, key
-from switch_lm.routers.base import Router
-from switch_lm.routers.options import RouterOptions
-from switch_lm.routers.oracles import Expected, queued
-from switch_lm.routers.routing import Routing
+from switch_lm import Expected, Router, Routing
 
 
 @dataclass
-class Options(RouterOptions):
-    name: str = key("second_best", "Which router it is.")
-    rank: int = key(2, "1: the largest probability, 2: the second.", at_least(1))
+class Options(Router.Options):
+    name: str = "second_best"
+    rank: int = 2  # 1: the largest probability, 2: the second
 
 
-def oracle(
-    x_TD: Tensor,
-    ids_T: Tensor,
-    weights: Mapping[str, Tensor],
-    options: Any,
-    *,
-    position_T: Tensor,
-    capacity: int | None,
-    num_groups: int,
-    training: bool,
-    drawn: Sequence[Sequence[int]] | None,
-) -> Expected:
+def oracle(x_TD, ids_T, weights, options, **how) -> Expected:
     probs_TE = (x_TD.float() @ weights["w_DE"]).softmax(dim=-1)
-    selected = [[sorted(range(len(p)), key=lambda e: -p[e])[options.rank - 1]] for p in probs_TE.tolist()]
-    return queued(selected, probs_TE, probs_TE.detach(), options, capacity, num_groups, training=training)
+    chosen = [sorted(range(len(p)), key=lambda e: -p[e])[options.rank - 1] for p in probs_TE.tolist()]
+    return Expected.queued([[expert] for expert in chosen], probs_TE, options, **how)
 
 
 class SecondBest(Router):
     name = "second_best"
     Options = Options
-    options: Options
     oracle = staticmethod(oracle)
 
-    def assign(
-        self,
-        x_TD: Tensor,
-        logits_TE: Tensor,
-        *,
-        ids_T: Tensor | None,
-        position_T: Tensor | None,
-        capacity: int | None,
-        num_groups: int,
-    ) -> Routing:
+    def assign(self, x_TD, logits_TE, *, ids_T, position_T, capacity, num_groups) -> Routing:
         probs_TE = logits_TE.softmax(dim=-1)
         expert_TK = probs_TE.topk(self.options.rank, dim=-1).indices[:, -1:]
         return self.token_choice(expert_TK, probs_TE, logits_TE=logits_TE, capacity=capacity, num_groups=num_groups)
