@@ -28,7 +28,7 @@ __all__ = [
 def load(path: str | Path) -> tuple[SwitchLM, Vocabulary]:
     """A trained model in `eval()` on the CPU, and its vocabulary, from a checkpoint or the folder of a run.
 
-    CheckpointError says which file cannot be read, and why.
+    CheckpointError says which file cannot be read, and why; PluginError, which plugin its router needs.
     """
     model, header = read_model(Path(path))
     return model, Vocabulary(header.vocabulary)

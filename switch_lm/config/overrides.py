@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf.errors import OmegaConfBaseException
 
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import keys_of
 from switch_lm.config.paths import config_dir
+from switch_lm.config.plugins import NOUNS, how_to_name, load_plugins, plugin_configs
 from switch_lm.config.rules import ConfigError, not_of, resolve, unknown_key
 from switch_lm.config.schema import KEYS, Config
 
@@ -21,8 +25,18 @@ MOST_JOBS = 10_000
 CHOICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # the name of a file in a group, and no path
 
 
+class PluginConfigs(SearchPathPlugin):
+    """Lets Hydra find the YAML of our plugins, on the command line and at completion; a worker gets the whole path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for name, folder in plugin_configs().items():
+            search_path.append(provider=name, path=str(folder))
+
+
 def check(arguments: Sequence[str]) -> None:
-    """ConfigError for the first argument that is refused; what Hydra itself refuses is left to it."""
+    """Loads the plugins; ConfigError for the first argument that is refused. What Hydra refuses is left to it."""
+    load_plugins()
+    Plugins.instance().register(PluginConfigs)
     if any(argument.startswith(("-sc", "--shell")) for argument in arguments):
         return  # install=bash and the like, for shell completion
     for argument in arguments:
@@ -69,7 +83,8 @@ def _not_added(argument: str, key: str) -> str:
 
 
 def _groups() -> set[str]:
-    return {path.name for path in config_dir().iterdir() if path.is_dir()}
+    folders = [config_dir(), *plugin_configs().values()]
+    return {path.name for folder in folders for path in folder.iterdir() if path.is_dir()}
 
 
 def _require_key_and_choices(override: Override) -> None:
@@ -117,8 +132,11 @@ def _num_values(override: Override) -> float:
     return 1
 
 
-def explain(error: Exception) -> str:
-    """What Hydra found wrong with the overrides, in one line with the fix."""
+def explain(error: Exception, plugins: object = None) -> str:
+    """What Hydra found wrong with the overrides, in one line with the fix.
+
+    `plugins`: those that the run to be resumed names in its file.
+    """
     text = str(error)
     if isinstance(error, ConfigError):
         return text
@@ -127,11 +145,17 @@ def explain(error: Exception) -> str:
         return f"{match[1]}.{match[2]}: the chosen {match[1]} has no such key; choose {' or '.join(having)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if match := re.search(r"Could not find '([^']+)/([^']*)'", text):
-        choices = [line for line in lines[1:] if "vailable options" not in line and ":" not in line]
-        return f"{match[1]}={match[2]}: no such choice; choose one of {', '.join(choices)}"
+        choices = [line for line in lines[1:] if "vailable options" not in line and ":" not in line and line != "base"]
+        plugin = f"; or {how_to_name(plugins)}" if match[1] in NOUNS else ""
+        return f"{match[1]}={match[2]}: no such choice; choose one of {', '.join(choices)}{plugin}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as key=value ({lines[0]}); quote special characters: 'key=\"a b\"'"
     return " ".join(lines[:4])
+
+
+def value_of(key: str, arguments: Sequence[str]) -> str:
+    """What the last `key=VALUE` of a command line gives a key, as text; empty if there is none."""
+    return next((a.partition("=")[2] for a in reversed(arguments) if a.startswith(f"{key}=")), "")
 
 
 def composed(overrides: Sequence[str]) -> Config:

@@ -195,7 +195,7 @@ def every_key() -> dict[str, Key]:
     return keys
 
 
-KEYS = every_key()
+KEYS = every_key()  # to which `load_plugins` adds those of plugins
 
 
 def keys_of_choice(names: Mapping[str, str | None]) -> dict[str, Key]:

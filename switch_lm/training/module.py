@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
+from switch_lm.config.plugins import load_plugins
 from switch_lm.config.schema import Config
 from switch_lm.measure.metrics import routing_scalars
 from switch_lm.measure.tallies import DropTally, StepTally, ValidationTally
@@ -53,6 +54,7 @@ class SwitchModule(lightning.LightningModule):
             corpus_sha256,
             precision,
             asdict(config),
+            list(load_plugins()),
         ).as_plain()
         self.model = SwitchLM(config.model, len(vocabulary), router=config.router, balance=config.balance)
         self.drops = DropTally(config.model.num_switch_layers)
