@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from switch_lm.api import (
+        Promise,
+        Router,
         Routing,
         SwitchFeedForward,
         SwitchLM,
@@ -15,7 +17,16 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
-__all__ = ["Routing", "SwitchFeedForward", "SwitchLM", "expert_capacity", "load", "load_balancing_loss"]
+__all__ = [
+    "Promise",
+    "Router",
+    "Routing",
+    "SwitchFeedForward",
+    "SwitchLM",
+    "expert_capacity",
+    "load",
+    "load_balancing_loss",
+]
 
 
 def __getattr__(name: str) -> object:

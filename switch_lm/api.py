@@ -2,15 +2,25 @@
 
 from pathlib import Path
 
-from switch_lm.model.losses import load_balancing_loss
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM
+from switch_lm.routers.base import Promise, Router
+from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.routers.options import expert_capacity
 from switch_lm.routers.routing import Routing
 from switch_lm.storage.checkpoint import read_model
 from switch_lm.text.vocabulary import Vocabulary
 
-__all__ = ["Routing", "SwitchFeedForward", "SwitchLM", "expert_capacity", "load", "load_balancing_loss"]
+__all__ = [
+    "Promise",
+    "Router",
+    "Routing",
+    "SwitchFeedForward",
+    "SwitchLM",
+    "expert_capacity",
+    "load",
+    "load_balancing_loss",
+]
 
 
 def load(path: str | Path) -> tuple[SwitchLM, Vocabulary]:
