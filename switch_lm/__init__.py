@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from switch_lm.api import (
+        Expected,
         Promise,
         Router,
         Routing,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Expected",
     "Promise",
     "Router",
     "Routing",

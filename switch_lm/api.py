@@ -7,11 +7,13 @@ from switch_lm.model.transformer import SwitchLM
 from switch_lm.routers.base import Promise, Router
 from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.routers.options import expert_capacity
+from switch_lm.routers.oracles import Expected
 from switch_lm.routers.routing import Routing
 from switch_lm.storage.checkpoint import read_model
 from switch_lm.text.vocabulary import Vocabulary
 
 __all__ = [
+    "Expected",
     "Promise",
     "Router",
     "Routing",

@@ -1,4 +1,4 @@
-"""The families of a group: which routers and optimizers there are, their options, and where their code stands. No torch.
+"""Which routers and optimizers there are, what options each has, and where its code stands. No torch.
 
 A family of this package is declared with its options, and its code is imported when it is needed. One of a plugin is
 declared by its class (see `switch_lm.plugins`).

@@ -45,7 +45,8 @@ def keys_of(owner: type, prefix: str = "") -> dict[str, Key]:
             keys |= keys_of(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
         else:
             name = prefix + field.name
-            keys[name] = Key(name, field.default, **field.metadata)
+            plain = {"meaning": "", "rule": None, "changes_result": True, "implied": field.default}  # of a plugin
+            keys[name] = Key(name, field.default, **plain | dict(field.metadata))
     return keys
 
 

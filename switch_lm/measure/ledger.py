@@ -109,9 +109,7 @@ class Ledger:
 
 def run_ledger(config: Config, *, vocab_size: int, kept_L: Sequence[float] | None = None) -> Ledger:
     """The ledger of a whole configured run. `kept_L`: as for `ledger`."""
-    batch = ledger(
-        config.model, config.router, vocab_size=vocab_size, batch_size=config.data.batch_size, kept_L=kept_L
-    )
+    batch = ledger(config.model, config.router, vocab_size=vocab_size, batch_size=config.data.batch_size, kept_L=kept_L)
     update = optimizer_flops(config.model, config.optim)
     trainer = config.trainer
     return replace(batch, accumulate=trainer.accumulate, max_steps=trainer.max_steps, optimizer_per_step=update)
@@ -138,14 +136,18 @@ def ledger(
     if isinstance(capacity_factor, EllipsisType):
         capacity_factor = model.capacity_factor if training else model.eval_capacity_factor
     group = batch_size * context // router.num_groups(batch_size)
-    capacity, selected = expert_capacity(group, model.num_experts, capacity_factor), router.experts_per_token(model.num_experts)
+    capacity, selected = (
+        expert_capacity(group, model.num_experts, capacity_factor),
+        router.experts_per_token(model.num_experts),
+    )
     slots = selected if capacity is None else model.num_experts * capacity / group  # per token
     if kept_L is None:
         kept_L = [router.spared(training=training) * min(selected, slots)] * model.num_switch_layers
     blocks = range(model.num_layers)
     kept = dict(zip(filter(model.is_switch, blocks), kept_L, strict=True))
     layers = tuple(
-        _switch(model, router, context, slots=slots, kept=kept[block]) if block in kept else _dense(model, context) for block in blocks
+        _switch(model, router, context, slots=slots, kept=kept[block]) if block in kept else _dense(model, context)
+        for block in blocks
     )
     return Ledger(layers, head=2.0 * model.d_model * vocab_size, tokens=batch_size * context)
 
@@ -217,7 +219,9 @@ def ledger_table(config: Config, vocab_size: int) -> str:
     lines = ["MFLOP per token, forward | " + " | ".join(kinds), "|".join(["---"] * (len(kinds) + 1))]
     for name, values in rows.items():
         lines.append(" | ".join([name, *(f"{values[kind]:.3f}" if kind in values else "-" for kind in kinds)]))
-    total, active = (count(vocab_size, config.router) for count in (config.model.num_params, config.model.num_active_params))
+    total, active = (
+        count(vocab_size, config.router) for count in (config.model.num_params, config.model.num_active_params)
+    )
     return "\n".join(
         [
             *lines,

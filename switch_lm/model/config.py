@@ -42,7 +42,7 @@ class ModelConfig:
         "Every n-th block has a Switch layer, the others a dense one; 0: none (paper, section 2 and Table 1).",
         at_least(0),
     )
-    switch_layers: list[int] | None = key(
+    switch_layers: list[int] | None = key(  # noqa: RUF009  None is no list
         None,
         "Which blocks have a Switch layer, by number from 0, such as [1,3]; null: switch_every decides.",
     )

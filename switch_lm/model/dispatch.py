@@ -1,4 +1,4 @@
-"""Moves tokens to the input rows of their experts and back, by gathers in both directions: nothing is added atomically."""
+"""Moves tokens to the input rows of their experts and back, by gathers alone: nothing is added atomically."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from switch_lm.optim.options import MuonOptions
 from switch_lm.optim.muon import BatchedMuon, StackedMuon
+from switch_lm.optim.options import MuonOptions
 
 
 class JointOptimizer(Optimizer):

@@ -106,8 +106,8 @@ def bullets(study: Study, differences: Sequence[Difference]) -> tuple[str, ...]:
 def _limits(study: Study, differences: Sequence[Difference]) -> Iterator[str]:
     if any(not v.dropless for v in study.sparse) and not any(v.config.get(RANDOM_DROPS) for v in study.sparse):
         yield (
-            "No run has `router.random_drop_rate`: the effect of a capacity on the loss cannot be told from that of dropping "
-            "tokens at random, which acts as dropout on so small a text."
+            "No run has `router.random_drop_rate`: the effect of a capacity on the loss cannot be told from that of "
+            "dropping tokens at random, which acts as dropout on so small a text."
         )
     intervals = sum(d.estimate is not None and d.estimate.count > 1 for d in differences)
     if intervals:

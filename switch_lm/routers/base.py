@@ -69,7 +69,7 @@ class Router(nn.Module):
         self.rate = balance.rate if balance is not None else 0.0
         self.register_buffer("bias_E", torch.zeros(num_experts) if moves_bias else None)
 
-    @final
+    @final  # type: ignore[misc]  # nn.Module declares it as a variable
     def forward(
         self,
         x_TD: Tensor,

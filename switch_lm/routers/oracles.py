@@ -6,7 +6,7 @@ in both, so that rounding cannot part two tokens that are tied.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -23,6 +23,49 @@ class Expected:
     gate_N: Tensor  # with a gradient where x and the weights have one
     scores_TE: Tensor  # by which experts are selected, a bias included: of nearly equal ones either may be
     probs_TE: Tensor  # of which the balance loss takes the mean
+
+    @classmethod
+    def queued(
+        cls,
+        selected: Sequence[Sequence[int]],
+        probs_TE: Tensor,
+        options: Any,
+        *,
+        scores_TE: Tensor | None = None,
+        position_T: Tensor | None = None,
+        capacity: int | None,
+        num_groups: int,
+        training: bool,
+        drawn: Sequence[Sequence[int]] | None = None,
+    ) -> Self:
+        """What follows from the experts that each token selected: slots and gates, by the options of every router.
+
+        `probs_TE` (T, E), of which gates are the assigned experts', with a gradient; `scores_TE`, if experts are
+        selected by something else. All others as in `Oracle`.
+        """
+        num_tokens, num_experts = probs_TE.shape
+        size = num_tokens // num_groups
+        computes: dict[tuple[int, int], int] = {}
+        for start in range(0, num_tokens, size):
+            tokens = range(start, start + size)
+            if capacity is None:
+                computes |= {(t, k): expert for t in tokens for k, expert in enumerate(selected[t])}
+            else:
+                queue = _queue(tokens, probs_TE, selected, options)
+                take_slots = _reroute if options.overflow == "reroute" else _fill
+                computes |= take_slots(queue, selected, probs_TE, num_experts, capacity)
+        every = [(t, k) for t in range(num_tokens) for k in range(len(selected[t]))]
+        token, assigned = [t for t, _ in every], [computes.get((t, k), selected[t][k]) for t, k in every]
+        at_random = options.drop_order == "random" and training and capacity is not None
+        return cls(
+            token=token,
+            selected=[selected[t][k] for t, k in every],
+            assigned=assigned,
+            kept=None if at_random else [choice in computes for choice in every],
+            gate_N=_gates(probs_TE[token, assigned], torch.tensor(token, device=probs_TE.device), options),
+            scores_TE=probs_TE.detach() if scores_TE is None else scores_TE,
+            probs_TE=probs_TE,
+        )
 
 
 class Oracle(Protocol):
@@ -63,7 +106,17 @@ def softmax_choice(
     probs_TE = torch.softmax(x_TD.float() @ weights["w_DE"], dim=-1)
     scores_TE = probs_TE.detach() + weights["bias_E"] if "bias_E" in weights else probs_TE.detach()
     best = [largest(scores, options.top_k) for scores in scores_TE]
-    return queued(drawn or best, probs_TE, scores_TE, options, capacity, num_groups, training=training)
+    return Expected.queued(
+        drawn or best,
+        probs_TE,
+        options,
+        scores_TE=scores_TE,
+        position_T=position_T,
+        capacity=capacity,
+        num_groups=num_groups,
+        training=training,
+        drawn=drawn,
+    )
 
 
 def largest(scores_E: Tensor, number: int) -> list[int]:
@@ -73,46 +126,6 @@ def largest(scores_E: Tensor, number: int) -> list[int]:
         return [scores.index(max(scores))]
     chosen: list[int] = torch.topk(scores_E, number).indices.tolist()
     return chosen
-
-
-def queued(
-    selected: Sequence[Sequence[int]],
-    probs_TE: Tensor,
-    scores_TE: Tensor,
-    options: Any,
-    capacity: int | None,
-    num_groups: int,
-    *,
-    training: bool,
-) -> Expected:
-    """The slots and gates of the experts that each token selected, by the options that every router has.
-
-    `probs_TE` with gradient: gates are the assigned expert's; `scores_TE` as in `Expected`.
-    """
-    num_tokens, num_experts = probs_TE.shape
-    size = num_tokens // num_groups
-    computes: dict[tuple[int, int], int] = {}
-    for start in range(0, num_tokens, size):
-        tokens = range(start, start + size)
-        if capacity is None:
-            computes |= {(t, k): expert for t in tokens for k, expert in enumerate(selected[t])}
-        else:
-            queue = _queue(tokens, probs_TE, selected, options)
-            take_slots = _reroute if options.overflow == "reroute" else _fill
-            computes |= take_slots(queue, selected, probs_TE, num_experts, capacity)
-    every = [(t, k) for t in range(num_tokens) for k in range(len(selected[t]))]
-    assigned = [computes.get((t, k), selected[t][k]) for t, k in every]
-    drawn_order = options.drop_order == "random" and training and capacity is not None
-    token = [t for t, _ in every]
-    return Expected(
-        token=token,
-        selected=[selected[t][k] for t, k in every],
-        assigned=assigned,
-        kept=None if drawn_order else [choice in computes for choice in every],
-        gate_N=_gates(probs_TE[token, assigned], torch.tensor(token, device=probs_TE.device), options),
-        scores_TE=scores_TE,
-        probs_TE=probs_TE,
-    )
 
 
 def _queue(

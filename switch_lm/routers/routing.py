@@ -6,7 +6,7 @@ layers.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -153,5 +153,6 @@ class Routing:
 
     def detached(self) -> Self:
         """The same without gradients, so that nothing keeps the graph of a step alive."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: x.detach() for name, x in tensors.items() if isinstance(x, Tensor)})
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        without: dict[str, Any] = {name: x.detach() for name, x in values.items() if isinstance(x, Tensor)}
+        return replace(self, **without)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from switch_lm.routers.base import Promise, Router
-from switch_lm.routers.oracles import softmax_choice
 from switch_lm.routers.options import SwitchOptions
+from switch_lm.routers.oracles import softmax_choice
 from switch_lm.routers.routing import Routing
 
 
@@ -67,6 +67,4 @@ class SwitchRouter(Router):
 
     def promise(self, *, training: bool, limited: bool) -> Promise:
         promise = super().promise(training=training, limited=limited)
-        return replace(
-            promise, draws=self._draws(training), varies_gates=self.options.gate_scale == "probability"
-        )
+        return replace(promise, draws=self._draws(training), varies_gates=self.options.gate_scale == "probability")

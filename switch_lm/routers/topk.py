@@ -28,4 +28,6 @@ class TopKRouter(SwitchRouter):
 
     def promise(self, *, training: bool, limited: bool) -> Promise:
         promise = super().promise(training=training, limited=limited)
-        return replace(promise, sees_future=promise.sees_future or (limited and self.by_choice and self.options.top_k > 1))
+        return replace(
+            promise, sees_future=promise.sees_future or (limited and self.by_choice and self.options.top_k > 1)
+        )

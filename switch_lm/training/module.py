@@ -46,8 +46,13 @@ class SwitchModule(lightning.LightningModule):
         super().__init__()
         self.config, self.vocabulary, self.precision_name = config, vocabulary, precision
         self.header = Header(
-            asdict(config.model), asdict(config.router), asdict(config.balance), vocabulary.characters, corpus_sha256,
-            precision, asdict(config),
+            asdict(config.model),
+            asdict(config.router),
+            asdict(config.balance),
+            vocabulary.characters,
+            corpus_sha256,
+            precision,
+            asdict(config),
         ).as_plain()
         self.model = SwitchLM(config.model, len(vocabulary), router=config.router, balance=config.balance)
         self.drops = DropTally(config.model.num_switch_layers)

@@ -28,10 +28,7 @@ def print_plan(
         "experts": f"{model.num_experts} in {layers}, capacity factor {capacity}"
         if model.num_switch_layers
         else "none: a dense model",
-        "router": f"{config.router.name}, {config.router.experts_per_token(model.num_experts):g} of {model.num_experts} experts per token, "
-        f"{_balance(config)}"
-        if model.num_switch_layers
-        else "none",
+        "router": _router(config) if model.num_switch_layers else "none",
         "parameters": f"{total:,} in all, {active:,} active for each token",
         "computation": ledger_in_words(config, vocab),
         "data": f"{source}: {sizes[0]:,} characters to train on, {sizes[1]:,} to validate, {vocab} distinct",
@@ -45,12 +42,12 @@ def print_plan(
     console.print(_two_columns("What will be trained", rows))
 
 
-def _balance(config: Config) -> str:
-    """What keeps the load even, in words."""
-    if config.balance.adds_loss:
-        return f"balance loss x {config.alpha:g} (alpha)"
-    how = f"a bias that moves by {config.balance.rate:g}" if config.balance.moves_bias else "nothing"
-    return f"balanced by {how}; alpha does nothing"
+def _router(config: Config) -> str:
+    """Which router it is, and what keeps the load even."""
+    experts, balance = config.model.num_experts, config.balance
+    by = f"a bias that moves by {balance.rate:g}" if balance.moves_bias else "nothing"
+    how = f"balance loss x {config.alpha:g} (alpha)" if balance.adds_loss else f"balanced by {by}, not by alpha"
+    return f"{config.router.name}, {config.router.experts_per_token(experts):g} of {experts} experts per token, {how}"
 
 
 def print_result(console: Console, result: Mapping[str, Any], *, run: Path) -> None:
