@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from small_models import OF_ROUTER, router_options
 from torch.utils.tensorboard import SummaryWriter
 
 from switch_lm.config.schema import Config
@@ -20,9 +21,10 @@ VERSIONS = {"python": "3.11", "switch_lm": "0.1.0", "torch": "2.13", "lightning"
 
 
 def config_of(seed: int = 0, **changes: Any) -> Config:
-    """The default configuration with few steps; `changes` are keys of the model or, of those names, of the whole."""
-    own = {key: changes.pop(key) for key in ("alpha", "name", "z_loss") if key in changes}
-    config = Config(model=ModelConfig(**changes), seed=seed, **own)
+    """The default configuration with few steps; `changes` are keys of it, of its router or of its model."""
+    own = {key: changes.pop(key) for key in ("alpha", "name", "z_loss", "balance") if key in changes}
+    of_router = {key: changes.pop(key) for key in list(changes) if key in OF_ROUTER}
+    config = Config(model=ModelConfig(**changes), router=router_options(**of_router), seed=seed, **own)
     config.trainer.max_steps, config.trainer.val_every = STEPS, EVERY
     return config
 
@@ -34,7 +36,7 @@ def result_of(config: Config, loss: float, **changes: Any) -> dict[str, Any]:
     dropped = 0.0 if factor is None else max(0.0, 0.1 - 0.05 * factor)
     work = run_ledger(config, vocab_size=VOCAB)
     inference = ledger(
-        model, vocab_size=VOCAB, batch_size=config.data.batch_size, training=False, capacity_factor=factor
+        model, config.router, vocab_size=VOCAB, batch_size=config.data.batch_size, training=False, capacity_factor=factor
     )
     return {
         "name": "a run",
@@ -47,8 +49,8 @@ def result_of(config: Config, loss: float, **changes: Any) -> dict[str, Any]:
         "seconds": 2.0 * STEPS,
         "training_seconds": 1.0 * STEPS,
         "tokens_per_second": 8192.0,
-        "parameters": model.num_params(VOCAB),
-        "active_parameters": model.num_active_params(VOCAB),
+        "parameters": model.num_params(VOCAB, config.router),
+        "active_parameters": model.num_active_params(VOCAB, config.router),
         "dropped": dropped if sparse else None,
         "dropped_whole_run": 2 * dropped if sparse else None,
         "load_max_over_mean": 1.5 if sparse else None,

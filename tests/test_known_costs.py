@@ -95,9 +95,9 @@ def reads_of(module: SwitchFeedForward) -> int:
 def test_a_layer_with_a_capacity_never_makes_the_host_wait_and_a_dropless_one_at_most_once(
     num_experts: int, rule: TopKOptions
 ) -> None:
-    noise = {"jitter": 0.1, "input_dropout": 0.1, "expert_dropout": 0.1}
-    assert reads_of(layer(num_experts, rule, capacity_factor=1.25, **noise)) == 0
-    assert reads_of(layer(num_experts, rule, capacity_factor=None, **noise)) <= 1
+    noisy = replace(rule, jitter=0.1, input_dropout=0.1)
+    assert reads_of(layer(num_experts, noisy, capacity_factor=1.25, expert_dropout=0.1)) == 0
+    assert reads_of(layer(num_experts, noisy, capacity_factor=None, expert_dropout=0.1)) <= 1
 
 
 def test_a_training_step_makes_the_host_wait_as_often_for_three_layers_as_for_one(
@@ -155,7 +155,7 @@ def test_no_tensor_grows_with_the_square_of_the_tokens(rule: TopKOptions, capaci
 def test_under_autocast_a_layer_trains_in_bf16_and_routes_in_float32(
     rule: TopKOptions, capacity_factor: float | None, dtype: torch.dtype
 ) -> None:
-    module = layer(rule=rule, capacity_factor=capacity_factor, router_jitter=0.1, shared_expert=True)
+    module = layer(rule=replace(rule, jitter=0.1), capacity_factor=capacity_factor, shared_expert=True)
     x_BSD = torch.randn(2, 16, 8, dtype=dtype, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         y_BSD, routing = module(x_BSD)

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from compare import same
-from small_models import NOISE, batch, layer, module_of, short_run
+from small_models import NOISE, batch, layer, module_of, parts_of, short_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
+from worked import route
 
 import switch_lm
 from switch_lm.config.schema import Config
@@ -23,7 +24,7 @@ from switch_lm.measure.evaluation import evaluate
 from switch_lm.model.losses import language_loss, summed
 from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.model.switch import SwitchFeedForward
-from switch_lm.routers.routing import route
+from switch_lm.routers.options import BalanceOptions, TopKOptions
 from switch_lm.text.windows import split
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.start import train
@@ -59,7 +60,7 @@ def test_a_single_token_is_never_dropped() -> None:
 def test_validation_reports_the_language_loss_alone_without_noise_and_selects_the_best_checkpoint_by_it(
     config: Config,
 ) -> None:
-    config = replace(config, model=replace(config.model, **NOISE), alpha=1.0, z_loss=1.0, importance=1.0)
+    config = replace(config, **parts_of(**NOISE), alpha=1.0, z_loss=1.0, importance=1.0)
     result = train(config)
     run = Path(config.outputs) / "runs" / "run"
     model, vocabulary = switch_lm.load(run / "checkpoints" / "last.ckpt")
@@ -94,7 +95,7 @@ def test_every_source_of_noise_is_active_in_training(source: str) -> None:
 
 @pytest.mark.parametrize("capacity_factor", [None, 4.0])
 def test_jitter_changes_the_input_of_the_router_and_not_that_of_the_experts(capacity_factor: float | None) -> None:
-    module = layer(router_jitter=0.3, capacity_factor=capacity_factor)
+    module = layer(rule=TopKOptions(top_k=1, jitter=0.3), capacity_factor=capacity_factor)
     x_BSD = torch.randn(2, 20, 8)
     given = x_BSD.clone()
     y_BSD, routing = module(x_BSD)
@@ -122,7 +123,7 @@ def test_other_forward_passes_do_not_change_the_next_loss() -> None:
 
 
 def test_a_forward_pass_leaves_nothing_on_the_modules() -> None:
-    module, (ids, _) = module_of(shared_expert=True, selection_bias_rate=0.1), batch()
+    module, (ids, _) = module_of(shared_expert=True, balance=BalanceOptions(name="sign")), batch()
 
     def attributes() -> list[tuple[str, list[str], str]]:
         return [(name, sorted(vars(part)), repr(part.extra_repr())) for name, part in module.model.named_modules()]

@@ -12,10 +12,10 @@ import torch
 import switch_lm
 from switch_lm import Routing, SwitchFeedForward, SwitchLM, expert_capacity, load, load_balancing_loss
 from switch_lm.model.config import ModelConfig
-from switch_lm.routers.options import TopKOptions
+from switch_lm.routers.options import SwitchOptions, TopKOptions
 from switch_lm.storage.checkpoint import CheckpointError
 
-NAMES = {"Routing", "SwitchFeedForward", "SwitchLM", "expert_capacity", "load", "load_balancing_loss"}
+NAMES = {"Promise", "Router", "Routing", "SwitchFeedForward", "SwitchLM", "expert_capacity", "load", "load_balancing_loss"}
 ROOT = Path(switch_lm.__file__).parents[1]
 
 
@@ -47,7 +47,8 @@ def test_four_sizes_make_a_layer_of_the_paper() -> None:
     """One expert per token, gates of raw probability, 1 % jitter, dropless in evaluation."""
     torch.manual_seed(0)
     layer = SwitchFeedForward(d_model=8, d_ff=12, num_experts=4, capacity_factor=0.5)
-    assert (layer.rule, layer.router_jitter, layer.shared, layer.selection_bias_E) == (TopKOptions(top_k=1), 0.01, None, None)
+    assert (layer.router.options, layer.router.options.jitter) == (SwitchOptions(), 0.01)
+    assert (layer.router.name, layer.shared, layer.router.bias_E) == ("switch", None, None)
     assert {name: tuple(weight.shape) for name, weight in layer.named_parameters()} == {
         "router.w_DE": (8, 4), "experts.w_in_EDF": (4, 8, 12), "experts.w_out_EFD": (4, 12, 8),
     }  # fmt: skip
@@ -67,7 +68,8 @@ def test_four_sizes_make_a_layer_of_the_paper() -> None:
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_a_routing_has_its_public_fields_in_their_shapes(top_k: int) -> None:
     torch.manual_seed(0)
-    model = SwitchLM(ModelConfig(num_layers=1, d_model=8, num_heads=2, d_ff=12, num_experts=4, top_k=top_k), 11)
+    config = ModelConfig(num_layers=1, d_model=8, num_heads=2, d_ff=12, num_experts=4)
+    model = SwitchLM(config, 11, router=TopKOptions(top_k=top_k))
     (routing,) = model(torch.arange(10).view(2, 5)).routings
     assert isinstance(routing, Routing)
     names = ("load_E", "probs_TE", "expert_TK", "kept_TK", "gate_TK")

@@ -108,7 +108,7 @@ def matches_computation(sparse: Variant, dense: Variant) -> bool:
 
     That is so at capacity factor 1.0 or dropless, top-1 and without a shared expert, unless the ledger shows padding.
     """
-    one_each = sparse.config["router.top_k"] == 1 and not sparse.config["model.shared_expert"]
+    one_each = sparse.config.get("router.top_k") == 1 and not sparse.config["model.shared_expert"]
     fits = (
         one_each and sparse.capacity_factor in (None, 1.0) and sparse.config["model.d_ff"] == dense.config["model.d_ff"]
     )

@@ -18,10 +18,14 @@ def is_ignored(key: str) -> bool:
     return key == "seed" or (key in KEYS and not KEYS[key].changes_result)
 
 
+def is_of_router(key: str) -> bool:
+    """Whether it is a key of the routers alone, of which a run has those that its own router knows."""
+    return key.startswith(("router.", "balance.")) or key == "optim.router_lr"
+
+
 def is_routing(key: str) -> bool:
     """Whether a dense model is the same whatever the key holds."""
-    of_router = key.startswith(("router.", "balance.")) or key == "optim.router_lr"
-    return of_router or key in ROUTING_LOSSES or (key.startswith("model.") and key.removeprefix("model.") not in SIZES)
+    return is_of_router(key) or key in ROUTING_LOSSES or (key.startswith("model.") and key.removeprefix("model.") not in SIZES)
 
 
 def is_dense(config: Mapping[str, Any]) -> bool:

@@ -1,14 +1,16 @@
 """Which runs repeat each other, what these variants are called, and which differ in a single key."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+from switch_lm.config.families import FAMILIES
 from switch_lm.config.rules import show
-from switch_lm.reporting.keys import is_dense, is_ignored, is_routing
+from switch_lm.reporting.keys import is_dense, is_ignored, is_of_router, is_routing
 from switch_lm.reporting.records import DONE, Curves, Record
 from switch_lm.stats.intervals import Estimate, estimate
 
@@ -98,8 +100,19 @@ def comparable(record: Record) -> dict[str, Any]:
     if record.seed is None:
         flat["seed"] = f"unknown ({record.name})"
     if is_dense(record.config):
-        flat |= {key: None for key in flat if is_routing(key)} | {"model.switch_every": 0}
+        shared = {key: value for key, value in flat.items() if not is_of_router(key)}
+        return shared | {key: None for key in shared if is_routing(key)} | {"model.switch_every": 0}
+    if (layers := flat.get("model.switch_layers")) is not None:
+        flat |= _same_layers(layers, flat["model.num_layers"])
     return flat
+
+
+def _same_layers(layers: list[int], num_layers: int) -> dict[str, Any]:
+    """The keys that state which blocks have a Switch layer, as `switch_every` where one gives the same blocks."""
+    for every in range(1, num_layers + 1):
+        if layers == list(range(every - 1, num_layers, every)):
+            return {"model.switch_layers": None, "model.switch_every": every}
+    return {"model.switch_layers": layers, "model.switch_every": None}
 
 
 def ladders(variants: Iterable[Variant], key: str) -> list[tuple[Variant, ...]]:
@@ -133,8 +146,8 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Names of the variants of one report, by what they differ in: each in full, and without its capacity factor."""
     sparse = [config for config in configs if config["model.switch_every"] != 0]
     keys = sorted({key for config in configs for key in config})
-    pools = {key: [c for c in (sparse if is_routing(key) else configs) if key in c] for key in keys}
-    differing = [key for key, pool in pools.items() if len({repr(config[key]) for config in pool}) > 1]
+    pools = {key: sparse if is_routing(key) else configs for key in keys}
+    differing = [key for key, pool in pools.items() if len({repr(c.get(key)) for c in pool if _may_have(c, key)}) > 1]
     widths = {config["model.d_ff"] for config in sparse}
     usual = {"model.switch_every": 0, "model.d_ff": widths.pop() if len(widths) == 1 else None, RANDOM_DROPS: 0.0}
     stated = [key for key in FIRST if key in (*differing, RANDOM_DROPS)] + [k for k in differing if k not in APART]
@@ -148,6 +161,11 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         start = [family(config)] if dense or several or factor or not parts else []
         names.append((", ".join([*start, *factor, *parts]), ", ".join([*start, *parts])))
     return names
+
+
+def _may_have(config: Mapping[str, Any], key: str) -> bool:
+    """Whether it could state the key: one that its router or optimizer does not know is no difference."""
+    return key in config or key.partition(".")[0] not in FAMILIES
 
 
 def family(config: Mapping[str, Any]) -> str:
@@ -166,6 +184,8 @@ def _part(key: str, value: object) -> str:
             return "every block" if value == 1 else f"every {value} blocks"
         case "router.random_drop_rate":
             return f"random drops {show(value)}"
+        case "balance.name":
+            return f"balance {value}"
         case "text":
             return f"text {str(value)[:6]}"
-    return f"{key.removeprefix('model.').removeprefix('trainer.')} {show(value)}".replace("`", "'")
+    return f"{re.sub(r'^(model|router|trainer)[.]', '', key)} {show(value)}".replace("`", "'")

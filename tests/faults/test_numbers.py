@@ -12,9 +12,11 @@ import torch
 from conftest import TEXT, folder_of, tiny_model
 from torch import Tensor
 
-from switch_lm.config.schema import Config, OptimConfig
+from switch_lm.config.schema import Config
 from switch_lm.model.losses import language_loss, summed
 from switch_lm.routers.losses import load_balancing_loss
+from switch_lm.optim.options import AdamWOptions
+from switch_lm.routers.options import SwitchOptions
 from switch_lm.storage import checkpoint
 from switch_lm.storage.run_folder import TrainingError
 from switch_lm.text.vocabulary import Vocabulary
@@ -46,7 +48,7 @@ def message_of(config: Config) -> str:
 
 def falling_rate(config: Config) -> Config:
     """Step n of 12 has the rate 0.001 (12 - n)."""
-    return replace(config, optim=OptimConfig(name="adamw", lr=0.011, schedule="linear", warmup_steps=0))
+    return replace(config, optim=AdamWOptions(lr=0.011, schedule="linear", warmup_steps=0))
 
 
 def require_good_checkpoints(config: Config, step: int) -> None:
@@ -203,7 +205,7 @@ def test_a_nan_in_one_router_is_located_there(config: Config, monkeypatch: pytes
 def test_extreme_loads_give_finite_losses_and_exact_counts(
     rows: int, positions: int, factor: float | None, case: str
 ) -> None:
-    model = tiny_model(capacity_factor=factor, router_jitter=0.0).train()
+    model = tiny_model(capacity_factor=factor, router=SwitchOptions(jitter=0.0)).train()
     num_experts, num_tokens = 4, rows * positions
     for block in range(2):
         norm_D = model.get_parameter(f"blocks.{block}.norm_ffn.weight")

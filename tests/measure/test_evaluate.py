@@ -14,6 +14,7 @@ from conftest import BATCH_SIZE, TEXT, MakeRun, tiny_model
 from switch_lm.evaluate import main
 from switch_lm.measure.evaluation import Evaluation, evaluate, nanogpt_estimates
 from switch_lm.model.transformer import SwitchLM
+from switch_lm.routers.options import SwitchOptions
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.text.windows import split
 

@@ -15,9 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from switch_lm.config.rules import ConfigError
 from switch_lm.model.upcycle import upcycle
+from switch_lm.routers.options import SwitchOptions
 from switch_lm.training.start import train
 
-SAME: dict[str, Any] = {"gate_scale": "straight_through", "capacity_factor": None}
+SAME = SwitchOptions(gate_scale="straight_through", jitter=0.0)
 
 
 def logits_of(model: torch.nn.Module) -> torch.Tensor:
@@ -28,7 +29,7 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("switch_every", [1, 2])
 def test_one_straight_through_choice_without_capacity_computes_what_the_dense_model_does(switch_every: int) -> None:
-    dense, model = tiny_model(10, switch_every=0), tiny_model(10, switch_every=switch_every, **SAME)
+    dense, model = tiny_model(10, switch_every=0), tiny_model(10, switch_every=switch_every, router=SAME)
     assert not torch.allclose(logits_of(model), logits_of(dense), atol=1e-2)
     upcycle(model, dense)
     assert torch.allclose(logits_of(model), logits_of(dense), atol=1e-5)
@@ -63,7 +64,8 @@ def test_a_source_that_does_not_fit_is_refused_and_changes_nothing(source: dict[
 def test_a_run_that_starts_from_a_dense_one_starts_at_its_validation_loss(tmp_path: Path) -> None:
     config = short_run(tmp_path)
     dense = train(replace(config, name="dense", model=replace(config.model, switch_every=0)))
-    train(replace(config, name="up", init_from="dense", model=replace(config.model, **SAME)))
+    dropless = replace(config.model, capacity_factor=None)
+    train(replace(config, name="up", init_from="dense", model=dropless, router=SAME))
     events = EventAccumulator(str(tmp_path / "outputs" / "runs" / "up"), size_guidance={"scalars": 0}).Reload()
     losses = {event.step: event.value for event in events.Scalars("val/loss")}
     assert list(losses) == [0, 1, 2]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import router_of
 from torch import Tensor, nn
 
 from switch_lm.routers.losses import load_balancing_loss
@@ -53,15 +54,14 @@ def their_layer(
 
 def our_layer(theirs: Any, **rule: Any) -> SwitchFeedForward:
     """Our layer of the same weights, under the options that make it the annotated one."""
+    gates = "probability" if theirs.is_scale_prob else "straight_through"
+    options = TopKOptions(top_k=1, overflow="passthrough", gate_scale=gates, **rule)
     layer = SwitchFeedForward(
         d_model=D_MODEL,
         d_ff=D_FF,
         num_experts=theirs.n_experts,
         capacity_factor=theirs.capacity_factor if theirs.drop_tokens else None,
-        rule=TopKOptions(top_k=1, 
-            overflow="passthrough", gate_scale="probability" if theirs.is_scale_prob else "straight_through", **rule
-        ),
-        router_jitter=0.0,
+        router=router_of(options, num_experts=theirs.n_experts, d_model=D_MODEL),
         activation="relu",
     )
     with torch.no_grad():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
+from small_models import router_of
 from torch import Tensor, nn
+from worked import route
 
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.losses import summed
@@ -49,12 +52,13 @@ def their_layer(hugging: Any, **changes: Any) -> Any:
     return layer.train()
 
 
-def our_layer(theirs: Any, capacity_factor: float | None, **options: Any) -> SwitchFeedForward:
+def our_layer(
+    theirs: Any, capacity_factor: float | None, *, jitter: float = 0.0, activation: str = "relu"
+) -> SwitchFeedForward:
     """Our layer of the same weights, each row with its own slots."""
-    chosen: dict[str, Any] = {"router_jitter": 0.0, "rule": BY_ROW} | options
-    layer = SwitchFeedForward(
-        d_model=D_MODEL, d_ff=D_FF, num_experts=NUM_EXPERTS, capacity_factor=capacity_factor, **chosen
-    )
+    router = router_of(replace(BY_ROW, jitter=jitter), num_experts=NUM_EXPERTS, d_model=D_MODEL)
+    sizes = {"d_model": D_MODEL, "d_ff": D_FF, "num_experts": NUM_EXPERTS}
+    layer = SwitchFeedForward(**sizes, capacity_factor=capacity_factor, router=router, activation=activation)
     with torch.no_grad():
         for ours, same in zip(layer.parameters(), as_ours(theirs, lambda parameter: parameter), strict=True):
             ours.copy_(same)
@@ -205,7 +209,7 @@ def test_it_drops_in_evaluation_too_and_ours_only_in_training(hugging: Any) -> N
 def test_its_jitter_changes_its_input_for_the_experts_too_and_ours_only_what_the_router_sees(hugging: Any) -> None:
     """It multiplies in place, and a cast to a dtype that the input has already makes no copy (fault 5)."""
     theirs = their_layer(hugging, router_jitter_noise=0.3)
-    ours = our_layer(theirs, None, router_jitter=0.3)
+    ours = our_layer(theirs, None, jitter=0.3)
     x = torch.randn(B, S, D_MODEL)
     given = x.clone()
     ours(x)

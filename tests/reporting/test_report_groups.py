@@ -9,7 +9,8 @@ import pytest
 from report_runs import DENSE, DROPLESS, ONE, config_of, result_of
 
 from switch_lm.config.rules import flatten
-from switch_lm.config.schema import Config, DataConfig, HealthConfig, LoggerConfig, OptimConfig
+from switch_lm.config.schema import Config, DataConfig, HealthConfig, LoggerConfig
+from switch_lm.optim.options import MuonOptions
 from switch_lm.reporting.comparisons import (
     compare,
     is_control,
@@ -21,6 +22,7 @@ from switch_lm.reporting.comparisons import (
 )
 from switch_lm.reporting.records import Record
 from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, Variant, group, ladders, pairs
+from switch_lm.routers.options import BalanceOptions
 
 
 def record(config: Config, loss: float = 1.5, **changes: Any) -> Record:
@@ -77,6 +79,19 @@ def test_a_dense_model_is_the_same_whatever_its_routing_keys_are() -> None:
     assert one(num_layers=2, switch_every=3).dense  # none of its blocks is the third
 
 
+@pytest.mark.parametrize(
+    ("layers", "same"),
+    [([], {"switch_every": 0}), ([1, 3], {"switch_every": 2}), ([0, 1, 2, 3], {"switch_every": 1}), ([2], {"switch_every": 3})],
+)
+@pytest.mark.parametrize("every", [0, 1])
+def test_the_same_layers_are_one_variant_however_they_are_stated(
+    layers: list[int], same: dict[str, int], every: int
+) -> None:
+    (variant,) = variants({"switch_layers": layers, "switch_every": every}, same)
+    assert variant.dense == (layers == [])
+    assert matches_parameters(variant, one(**WIDE)) == (same == {"switch_every": 1})
+
+
 def test_what_was_computed_on_tells_variants_apart_and_what_was_asked_for_does_not() -> None:
     asked = config_of(1)
     asked.trainer.precision = "fp32"
@@ -108,6 +123,11 @@ LABELS: list[tuple[list[dict[str, Any]], list[str]]] = [
     ([{"overflow": "drop"}, {"overflow": "reroute"}], ["overflow drop", "overflow reroute"]),
     ([DENSE, DENSE | {"dropout": 0.1}], ["dense, dropout 0.0", "dense, dropout 0.1"]),
     ([{}, {"switch_every": 2}], ["every 2 blocks", "every block"]),
+    ([{}, {"switch_layers": [0, 3]}], ["every block", "switch_layers [0, 3]"]),
+    ([{"switch_every": 0}, {"switch_every": 0, "switch_layers": [0, 3]}], ["dense", "Switch, factor 1.25"]),
+    ([{}, {"balance": BalanceOptions(name="sign")}], ["balance loss", "balance sign"]),
+    ([DROPLESS, DROPLESS | {"top_k": 2, "jitter": 0.0}],
+     ["top-2, jitter 0.0", "Switch, jitter 0.01"]),  # no word of what only topk has
 ]  # fmt: skip
 
 
@@ -142,7 +162,7 @@ def test_dense_matches_in_computation_at_factor_one_or_dropless_alone(model: dic
 
 def test_a_dense_run_of_another_training_is_no_control() -> None:
     dense = config_of(**DENSE)
-    other = replace(dense, optim=OptimConfig(lr=1.0))
+    other = replace(dense, optim=MuonOptions(lr=1.0))
     (control,), (stranger,) = group([record(dense)]), group([record(other)])
     assert is_control(one(**ONE), control) and not is_control(one(**ONE), stranger)
 

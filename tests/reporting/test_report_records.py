@@ -135,7 +135,7 @@ def test_a_key_that_a_run_did_not_know_yet_has_its_default(tmp_path: Path) -> No
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("  random_drop_rate: 0.0\n", ""))
     assert "random_drop_rate" not in (folder / "config.yaml").read_text()
-    assert records(folder)["run"].config["model.random_drop_rate"] == 0.0
+    assert records(folder)["run"].config["router.random_drop_rate"] == 0.0
 
 
 def test_a_seed_that_no_file_states_is_unknown_and_not_the_default(tmp_path: Path) -> None:

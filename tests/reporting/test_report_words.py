@@ -169,7 +169,7 @@ def test_neighbouring_capacities_are_compared_in_cost_and_loss(tmp_path: Path) -
         ("Switch, dropless", "1.0", "loss", "-0.0200", "capacity factor (+0.0 %)"),
         ("Switch, dropless", "1.0", "loss at capacity", "-0.0700", "capacity factor (+0.0 %)"),
     ]
-    assert "No run has `random_drop_rate`" in words(result)[1]
+    assert "No run has `router.random_drop_rate`" in words(result)[1]
 
 
 def test_a_capacity_is_compared_with_drops_at_random(tmp_path: Path) -> None:
