@@ -1,5 +1,6 @@
 """How a configuration key is declared: type, default, meaning and rule stand once, in the field of its dataclass."""
 
+import copy
 import dataclasses
 import math
 import re
@@ -34,6 +35,8 @@ def key(
     """A dataclass field that is a configuration key. `implied`: the default, unless given."""
     implied = default if implied is MISSING else implied
     metadata = {"meaning": meaning, "rule": rule, "changes_result": changes_result, "implied": implied}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -47,11 +50,12 @@ def keys_of(owner: type, prefix: str = "") -> dict[str, Key]:
     """Every key below a dataclass by its dotted name, in order."""
     keys: dict[str, Key] = {}
     for field in fields(owner):
-        if field.default is MISSING:
-            keys |= keys_of(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        name = prefix + field.name
+        if not field.metadata:
+            keys |= keys_of(field.default_factory, f"{name}.")  # type: ignore[arg-type]
         else:
-            name = prefix + field.name
-            keys[name] = Key(name, field.default, **field.metadata)
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            keys[name] = Key(name, default, **field.metadata)
     return keys
 
 

@@ -11,12 +11,14 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
+from switch_lm.config import boards
 from switch_lm.config.paths import config_dir
 from switch_lm.config.rules import ConfigError, resolve, unknown_key
 from switch_lm.config.schema import KEYS, Config
 
 MOST_JOBS = 10_000
 CHOICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # the name of a file in a group, and no path
+BASE = "base"  # the file of a group that holds what its choices share
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -34,8 +36,8 @@ def check(arguments: Sequence[str]) -> None:
     for override in overrides:
         _require_key_and_choices(override)
     keys = {str(override.key_or_group): None for override in overrides if not _is_of_hydra(override)}
-    if unknown := [key for key in keys if key not in KEYS and key not in _groups()]:
-        raise ConfigError("\n".join(unknown_key(key) for key in unknown))
+    if unknown := [line for key in keys if (line := _unknown(key)) is not None]:
+        raise ConfigError("\n".join(unknown))
     sizes = {str(override.input_line): _num_values(override) for override in overrides}
     trials = {str(o.input_line): o.value() for o in overrides if str(o.key_or_group) == "hydra.sweeper.n_trials"}
     sizes = {line: size for line, size in trials.items() if isinstance(size, int) and size > 0} or sizes  # a search
@@ -44,6 +46,13 @@ def check(arguments: Sequence[str]) -> None:
         raise ConfigError(
             f"{largest}: this makes a sweep of {jobs:,} jobs or more; the most is {MOST_JOBS:,}: narrow the range"
         )
+
+
+def _unknown(key: str) -> str | None:
+    """Why there is no such key; None if there is."""
+    if key.startswith(boards.PREFIX):
+        return boards.refused(key)
+    return None if key in KEYS or key in _groups() else unknown_key(key)
 
 
 def _not_added(argument: str, key: str) -> str:
@@ -73,6 +82,8 @@ def _require_key_and_choices(override: Override) -> None:
     for value in _leaves(override.value()):
         if not isinstance(value, str) or CHOICE.fullmatch(value) is None:
             raise ConfigError(f"{line}: not a choice of {key}; name one of its files: {key}=NAME")
+        if value == BASE:
+            raise ConfigError(f"{line}: {BASE} holds what the choices of {key} share; name another file: {key}=NAME")
 
 
 def _is_of_hydra(override: Override) -> bool:
@@ -110,8 +121,12 @@ def explain(error: Exception) -> str:
         return text
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if match := re.search(r"Could not find '([^']+)/([^']*)'", text):
-        choices = [line for line in lines[1:] if "vailable options" not in line and ":" not in line]
+        choices = [line for line in lines[1:] if "vailable options" not in line and ":" not in line and line != BASE]
         return f"{match[1]}={match[2]}: no such choice; choose one of {', '.join(choices)}"
+    if match := re.search(r"Could not load '([^']+)/([^']*)'", text):  # one of several choices
+        return f"{match[1]}={match[2]}: no such choice; name one of the files of {match[1]}"
+    if match := re.search(r"Could not override '(logger\.boards\.([^.']+)[^']*)'", text):
+        return f"{match[1]}: the board {match[2]} is not chosen; add logger={match[2]}, or name it in logger=[...]"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as key=value ({lines[0]}); quote special characters: 'key=\"a b\"'"
     return " ".join(lines[:4])

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from switch_lm.config import boards
 from switch_lm.config.schema import KEYS, Config
 
 REMOVED = {"data.num_workers": "batches need no workers: leave it out"}
@@ -90,14 +91,23 @@ def resolve(cfg: DictConfig | Config) -> Config:
         cfg = OmegaConf.structured(cfg)
     try:
         plain = OmegaConf.to_container(cfg, resolve=True)
-        merged = OmegaConf.merge(OmegaConf.structured(Config), _text_switches(plain))
+        merged = OmegaConf.merge(_schema_for(plain), _text_switches(plain))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from error
     assert isinstance(config, Config)
-    if broken := _broken(config):
+    config.logger.boards, wrong = boards.with_defaults(config.logger.boards)
+    if broken := _broken(config) + wrong:
         raise ConfigError("\n".join(broken))
     return config
+
+
+def _schema_for(plain: Any) -> DictConfig:
+    """The schema; without its default boards where the configuration has its own, since merging would add to them."""
+    schema = OmegaConf.structured(Config)
+    if isinstance(plain, dict) and "boards" in (plain.get("logger") or {}):
+        schema.logger.boards = {}
+    return schema
 
 
 def _broken(config: Config) -> list[str]:

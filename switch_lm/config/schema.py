@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from switch_lm.config.keys import BELOW_ONE, NAME, POSITIVE, Rule, at_least, key, keys_of, one_of, within
 from switch_lm.model.config import ModelConfig
@@ -118,7 +119,12 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
-    log_every: int = key(10, "Steps between two points in TensorBoard.", at_least(1), changes_result=False)
+    boards: dict[str, Any] = key(
+        {"tensorboard": {}},
+        "Where figures are shown beside metrics.jsonl, each board with its options; logger=NAME or logger=[A,B] fills it.",
+        changes_result=False,
+    )
+    log_every: int = key(10, "Steps between two points of a training curve.", at_least(1), changes_result=False)
     sample_prompt: str = key("\n", "What the sample after each validation continues.", changes_result=False)
     sample_length: int = key(300, "Its length in characters; 0: no sample.", at_least(0), changes_result=False)
     progress: str = key(
@@ -210,3 +216,8 @@ class Config:
 
 
 KEYS = keys_of(Config)
+
+
+def changes_result(name: str) -> bool:
+    """Whether what is computed may depend on the key of this name."""
+    return not name.startswith("logger.boards.") and (name not in KEYS or KEYS[name].changes_result)
