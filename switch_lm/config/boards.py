@@ -44,11 +44,13 @@ def with_defaults(boards: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
             wrong += dict.fromkeys(lines)
             continue
         try:
-            typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(board_class(name).Options), given or {}))
+            typed: Any = OmegaConf.to_object(
+                OmegaConf.merge(OmegaConf.structured(board_class(name).Options), given or {})
+            )
         except OmegaConfBaseException as error:
             wrong.append(f"{PREFIX}{name}.{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}")
             continue
-        complete[name] = asdict(typed)  # type: ignore[call-overload]
+        complete[name] = asdict(typed)
         for key in keys_of_board(name).values():
             value = complete[name][key.name.rpartition(".")[2]]
             if key.rule is not None and value is not None and not key.rule.holds(value):

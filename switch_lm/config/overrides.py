@@ -50,6 +50,8 @@ def check(arguments: Sequence[str]) -> None:
 
 def _unknown(key: str) -> str | None:
     """Why there is no such key; None if there is."""
+    if key == boards.PREFIX.rstrip("."):
+        return f"{key}: choose the boards with logger=NAME or logger=[A,B]"
     if key.startswith(boards.PREFIX):
         return boards.refused(key)
     return None if key in KEYS or key in _groups() else unknown_key(key)

@@ -119,9 +119,9 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
-    boards: dict[str, Any] = key(
+    boards: dict[str, Any] = key(  # noqa: RUF009  it makes a field
         {"tensorboard": {}},
-        "Where figures are shown beside metrics.jsonl, each board with its options; logger=NAME or logger=[A,B] fills it.",
+        "Where figures go beside metrics.jsonl, each board with its options; logger=NAME or logger=[A,B] fills it.",
         changes_result=False,
     )
     log_every: int = key(10, "Steps between two points of a training curve.", at_least(1), changes_result=False)

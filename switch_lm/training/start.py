@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from switch_lm.config.rules import resolve
 from switch_lm.config.schema import Config
 from switch_lm.storage import run_folder
+from switch_lm.training.boards.registry import board_class
 from switch_lm.training.signals import StopSignals
 
 
@@ -27,6 +28,8 @@ def train(
     text; TrainingError if training fails; Stopped, which is no Exception, after a signal or `trainer.max_time`.
     """
     config = resolve(cfg)
+    for name in config.logger.boards:
+        board_class(name).require()
     run = run_folder.choose(config) if folder is None else run_folder.of_job(folder, config)
     if (finished := run.read_json(run_folder.RESULT)) is not None:
         return finished

@@ -71,7 +71,8 @@ class TensorBoard(Board):
 
         self.scalars(metrics, 0)  # without any the page shows nothing
         for summary in hparams(dict(values), dict(metrics)):
-            self._writer.file_writer.add_summary(summary)  # `add_hparams` would begin another event file
+            writer: Any = self._writer.file_writer  # `add_hparams` would begin another event file
+            writer.add_summary(summary)
 
     def close(self) -> None:
         self._writer.close()

@@ -17,7 +17,7 @@ from switch_lm.training.boards.base import Board
 
 
 @dataclass
-class Options:
+class WandbOptions:
     project: str = key("switch_lm", "The project that the run is shown in.", changes_result=False)
     mode: str | None = key(
         None,
@@ -32,7 +32,7 @@ class Wandb(Board):
     """Its files are in the folder `wandb` of the run. A resumed run keeps its id, so it stays one run there."""
 
     name = "wandb"
-    Options = Options
+    Options = WandbOptions
 
     @classmethod
     def require(cls) -> None:
@@ -44,7 +44,7 @@ class Wandb(Board):
                 "boards, for example logger=tensorboard"
             ) from None
 
-    def __init__(self, run: Path, options: Options, *, config: Config, first_step: int) -> None:
+    def __init__(self, run: Path, options: WandbOptions, *, config: Config, first_step: int) -> None:
         import wandb
 
         self._wandb = wandb
@@ -54,7 +54,7 @@ class Wandb(Board):
             name=run.name,
             id=_id_of(run),
             dir=str(run),
-            mode=mode,  # type: ignore[arg-type]
+            mode=mode,
             resume="allow" if mode == "online" else None,  # offline, `wandb sync --append` does that
             reinit="create_new",  # the jobs of a sweep share a process
             config=asdict(config),
