@@ -207,5 +207,6 @@ def _by_tag(losses: Losses) -> dict[str, Tensor]:
 
 def _detached(routing: Routing) -> Routing:
     """Without gradients: whoever keeps it keeps no graph."""
-    parts: dict[str, Any] = {field.name: getattr(routing, field.name) for field in fields(routing)}
-    return replace(routing, **{name: part.detach() for name, part in parts.items() if isinstance(part, Tensor)})
+    parts = {field.name: getattr(routing, field.name) for field in fields(routing)}
+    tensors: dict[str, Any] = {name: part.detach() for name, part in parts.items() if isinstance(part, Tensor)}
+    return replace(routing, **tensors)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import folder_of
+from conftest import folder_of, logged
+from kept_board import kept
 from small_models import short_run
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from switch_lm.measure.metrics import RoutingSums, layer_scalars
 from switch_lm.routers.routing import Routing, route
@@ -73,22 +73,21 @@ def test_a_step_of_three_micro_batches_is_logged_whole(
     config.logger.log_every, config.logger.progress = 2, "lines"
     train(config)
     shown = capsys.readouterr().out
-    events = EventAccumulator(str(folder_of(config)), size_guidance={"histograms": 0}).Reload()
+    in_run, histograms = logged(folder_of(config)), kept(folder_of(config))
     callbacks = checkpoint.read(folder_of(config) / "checkpoints" / "last.ckpt")["callbacks"]
     for i, step in enumerate((2, 4)):
-        points = {tag: events.Scalars(tag)[i] for tag in events.Tags()["scalars"] if tag.startswith(("train", "moe/l"))}
-        assert {point.step for point in points.values()} == {step}
+        points = {tag: by_step[step] for tag, by_step in in_run.items() if tag.startswith(("train", "moe/l"))}
         micro_batches = computed[3 * (step - 1) : 3 * step]
         values = [[loss.item() for loss in losses[:5] if loss is not None] for losses in micro_batches]
         losses = torch.tensor(values).mean(0).tolist()
         for tag, loss in zip(("total_loss", "loss", "balance_loss", "z_loss", "importance_loss"), losses, strict=True):
-            assert points[f"train/{tag}"].value == pytest.approx(loss)
-        assert points["train/perplexity"].value == pytest.approx(math.exp(losses[1]))
+            assert points[f"train/{tag}"] == pytest.approx(loss)
+        assert points["train/perplexity"] == pytest.approx(math.exp(losses[1]))
         assert f"step {step}/4  loss {losses[1]:.3f}" in shown
         for layer in range(2):
             prefix, figures = f"moe/layer_{layer:02d}/", figures_of([part.routings[layer] for part in micro_batches])
-            logged = {tag.removeprefix(prefix): p.value for tag, p in points.items() if tag.startswith(prefix)}
-            assert logged == pytest.approx(figures, abs=1e-6)
+            of_layer = {tag.removeprefix(prefix): p for tag, p in points.items() if tag.startswith(prefix)}
+            assert of_layer == pytest.approx(figures, abs=1e-6)
             loads = [figures[f"load/expert_{e:02d}"] for e in range(4)]
-            assert events.Histograms(f"{prefix}expert_of_token")[i].histogram_value.bucket == loads
+            assert histograms[f"{prefix}expert_of_token"][step] == loads
             assert callbacks["RoutingPictures"]["load_CLE"][i, layer].tolist() == loads
