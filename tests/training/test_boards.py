@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from conftest import folder_of, logged
 from kept_board import kept
 from small_models import short_run
+from omegaconf import OmegaConf
 from sweep_runs import run as run_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -245,7 +245,7 @@ def test_a_second_board_of_a_name_is_refused() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_a_boards_file_shows_its_options_with_default_and_meaning(name: str) -> None:
     text = (config_dir() / "logger" / f"{name}.yaml").read_text()
-    (options,) = yaml.safe_load(text)["boards"].values()
+    options = OmegaConf.create(text).boards[name]
     keys = {key.name.rpartition(".")[2]: key for key in keys_of_board(name).values()}
     assert options == {name: key.default for name, key in keys.items()}
     comments = dict(re.findall(r"((?:    # .*\n)+)    (\w+):", text))

@@ -24,7 +24,7 @@ from switch_lm.training.prepare import Training
 from switch_lm.training.start import train
 
 
-def end_of(config: Config) -> dict[str, object]:
+def end_of(config: Config) -> dict[str, Any]:
     train(config)
     return checkpoint.read(folder_of(config) / "checkpoints" / "last.ckpt")
 
