@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from conftest import folder_of, logged
 from kept_board import kept
-from small_models import short_run
 from omegaconf import OmegaConf
+from small_models import short_run
 from sweep_runs import run as run_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

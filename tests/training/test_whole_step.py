@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from small_models import short_run
 from switch_lm.measure.metrics import RoutingSums, layer_scalars
 from switch_lm.routers.routing import Routing, route
 from switch_lm.storage import checkpoint
+from switch_lm.training import run
+from switch_lm.training.callbacks.base import MicroBatch, StepCallback
 from switch_lm.training.module import Losses, SwitchModule
 from switch_lm.training.start import train
 
@@ -91,3 +94,40 @@ def test_a_step_of_three_micro_batches_is_logged_whole(
             loads = [figures[f"load/expert_{e:02d}"] for e in range(4)]
             assert histograms[f"{prefix}expert_of_token"][step] == loads
             assert callbacks["RoutingPictures"]["load_CLE"][i, layer].tolist() == loads
+
+
+class Kept(StepCallback):
+    """What a callback of one's own gets."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, tuple[MicroBatch, ...]]] = []
+
+    def after_step(self, module: Any, step: int, micro_batches: Sequence[MicroBatch]) -> None:
+        self.steps.append((step, tuple(micro_batches)))
+
+
+def test_a_callback_gets_the_routings_of_every_micro_batch_and_they_keep_no_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[Losses] = []
+    real, callbacks_of, callback = SwitchModule.losses, run.callbacks_of, Kept()
+
+    def noted(self: SwitchModule, *batch: Any) -> Losses:
+        computed.append(real(self, *batch))
+        return computed[-1]
+
+    monkeypatch.setattr(SwitchModule, "losses", noted)
+    monkeypatch.setattr(run, "callbacks_of", lambda training: [callback, *callbacks_of(training)])
+    config = short_run(tmp_path)
+    config.trainer.accumulate, config.logger.log_every = 3, 99
+    train(config)
+    assert [(step, len(micro_batches)) for step, micro_batches in callback.steps] == [(1, 3), (2, 3)]
+    given = [micro_batch for _, micro_batches in callback.steps for micro_batch in micro_batches]
+    for micro_batch, losses in zip(given, computed, strict=True):
+        assert micro_batch["losses"]["train/loss"] == losses.language and losses.language.requires_grad
+        for routing, original in zip(micro_batch["routings"], losses.routings, strict=True):
+            assert torch.equal(routing.expert_TK, original.expert_TK) and original.gate_TK.requires_grad
+            assert torch.equal(routing.gate_TK, original.gate_TK)
+        tensors = [value for routing in micro_batch["routings"] for value in vars(routing).values()]
+        tensors += [micro_batch["loss"], *micro_batch["losses"].values()]
+        assert not any(isinstance(tensor, torch.Tensor) and tensor.requires_grad for tensor in tensors)
