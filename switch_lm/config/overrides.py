@@ -14,6 +14,7 @@ from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf.errors import OmegaConfBaseException
 
+from switch_lm.config import boards
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import keys_of
 from switch_lm.config.paths import config_dir
@@ -23,6 +24,7 @@ from switch_lm.config.schema import KEYS, Config
 
 MOST_JOBS = 10_000
 CHOICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # the name of a file in a group, and no path
+BASE = "base"  # the file of a group that holds what its choices share
 
 
 class PluginConfigs(SearchPathPlugin):
@@ -50,8 +52,8 @@ def check(arguments: Sequence[str]) -> None:
     for override in overrides:
         _require_key_and_choices(override)
     keys = {str(override.key_or_group): None for override in overrides if not _is_of_hydra(override)}
-    if unknown := [key for key in keys if key not in KEYS and key not in _groups()]:
-        raise ConfigError("\n".join(unknown_key(key) for key in unknown))
+    if unknown := [line for key in keys if (line := _unknown(key)) is not None]:
+        raise ConfigError("\n".join(unknown))
     _require_keys_of_the_families(overrides)
     sizes = {str(override.input_line): _num_values(override) for override in overrides}
     trials = {str(o.input_line): o.value() for o in overrides if str(o.key_or_group) == "hydra.sweeper.n_trials"}
@@ -72,6 +74,15 @@ def _require_keys_of_the_families(overrides: Sequence[Override]) -> None:
             for name in names.get(group, []) if key != str(override.key_or_group) else []:
                 if name in FAMILIES[group] and (message := not_of(group, name, key)) is not None:
                     raise ConfigError(message)
+
+
+def _unknown(key: str) -> str | None:
+    """Why there is no such key; None if there is."""
+    if key == boards.PREFIX.rstrip("."):
+        return f"{key}: choose the boards with logger=NAME or logger=[A,B]"
+    if key.startswith(boards.PREFIX):
+        return boards.refused(key)
+    return None if key in KEYS or key in _groups() else unknown_key(key)
 
 
 def _not_added(argument: str, key: str) -> str:
@@ -102,6 +113,8 @@ def _require_key_and_choices(override: Override) -> None:
     for value in _leaves(override.value()):
         if not isinstance(value, str) or CHOICE.fullmatch(value) is None:
             raise ConfigError(f"{line}: not a choice of {key}; name one of its files: {key}=NAME")
+        if value == BASE:
+            raise ConfigError(f"{line}: {BASE} holds what the choices of {key} share; name another file: {key}=NAME")
 
 
 def _is_of_hydra(override: Override) -> bool:
@@ -140,14 +153,18 @@ def explain(error: Exception, plugins: object = None) -> str:
     text = str(error)
     if isinstance(error, ConfigError):
         return text
+    if match := re.search(r"Could not override '(logger\.boards\.([^.']+)[^']*)'", text):
+        return f"{match[1]}: the board {match[2]} is not chosen; add logger={match[2]}, or name it in logger=[...]"
     if match := re.search(r"Could not override '(\w+)\.(\w+)'", text):  # one that only another router or optimizer has
         having = [f"{match[1]}={name}" for name, one in FAMILIES[match[1]].items() if match[2] in keys_of(one.options)]
         return f"{match[1]}.{match[2]}: the chosen {match[1]} has no such key; choose {' or '.join(having)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if match := re.search(r"Could not find '([^']+)/([^']*)'", text):
-        choices = [line for line in lines[1:] if "vailable options" not in line and ":" not in line and line != "base"]
+        choices = [line for line in lines[1:] if "vailable options" not in line and ":" not in line and line != BASE]
         plugin = f"; or {how_to_name(plugins)}" if match[1] in NOUNS else ""
         return f"{match[1]}={match[2]}: no such choice; choose one of {', '.join(choices)}{plugin}"
+    if match := re.search(r"Could not load '([^']+)/([^']*)'", text):  # one of several choices
+        return f"{match[1]}={match[2]}: no such choice; name one of the files of {match[1]}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as key=value ({lines[0]}); quote special characters: 'key=\"a b\"'"
     return " ".join(lines[:4])

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.plugins import load_plugins, not_loaded
 from switch_lm.config.rules import ConfigError, flatten, show
-from switch_lm.config.schema import KEYS, Config, keys_of_choice
+from switch_lm.config.schema import Config, changes_result, keys_of_choice
 from switch_lm.storage.files import remove_parts, replace_text
 from switch_lm.storage.runs import CHECKPOINTS, LAST, damage, newest_whole
 
@@ -242,7 +242,7 @@ def _is_like(path: Path, config: Config) -> bool:
 
 def _differences(path: Path, config: Config) -> dict[str, tuple[Any, Any]]:
     then, now = read_config(path), flatten(asdict(config))
-    compared = [key for key in sorted(then) if key not in KEYS or KEYS[key].changes_result]
+    compared = filter(changes_result, sorted(then))
     return {key: (then[key], now.get(key)) for key in compared if then[key] != now.get(key)}
 
 

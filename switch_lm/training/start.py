@@ -9,6 +9,7 @@ from switch_lm.config.plugins import load_plugins
 from switch_lm.config.rules import resolve
 from switch_lm.config.schema import Config
 from switch_lm.storage import run_folder
+from switch_lm.training.boards.registry import board_class
 from switch_lm.training.signals import StopSignals
 
 
@@ -29,6 +30,8 @@ def train(
     """
     load_plugins()  # a launcher's worker has not loaded them yet
     config = resolve(cfg)
+    for name in config.logger.boards:
+        board_class(name).require()
     run = run_folder.choose(config) if folder is None else run_folder.of_job(folder, config)
     if (finished := run.read_json(run_folder.RESULT)) is not None:
         return finished

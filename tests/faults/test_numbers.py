@@ -14,8 +14,8 @@ from torch import Tensor
 
 from switch_lm.config.schema import Config
 from switch_lm.model.losses import language_loss, summed
-from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.optim.options import AdamWOptions
+from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.routers.options import SwitchOptions
 from switch_lm.storage import checkpoint
 from switch_lm.storage.run_folder import TrainingError
