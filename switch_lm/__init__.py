@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from switch_lm.api import (
+        Board,
         Expected,
         Promise,
         Router,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Board",
     "Expected",
     "Promise",
     "Router",

@@ -11,8 +11,10 @@ from switch_lm.routers.oracles import Expected
 from switch_lm.routers.routing import Routing
 from switch_lm.storage.checkpoint import read_model
 from switch_lm.text.vocabulary import Vocabulary
+from switch_lm.training.boards.base import Board
 
 __all__ = [
+    "Board",
     "Expected",
     "Promise",
     "Router",

@@ -45,7 +45,7 @@ def keys_of(owner: type, prefix: str = "") -> dict[str, Key]:
     keys: dict[str, Key] = {}
     for field in fields(owner):
         name, factory = prefix + field.name, field.default_factory
-        if factory is not MISSING and dataclasses.is_dataclass(factory):
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
             keys |= keys_of(factory, f"{name}.")
         else:
             default = field.default if factory is MISSING else factory()
