@@ -44,7 +44,8 @@ def keys_of(owner: type, prefix: str = "") -> dict[str, Key]:
     """Every key below a dataclass by its dotted name, in order."""
     keys: dict[str, Key] = {}
     for field in fields(owner):
-        name, factory = prefix + field.name, field.default_factory
+        name = prefix + field.name
+        factory: Any = field.default_factory
         if isinstance(factory, type) and dataclasses.is_dataclass(factory):
             keys |= keys_of(factory, f"{name}.")
         else:
