@@ -15,7 +15,10 @@ from switch_lm.model.config import ModelConfig
 from switch_lm.routers.options import SwitchOptions, TopKOptions
 from switch_lm.storage.checkpoint import CheckpointError
 
-NAMES = {"Promise", "Router", "Routing", "SwitchFeedForward", "SwitchLM", "expert_capacity", "load", "load_balancing_loss"}
+NAMES = {
+    "Expected", "Promise", "Router", "Routing", "SwitchFeedForward", "SwitchLM", "expert_capacity", "load",
+    "load_balancing_loss",
+}  # fmt: skip
 ROOT = Path(switch_lm.__file__).parents[1]
 
 

@@ -18,6 +18,7 @@ from switch_lm.config.rules import ConfigError, not_of, resolve, unknown_key
 from switch_lm.config.schema import KEYS, Config
 
 MOST_JOBS = 10_000
+BASE = "base"  # the file of a group that only the others include
 CHOICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # the name of a file in a group, and no path
 
 
@@ -87,6 +88,9 @@ def _require_key_and_choices(override: Override) -> None:
     for value in _leaves(override.value()):
         if not isinstance(value, str) or CHOICE.fullmatch(value) is None:
             raise ConfigError(f"{line}: not a choice of {key}; name one of its files: {key}=NAME")
+        if key in FAMILIES and value == BASE:
+            known = ", ".join(FAMILIES[key])
+            raise ConfigError(f"{key}={BASE}: it only holds the keys that all of them have; choose one of {known}")
 
 
 def _is_of_hydra(override: Override) -> bool:
@@ -127,7 +131,7 @@ def explain(error: Exception) -> str:
         return f"{match[1]}.{match[2]}: the chosen {match[1]} has no such key; choose {' or '.join(having)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if match := re.search(r"Could not find '([^']+)/([^']*)'", text):
-        choices = [line for line in lines[1:] if "vailable options" not in line and ":" not in line]
+        choices = [line for line in lines[1:] if "vailable options" not in line and ":" not in line and line != BASE]
         return f"{match[1]}={match[2]}: no such choice; choose one of {', '.join(choices)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as key=value ({lines[0]}); quote special characters: 'key=\"a b\"'"
