@@ -146,21 +146,21 @@ def test_only_an_optimizer_step_changes_the_selection_bias_which_is_the_only_sta
 
     def noted(self: SwitchFeedForward, *args: Any, **kwargs: Any) -> Any:
         y_BSD, routing = real(self, *args, **kwargs)
-        if self.training and self.selection_bias_E is not None:
+        if self.training and self.router.bias_E is not None:
             loads.append(routing.load_E)
-            biases.append(self.selection_bias_E.clone())
+            biases.append(self.router.bias_E.clone())
         return y_BSD, routing
 
     monkeypatch.setattr(SwitchFeedForward, "forward", noted)
-    biased = replace(config.model, selection_bias_rate=0.01)
-    train(replace(config, model=biased, trainer=replace(config.trainer, max_steps=1, accumulate=2)))
+    balance = BalanceOptions(name="sign", rate=0.01)
+    train(replace(config, balance=balance, trainer=replace(config.trainer, max_steps=1, accumulate=2)))
     model, _ = switch_lm.load(Path(config.outputs) / "runs" / "run" / "checkpoints" / "last.ckpt")
     assert len(loads) == 4 and not torch.stack(biases).any()  # two micro-batches of two layers
     for number in (0, 1):
         load_E = loads[number] + loads[2 + number]
         moved_E = 0.01 * (load_E.float().mean() - load_E).sign()
         assert moved_E.any()
-        assert torch.equal(model.get_buffer(f"blocks.{number}.ffn.selection_bias_E"), moved_E)
+        assert torch.equal(model.get_buffer(f"blocks.{number}.ffn.router.bias_E"), moved_E)
 
 
 def test_balance_losses_are_taken_per_router_call_and_added_over_layers() -> None:

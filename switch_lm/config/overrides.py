@@ -23,6 +23,7 @@ from switch_lm.config.rules import ConfigError, not_of, resolve, unknown_key
 from switch_lm.config.schema import KEYS, Config
 
 MOST_JOBS = 10_000
+BASE = "base"  # the file of a group that only the others include
 CHOICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # the name of a file in a group, and no path
 BASE = "base"  # the file of a group that holds what its choices share
 
@@ -114,7 +115,8 @@ def _require_key_and_choices(override: Override) -> None:
         if not isinstance(value, str) or CHOICE.fullmatch(value) is None:
             raise ConfigError(f"{line}: not a choice of {key}; name one of its files: {key}=NAME")
         if value == BASE:
-            raise ConfigError(f"{line}: {BASE} holds what the choices of {key} share; name another file: {key}=NAME")
+            others = ", ".join(sorted(path.stem for path in (config_dir() / key).glob("*.yaml") if path.stem != BASE))
+            raise ConfigError(f"{key}={BASE}: it only holds the keys that all of them have; choose one of {others}")
 
 
 def _is_of_hydra(override: Override) -> bool:

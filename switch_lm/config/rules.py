@@ -161,6 +161,8 @@ def _explain(error: OmegaConfBaseException) -> str:
     reason = str(error).splitlines()[0]
     if "not in 'Config'" in reason or "Key '" in reason:
         return unknown_key(key)
+    if "is not a ListConfig" in reason:
+        return f"{key}: must be a list, such as [1,3], or null"
     hint = "; for no limit write null" if "none" in reason.lower() else ""
     return f"{key}: {reason}{hint}"
 

@@ -94,7 +94,7 @@ class SwitchOptions(RouterOptions):
 
     def problems(self, num_experts: int, balance: "BalanceOptions") -> Iterator[Problem]:
         yield from super().problems(num_experts, balance)
-        if type(self) is SwitchOptions and self.top_k != 1:
+        if type(self) is SwitchOptions and self.top_k > 1:
             yield "top_k", "router=switch sends a token to one expert", f"router=topk router.top_k={self.top_k}"
         if balance.moves_bias and self.selection != "argmax":
             rule = "the bias of balance=sign moves the largest score and does nothing to a random draw"

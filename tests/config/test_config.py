@@ -6,14 +6,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict
 
+import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from switch_lm.config.families import FAMILIES
 from switch_lm.config.paths import config_dir
 from switch_lm.config.rules import flatten, resolve
 from switch_lm.config.schema import KEYS, Config
-from switch_lm.model.config import ModelConfig
-from switch_lm.routers.options import TopKOptions
+from switch_lm.optim.options import AdamWOptions, MuonOptions
+from switch_lm.routers.options import BalanceOptions, SwitchOptions, TopKOptions
+from switch_lm.routers.switch import SwitchRouter
+from switch_lm.routers.topk import TopKRouter
 
 CONFIGS = config_dir()
 
@@ -24,10 +28,35 @@ def composed(*overrides: str) -> Config:
 
 
 def test_every_shipped_choice_is_a_valid_configuration() -> None:
-    for group in ("model", "optim", "logger", "experiment", "variant"):
+    for group in ("router", "balance", "model", "optim", "logger", "experiment", "variant"):
         for path in (CONFIGS / group).glob("*.yaml"):
             if path.stem != "base":
                 assert composed(f"{group}={path.stem}").trainer.max_steps > 0
+
+
+@pytest.mark.parametrize("group", FAMILIES)
+def test_every_family_has_a_file_of_its_name_with_the_defaults_of_its_options(group: str) -> None:
+    for name, family in FAMILIES[group].items():
+        assert getattr(composed(f"{group}={name}"), group) == family.options()
+
+
+@pytest.mark.parametrize("name", ["loss", "sign", "none"])
+def test_every_balance_has_the_same_keys(name: str) -> None:
+    assert composed(f"balance={name}").balance == BalanceOptions(name=name)
+
+
+@pytest.mark.parametrize("recipe", ["one_minute", "small", "small_dense", "smoke"])
+def test_a_recipe_may_set_keys_of_an_optimizer_that_is_replaced(recipe: str) -> None:
+    """`optim.matrix_lr` and others, which AdamW does not have, are left out; what both have stays."""
+    config, plain = composed(f"experiment={recipe}", "optim=adamw"), composed(f"experiment={recipe}")
+    assert type(config.optim) is AdamWOptions and type(plain.optim) is MuonOptions
+    assert (config.optim.lr, config.optim.warmup_steps) == (plain.optim.lr, plain.optim.warmup_steps)
+    assert config.model == plain.model
+
+
+@pytest.mark.parametrize("variant", ["top2_2.0", "top2_2.5"])
+def test_a_variant_chooses_the_router_that_it_needs(variant: str) -> None:
+    assert composed(f"variant={variant}").router == TopKOptions(top_k=2)
 
 
 def test_the_shipped_values_are_the_schemas_defaults() -> None:
@@ -38,11 +67,14 @@ def test_the_default_has_a_name_among_the_presets_for_a_time() -> None:
     assert composed("experiment=five_minutes") == composed()
 
 
+# The files that show the keys of a group; a family's file includes that of the families that it builds on.
 FILES = {
     "": "train",
+    "router": "router/base router/switch router/topk",
+    "balance": "balance/loss",
     "model": "model/switch",
     "data": "data/tiny_shakespeare",
-    "optim": "optim/muon",
+    "optim": "optim/base optim/adamw optim/muon",
     "trainer": "trainer/default",
     "logger": "logger/base",
     "health": "health/default",
@@ -50,15 +82,16 @@ FILES = {
 
 
 def explained(group: str) -> Iterator[tuple[str, str]]:
-    """The keys of a YAML file, each with the comment above it."""
-    comment: list[str] = []
-    for line in (CONFIGS / f"{FILES[group]}.yaml").read_text().partition("\nhydra:")[0].splitlines():
-        if line.startswith("#"):
-            comment.append(line.removeprefix("# "))
-            continue
-        if (key := re.match(r"(\w+):", line)) and key[1] != "defaults":
-            yield f"{group}.{key[1]}".strip("."), " ".join(comment)
-        comment = []
+    """The keys of a group's YAML files, each with the comment above it."""
+    for file in FILES[group].split():
+        comment: list[str] = []
+        for line in (CONFIGS / f"{file}.yaml").read_text().partition("\nhydra:")[0].splitlines():
+            if line.startswith("#"):
+                comment.append(line.removeprefix("# "))
+                continue
+            if (key := re.match(r"(\w+):", line)) and key[1] != "defaults":
+                yield f"{group}.{key[1]}".strip("."), " ".join(comment)
+            comment = []
 
 
 def test_yaml_shows_every_key_with_the_schemas_meaning() -> None:
@@ -66,15 +99,22 @@ def test_yaml_shows_every_key_with_the_schemas_meaning() -> None:
     assert shown == {key.name: key.meaning for key in KEYS.values()}
 
 
-def test_the_router_takes_its_defaults_from_the_same_declaration() -> None:
-    assert ModelConfig().rule == TopKOptions(top_k=1)
+def test_every_shipped_file_of_a_group_with_meanings_is_shown_above() -> None:
+    for group in FAMILIES:
+        files = {f"{group}/{path.stem}" for path in (CONFIGS / group).glob("*.yaml")}
+        assert files == set(FILES[group].split())
+
+
+def test_a_router_takes_its_defaults_from_the_same_declaration() -> None:
+    for options, router in ((SwitchOptions(), SwitchRouter), (TopKOptions(), TopKRouter)):
+        assert router(d_model=2, num_experts=2).options == options
 
 
 def test_dense_has_the_same_d_ff_and_dense_wide_the_parameters_of_all_experts() -> None:
     switch, dense, wide = (composed(f"model={name}").model for name in ("switch", "dense", "dense_wide"))
     assert dense.d_ff == switch.d_ff and dense.num_switch_layers == wide.num_switch_layers == 0
-    routers = switch.num_switch_layers * switch.d_model * switch.num_experts
-    assert wide.num_params(65) == switch.num_params(65) - routers
+    router, routers = SwitchOptions(), switch.num_switch_layers * switch.d_model * switch.num_experts
+    assert wide.num_params(65, router) == switch.num_params(65, router) - routers
 
 
 def test_flatten_gives_dotted_keys() -> None:

@@ -8,7 +8,6 @@ import shutil
 import string
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from switch_lm import train as command
 from switch_lm.config.overrides import check
-from switch_lm.config.rules import ConfigError, flatten, resolve
-from switch_lm.config.schema import Config
+from switch_lm.config.rules import MOVED, ConfigError, resolve
+from switch_lm.config.schema import KEYS
 from switch_lm.storage import run_folder
 
 Refuse = Callable[..., str]
@@ -41,12 +40,27 @@ BAD = [
     ("model.num_experts=two", "model.num_experts"),
     ("model.num_experts=1.5", "model.num_experts"),
     ("model.num_experts=[1,2]", "model.num_experts"),
-    ("model.top_k=9", "model.top_k=9: cannot be more than model.num_experts"),
-    ("model.renormalize_gates=true", "over a single choice the gate would be a constant 1"),
-    ("model.queue_order=choice", "there are no second choices at top_k=1"),
-    ("model.router_jitter=-0.1", "model.router_jitter=-0.1: must lie in 0 .. 1"),
+    ("router.top_k=9", "router.top_k=9: cannot be more than model.num_experts"),
+    ("router.jitter=-0.1", "router.jitter=-0.1: must lie in 0 .. 1"),
+    ("router.top_k=0", "router.top_k=0: must be at least 1"),
+    ("router.top_k=2", "router.top_k=2: router=switch sends a token to one expert; router=topk router.top_k=2"),
+    ("router=swich", "router=swich: no such choice; choose one of switch, topk"),
+    ("router=base", "router=base: it only holds the keys that all of them have; choose one of switch, topk"),
+    ("optim=base", "optim=base: it only holds the keys that all of them have; choose one of adamw, muon"),
+    ("router.name=null", "router.name=null: no such router here; choose one of switch, topk"),
+    ("router.queue_order=choice", "router.queue_order: the chosen router has no such key; choose router=topk"),
+    ("balance=even", "balance=even: no such choice; choose one of loss, none, sign"),
+    ("balance.name=even", "balance.name=even: must be one of loss, sign, none"),
+    ("balance.rate=0", "balance.rate=0.0: must be above 0 and at most 1"),
+    ("optim.router_lr=0", "optim.router_lr=0.0: must be a positive number, or null for lr"),
+    ("model.switch_layers=[3,1]", "model.switch_layers=[3, 1]: must name each block once, in order"),
+    ("model.switch_layers=[1,1]", "model.switch_layers=[1, 1]: must name each block once, in order"),
+    ("model.switch_layers=[4]", "model.switch_layers=[4]: blocks have the numbers 0 .. model.num_layers - 1"),
+    ("model.switch_layers=[-1]", "model.switch_layers=[-1]: blocks have the numbers 0 .. model.num_layers - 1"),
+    ("model.switch_layers=1", "model.switch_layers: must be a list, such as [1,3], or null"),
+    ("model.switch_layers=[a]", "model.switch_layers[0]"),
     ("data.batch_size=0", "data.batch_size=0: must be at least 1"),
-    ("optim.name=sgd", "must be one of muon, adamw"),
+    ("optim.name=sgd", "optim.name=sgd: no such optim here; choose one of adamw, muon"),
     ("optim.lr=nan", "optim.lr=nan: must be a positive number"),
     ("optim.beta2=1", "optim.beta2=1.0: must lie in 0 .. 1"),
     ("optim.grad_clip=0", "optim.grad_clip=0.0: must be a positive number"),
@@ -124,6 +138,47 @@ def test_a_bad_override_ends_with_code_2_one_message_and_nothing_written(
     assert any(message in line for line in lines) and len(lines) <= 2, lines
 
 
+REFUSED_TOGETHER = [
+    ("router=topk router.top_k=9", "router.top_k=9: cannot be more than model.num_experts"),
+    ("router=topk router.top_k=1 router.renormalize_gates=true", "over a single choice the gate would be a constant 1"),
+    ("router=topk router.top_k=1 router.queue_order=choice", "there are no second choices at top_k=1"),
+    ("router=topk router.overflow=reroute", "rerouting is defined for one choice per token"),
+    ("router=topk router.renormalize_gates=true router.gate_scale=straight_through", "either renormalised or straight"),
+    ("balance=sign router.selection=sample", "the bias of balance=sign moves the largest score"),
+    ("router=switch router.queue_order=choice", "router.queue_order: router=switch has no such key; router=topk has"),
+    ("optim=adamw optim.momentum=0.9", "optim.momentum: optim=adamw has no such key; optim=muon has"),
+    (
+        "experiment=small optim=adamw optim.matrix_lr=0.1",
+        "optim.matrix_lr: optim=adamw has no such key; optim=muon has",
+    ),
+    ("experiment=annotated optim.momentum=0.9", "optim.momentum: the chosen optim has no such key; choose optim=muon"),
+    ("variant=top2_2.0 router=switch", "router.top_k=2: router=switch sends a token to one expert"),
+    ("-m router=switch,topk router.queue_order=choice", "router.queue_order: router=switch has no such key"),
+]
+
+
+@pytest.mark.row(16)
+@pytest.mark.parametrize(("line", "message"), REFUSED_TOGETHER)
+def test_overrides_that_do_not_go_together_end_with_code_2_and_one_message(
+    line: str, message: str, refuse: Refuse
+) -> None:
+    first, *lines = refuse(*line.split()).splitlines()
+    assert first == "The configuration cannot be used:"
+    assert len(lines) == 1 and message in lines[0]
+
+
+@pytest.mark.row(16)
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+@pytest.mark.parametrize("key", MOVED)
+def test_an_old_name_is_answered_with_the_new_one(key: str, sign: str, refuse: Refuse) -> None:
+    assert refuse(f"{sign}{key}=1").splitlines()[1:] == [f"{key} is now {MOVED[key]}"]
+
+
+def test_every_key_that_moved_to_a_router_is_one_of_it() -> None:
+    new = [re.match(r"[\w.]+", name)[0] for name in MOVED.values()]  # type: ignore[index]
+    assert len(new) == 12 and set(new) - {"balance"} <= KEYS.keys() and not MOVED.keys() & KEYS.keys()
+
+
 @pytest.mark.row(16)
 @pytest.mark.parametrize("flags", [[], ["-m"]], ids=["run", "sweep"])
 def test_unknown_keys_are_reported_together(flags: list[str], refuse: Refuse) -> None:
@@ -188,8 +243,9 @@ def test_a_name_that_leaves_its_folder_is_refused(name: str, refuse: Refuse) -> 
 
 # --- Fuzz: whatever is asked for, it is a run's description or one message with exit code 2
 
-DEFAULTS = flatten(asdict(Config()))
 GROUPS = {
+    "router": ["switch", "topk", "base", "swich"],
+    "balance": ["loss", "sign", "none"],
     "model": ["switch", "dense", "annotated", "moe_top2", "swich", "null", ""],
     "optim": ["muon", "adamw", "sgd"],
     "experiment": ["smoke", "one_minute", "small", "nothing", "../train"],
@@ -202,7 +258,7 @@ WORDS = [
     "interval(0,1)",
     "int(1)", "str(1)", "\\", "é", "\x00", "\t", " ", "a b", "a=b", "#", "%s", "${hydra:runtime.cwd}", "00:01:00",
 ]  # fmt: skip
-keys = st.sampled_from([*DEFAULTS, *GROUPS, "hydra.mode", "defaults", "_target_", "model.x", "", "+"])
+keys = st.sampled_from([*KEYS, *GROUPS, "hydra.mode", "defaults", "_target_", "model.x", "", "+"])
 values = st.one_of(
     st.sampled_from(WORDS),
     st.integers(-10, 2000).map(str),

@@ -14,13 +14,13 @@ from switch_lm.storage import checkpoint
 
 # Every noise, every optimizer and every kind of step that training has.
 EVERYTHING = (
-    "model.random_drop_rate=0.1",
+    "router.random_drop_rate=0.1",
     "model.expert_dropout=0.1",
-    "model.router_jitter=0.05",
+    "router.jitter=0.05",
     "model.capacity_factor=1.0",
-    "model.drop_order=random",
-    "model.selection_bias_rate=0.001",
-    "optim.name=muon",
+    "router.drop_order=random",
+    "balance=sign",
+    "optim=muon",
     "trainer.precision=bf16",
     "trainer.accumulate=2",
     "trainer.val_every=30",

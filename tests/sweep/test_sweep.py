@@ -165,10 +165,10 @@ def test_the_full_capacity_sweep_has_all_controls_and_five_seeds_of_the_default_
     assert {job["seed"] for job in jobs} == {0, 1, 2, 3, 4} and len(jobs) == 5 * len(configs)
     factors = {c.model.capacity_factor for (name,), c in configs.items() if name.startswith("switch")}
     assert factors == {0.5, 0.75, 1.0, 1.25, 1.5, 2.0, None}
-    assert {c.model.capacity_factor for c in configs.values() if c.model.top_k == 2} == {2.0, 2.5}
+    assert {c.model.capacity_factor for c in configs.values() if c.router.top_k == 2} == {2.0, 2.5}
     assert configs["dense_wide",].model == resolve_default("model=dense_wide").model
     assert configs["dense",].model == resolve_default("model=dense").model
-    assert configs["random_drops",].model.random_drop_rate > 0 and configs["switch_1.25",].model == Config().model
+    assert configs["random_drops",].router.random_drop_rate > 0 and configs["switch_1.25",].model == Config().model
 
 
 def resolve_default(*overrides: str) -> Config:
