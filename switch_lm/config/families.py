@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar
 
-from switch_lm.config.keys import keys_of
 
 T = TypeVar("T", bound=type)
 
@@ -51,9 +50,9 @@ def register(group: str, name: str, *, options: type, code: type) -> None:
     if "__dataclass_fields__" not in vars(options):  # `is_dataclass` is true of what it inherits, too
         raise TypeError(f"{options.__qualname__} is not decorated with @dataclass, so its fields are no keys")
     try:
-        keys_of(options)
+        options()
     except TypeError as error:
-        raise TypeError(f"{options.__qualname__}: each field must have a number, a text or None as default") from error
+        raise TypeError(f"{options.__qualname__}: each field must have a default ({error})") from error
     known = FAMILIES[group].get(name)
     if known is not None and not _same(known.code, code):
         raise ValueError(f"{group}={name}: there is one of this name already; give {code.__qualname__} another name")
