@@ -41,7 +41,7 @@ def run_with_history(make_run: MakeRun, name: str = "tiny", **changes: Any) -> P
     folder = make_run(name, model=model, text=LONG)
     early = checkpoint_of(model, LONG, "fp32") | {"global_step": 5}
     for layer in model.switch_layers:
-        layer.w_router_DE.data = layer.w_router_DE.data.flip(1)
+        layer.router.w_DE.data = layer.router.w_DE.data.flip(1)
     late = checkpoint_of(model, LONG, "fp32") | {"global_step": 9}
     checkpoint.write(early, folder / "checkpoints" / "step_000005.ckpt")
     checkpoint.write(late, folder / "checkpoints" / "best.ckpt")
