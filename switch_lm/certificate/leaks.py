@@ -58,7 +58,7 @@ FUTURE = {
     (Verdict.PASS, False): "what comes later in a text moves nothing before it",
     (Verdict.PASS, True): "this rule can leak later characters, but nothing was seen here",
     (Verdict.LEAKS, True): (
-        "who is dropped depends on later characters: a loss under this rule is not one of prediction"
+        "who gets a slot depends on later characters: a loss under this rule is not one of prediction"
     ),
     (Verdict.FAIL, False): "later characters move earlier logits, which this rule must not allow",
 }

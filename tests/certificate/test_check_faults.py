@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +17,22 @@ from torch import Tensor
 from switch_lm.certificate.finding import Verdict
 from switch_lm.model import attention, experts, switch
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.routers import noise, queueing, routing
+from switch_lm.routers import base, noise, queueing
+from switch_lm.routers.options import BalanceOptions
+from switch_lm.routers.routing import Routing
+from switch_lm.routers.switch import SwitchRouter
 
 Break = Callable[[pytest.MonkeyPatch, SwitchLM], None]
 
 
+def changed(patch: pytest.MonkeyPatch, change: Callable[[Routing], Routing]) -> None:
+    """Whatever routers decide is changed."""
+    real = base.Router.forward
+    patch.setattr(base.Router, "forward", lambda self, x_TD, **options: change(real(self, x_TD, **options)))
+
+
 def softmax_after_top_k(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    patch.setattr(routing, "gates", lambda prob_TK, rule: prob_TK.log().softmax(dim=-1))
+    patch.setattr(SwitchRouter, "gates", lambda self, score_TK: score_TK.log().softmax(dim=-1))
 
 
 def capacity_rounded_down(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -37,17 +48,12 @@ def slots_counted_inclusively(patch: pytest.MonkeyPatch, model: SwitchLM) -> Non
         queue = real(expert_GN, num_experts)
         return queueing.Queue(queue.slot_GN + 1, queue.load_GE)
 
+    patch.setattr(base, "queue_slots", one_later)
     patch.setattr(queueing, "queue_slots", one_later)
 
 
 def load_after_dropping(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    real = routing.route
-
-    def route(*args: Any, **options: Any) -> Any:
-        result = real(*args, **options)
-        return replace(result, load_E=result.kept_E)
-
-    patch.setattr("switch_lm.model.switch.route", route)
+    changed(patch, lambda result: replace(result, load_E=result.kept_E))
 
 
 def last_come_first_served(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -69,16 +75,14 @@ def dropout_always(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
     patch.setattr(noise.Dropout, "forward", lambda self, x: torch.nn.functional.dropout(x, 0.1, training=True))
 
 
-def _under_autocast(self: switch.SwitchFeedForward, x_TD: Tensor) -> Tensor:
-    return (x_TD.to(self.w_router_DE.dtype) @ self.w_router_DE).float()
-
-
 def router_in_bf16(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    patch.setattr(switch.SwitchFeedForward, "router_logits", _under_autocast)
+    """Autocast stays on, which undoes the cast to float32."""
+    stays_on = {"autocast": lambda *_, **__: contextlib.nullcontext()}
+    patch.setattr(base, "torch", SimpleNamespace(**vars(torch) | stays_on))
 
 
 def jitter_in_place(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    patch.setattr("switch_lm.model.switch.jitter", lambda x_TD, epsilon: x_TD.mul_(1 + epsilon * torch.rand_like(x_TD)))
+    patch.setattr(base, "jitter", lambda x_TD, epsilon: x_TD.mul_(1 + epsilon * torch.rand_like(x_TD)))
 
 
 def copies(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -88,8 +92,8 @@ def copies(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
 
 
 def an_idle_expert(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    w_router_DE = model.switch_layers[1].w_router_DE.data
-    w_router_DE[:, 3] = w_router_DE[:, 1]  # among equal experts the first is selected
+    w_DE = model.switch_layers[1].router.w_DE.data
+    w_DE[:, 3] = w_DE[:, 1]  # among equal experts the first is selected
 
 
 def drops_in_evaluation(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -98,7 +102,113 @@ def drops_in_evaluation(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
 
 
 def select_the_worst(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    patch.setattr(routing, "select", lambda logits_TE, probs_TE, **_: probs_TE.argmin(dim=-1, keepdim=True))
+    def select(self: SwitchRouter, logits_TE: Tensor, probs_TE: Tensor) -> Tensor:
+        return (-probs_TE).topk(self.options.top_k, dim=-1).indices
+
+    patch.setattr(SwitchRouter, "select", select)
+
+
+def select_the_second_best(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    """Once in a while: of one token in every eight."""
+    real = SwitchRouter.select
+
+    def select(self: SwitchRouter, logits_TE: Tensor, probs_TE: Tensor) -> Tensor:
+        expert_TK = real(self, logits_TE, probs_TE).clone()
+        expert_TK[::8, -1] = probs_TE[::8].topk(self.options.top_k + 1, dim=-1).indices[:, -1]
+        return expert_TK
+
+    patch.setattr(SwitchRouter, "select", select)
+
+
+def gates_of_another_expert(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    real = base.Router.token_choice
+
+    def token_choice(self: base.Router, expert_TK: Tensor, scores_TE: Tensor, **options: Any) -> Routing:
+        other_TE = scores_TE.roll(1, dims=1)
+        return replace(
+            real(self, expert_TK, scores_TE, **options), gate_N=self.gates(other_TE.gather(1, expert_TK)).flatten()
+        )
+
+    patch.setattr(base.Router, "token_choice", token_choice)
+
+
+def a_bias_that_is_added_to_the_gate(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    """With gradients that are right, since the bias has none."""
+    for router in model.routers:
+        router.get_buffer("bias_E").copy_(torch.tensor([0.3, -0.3, 0.0, 0.1]))
+    changed(
+        patch,
+        lambda result: replace(
+            result, gate_N=result.gate_N + model.routers[0].get_buffer("bias_E")[result.assigned_N]
+        ),
+    )
+
+
+def gates_that_are_rescaled(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    changed(patch, lambda result: replace(result, gate_N=1.01 * result.gate_N))
+
+
+def slots_in_reverse_order(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    """Still as many for each expert: only who has one is wrong."""
+    real = base.queue_slots
+
+    def reverse(expert_GN: Tensor, num_experts: int) -> queueing.Queue:
+        queue = real(expert_GN.flip(1), num_experts)
+        return queueing.Queue(queue.slot_GN.flip(1), queue.load_GE)
+
+    patch.setattr(base, "queue_slots", reverse)
+    patch.setattr(queueing, "queue_slots", reverse)
+
+
+def a_bias_that_selects_nothing(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    for router in model.routers:
+        router.get_buffer("bias_E").copy_(torch.tensor([0.3, -0.3, 0.0, 0.1]))
+    patch.setattr(base.Router, "biased", lambda self, score_TE: score_TE)
+
+
+def probabilities_with_a_temperature(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    """Each token goes to the same expert, with another gate."""
+    real = SwitchRouter.assign
+    patch.setattr(
+        SwitchRouter, "assign", lambda self, x_TD, logits_TE, **options: real(self, x_TD, 0.9 * logits_TE, **options)
+    )
+
+
+def passing_on_what_should_be_dropped(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    changed(patch, lambda result: replace(result, passes_dropped=True))
+
+
+def a_capacity_that_the_router_ignores(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    real = base.Router.token_choice
+
+    def token_choice(self: base.Router, *args: Any, **options: Any) -> Routing:
+        return real(self, *args, **options | {"capacity": None})
+
+    patch.setattr(base.Router, "token_choice", token_choice)
+
+
+def an_expert_twice(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    real = SwitchRouter.select
+    patch.setattr(SwitchRouter, "select", lambda self, *scores: real(self, *scores)[:, :1].expand(-1, 2).contiguous())
+
+
+def one_expert_too_many(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    patch.setattr(
+        SwitchRouter,
+        "select",
+        lambda self, logits_TE, probs_TE: probs_TE.topk(self.options.top_k + 1, dim=-1).indices,
+    )
+
+
+def promised(**answers: Any) -> Break:
+    """A router that promises what it does not keep."""
+
+    def fault(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+        real = SwitchRouter.promise
+        patch.setattr(SwitchRouter, "promise", lambda self, **when: replace(real(self, **when), **answers))
+
+    fault.__name__ = "promises_" + "_".join(answers)
+    return fault
 
 
 def a_drop_order_not_followed(order: str, instead: str) -> Break:
@@ -117,7 +227,7 @@ def rerouting_that_does_nothing(patch: pytest.MonkeyPatch, model: SwitchLM) -> N
 
 
 def a_router_that_is_not_trained(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    patch.setattr(switch._NarrowProduct, "backward", lambda ctx, g: (g @ ctx.saved_tensors[1].T, torch.randn(16, 4)))
+    patch.setattr(base._NarrowProduct, "backward", lambda ctx, g: (g @ ctx.saved_tensors[1].T, torch.randn(16, 4)))
 
 
 def experts_that_are_not_trained(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -126,20 +236,20 @@ def experts_that_are_not_trained(patch: pytest.MonkeyPatch, model: SwitchLM) -> 
 
 
 def bf16_with_a_gradient(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    real = switch._NarrowProduct.forward
+    real = base._NarrowProduct.forward
 
     def rounded(ctx: Any, x_TD: Tensor, w_DE: Tensor) -> Tensor:
         return real(ctx, x_TD, w_DE).bfloat16().float()
 
-    patch.setattr(switch._NarrowProduct, "forward", rounded)
+    patch.setattr(base._NarrowProduct, "forward", rounded)
 
 
 def a_dead_balance_loss(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    patch.setattr(routing.Routing, "mean_prob_E", property(lambda self: self.probs_TE.detach().mean(dim=0)))
+    patch.setattr(Routing, "mean_prob_E", property(lambda self: self.probs_TE.detach().mean(dim=0)))
 
 
 def balance_of_kept_choices_only(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    patch.setattr(routing.Routing, "mean_prob_E", property(lambda self: self.probs_TE[self.kept_TK[:, 0]].mean(dim=0)))
+    patch.setattr(Routing, "mean_prob_E", property(lambda self: self.probs_TE[self.kept_TK[:, 0]].mean(dim=0)))
 
 
 def always_the_first_expert_when_generating(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -148,8 +258,10 @@ def always_the_first_expert_when_generating(patch: pytest.MonkeyPatch, model: Sw
 
 
 def gates_of_one_in_evaluation(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    real = routing.gates
-    patch.setattr(routing, "gates", lambda p_TK, rule: real(p_TK, rule) if torch.is_grad_enabled() else 0 * p_TK + 1)
+    real = SwitchRouter.gates
+    patch.setattr(
+        SwitchRouter, "gates", lambda self, p_TK: real(self, p_TK) if torch.is_grad_enabled() else 0 * p_TK + 1
+    )
 
 
 def sees_all_in_training(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -167,9 +279,19 @@ def another_capacity_than_configured(patch: pytest.MonkeyPatch, model: SwitchLM)
         layer.capacity_factor = None
 
 
+def other_options_than_configured(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    for router in model.routers:
+        router.options = replace(router.options, capacity_group="batch")
+
+
 def a_rows_capacity_is_the_batchs(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    for layer in model.switch_layers:
-        layer.rule = replace(layer.rule, capacity_group="batch")
+    real = base.Router.forward
+
+    def forward(self: base.Router, x_TD: Tensor, *, capacity: int | None, num_groups: int, **others: Any) -> Routing:
+        capacity = None if capacity is None else capacity * num_groups
+        return real(self, x_TD, capacity=capacity, num_groups=1, **others)
+
+    patch.setattr(base.Router, "forward", forward)
 
 
 def a_nan(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -186,6 +308,7 @@ def training_scores_better(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
     patch.setattr(SwitchLM, "forward", forward)
 
 
+BY_BIAS: dict[str, Any] = {"balance": BalanceOptions("sign", rate=0.1)}
 EVERY_FUTURE = {"own future, training", "own future, evaluation"}
 FAULTS: dict[Break, tuple[set[str], dict[str, Any]]] = {  # what must fail, and the options of the model
     softmax_after_top_k: ({"router learns", "gates", "layer's output"}, {}),
@@ -197,7 +320,7 @@ FAULTS: dict[Break, tuple[set[str], dict[str, Any]]] = {  # what must fail, and 
     dropout_always: ({"no randomness, evaluation"}, {}),
     router_in_bf16: ({"float32 router"}, {}),
     bf16_with_a_gradient: ({"float32 router", "layer's gradients"}, {}),
-    jitter_in_place: ({"layer's output"}, {"router_jitter": 0.1}),
+    jitter_in_place: ({"layer's output"}, {"jitter": 0.1}),
     copies: ({"experts differ"}, {}),
     an_idle_expert: ({"every expert used"}, {}),
     drops_in_evaluation: ({"other rows, evaluation", "batch size, evaluation", "loss gap, evaluation", "capacity"}, {}),
@@ -216,7 +339,38 @@ FAULTS: dict[Break, tuple[set[str], dict[str, Any]]] = {  # what must fail, and 
     a_rows_capacity_is_the_batchs: ({"other rows, training"}, {"capacity_group": "sequence"}),
     a_nan: (EVERY_FUTURE | {"batch size, evaluation", "cache", "loss gap, training"}, {}),
     training_scores_better: ({"loss gap, training"}, {}),
+    select_the_second_best: ({"selection"}, {}),
+    gates_of_another_expert: ({"gates", "layer's output"}, {}),
+    gates_that_are_rescaled: ({"gates", "layer's output", "layer's gradients"}, {}),
+    a_bias_that_is_added_to_the_gate: ({"gates", "layer's output"}, BY_BIAS),
+    a_bias_that_selects_nothing: ({"selection"}, BY_BIAS),
+    slots_in_reverse_order: ({"slots", "own future, training"}, {}),
+    probabilities_with_a_temperature: ({"gates", "layer's output", "layer's gradients", "balance loss"}, {}),
+    passing_on_what_should_be_dropped: ({"layer's output"}, {}),
+    a_capacity_that_the_router_ignores: ({"slots"}, {}),
+    other_options_than_configured: ({"slots"}, {"capacity_group": "sequence"}),
+    an_expert_twice: ({"promise", "selection"}, {"top_k": 2}),
+    one_expert_too_many: ({"promise", "selection"}, {}),
+    promised(sees_future=False): ({"own future, training"}, {"drop_order": "probability"}),
+    promised(depends_on_rows=False): ({"other rows, training"}, {}),
+    promised(experts_per_token=1): ({"promise"}, {"top_k": 2}),
+    promised(reroutes=False): ({"promise"}, {"overflow": "reroute"}),
+    promised(draws=False): ({"promise", "selection"}, {"selection": "sample"}),
+    promised(draws=True): ({"selection"}, {}),
+    promised(shuffles=False): ({"promise"}, {"drop_order": "random"}),
+    promised(learns=False): ({"promise"}, {}),
 }
+OF_ANY_RULE = (
+    softmax_after_top_k,
+    select_the_worst,
+    select_the_second_best,
+    gates_of_another_expert,
+    gates_that_are_rescaled,
+    slots_in_reverse_order,
+    load_after_dropping,
+    probabilities_with_a_temperature,
+    a_capacity_that_the_router_ignores,
+)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
@@ -225,6 +379,15 @@ def test_a_planted_fault_fails(fault: Break, monkeypatch: pytest.MonkeyPatch) ->
     model = tiny_model(**options)
     fault(monkeypatch, model)
     result = verdicts(subject_of(model))
+    assert {check for check in wanted if result[check] != Verdict.FAIL} == set()
+
+
+@pytest.mark.parametrize("fault", OF_ANY_RULE, ids=lambda fault: fault.__name__)
+def test_a_planted_fault_fails_with_two_experts_per_token_too(fault: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(top_k=2)
+    fault(monkeypatch, model)
+    result = verdicts(subject_of(model))
+    wanted = FAULTS[fault][0] - {"router learns"}  # gates of two choices that add up to 1 vary
     assert {check for check in wanted if result[check] != Verdict.FAIL} == set()
 
 
