@@ -1,4 +1,4 @@
-"""Does a token see its own future, or other rows? What its router promises, and what interventions show that it does."""
+"""Does a token see its own future, or other rows? What its router promises, and what interventions show."""
 
 from collections.abc import Mapping
 from copy import deepcopy

@@ -77,12 +77,12 @@ def _gradients(call: LayerCall, options: RouterOptions) -> list[tuple[str, float
         y_BSD, routing = layer(x_BSD, ids_BS=call.ids_BS, position_S=call.position_S)
         result = Judged.of(routing, by_oracle(again[0], options))
         passes_dropped = result.expected.passes_dropped
-        loop_TD = by_a_loop(
-            layer, x_BSD.flatten(0, 1), routing, result.gate_N(routing), passes_dropped=passes_dropped
-        )
-        rules = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        loop_TD = by_a_loop(layer, x_BSD.flatten(0, 1), routing, result.gate_N(routing), passes_dropped=passes_dropped)
         gradients, expected = (
-            torch.autograd.grad((y * weight.view_as(y)).sum(), inputs, **rules) for y in (y_BSD, loop_TD)
+            torch.autograd.grad(
+                (y * weight.view_as(y)).sum(), inputs, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            for y in (y_BSD, loop_TD)
         )
     return [
         (name, ((gradient - should_be).abs().max() / should_be.abs().max().clamp(min=1e-20)).item())

@@ -51,8 +51,8 @@ class Judgement:
         )  # fmt: skip
         mean_rank = (self.num_experts + 1) / 2
         return [
-            f"With {self.gate} the chosen expert was the best of {self.num_experts:g} for {self.best.mean:.1%} of tokens "
-            f"(chance {self.chance:.1%}), its mean rank {self.rank.mean:.2f} (chance {mean_rank:.1f}); "
+            f"With {self.gate} the chosen expert was the best of {self.num_experts:g} for {self.best.mean:.1%} of "
+            f"tokens (chance {self.chance:.1%}), its mean rank {self.rank.mean:.2f} (chance {mean_rank:.1f}); "
             f"it is {word}, by {nats(against)}. In hindsight the best one would have gained "
             f"{self.best_gains.mean:.4f} nats on it, and {self.best_gains_on_random.mean:.4f} on a random one."
         ]

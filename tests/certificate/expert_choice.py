@@ -114,6 +114,4 @@ class ExpertChoice(Router):
 
     def promise(self, *, training: bool, limited: bool) -> Promise:
         chooses = training and limited
-        return Promise(
-            sees_future=chooses, depends_on_rows=chooses, fixed_computation=chooses, experts_per_token=None
-        )
+        return Promise(sees_future=chooses, depends_on_rows=chooses, fixed_computation=chooses, experts_per_token=None)

@@ -156,7 +156,7 @@ def test_gates_that_do_not_come_from_the_routers_gates_are_refused(monkeypatch: 
         return replace(result, gate_N=result.gate_N / 2)
 
     monkeypatch.setattr(ExpertChoice, "assign", assign)
-    with pytest.raises(ValueError, match="ExpertChoice.gates does not give the gates that its assign has used"):
+    with pytest.raises(ValueError, match=r"ExpertChoice\.gates does not give the gates that its assign has used"):
         counterfactual(model, PROBE, positions=1)
 
 
@@ -172,5 +172,3 @@ def test_it_is_checked_inspected_and_shown_on_a_page(make_run: MakeRun, capsys: 
     assert check.main(["--run", "chosen", "--all-policies"]) == 2
     (line,) = [one for one in capsys.readouterr().err.splitlines() if "--all-policies" in one]
     assert "test_expert_choice has no other drop orders" in line
-
-

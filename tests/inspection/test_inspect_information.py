@@ -25,8 +25,8 @@ from switch_lm.inspection.atlas import (
 )
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.reading import Probe, Reading, read
-from switch_lm.stats.information import Explained, entropy, explained, shifted_within
 from switch_lm.routers.options import BalanceOptions
+from switch_lm.stats.information import Explained, entropy, explained, shifted_within
 from switch_lm.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(TEXT)
