@@ -154,8 +154,8 @@ def cases_of(subject: Subject) -> list[Case]:
         for number, (call, layer) in enumerate(zip(seen, without_noise.switch_layers, strict=True)):
             alone, silent = run(call, factor), run(replace(call, layer=layer), factor)
             judged = None if layer.router.oracle is None else judge(silent, subject.model.router_options)
-            facts = {"condition": condition, "number": number, "factor": factor, "configured": configured}
-            result.append(Case(**vars(alone), **facts, quiet=silent, by_oracle=judged))
+            facts = vars(alone) | {"condition": condition, "number": number, "factor": factor, "configured": configured}
+            result.append(Case(**facts, quiet=silent, by_oracle=judged))
     return result
 
 

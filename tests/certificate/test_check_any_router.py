@@ -1,4 +1,4 @@
-"""The certificate, the inspection and the sample page of a router whose tokens have any number of experts."""
+"""The certificate, the inspection and the sample page of routers that differ from `switch` in all that they may."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import torch
 from conftest import TEXT, MakeRun, checkpoint_of, tiny_model
-from expert_choice import ChosenOptions, ExpertChoice
-from test_check import LEAKY, findings_of, subject_of, verdicts
+from other_routers import ByCharacter, CharacterOptions, ChosenOptions, ExpertChoice, FrozenOptions
+from test_check import LEAKY, LEAKY_ROWS, findings_of, subject_of, verdicts
 from torch import Tensor
 
 from switch_lm import check, generate, inspect
 from switch_lm.certificate.finding import Verdict
 from switch_lm.inspection.counterfactual import counterfactual
+from switch_lm.measure.scoring import whole
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.reading import Probe
+from switch_lm.probe.reading import Probe, recorded
+from switch_lm.routers.options import RouterOptions
 from switch_lm.routers.routing import Routing
 from switch_lm.storage import checkpoint
 from switch_lm.text.vocabulary import Vocabulary
@@ -160,15 +162,50 @@ def test_gates_that_do_not_come_from_the_routers_gates_are_refused(monkeypatch: 
         counterfactual(model, PROBE, positions=1)
 
 
-def test_it_is_checked_inspected_and_shown_on_a_page(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = make_run("chosen", model=chosen())
-    checkpoint.write(checkpoint_of(chosen(), TEXT, "fp32") | {"global_step": 9}, folder / "checkpoints" / "best.ckpt")
-    assert check.main(["--run", "chosen"]) == 0
-    assert inspect.main(["--run", "chosen", "--out", "seen"]) == 0
+@pytest.mark.parametrize("options", [ChosenOptions(), CharacterOptions()], ids=lambda options: options.name)
+def test_it_is_checked_inspected_and_shown_on_a_page(
+    options: RouterOptions, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_model(router=options)
+    folder = make_run("other", model=model)
+    checkpoint.write(checkpoint_of(model, TEXT, "fp32") | {"global_step": 9}, folder / "checkpoints" / "best.ckpt")
+    assert check.main(["--run", "other"]) == 0
+    assert inspect.main(["--run", "other", "--out", "seen"]) == 0
     assert (Path("seen") / "inspect.html").is_file()
-    assert generate.main(["--run", "chosen", "--length", "30", "--html", "page.html"]) == 0
+    assert generate.main(["--run", "other", "--length", "30", "--html", "page.html"]) == 0
     assert Path("page.html").stat().st_size > 1000
     capsys.readouterr()
-    assert check.main(["--run", "chosen", "--all-policies"]) == 2
+    assert check.main(["--run", "other", "--all-policies"]) == 2
     (line,) = [one for one in capsys.readouterr().err.splitlines() if "--all-policies" in one]
-    assert "test_expert_choice has no other drop orders" in line
+    assert f"the router {options.name} has no other drop orders" in line
+
+
+# --- A router that reads characters and positions, and one that is not trained
+
+
+@pytest.mark.parametrize("options", [CharacterOptions(), FrozenOptions()], ids=lambda options: options.name)
+def test_a_router_that_is_not_trained_passes_by_design(options: RouterOptions) -> None:
+    result = findings_of(subject_of(tiny_model(router=options)))
+    assert {name for name, one in result.items() if one.verdict == Verdict.FAIL} == set()
+    assert {name for name, one in result.items() if one.verdict == Verdict.LEAKS} - {"loss gap, training"} == LEAKY_ROWS
+    assert result["router learns"].meaning == "by design no router has weights to train"
+
+
+@pytest.mark.parametrize("shift", [{"ids_T": 1}, {"position_T": 1}], ids=str)
+def test_a_router_that_reads_another_character_or_position_fails(
+    shift: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ByCharacter.assign
+
+    def assign(self: ByCharacter, *inputs: Any, **options: Any) -> Routing:
+        return real(self, *inputs, **options | {name: options[name] + by for name, by in shift.items()})
+
+    monkeypatch.setattr(ByCharacter, "assign", assign)
+    assert "selection" in failed(tiny_model(router=CharacterOptions()))
+
+
+def test_reading_from_a_layer_on_gives_such_a_router_its_characters_and_positions() -> None:
+    model = tiny_model(len(VOCABULARY), router=CharacterOptions(), num_layers=3)
+    expected_BS = whole(model, PROBE.ids_BS, PROBE.target_BS, capacity_factor=None)
+    nll_from = recorded(model, PROBE)
+    assert all(torch.allclose(nll_from(layer), expected_BS, atol=1e-5) for layer in range(3))

@@ -60,7 +60,7 @@ def gates_that_are_rescaled(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
 
 def slots_in_reverse_order(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
     """Still as many for each expert: only who has one is wrong."""
-    real = base.queue_slots
+    real = queueing.queue_slots
 
     def reverse(expert_GN: Tensor, num_experts: int) -> queueing.Queue:
         queue = real(expert_GN.flip(1), num_experts)

@@ -28,8 +28,8 @@ def drops_of(model: SwitchLM, **options: Any) -> Drops:
 
 def all_to_one(model: SwitchLM) -> SwitchLM:
     """Every token of every layer goes to expert 0: among equal experts the first is selected."""
-    for layer in model.switch_layers:
-        layer.router.w_DE.data.zero_()
+    for w_DE in model.router_parameters():
+        w_DE.data.zero_()
     return model
 
 

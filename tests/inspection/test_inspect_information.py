@@ -185,7 +185,7 @@ def vowels_to_expert_0() -> SwitchLM:
     block.attention.out.weight.data.zero_()
     model.embedding.weight.data[:, 0] = -3.0
     model.embedding.weight.data[VOWELS, 0] = 3.0
-    w_DE = model.switch_layers[0].router.w_DE.data
+    w_DE = model.router_parameters()[0].data
     w_DE[0] = torch.tensor([100.0, 0.0, 0.0, 0.0])
     return model
 
