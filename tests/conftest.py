@@ -16,7 +16,7 @@ from switch_lm.config.schema import Config, DataConfig, LoggerConfig, TrainerCon
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.optim.options import MuonOptions
-from switch_lm.routers.options import RouterOptions
+from switch_lm.routers.options import BalanceOptions, RouterOptions
 from switch_lm.storage import checkpoint, metrics
 from switch_lm.text.vocabulary import Vocabulary
 
@@ -30,15 +30,25 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def tiny_model(
-    vocab_size: int = len(Vocabulary.of(TEXT)), *, router: RouterOptions | None = None, **changes: Any
+    vocab_size: int = len(Vocabulary.of(TEXT)),
+    *,
+    router: RouterOptions | None = None,
+    balance: BalanceOptions | None = None,
+    **changes: Any,
 ) -> SwitchLM:
-    """Two Switch layers of four experts and 16 positions, always with the same weights, spread enough to differ."""
+    """Two Switch layers of four experts and 16 positions, always with the same weights, spread enough to differ.
+
+    `changes` are keys of a model or of a router, which is `topk` where they need it, and `switch` otherwise.
+    """
+    from small_models import OF_ROUTER, router_options
+
+    chosen = {key: changes.pop(key) for key in list(changes) if key in OF_ROUTER}
+    router = router_options(**chosen) if router is None else router
     sizes: dict[str, Any] = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 32, "context_length": 16}
+    model = ModelConfig(**sizes | {"num_experts": 4, "init_scale": 2.0} | changes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return SwitchLM(
-            ModelConfig(**sizes | {"num_experts": 4, "init_scale": 2.0} | changes), vocab_size, router=router
-        ).eval()
+        return SwitchLM(model, vocab_size, router=router, balance=balance).eval()
 
 
 @pytest.fixture

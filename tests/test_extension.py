@@ -1,6 +1,6 @@
 """The test of the design: a router, a board and an optimizer of a user, each one file and one YAML, in every command.
 
-They are those of docs/design.md, as they stand there. One process runs all commands: most of the time is torch's import.
+They are those of docs/design.md, as they stand there. One process runs all commands, since importing torch is slow.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def test_a_run_that_goes_on_ends_at_the_same_bits(ran: tuple[Path, dict[str, int
     assert one["global_step"] == two["global_step"] == 6
     assert one["state_dict"].keys() == two["state_dict"].keys()
     assert all(torch.equal(one["state_dict"][name], two["state_dict"][name]) for name in one["state_dict"])
-    notes = [(place / f"outputs/runs/{run}/notes.txt").read_text() for run in ("one", "two")]
+    notes = [(run / "notes.txt").read_text() for run in runs]
     assert notes[0] == notes[1] and re.findall(r"step (\d)", notes[0]) == ["3", "6"]
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar
 
-
 T = TypeVar("T", bound=type)
 
 
