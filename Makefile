@@ -10,7 +10,7 @@ VERSIONS = pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train sweep report generate evaluate certificate inspect tensorboard test test-faults soak peers launchers benchmark benchmark-quick benchmark-loss check format clean
+.PHONY: help setup train sweep report generate evaluate certificate inspect tensorboard test test-faults soak peers launchers boards benchmark benchmark-quick benchmark-loss check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,8 @@ peers: $(VENV)/.peers ## Install other implementations, for the tests and benchm
 
 launchers: $(VENV)/.launchers ## Install what sweeps in several processes, on a cluster, or as a search need
 
+boards: $(VENV)/.boards ## Install Weights & Biases, for logger=wandb
+
 benchmark: setup ## Measure speed beside other implementations (after `make peers`), about an hour
 	$(BENCHMARK) layer $(ARGS)
 	$(BENCHMARK) step $(ARGS)
@@ -96,6 +98,10 @@ $(VENV)/.check: $(VENV)/.setup
 $(VENV)/.launchers: $(VENV)/.setup
 	@echo "Installing the launchers joblib and submitit and the sweeper optuna into $(VENV) ..."
 	@$(INSTALL) --editable ".[joblib,submitit,optuna]" && touch $@
+
+$(VENV)/.boards: $(VENV)/.setup
+	@echo "Installing Weights & Biases into $(VENV) ..."
+	@$(INSTALL) --editable ".[wandb]" && touch $@
 
 # --no-deps, since labml-nn declares torchtext, torchvision and fairscale: hundreds of megabytes bound to a release of
 # torch each, and its Switch layer imports none of them. st-moe-pytorch imports the last four of its line.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from switch_lm.api import (
+        Board,
         Expected,
         Promise,
         Router,
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Board",
     "Expected",
     "Promise",
     "Router",
@@ -35,9 +38,8 @@ def __getattr__(name: str) -> object:
     """Imports a public name at its first use: torch takes seconds to import, and not every command needs it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from switch_lm import api
-
-    return getattr(api, name)
+    place = "switch_lm.training.boards.base" if name == "Board" else "switch_lm.api"  # a board needs no torch
+    return getattr(import_module(place), name)
 
 
 def __dir__() -> list[str]:

@@ -11,8 +11,10 @@ from switch_lm.routers.oracles import Expected
 from switch_lm.routers.routing import Routing
 from switch_lm.storage.checkpoint import read_model
 from switch_lm.text.vocabulary import Vocabulary
+from switch_lm.training.boards.base import Board
 
 __all__ = [
+    "Board",
     "Expected",
     "Promise",
     "Router",
@@ -28,7 +30,7 @@ __all__ = [
 def load(path: str | Path) -> tuple[SwitchLM, Vocabulary]:
     """A trained model in `eval()` on the CPU, and its vocabulary, from a checkpoint or the folder of a run.
 
-    CheckpointError says which file cannot be read, and why.
+    CheckpointError says which file cannot be read, and why; PluginError, which plugin its router needs.
     """
     model, header = read_model(Path(path))
     return model, Vocabulary(header.vocabulary)

@@ -108,13 +108,16 @@ def _check(options: argparse.Namespace, config: Config | None, verdicts: list[Ve
     facts: dict[str, Any] = {"overrides": options.overrides, "steps": steps}
     if config is None:
         checkpoint, model, header = open_model(options.run, options.outputs)
-        facts, folder, architecture = {"checkpoint": str(checkpoint)}, run_of(checkpoint), model.config
+        facts, folder = {"checkpoint": str(checkpoint)}, run_of(checkpoint)
+        architecture, router = model.config, model.router_options
     else:
-        folder, architecture = Path(config.outputs), config.model
+        folder, architecture, router = Path(config.outputs), config.model, config.router
     file = options.json or folder / "check.json"
     require_writable(file, option="--json FILE")
     if options.all_policies and not architecture.num_switch_layers:
         raise CommandError("--all-policies: a dense model routes nothing; leave it out, or give a Switch model")
+    if options.all_policies and (problem := policies.refusal(router)) is not None:
+        raise CommandError(f"--all-policies: {problem}")
     if config is not None:
         model, header = _trained(config, steps)
     data, device = validation_ids(header, options.data), "cuda" if torch.cuda.is_available() else "cpu"
@@ -169,7 +172,7 @@ def _trained(config: Config, steps: int) -> tuple[SwitchLM, Header]:
     from switch_lm.training.start import train
 
     trainer = replace(config.trainer, max_steps=max(1, steps), val_every=max(1, steps), keep_best=1, max_time=None)
-    config = replace(config, trainer=trainer, logger=replace(config.logger, sample_length=0))
+    config = replace(config, trainer=trainer, logger=replace(config.logger, boards={}, sample_length=0))
     heading = f"training {steps} steps"
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch) / "run"

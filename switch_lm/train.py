@@ -4,6 +4,8 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -13,9 +15,11 @@ from omegaconf import DictConfig
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.config import overrides as cli
+from switch_lm.config.keys import NAME
 from switch_lm.config.paths import config_dir, interpreter
 from switch_lm.config.rules import ConfigError, refusal
-from switch_lm.storage.run_folder import Stopped, TrainingError
+from switch_lm.storage.run_folder import Stopped, TrainingError, plugins_of
+from switch_lm.storage.runs import OUTPUTS
 from switch_lm.sweep import jobs as sweep
 from switch_lm.sweep import launchers
 from switch_lm.text.corpus import CorpusError
@@ -66,7 +70,13 @@ def _compose_and_run(run_job: Callable[[DictConfig], float | None]) -> None:
             of_disk = isinstance(error, OSError) and not isinstance(error, HydraException)  # of which one is both
             if launches.begun or of_disk:
                 raise
-            raise ConfigError(cli.explain(error)) from error
+            raise ConfigError(cli.explain(error, _plugins_of_the_run())) from error
+
+
+def _plugins_of_the_run() -> Any:
+    """Those that the run to be resumed used: Hydra, which cannot compose without them, does not know their names."""
+    name, outputs = (cli.value_of(key, sys.argv[1:]) for key in ("resume", "outputs"))
+    return plugins_of(Path(outputs or OUTPUTS, "runs", name)) if name and NAME.holds(name) else None
 
 
 def _say(message: str, code: int) -> int:

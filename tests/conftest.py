@@ -16,11 +16,11 @@ from switch_lm.config.schema import Config, DataConfig, LoggerConfig, TrainerCon
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.optim.options import MuonOptions
-from switch_lm.routers.options import RouterOptions
-from switch_lm.storage import checkpoint
+from switch_lm.routers.options import BalanceOptions, RouterOptions
+from switch_lm.storage import checkpoint, metrics
 from switch_lm.text.vocabulary import Vocabulary
 
-pytest_plugins = ["fault_rows"]
+pytest_plugins = ["fault_rows", "kept_board"]
 TEXT = "To be, or not to be: that is the question.\n" * 20
 BATCH_SIZE = 4
 MakeRun = Callable[..., Path]
@@ -30,13 +30,25 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def tiny_model(
-    vocab_size: int = len(Vocabulary.of(TEXT)), *, router: RouterOptions | None = None, **changes: Any
+    vocab_size: int = len(Vocabulary.of(TEXT)),
+    *,
+    router: RouterOptions | None = None,
+    balance: BalanceOptions | None = None,
+    **changes: Any,
 ) -> SwitchLM:
-    """Two Switch layers of four experts and 16 positions, always with the same weights, spread enough to differ."""
+    """Two Switch layers of four experts and 16 positions, always with the same weights, spread enough to differ.
+
+    `changes` are keys of a model or of a router, which is `topk` where they need it, and `switch` otherwise.
+    """
+    from small_models import OF_ROUTER, router_options
+
+    chosen = {key: changes.pop(key) for key in list(changes) if key in OF_ROUTER}
+    router = router_options(**chosen) if router is None else router
     sizes: dict[str, Any] = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 32, "context_length": 16}
+    model = ModelConfig(**sizes | {"num_experts": 4, "init_scale": 2.0} | changes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return SwitchLM(ModelConfig(**sizes | {"num_experts": 4, "init_scale": 2.0} | changes), vocab_size, router=router).eval()
+        return SwitchLM(model, vocab_size, router=router, balance=balance).eval()
 
 
 @pytest.fixture
@@ -51,7 +63,7 @@ def config(tmp_path: Path) -> Config:
         data=DataConfig(path=str(text), dir=str(tmp_path / "data"), batch_size=8),
         optim=MuonOptions(warmup_steps=3),
         trainer=TrainerConfig(max_steps=12, val_every=5, checkpoint_every=4, compile="false"),
-        logger=LoggerConfig(log_every=2, sample_prompt="a", sample_length=20, progress="none"),
+        logger=LoggerConfig(boards={"kept": {}}, log_every=2, sample_prompt="a", sample_length=20, progress="none"),
         alpha=0.01,
         name="run",
         outputs=str(tmp_path / "outputs"),
@@ -61,6 +73,16 @@ def config(tmp_path: Path) -> Config:
 def folder_of(config: Config) -> Path:
     """Where the run of `config` lies."""
     return Path(config.outputs) / "runs" / str(config.name)
+
+
+def logged(run: Path) -> dict[str, dict[int, float]]:
+    """Everything in the run's metrics.jsonl, by tag and then by step. No tag has two values of a step."""
+    by_tag: dict[str, dict[int, float]] = {}
+    for row in metrics.read(run):
+        for tag in row.keys() - {"step", "time"}:
+            assert row["step"] not in by_tag.setdefault(tag, {}), f"{tag} twice at step {row['step']}"
+            by_tag[tag] |= metrics.series([row], tag)
+    return by_tag
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from switch_lm.routers.options import BalanceOptions
+
 
 class Verdict(NamedTuple):
     sees_its_future: bool
@@ -27,8 +29,8 @@ TABLE: dict[str, tuple[dict[str, Any], Verdict]] = {
     "two choices, choice-major, by row": (TIGHT | BY_ROW | {"top_k": 2, "queue_order": "choice"}, Verdict(True, False)),
     "sample, by position": (TIGHT | {"selection": "sample"}, Verdict(False, True)),
     "sample, by row": (TIGHT | BY_ROW | {"selection": "sample"}, Verdict(False, False)),
-    "bias, by position": (TIGHT | {"selection_bias_rate": 0.1}, Verdict(False, True)),
-    "bias, by row": (TIGHT | BY_ROW | {"selection_bias_rate": 0.1}, Verdict(False, False)),
+    "bias, by position": (TIGHT | {"balance": BalanceOptions("sign", rate=0.1)}, Verdict(False, True)),
+    "bias, by row": (TIGHT | BY_ROW | {"balance": BalanceOptions("sign", rate=0.1)}, Verdict(False, False)),
     "passthrough, by position": (TIGHT | {"overflow": "passthrough"}, Verdict(False, True)),
     "dropless": ({"capacity_factor": None}, Verdict(False, False)),
     "dropless, random drops": ({"capacity_factor": None, "random_drop_rate": 0.3}, Verdict(False, False)),

@@ -53,7 +53,11 @@ def token_by_token(
     p_TE = torch.softmax(x_TD.float() @ module.router.w_DE, dim=-1)
     selected = _choose(module, p_TE) if selected_TK is None else selected_TK.tolist()
     group_size = S if module.router.options.capacity_group == "sequence" else B * S
-    draws = torch.rand(B * S // group_size, group_size) if module.router.options.drop_order == "random" and module.training else 0
+    draws = (
+        torch.rand(B * S // group_size, group_size)
+        if module.router.options.drop_order == "random" and module.training
+        else 0
+    )
 
     rows: list[Tensor] = []
     kept: list[list[bool]] = []

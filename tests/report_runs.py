@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from small_models import OF_ROUTER, router_options
-from torch.utils.tensorboard import SummaryWriter
 
 from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import ledger, run_ledger
 from switch_lm.model.config import ModelConfig
+from switch_lm.storage.metrics import MetricsFile
 from switch_lm.storage.run_folder import as_yaml
 
 VOCAB, STEPS, EVERY = 65, 100, 25
@@ -36,7 +36,12 @@ def result_of(config: Config, loss: float, **changes: Any) -> dict[str, Any]:
     dropped = 0.0 if factor is None else max(0.0, 0.1 - 0.05 * factor)
     work = run_ledger(config, vocab_size=VOCAB)
     inference = ledger(
-        model, config.router, vocab_size=VOCAB, batch_size=config.data.batch_size, training=False, capacity_factor=factor
+        model,
+        config.router,
+        vocab_size=VOCAB,
+        batch_size=config.data.batch_size,
+        training=False,
+        capacity_factor=factor,
     )
     return {
         "name": "a run",
@@ -84,18 +89,16 @@ def write_run(
         end = 1.5 if loss is None else loss
         curve = [(s, end + (1 - s / STEPS), 1.0 * s) for s in range(EVERY, STEPS + 1, EVERY)]
     if curve:
-        write_events(folder, curve)
+        write_curve(folder, curve)
     return folder
 
 
-def write_events(folder: Path, curve: Sequence[tuple[int, float, float | None]]) -> None:
-    writer = SummaryWriter(str(folder))
+def write_curve(folder: Path, curve: Sequence[tuple[int, float, float | None]]) -> None:
+    file = MetricsFile(folder, first_step=0)
     for step, loss, seconds in curve:
-        writer.add_scalar("val/loss", loss, step)
-        writer.add_scalar("train/loss", loss - 0.1, step)
-        if seconds is not None:
-            writer.add_scalar("perf/training_seconds", seconds, step)
-    writer.close()
+        file.write({"train/loss": loss - 0.1}, step)
+        file.write({"val/loss": loss} | ({} if seconds is None else {"perf/training_seconds": seconds}), step)
+    file.close()
 
 
 def write_sweep(

@@ -74,7 +74,7 @@ def short_run(tmp_path: Path) -> Config:
         data=DataConfig(path=str(tmp_path / "text.txt"), dir=str(tmp_path / "data"), batch_size=8),
         optim=MuonOptions(warmup_steps=0),
         trainer=TrainerConfig(max_steps=2, val_every=1, device="cpu", precision="fp32", compile="false"),
-        logger=LoggerConfig(log_every=1, sample_length=0, progress="none"),
+        logger=LoggerConfig(boards={"kept": {}}, log_every=1, sample_length=0, progress="none"),
         name="run",
         outputs=str(tmp_path / "outputs"),
     )

@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "pages": set(),
     "routers": {"config.keys"},
     "model": {"config.keys", "routers"},
-    "config": {"routers.options", "model.config"},
+    "config": {"routers.options", "model.config", "training.boards"},
     "optim": {"config"},
     "storage": {"config"},
     "storage.checkpoint": {"model"},

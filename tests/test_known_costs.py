@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.routers.options import TopKOptions
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.start import train
@@ -107,9 +107,9 @@ def test_a_training_step_makes_the_host_wait_as_often_for_three_layers_as_for_on
     real = SwitchModule.training_step
 
     def counted(self: SwitchModule, batch: Any, batch_idx: int) -> Any:
-        losses: list[Tensor] = []
-        counts.append(host_reads(lambda: losses.append(real(self, batch, batch_idx))))
-        return losses[0]
+        outputs: list[Any] = []
+        counts.append(host_reads(lambda: outputs.append(real(self, batch, batch_idx))))
+        return outputs[0]
 
     monkeypatch.setattr(SwitchModule, "training_step", counted)
     for num_layers in (1, 3):

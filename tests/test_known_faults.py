@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from compare import same
+from conftest import logged
 from small_models import NOISE, batch, layer, module_of, parts_of, short_run
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from worked import route
 
@@ -22,8 +22,8 @@ import switch_lm
 from switch_lm.config.schema import Config
 from switch_lm.measure.evaluation import evaluate
 from switch_lm.model.losses import language_loss, summed
-from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.routers.options import BalanceOptions, TopKOptions
 from switch_lm.text.windows import split
 from switch_lm.training.module import SwitchModule
@@ -67,12 +67,12 @@ def test_validation_reports_the_language_loss_alone_without_noise_and_selects_th
     _, ids = split(vocabulary.encode(Path(str(config.data.path)).read_text()))
     by_hand = evaluate(model, ids, context_length=12, batch_size=8, capacity_factor=None, precision="fp32").loss
     assert result["val_loss"] == pytest.approx(by_hand, abs=1e-5)
-    events = EventAccumulator(str(run)).Reload()
-    logged = [event.value for event in events.Scalars("val/loss")]
-    assert len(logged) == 2 and logged[-1] == pytest.approx(by_hand, abs=1e-5)
-    assert result["best_val_loss"] == pytest.approx(min(logged), abs=1e-5)
-    for event in (events.Scalars(f"train/{name}")[0].value for name in ("balance_loss", "z_loss", "importance_loss")):
-        assert event > 1e-3  # a validation loss that held one of them would differ
+    points = logged(run)
+    losses = list(points["val/loss"].values())
+    assert len(losses) == 2 and losses[-1] == pytest.approx(by_hand, abs=1e-5)
+    assert result["best_val_loss"] == pytest.approx(min(losses), abs=1e-5)
+    for name in ("balance_loss", "z_loss", "importance_loss"):
+        assert points[f"train/{name}"][1] > 1e-3  # a validation loss that held one of them would differ
 
 
 @pytest.mark.parametrize("eval_capacity_factor", [None, 0.5])

@@ -16,7 +16,7 @@ from switch_lm.routers.options import SwitchOptions, TopKOptions
 from switch_lm.storage.checkpoint import CheckpointError
 
 NAMES = {
-    "Expected", "Promise", "Router", "Routing", "SwitchFeedForward", "SwitchLM", "expert_capacity", "load",
+    "Board", "Expected", "Promise", "Router", "Routing", "SwitchFeedForward", "SwitchLM", "expert_capacity", "load",
     "load_balancing_loss",
 }  # fmt: skip
 ROOT = Path(switch_lm.__file__).parents[1]

@@ -41,9 +41,7 @@ def route(
     router = TopKRouter(rule, d_model=1, num_experts=logits_TE.shape[1], balance=balance).train(training)
     if router.bias_E is not None and bias_E is not None:
         router.bias_E.copy_(bias_E)
-    return router.assign(
-        logits_TE, logits_TE, ids_T=None, position_T=None, capacity=capacity, num_groups=num_groups
-    )
+    return router.assign(logits_TE, logits_TE, ids_T=None, position_T=None, capacity=capacity, num_groups=num_groups)
 
 
 def routed(probs: list[list[float]], capacity: int | None = None, **options: Any) -> Routing:

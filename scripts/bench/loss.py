@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from bench.harness import Spread, paired
 from bench.options import Options, say
 from bench.rows import Row, at_most
 from switch_lm.config.paths import config_dir
+from switch_lm.storage import metrics
 
 LOSSES = (1.88, 1.60, 1.50, 1.4697)
 # Seconds to a val/loss, for the preset that should reach it first.
@@ -31,7 +30,7 @@ POLL_SECONDS = 0.1
 NOTES = (
     "Whole processes, with imports, reading the text, compiling, validations and samples. Seconds from the start "
     "of `python -m switch_lm.train experiment=...` until a best.ckpt with val/loss at or below the target was written.",
-    "Losses are those of TensorBoard's val/loss: the whole validation split, nothing dropped. Repetitions are seeds.",
+    "Losses are val/loss: the whole validation split, nothing dropped. Repetitions are seeds.",
 )
 
 
@@ -46,9 +45,10 @@ class Outcome:
     seconds: float
 
 
-class Validation(NamedTuple):
+class Saved(NamedTuple):
+    """A version of best.ckpt: when it was written, and its val/loss."""
+
     when: float
-    step: int
     loss: float
 
 
@@ -121,7 +121,7 @@ def run(experiment: str, seed: int, overrides: Sequence[str]) -> Outcome:
             command = [sys.executable, "-m", "switch_lm.train", *given]
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
             try:
-                saved = watch(process, path / "checkpoints" / "best.ckpt")
+                saved = watch(process, path)
             finally:
                 process.kill()  # after Ctrl-C; otherwise it has ended
                 process.wait()
@@ -131,32 +131,31 @@ def run(experiment: str, seed: int, overrides: Sequence[str]) -> Outcome:
         return outcome(validations(path), saved, started, seconds)
 
 
-def watch(process: subprocess.Popen[bytes], checkpoint: Path) -> list[float]:
-    """The times at which the file was replaced until the process ended: only its last version stays."""
-    saved: list[float] = []
+def watch(process: subprocess.Popen[bytes], run: Path) -> list[Saved]:
+    """The versions of best.ckpt until the process ended: only the last one stays.
+
+    A validation's loss is logged before its checkpoint is written, and the best so far is that of the file.
+    """
+    saved: list[Saved] = []
+    checkpoint = run / "checkpoints" / "best.ckpt"
     running = True
     while running:
         running = process.poll() is None
-        if checkpoint.exists() and (modified := checkpoint.stat().st_mtime) not in saved:
-            saved.append(modified)
+        if checkpoint.exists() and (modified := checkpoint.stat().st_mtime) not in [version.when for version in saved]:
+            saved.append(Saved(modified, min(validations(run).values())))
         if running:
             time.sleep(POLL_SECONDS)
     return saved
 
 
-def validations(path: Path) -> list[Validation]:
-    """The time and step of each validation, and its loss."""
-    events = EventAccumulator(str(path))
-    events.Reload()
-    return [Validation(event.wall_time, event.step, event.value) for event in events.Scalars("val/loss")]
+def validations(run: Path) -> dict[int, float]:
+    """The loss of each validation by step."""
+    return metrics.series(metrics.read(run), "val/loss")
 
 
-def outcome(losses: Sequence[Validation], saved: Sequence[float], started: float, seconds: float) -> Outcome:
-    """The first loss at or below a target is the best so far: the next best.ckpt holds it."""
-    reached = {}
-    for target in LOSSES:
-        at = next((when for when, _, loss in losses if loss <= target), None)
-        if at is not None:
-            reached[target] = next((when for when in saved if when >= at), started + seconds) - started
-    last = losses[-1]
-    return Outcome(reached, min(validation.loss for validation in losses), last.loss, last.step, seconds)
+def outcome(losses: Mapping[int, float], saved: Sequence[Saved], started: float, seconds: float) -> Outcome:
+    """A target is reached when a checkpoint of its loss is written."""
+    first = {target: next((version.when for version in saved if version.loss <= target), None) for target in LOSSES}
+    reached = {target: when - started for target, when in first.items() if when is not None}
+    last = max(losses)
+    return Outcome(reached, min(losses.values()), losses[last], last, seconds)

@@ -2,25 +2,32 @@
 
 from collections.abc import Callable
 
-from switch_lm.certificate import choices, leaks, outputs, routers, scores
-from switch_lm.certificate.finding import Finding
+from switch_lm.certificate import choices, leaks, outputs, promises, routers, scores
+from switch_lm.certificate.finding import Finding, Verdict
 from switch_lm.certificate.layers import cases_of
 from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.subject import Subject
 
 
 def _layers(subject: Subject) -> list[Finding]:
-    cases = cases_of(subject)
+    cases, judged = cases_of(subject), routers.has_oracle(subject)
     return [
-        choices.selected(cases),
-        choices.slots(cases),
+        *([choices.selected(cases), choices.slots(cases)] if judged else [_no_oracle(subject)]),
         choices.conserved(cases),
         choices.capacity(cases),
-        outputs.output(cases),
-        outputs.gradients(subject),
-        outputs.gates(cases),
+        *([outputs.output(cases), outputs.gradients(subject), outputs.gates(cases)] if judged else []),
         outputs.float32_router(subject),
+        promises.check(subject, cases),
     ]
+
+
+def _no_oracle(subject: Subject) -> Finding:
+    name = type(subject.model.routers[0]).__name__
+    meaning = (
+        "nobody knows where its tokens should go: write the plain loop over tokens that it should agree with, which "
+        "imports nothing from the router's file (docs/design.md)"
+    )
+    return Finding("oracle", Verdict.FAIL, f"{name}.oracle is None", meaning)
 
 
 PARTS: dict[str, Callable[[Subject], list[Finding]]] = {

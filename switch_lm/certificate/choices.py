@@ -1,37 +1,39 @@
-"""Are experts selected and capacity slots given by the rule, and is every choice computed once or dropped?"""
+"""Are experts selected and capacity slots given as by the oracle, and is every choice computed once or dropped?"""
 
 from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from switch_lm.certificate.finding import Finding, judged
-from switch_lm.certificate.layers import Case, run
-from switch_lm.probe.subject import noise
+from switch_lm.certificate.layers import TIE, Case, Judged, run, selected_by_token
+from switch_lm.probe.subject import noise, used
+from switch_lm.routers.base import Router
 from switch_lm.routers.routing import Routing
 
 QUIET = ("as trained", "one character")  # conditions that are checked but not shown: they repeat others
-TIE = 1e-6  # of a probability
 FIVE_SIGMA = 5.0
 NUM_TOKENS = (1, 7, 100)  # where a capacity that is rounded down, or in floats, shows
 
 
 def selected(cases: Sequence[Case]) -> Finding:
-    """The most probable experts, after a selection bias; draws, in training, as often the most probable as p says."""
+    """The oracle's experts; draws, in training, as often the most probable as p says."""
     wrong, total, note = 0, 0, ""
     for case in cases:
-        if case.layer.training and case.layer.rule.selection == "sample":
-            share, expected, error = _drawn(case)
+        result = case.judged
+        if case.promise.draws:
+            share, expected, error = _drawn(case, result.expected.probs_TE)
             note = note or f"; drawn: {share:.1%} the most probable, by p {expected:.1%}"
-            wrong += int(abs(share - expected) > FIVE_SIGMA * error + TIE)
+            wrong += int(not abs(share - expected) <= FIVE_SIGMA * error + TIE)
             total += 1
         else:
-            wrong += int(_not_the_largest(case).sum())
-            total += case.routing.expert_TK.numel()
+            wrong += result.wrong
+            total += len(result.expected.token)
     return judged(
         "selection",
         wrong == 0,
@@ -42,73 +44,53 @@ def selected(cases: Sequence[Case]) -> Finding:
     )
 
 
-def _not_the_largest(case: Case) -> Tensor:
-    """Choices (T, K) whose score is below the one that the rule would take."""
-    score_TE = case.routing.logits_TE.double().softmax(dim=-1)
-    if case.layer.selection_bias_E is not None:
-        score_TE = score_TE + case.layer.selection_bias_E
-    best_TK = score_TE.topk(case.layer.rule.top_k, dim=-1).values
-    chosen_TK = score_TE.gather(1, case.routing.expert_TK).sort(dim=1, descending=True).values
-    return (best_TK - chosen_TK).abs() > TIE
-
-
-def _drawn(case: Case) -> tuple[float, float, float]:
+def _drawn(case: Case, probs_TE: Tensor) -> tuple[float, float, float]:
     """How many first draws are the most probable expert: the share, what p says, and its standard error."""
-    top_T = case.routing.probs_TE.max(dim=-1)
-    hit_T = (case.routing.expert_TK[:, 0] == top_T.indices).double()
-    p_T = top_T.values.double()
-    return hit_T.mean().item(), p_T.mean().item(), (p_T * (1 - p_T)).sum().sqrt().item() / len(p_T)
+    firsts = [(t, experts[0]) for t, experts in enumerate(selected_by_token(case.quiet.routing)) if experts]
+    token_M, first_M = torch.tensor(firsts, device=probs_TE.device).view(-1, 2).unbind(1)
+    top_M = probs_TE[token_M].max(dim=-1)
+    hit_M, p_M = (first_M == top_M.indices).double(), top_M.values.double()
+    return hit_M.mean().item(), p_M.mean().item(), (p_M * (1 - p_M)).sum().sqrt().item() / len(p_M)
 
 
 def slots(cases: Sequence[Case]) -> Finding:
-    """The first C of each queue; in random order a seed's own C; after rerouting nobody waits while there is room."""
-    wrong, words = 0, set()
-    for case in cases:
-        rule, routing = case.layer.rule, case.routing
-        if routing.capacity is None:
-            right = bool(routing.kept_TK.all())
-        elif rule.overflow == "reroute":
-            right = _no_room_is_left(case)
-        elif rule.drop_order == "random" and case.layer.training:
-            right = _other_with_another_seed(case)
-        else:
-            right = bool((routing.kept_TK == _first_come(case)).all())
-        wrong += not right
-        words.add(rule.drop_order if rule.overflow != "reroute" else "reroute")
+    """The oracle's; in random order a seed's own C; after rerouting nobody waits while there is room."""
+    results = [_slots(case, case.judged) for case in cases]
+    wrong, tied, orders = results.count(False), results.count(None), {_order(case) for case in cases}
+    note = f"; {tied} are not compared: two scores are tied" if tied else ""
     return judged(
         "slots",
         wrong == 0,
-        f"{wrong} of {len(cases)} queues differ from a plain loop ({', '.join(sorted(words))})",
+        f"{wrong} of {len(cases)} queues differ from a plain loop ({', '.join(sorted(orders))}){note}",
         {"wrong": wrong, "queues": len(cases)},
         good="who comes first by the rule has a slot, exactly as many as there are",
         bad="slots are not given as the rule says",
     )
 
 
-def _first_come(case: Case) -> Tensor:
-    """Which choices (T, K) are among the first C of their expert, counted one by one."""
-    routing, rule = case.routing, case.layer.rule
-    T, K = routing.expert_TK.shape
-    size, capacity = T // routing.num_groups, routing.capacity or T * K
-    expert, kept = routing.expert_TK.tolist(), torch.zeros(T, K, dtype=torch.bool, device=routing.expert_TK.device)
-    surest_T = routing.probs_TE.amax(dim=-1).tolist()
-    for group in range(routing.num_groups):
-        tokens = list(range(group * size, (group + 1) * size))
-        if rule.drop_order == "probability":
-            tokens.sort(key=lambda t: -surest_T[t])  # stable
-        by_choice = rule.queue_order == "choice"
-        queue = [(t, k) for k in range(K) for t in tokens] if by_choice else [(t, k) for t in tokens for k in range(K)]
-        taken = [0] * routing.load_E.numel()
-        for t, k in queue:
-            kept[t, k] = taken[expert[t][k]] < capacity
-            taken[expert[t][k]] += 1
-    return kept
+def _order(case: Case) -> str:
+    return "reroute" if case.promise.reroutes else case.layer.router.options.drop_order
 
 
-def _no_room_is_left(case: Case) -> bool:
+def _slots(case: Case, result: Judged) -> bool | None:
+    """Whether the slots are right; None: equal scores were ordered in another way than the oracle's."""
+    routing, expected = case.quiet.routing, result.expected
+    if expected.kept is None:
+        return _no_room_is_left(routing) if case.promise.reroutes else _other_with_another_seed(case)
+    if result.tied:
+        return None
+    if not expected.kept:  # no assignment at all
+        return True
+    matched_N = result.place_N >= 0
+    kept_N = torch.tensor(expected.kept, device=matched_N.device)[result.place_N]
+    same_N = (kept_N == routing.kept_N) & (result.same_expert_N(routing) | ~kept_N)
+    return bool(same_N[matched_N].all())
+
+
+def _no_room_is_left(routing: Routing) -> bool:
     """In each group either all choices are kept or every expert is full."""
-    routing, capacity = case.routing, case.routing.capacity or 0
-    assigned_GN, kept_GN = (x.view(routing.num_groups, -1) for x in (routing.assigned_TK, routing.kept_TK))
+    capacity = routing.capacity or 0
+    assigned_GN, kept_GN = (x.view(routing.num_groups, -1) for x in (routing.assigned_N, routing.kept_N))
     for assigned_N, kept_N in zip(assigned_GN, kept_GN, strict=True):
         filled_E = torch.bincount(assigned_N[kept_N], minlength=routing.load_E.numel())
         if int(filled_E.max()) > capacity or not (bool(kept_N.all()) or bool((filled_E == capacity).all())):
@@ -118,13 +100,13 @@ def _no_room_is_left(case: Case) -> bool:
 
 def _other_with_another_seed(case: Case) -> bool:
     """The same number under every seed, but not the same tokens, unless nothing or everything is dropped."""
-    again_TK, other_TK = (run(case.layer, case.x_BSD, case.factor, seed=seed)[1].kept_TK for seed in (0, 1))
-    kept_TK = case.routing.kept_TK
-    if not torch.equal(again_TK, kept_TK):
+    again_N, other_N = (run(case.quiet, case.factor, seed=seed).routing.kept_N for seed in (0, 1))
+    kept_N = case.quiet.routing.kept_N
+    if not torch.equal(again_N, kept_N):
         return False
-    if case.layer.rule.selection == "sample" or int((~kept_TK).sum()) < 2:  # others are selected, or all but one stay
+    if case.promise.draws or int((~kept_N).sum()) < 2:  # others are selected, or all but one stay
         return True
-    return not torch.equal(other_TK, kept_TK) and int(other_TK.sum()) == int(kept_TK.sum())
+    return not torch.equal(other_N, kept_N) and int(other_N.sum()) == int(kept_N.sum())
 
 
 def conserved(cases: Sequence[Case]) -> Finding:
@@ -133,12 +115,13 @@ def conserved(cases: Sequence[Case]) -> Finding:
     wrong, num_experts = 0, 0
     for case in cases:
         routing = case.routing
-        selected_E = _counted(routing.expert_TK, routing)
-        dropped_E = _counted(routing.expert_TK[~routing.kept_TK], routing)
+        used_N = used(routing)
+        selected_E = _counted(routing.expert_N[used_N], routing)
+        dropped_E = _counted(routing.expert_N[used_N & ~routing.kept_N], routing)
         computed_E = _computed(case)
         fit_E = _fit(routing)
         right_E = (selected_E == routing.load_E) & (computed_E == routing.kept_E)
-        if case.layer.rule.overflow == "reroute":
+        if case.promise.reroutes:
             right_E &= (selected_E.sum() == (computed_E + dropped_E).sum()) & (computed_E >= fit_E)
         else:
             right_E &= (selected_E == computed_E + dropped_E) & (computed_E == fit_E)
@@ -162,13 +145,25 @@ def conserved(cases: Sequence[Case]) -> Finding:
 
 def _fit(routing: Routing) -> Tensor:
     """How many of the choices that selected each expert get a capacity slot (E)."""
-    group_GN = routing.expert_TK.view(routing.num_groups, -1)
-    selected_GE = torch.stack([_counted(choices, routing) for choices in group_GN])
+    group_N, used_N = routing.token_N // (routing.num_tokens // routing.num_groups), used(routing)
+    place_N = (group_N * routing.num_experts + routing.expert_N)[used_N]
+    selected_GE = torch.bincount(place_N, minlength=routing.num_groups * routing.num_experts)
+    selected_GE = selected_GE.view(-1, routing.num_experts)
     return (selected_GE if routing.capacity is None else selected_GE.clamp(max=routing.capacity)).sum(dim=0)
 
 
 def _counted(experts: Tensor, routing: Routing) -> Tensor:
     return torch.bincount(experts.flatten(), minlength=routing.load_E.numel())
+
+
+class _Repeats(Router):
+    """Gives the routing that it has."""
+
+    has_weights = False
+    routing: Routing
+
+    def assign(self, x_TD: Tensor, logits_TE: Any, **options: Any) -> Routing:
+        return self.routing
 
 
 def _computed(case: Case) -> Tensor:
@@ -177,16 +172,17 @@ def _computed(case: Case) -> Tensor:
     Its weights are drawn and gates are 1, so that nothing it computes is lost.
     """
     layer, counts = deepcopy(case.layer), []
-    layer.rule = replace(layer.rule, gate_scale="straight_through", renormalize_gates=False)
+    router = _Repeats(layer.router.options, d_model=case.x_BSD.shape[-1], num_experts=layer.num_experts)
+    router.routing = replace(case.routing, gate_N=torch.ones_like(case.routing.gate_N))
+    layer.router, call = router, replace(case, layer=layer)
     for expert in range(layer.num_experts):
         w_in_DF, w_out_FD = layer.experts.w_in_EDF.data[expert], layer.experts.w_out_EFD.data[expert]
         with noise(expert, w_in_DF.device):
             w_in_DF.normal_()
             w_out_FD.normal_()
-        first_BSD, _ = run(layer, case.x_BSD, case.factor)
+        first_BSD = run(call, case.factor).y_BSD
         w_in_DF.neg_()
-        second_BSD, _ = run(layer, case.x_BSD, case.factor)
-        counts.append((first_BSD != second_BSD).any(dim=-1).sum())
+        counts.append((first_BSD != run(call, case.factor).y_BSD).any(dim=-1).sum())
     return torch.stack(counts)
 
 
@@ -195,15 +191,17 @@ def capacity(cases: Sequence[Case]) -> Finding:
     shown: dict[str, list[str]] = {case.condition: [] for case in cases if case.condition not in QUIET}
     wrong = []
     for case in cases:
-        tokens_TD = case.x_BSD.flatten(0, 1)
-        for num_tokens in sorted({min(number, len(tokens_TD)) for number in (*NUM_TOKENS, len(tokens_TD))}):
-            _, routing = run(case.layer, tokens_TD[None, :num_tokens], case.factor)
-            slots, fullest = routing.capacity, int(routing.kept_E.max())
-            if not _is_capacity(slots, num_tokens, routing.load_E.numel(), case.configured):
+        total = case.x_BSD.shape[0] * case.x_BSD.shape[1]
+        for num_tokens in sorted({min(number, total) for number in (*NUM_TOKENS, total)}):
+            one = run(_first(case, num_tokens), case.factor)
+            slots, fullest = one.capacity, int(one.routing.kept_E.max())
+            if not _is_capacity(slots, num_tokens, one.routing.num_experts, case.configured):
                 wrong.append(f"layer {case.number:02d}, {case.condition}, {num_tokens:,} tokens: {slots} slots")
-            elif slots is not None and fullest > slots:
+            elif one.routing.capacity not in (slots, None):
+                wrong.append(f"layer {case.number:02d}, {case.condition}: {one.routing.capacity} slots, not {slots}")
+            elif one.routing.capacity is not None and fullest > one.routing.capacity:
                 wrong.append(f"layer {case.number:02d}, {case.condition}: {fullest:,} computed in {slots:,} slots")
-            if case.number == 0 and slots is not None and case.condition in shown:
+            if case.number == 0 and one.routing.capacity is not None and case.condition in shown:
                 shown[case.condition].append(f"{num_tokens:,} -> {slots:,}")
     by_tokens = "; ".join(f"{condition}: {', '.join(pairs) or 'no limit'}" for condition, pairs in shown.items())
     return judged(
@@ -213,6 +211,17 @@ def capacity(cases: Sequence[Case]) -> Finding:
         {"wrong": len(wrong)},
         good="ceil(factor x tokens / experts) to the last one, at least 1; no expert computes more",
         bad="not the configured ceil(factor x tokens / experts), to the last one and at least 1, or not kept to",
+    )
+
+
+def _first(case: Case, num_tokens: int) -> Case:
+    """The case with its first tokens alone, as one row."""
+    (B, S), ids_BS, position_S = case.x_BSD.shape[:2], case.ids_BS, case.position_S
+    return replace(
+        case,
+        x_BSD=case.x_BSD.flatten(0, 1)[None, :num_tokens],
+        ids_BS=None if ids_BS is None else ids_BS.flatten()[None, :num_tokens],
+        position_S=None if position_S is None else position_S.expand(B, S).flatten()[:num_tokens],
     )
 
 

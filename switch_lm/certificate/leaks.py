@@ -1,4 +1,4 @@
-"""Does a token see its own future, or other rows? What its rule should do, and what interventions show that it does."""
+"""Does a token see its own future, or other rows? What its router promises, and what interventions show."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -10,27 +10,10 @@ from torch import Tensor
 
 from switch_lm.certificate.finding import Finding, Verdict, leak
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.subject import Subject, Windows, has_slot_TK, largest, seeded, tried
-from switch_lm.routers.options import RoutingRule
+from switch_lm.probe.subject import Subject, Windows, largest, seeded, tried, used, without_slot
 
 MOVED = 1e-5  # a logit; by rounding it moves less
 CASES = 12  # interventions on each rule at each capacity
-
-
-def sees_future(rule: RoutingRule, *, limited: bool, training: bool) -> bool:
-    """Whether later tokens of its row can move a token: whether it is dropped shows in its output.
-
-    `limited`: there is a capacity. A random order exists in training alone. tests/routers/test_causality.py shows the
-    same by intervention on random models.
-    """
-    out_of_order = rule.drop_order == "probability" or (rule.drop_order == "random" and training)
-    later_choices_first = rule.top_k >= 2 and rule.queue_order == "choice"
-    return limited and (out_of_order or later_choices_first or rule.overflow == "reroute")
-
-
-def depends_on_rows(rule: RoutingRule, *, limited: bool) -> bool:
-    """Whether other rows of the batch can move a token."""
-    return limited and rule.capacity_group == "batch"
 
 
 @dataclass(frozen=True)
@@ -39,7 +22,7 @@ class Moves:
 
     by_future: float  # the largest move of a logit at or before t, by later characters of its row
     by_rows: float  # the largest move of a row's logits, by the other rows
-    without_slot: float  # mean share of choices that the selected expert did not compute
+    without_slot: float  # mean share of assignments that the selected expert did not compute
 
 
 def intervene(model: SwitchLM, text: Windows, *, capacity_factor: float | EllipsisType | None) -> Moves:
@@ -48,11 +31,11 @@ def intervene(model: SwitchLM, text: Windows, *, capacity_factor: float | Ellips
     The inputs of `text` are read, and each is replaced by parts of another one.
     """
     model, ids_BS = deepcopy(model).double(), text[0]  # where rounding is not taken for a leak
-    for layer in model.switch_layers:
-        layer.w_router_DE.data = layer.w_router_DE.data.float()  # routers promise float32
+    for router in model.routers:
+        router.float()  # as they promise
     other_BS = ids_BS.roll(1, dims=0).roll(1, dims=1)
     draw = torch.Generator().manual_seed(0)
-    by_future, by_rows, without_slot = list[Tensor](), list[Tensor](), 0.0
+    by_future, by_rows, share = list[Tensor](), list[Tensor](), 0.0
     for case in range(CASES):
         row = (len(ids_BS) - 1 - case // 2) % len(ids_BS)  # in order of position the last rows are dropped
         t = int(torch.randint(max(1, ids_BS.shape[1] - 1), (), generator=draw))
@@ -64,9 +47,10 @@ def intervene(model: SwitchLM, text: Windows, *, capacity_factor: float | Ellips
         )
         by_future.append((future.logits - before.logits)[row, : t + 1])
         by_rows.append((rows.logits - before.logits)[row])
-        has_slot = [has_slot_TK(routing) for routing in before.routings]
-        without_slot += (1.0 - torch.stack(has_slot).float().mean().item()) / CASES if has_slot else 0.0
-    return Moves(largest(by_future), largest(by_rows), without_slot)
+        if model.routers:
+            lost_N = torch.cat([without_slot(routing)[used(routing)] for routing in before.routings])
+            share += lost_N.sum().item() / max(1, lost_N.numel()) / CASES
+    return Moves(largest(by_future), largest(by_rows), share)
 
 
 # What it means, by verdict; of a PASS also where the rule is known to leak, and nothing was seen.
@@ -74,7 +58,7 @@ FUTURE = {
     (Verdict.PASS, False): "what comes later in a text moves nothing before it",
     (Verdict.PASS, True): "this rule can leak later characters, but nothing was seen here",
     (Verdict.LEAKS, True): (
-        "who is dropped depends on later characters: a loss under this rule is not one of prediction"
+        "who gets a slot depends on later characters: a loss under this rule is not one of prediction"
     ),
     (Verdict.FAIL, False): "later characters move earlier logits, which this rule must not allow",
 }
@@ -102,10 +86,12 @@ def check(subject: Subject) -> list[Finding]:
     in_evaluation = {factor: intervene(subject.model, subject.few, capacity_factor=...)}  # as the layers have it
     future, rows = list[Finding](), list[Finding]()
     for where, moves in (("training", in_training), ("evaluation", in_evaluation)):
-        limited = {factor: subject.limited(factor) for factor in moves}
-        known = {f: sees_future(config.rule, limited=limited[f], training=where == "training") for f in moves}
+        promises = {
+            factor: subject.promise(training=where == "training", limited=subject.limited(factor)) for factor in moves
+        }
+        known = {factor: promise.sees_future for factor, promise in promises.items()}
         future.append(_finding(f"own future, {where}", FUTURE, moves, "by_future", known))
-        known = {f: depends_on_rows(config.rule, limited=limited[f]) for f in moves}
+        known = {factor: promise.depends_on_rows for factor, promise in promises.items()}
         meanings = ROWS if len(subject.few[0]) > 1 else ALONE
         rows.append(_finding(f"other rows, {where}", meanings, moves, "by_rows", known))
     return future + rows

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 from switch_lm.certificate.finding import Verdict, leak
-from switch_lm.certificate.leaks import MOVED, depends_on_rows, intervene, sees_future
+from switch_lm.certificate.leaks import MOVED, intervene
 from switch_lm.certificate.scores import future_gap, in_batches
+from switch_lm.config.families import load
 from switch_lm.measure.scoring import character_by_character
+from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.progress import Say, silent
-from switch_lm.probe.subject import Gap, Subject, tried
+from switch_lm.probe.subject import Gap, Subject, promised, tried
+from switch_lm.routers.options import RouterOptions, TopKOptions
 from switch_lm.routers.queueing import DROP_ORDERS
+from switch_lm.routers.switch import SwitchRouter
+from switch_lm.routers.topk import TopKRouter
 
 OVERFLOWS = ("drop", "reroute", "passthrough")
 SWITCH: dict[str, Any] = {
@@ -45,6 +50,13 @@ class Measured:
     future: Gap | None  # how much of it the future makes; None: nothing of it can
 
 
+def refusal(options: RouterOptions) -> str | None:
+    """Why a router with such options has no other policies to try; None: it has."""
+    if load("router", options.name) in (SwitchRouter, TopKRouter):
+        return None
+    return f"the router {options.name} has no other drop orders and overflow rules; leave it out, or give router=switch"
+
+
 def policies(subject: Subject) -> dict[str, dict[str, Any]]:
     """Routing rules by name: drop order and overflow, with capacity shared by the batch and by row; then all others."""
     rules = {
@@ -63,38 +75,50 @@ def measure(subject: Subject, *, factor: float, say: Say = silent) -> list[Measu
     one_by_one: dict[tuple[int, bool], Tensor] = {}  # the same for all rules that select the same experts
     for name, changes in policies(subject).items():
         say(name, stage=True)
-        model = subject.without_noise(**changes)
+        model = _with_options(subject.without_noise(), changes)
         if name == BIAS:
             _bias(model)
         limit = None if name == NO_LIMIT else factor
-        rule, limited = model.switch_layers[0].rule, limit is not None
+        promise = promised(model, training=True, limited=limit is not None)
         moves = {tight: intervene(model, subject.few, capacity_factor=tight) for tight in tried(limit)}
         by_future, by_rows = torch.tensor([[m.by_future, m.by_rows] for m in moves.values()]).amax(0).tolist()  # or NaN
         together_BS = in_batches(model, text, batch_size=subject.batch_size, capacity_factor=limit)
-        selects = (rule.top_k, name == BIAS)
+        selects = (changes["top_k"], name == BIAS)
         if selects not in one_by_one:
             one_by_one[selects] = character_by_character(model.eval(), *text)
             model.train()
-        known = sees_future(rule, limited=limited, training=True)
         result.append(
             Measured(
                 name,
-                leak(not by_future <= MOVED, known=known),
-                leak(not by_rows <= MOVED, known=depends_on_rows(rule, limited=limited)),
+                leak(not by_future <= MOVED, known=promise.sees_future),
+                leak(not by_rows <= MOVED, known=promise.depends_on_rows),
                 by_future,
                 by_rows,
                 moves[limit].without_slot,
                 together_BS.double().mean().item(),
                 Gap.of(together_BS, one_by_one[selects]),
-                future_gap(model, text, batch_size=subject.batch_size, capacity_factor=limit) if known else None,
+                future_gap(model, text, batch_size=subject.batch_size, capacity_factor=limit)
+                if promise.sees_future
+                else None,
             )
         )
     return result
 
 
-def _bias(model: Any) -> None:
+def _with_options(model: SwitchLM, changes: dict[str, Any]) -> SwitchLM:
+    """The model with a new router in each layer, which has the weights and bias of the old one, and other options."""
+    for layer in model.switch_layers:
+        old, d_model = layer.router, layer.experts.w_in_EDF.shape[1]
+        kept = {key: value for key, value in vars(old.options).items() if key != "name"}
+        options = TopKOptions(**kept | {"input_dropout": 0.0} | changes)
+        layer.router = TopKRouter(options, d_model=d_model, num_experts=layer.num_experts)
+        layer.router.w_DE, layer.router.bias_E = old.w_DE, old.bias_E
+    return model
+
+
+def _bias(model: SwitchLM) -> None:
     """One bias for each expert, as balance without a loss might have set it (DeepSeek-V3)."""
     draw = torch.Generator().manual_seed(0)
-    for layer in model.switch_layers:
-        bias_E = 0.1 * torch.rand(layer.num_experts, generator=draw) - 0.05
-        layer.selection_bias_E = bias_E.to(layer.w_router_DE.device)
+    for router in model.routers:
+        bias_E = 0.1 * torch.rand(router.num_experts, generator=draw) - 0.05
+        router.bias_E = bias_E.to(next(router.parameters()).device)

@@ -5,11 +5,12 @@ from itertools import combinations
 import torch
 
 from switch_lm.certificate.finding import Finding, Verdict, judged
+from switch_lm.certificate.layers import by_oracle
 from switch_lm.measure.router_health import router_health
 from switch_lm.measure.tallies import ValidationTally
-from switch_lm.model.losses import language_loss, load_balancing_loss
+from switch_lm.model.losses import language_loss
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.subject import LayerCall, Subject, calls, largest, noise, seeded
+from switch_lm.probe.subject import LayerCall, Subject, calls, largest, noise, seeded, used
 from switch_lm.text.windows import evaluation_batches
 
 SAME = 1e-4  # of a balance loss, float32
@@ -21,10 +22,16 @@ def check(subject: Subject) -> list[Finding]:
     model = subject.without_noise()
     with calls(model) as seen:
         seeded(model, subject.few[0], seed=0)
-    return [_learns(subject, model), _balance(seen), _different(seen), _used(subject)]
+    judge = [_balance(subject, seen)] if has_oracle(subject) else []
+    return [_learns(subject, model, seen), *judge, _different(seen), _used(subject)]
 
 
-def _learns(subject: Subject, model: SwitchLM) -> Finding:
+def has_oracle(subject: Subject) -> bool:
+    """Whether every router has an oracle, without which nobody knows what it should do."""
+    return all(router.oracle is not None for router in subject.model.routers)
+
+
+def _learns(subject: Subject, model: SwitchLM, seen: list[LayerCall]) -> Finding:
     """In training's rule and capacity."""
     with noise(0, subject.few[0].device):
         layers = router_health(model, *subject.few, alpha=subject.alpha)
@@ -33,28 +40,41 @@ def _learns(subject: Subject, model: SwitchLM) -> Finding:
         for h in layers
     )
     deaf = any(not health.learns for health in layers)
-    unbalanced = subject.alpha > 0.0 and any(h.num_experts > 1 and h.balance_gradient == 0.0 for h in layers)
+    nothing, learns = all(not health.can_learn for health in layers), "the language loss moves every router"
+    unbalanced = subject.alpha > 0.0 and any(
+        health.num_experts > 1 and health.can_learn and health.balance_gradient == 0.0
+        for health, call in zip(layers, seen, strict=True)
+        if _balance_loss(call) is not None
+    )
     return judged(
         "router learns",
         not deaf and not unbalanced,
         f"|d CE/d W_r|, |alpha d balance/d W_r|, cosine by layer: {gradients}",
         {f"layer {number:02d}": health.scalars() for number, health in enumerate(layers)},
-        good="the language loss moves every router, not the balance loss alone",
+        good="by design no router has weights to train" if nothing else f"{learns}, not the balance loss alone",
         bad="a router learns nothing from the text: its choices only even the load"
         if deaf
         else f"the balance loss does not reach a router, although alpha is {subject.alpha:g}",
     )
 
 
-def _balance(seen: list[LayerCall]) -> Finding:
-    """E x sum f P, recomputed in float64 from what the router gave and what was selected (eq. 4 to 6)."""
+def _balance_loss(call: LayerCall) -> torch.Tensor | None:
+    return call.layer.router.aux_losses(call.routing).get("balance")
+
+
+@torch.inference_mode()
+def _balance(subject: Subject, seen: list[LayerCall]) -> Finding:
+    """E x sum f P, recomputed in float64 from the oracle's p and what was selected (eq. 4 to 6)."""
     off, values = [], []
     for call in seen:
-        num_experts, choices_N = call.layer.num_experts, call.routing.expert_TK.flatten()
-        f_E = torch.bincount(choices_N, minlength=num_experts).double() / choices_N.numel()
-        p_E = call.routing.logits_TE.double().softmax(dim=-1).mean(dim=0)
-        values.append(load_balancing_loss(call.routing).double())
-        off.append(values[-1] - num_experts * (f_E * p_E).sum())
+        if (loss := _balance_loss(call)) is not None:
+            num_experts, choices_N = call.layer.num_experts, call.routing.expert_N[used(call.routing)]
+            f_E = torch.bincount(choices_N, minlength=num_experts).double() / choices_N.numel()
+            p_E = by_oracle(call, subject.model.router_options).probs_TE.double().mean(dim=0)
+            values.append(loss.double())
+            off.append(values[-1] - num_experts * (f_E * p_E).sum())
+    if not values:
+        return Finding("balance loss", Verdict.PASS, "none", "this router has no balance loss: alpha does nothing")
     furthest = largest(off)
     return judged(
         "balance loss",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from switch_lm.certificate.finding import Finding, Verdict, judged, leak
-from switch_lm.certificate.leaks import depends_on_rows, named, sees_future
+from switch_lm.certificate.leaks import named
 from switch_lm.measure.scoring import character_by_character, whole
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.subject import Gap, Subject, Windows, largest, noise, seeded
@@ -31,7 +31,7 @@ def _batch_size(subject: Subject) -> Finding:
     together = seeded(model, ids_BS, seed=0).logits
     parts = [torch.cat([seeded(model, rows, seed=0).logits for rows in ids_BS.split(size)]) for size in (1, 3)]
     move = largest([part - together for part in parts])
-    known, same = depends_on_rows(model.config.rule, limited=subject.limited(factor)), move <= SAME
+    known, same = subject.promise(training=False, limited=subject.limited(factor)).depends_on_rows, move <= SAME
     meaning = (
         "a validation loss does not depend on the batch size"
         if same
@@ -107,17 +107,22 @@ def _gap_in_training(subject: Subject) -> Finding:
     one_by_one_BS = character_by_character(subject.model, *text)
     gap = Gap.of(in_batches(model, text, batch_size=batch_size, capacity_factor=factor), one_by_one_BS)
     measured, figures = _measured(gap, text), _figures(gap)
-    drawn_as_validated = subject.without_noise(selection="argmax")
-    unlimited_BS = in_batches(drawn_as_validated, text, batch_size=batch_size, capacity_factor=None)
+    limited = subject.limited(factor)
+    promise = subject.promise(training=True, limited=limited)
+    routed_as_validated = subject.without_noise()
+    for router in routed_as_validated.routers:
+        router.eval()
+    unlimited_BS = in_batches(routed_as_validated, text, batch_size=batch_size, capacity_factor=None)
     free = Gap.of(unlimited_BS, one_by_one_BS)
     if not abs(free.mean) <= SAME:
         meaning = f"without a limit training does not score as generation does: by {free}"
         return Finding(name, Verdict.FAIL, measured, meaning, figures)
-    if not subject.limited(factor) or gap.mean != gap.mean:
+    if gap.mean != gap.mean or not (limited or promise.draws or promise.sees_future):
         good, bad = "trained without a limit: nothing is lost", "training does not score as generation does"
         return judged(name, abs(gap.mean) <= SAME, measured, figures, good=good, bad=bad)
-    if not sees_future(config.rule, limited=True, training=True):
-        meaning = f"what the capacity of training ({named(factor)}) costs; the future is no part of it"
+    if not promise.sees_future:
+        costly = f"the capacity of training ({named(factor)})" if limited else "drawing experts at random in training"
+        meaning = f"what {costly} costs; the future is no part of it"
         return Finding(name, Verdict.PASS, measured, meaning, figures)
     future = future_gap(model, text, batch_size=batch_size, capacity_factor=factor)
     exploited = future.mean < -max(SAME, 2 * future.standard_error)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from switch_lm.config.plugins import PluginError
 from switch_lm.storage.files import remedy, replace_text
 from switch_lm.storage.runs import OUTPUTS, RunError, find_run
 from switch_lm.text.corpus import CorpusError
@@ -111,7 +112,7 @@ def require_writable(file: Path, *, option: str) -> None:
 
 
 def finish(command: Callable[[], int]) -> int:
-    """The exit code of a command: 1 and one message for what a user can fix, 130 for Ctrl-C."""
+    """The exit code of a command: 1 and one message for what a user can fix, 2 for plugins, 130 for Ctrl-C."""
     try:
         from switch_lm.storage.checkpoint import CheckpointError
         from switch_lm.training.process_state import restored
@@ -122,6 +123,9 @@ def finish(command: Callable[[], int]) -> int:
         except (CommandError, RunError, CheckpointError, CorpusError) as error:
             print(error, file=sys.stderr)
             return 1
+        except PluginError as error:
+            print(error, file=sys.stderr)
+            return 2
     except KeyboardInterrupt:
         return 130
 

@@ -1,7 +1,7 @@
 """Which routers and optimizers there are, what options each has, and where its code stands. No torch.
 
 A family of this package is declared with its options, and its code is imported when it is needed. One of a plugin is
-declared by its class (see `switch_lm.plugins`).
+declared by its class (see `config.plugins`).
 """
 
 from collections.abc import Callable
@@ -42,7 +42,16 @@ def family(group: str, code: str) -> Callable[[T], T]:
 
 
 def register(group: str, name: str, *, options: type, code: type) -> None:
-    """Declares the class of a plugin as a family. ValueError if another class has the name."""
+    """Declares the class of a plugin as a family.
+
+    ValueError if another class has the name; TypeError if `options` is not made of keys.
+    """
+    if "__dataclass_fields__" not in vars(options):  # `is_dataclass` is true of what it inherits, too
+        raise TypeError(f"{options.__qualname__} is not decorated with @dataclass, so its fields are no keys")
+    try:
+        options()
+    except TypeError as error:
+        raise TypeError(f"{options.__qualname__}: each field must have a default ({error})") from error
     known = FAMILIES[group].get(name)
     if known is not None and not _same(known.code, code):
         raise ValueError(f"{group}={name}: there is one of this name already; give {code.__qualname__} another name")

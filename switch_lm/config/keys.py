@@ -1,5 +1,6 @@
 """How a configuration key is declared: type, default, meaning and rule stand once, in the field of its dataclass."""
 
+import copy
 import dataclasses
 import math
 import re
@@ -34,6 +35,8 @@ def key(
     """A dataclass field that is a configuration key. `implied`: the default, unless given."""
     implied = default if implied is MISSING else implied
     metadata = {"meaning": meaning, "rule": rule, "changes_result": changes_result, "implied": implied}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -41,12 +44,16 @@ def keys_of(owner: type, prefix: str = "") -> dict[str, Key]:
     """Every key below a dataclass by its dotted name, in order."""
     keys: dict[str, Key] = {}
     for field in fields(owner):
-        if field.default is MISSING:
-            keys |= keys_of(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        name = prefix + field.name
+        factory: Any = field.default_factory
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+            keys |= keys_of(factory, f"{name}.")
         else:
-            name = prefix + field.name
-            plain = {"meaning": "", "rule": None, "changes_result": True, "implied": field.default}  # of a plugin
-            keys[name] = Key(name, field.default, **plain | dict(field.metadata))
+            default = field.default if factory is MISSING else factory()
+            metadata = dict(field.metadata) or {  # a plain field, of a plugin
+                "meaning": "", "rule": None, "changes_result": True, "implied": default
+            }  # fmt: skip
+            keys[name] = Key(name, default, **metadata)
     return keys
 
 

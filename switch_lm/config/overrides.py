@@ -6,24 +6,40 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf.errors import OmegaConfBaseException
 
+from switch_lm.config import boards
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import keys_of
 from switch_lm.config.paths import config_dir
+from switch_lm.config.plugins import NOUNS, how_to_name, load_plugins, plugin_configs
 from switch_lm.config.rules import ConfigError, not_of, resolve, unknown_key
 from switch_lm.config.schema import KEYS, Config
 
 MOST_JOBS = 10_000
 BASE = "base"  # the file of a group that only the others include
 CHOICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # the name of a file in a group, and no path
+BASE = "base"  # the file of a group that holds what its choices share
+
+
+class PluginConfigs(SearchPathPlugin):
+    """Lets Hydra find the YAML of our plugins, on the command line and at completion; a worker gets the whole path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for name, folder in plugin_configs().items():
+            search_path.append(provider=name, path=str(folder))
 
 
 def check(arguments: Sequence[str]) -> None:
-    """ConfigError for the first argument that is refused; what Hydra itself refuses is left to it."""
+    """Loads the plugins; ConfigError for the first argument that is refused. What Hydra refuses is left to it."""
+    load_plugins()
+    Plugins.instance().register(PluginConfigs)
     if any(argument.startswith(("-sc", "--shell")) for argument in arguments):
         return  # install=bash and the like, for shell completion
     for argument in arguments:
@@ -37,8 +53,8 @@ def check(arguments: Sequence[str]) -> None:
     for override in overrides:
         _require_key_and_choices(override)
     keys = {str(override.key_or_group): None for override in overrides if not _is_of_hydra(override)}
-    if unknown := [key for key in keys if key not in KEYS and key not in _groups()]:
-        raise ConfigError("\n".join(unknown_key(key) for key in unknown))
+    if unknown := [line for key in keys if (line := _unknown(key)) is not None]:
+        raise ConfigError("\n".join(unknown))
     _require_keys_of_the_families(overrides)
     sizes = {str(override.input_line): _num_values(override) for override in overrides}
     trials = {str(o.input_line): o.value() for o in overrides if str(o.key_or_group) == "hydra.sweeper.n_trials"}
@@ -61,6 +77,15 @@ def _require_keys_of_the_families(overrides: Sequence[Override]) -> None:
                     raise ConfigError(message)
 
 
+def _unknown(key: str) -> str | None:
+    """Why there is no such key; None if there is."""
+    if key == boards.PREFIX.rstrip("."):
+        return f"{key}: choose the boards with logger=NAME or logger=[A,B]"
+    if key.startswith(boards.PREFIX):
+        return boards.refused(key)
+    return None if key in KEYS or key in _groups() else unknown_key(key)
+
+
 def _not_added(argument: str, key: str) -> str:
     if argument.startswith("~"):
         return f"{argument}: a key cannot be removed; leave it out for its default"
@@ -70,7 +95,8 @@ def _not_added(argument: str, key: str) -> str:
 
 
 def _groups() -> set[str]:
-    return {path.name for path in config_dir().iterdir() if path.is_dir()}
+    folders = [config_dir(), *plugin_configs().values()]
+    return {path.name for folder in folders for path in folder.iterdir() if path.is_dir()}
 
 
 def _require_key_and_choices(override: Override) -> None:
@@ -88,9 +114,9 @@ def _require_key_and_choices(override: Override) -> None:
     for value in _leaves(override.value()):
         if not isinstance(value, str) or CHOICE.fullmatch(value) is None:
             raise ConfigError(f"{line}: not a choice of {key}; name one of its files: {key}=NAME")
-        if key in FAMILIES and value == BASE:
-            known = ", ".join(FAMILIES[key])
-            raise ConfigError(f"{key}={BASE}: it only holds the keys that all of them have; choose one of {known}")
+        if value == BASE:
+            others = ", ".join(sorted(path.stem for path in (config_dir() / key).glob("*.yaml") if path.stem != BASE))
+            raise ConfigError(f"{key}={BASE}: it only holds the keys that all of them have; choose one of {others}")
 
 
 def _is_of_hydra(override: Override) -> bool:
@@ -121,21 +147,34 @@ def _num_values(override: Override) -> float:
     return 1
 
 
-def explain(error: Exception) -> str:
-    """What Hydra found wrong with the overrides, in one line with the fix."""
+def explain(error: Exception, plugins: object = None) -> str:
+    """What Hydra found wrong with the overrides, in one line with the fix.
+
+    `plugins`: those that the run to be resumed names in its file.
+    """
     text = str(error)
     if isinstance(error, ConfigError):
         return text
+    if match := re.search(r"Could not override '(logger\.boards\.([^.']+)[^']*)'", text):
+        return f"{match[1]}: the board {match[2]} is not chosen; add logger={match[2]}, or name it in logger=[...]"
     if match := re.search(r"Could not override '(\w+)\.(\w+)'", text):  # one that only another router or optimizer has
         having = [f"{match[1]}={name}" for name, one in FAMILIES[match[1]].items() if match[2] in keys_of(one.options)]
         return f"{match[1]}.{match[2]}: the chosen {match[1]} has no such key; choose {' or '.join(having)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if match := re.search(r"Could not find '([^']+)/([^']*)'", text):
         choices = [line for line in lines[1:] if "vailable options" not in line and ":" not in line and line != BASE]
-        return f"{match[1]}={match[2]}: no such choice; choose one of {', '.join(choices)}"
+        plugin = f"; or {how_to_name(plugins)}" if match[1] in NOUNS else ""
+        return f"{match[1]}={match[2]}: no such choice; choose one of {', '.join(choices)}{plugin}"
+    if match := re.search(r"Could not load '([^']+)/([^']*)'", text):  # one of several choices
+        return f"{match[1]}={match[2]}: no such choice; name one of the files of {match[1]}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as key=value ({lines[0]}); quote special characters: 'key=\"a b\"'"
     return " ".join(lines[:4])
+
+
+def value_of(key: str, arguments: Sequence[str]) -> str:
+    """What the last `key=VALUE` of a command line gives a key, as text; empty if there is none."""
+    return next((a.partition("=")[2] for a in reversed(arguments) if a.startswith(f"{key}=")), "")
 
 
 def composed(overrides: Sequence[str]) -> Config:

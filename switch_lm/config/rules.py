@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from switch_lm.config import boards
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import keys_of
 from switch_lm.config.schema import KEYS, Config, keys_in
@@ -80,19 +81,22 @@ def resolve(cfg: DictConfig | Config) -> Config:
     try:
         plain = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(plain, dict)
-        schema = _schema_of(plain)
-        merged = OmegaConf.merge(OmegaConf.structured(schema), _text_switches(plain))
+        merged = OmegaConf.merge(_schema_of(plain), _text_switches(plain))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from error
     assert isinstance(config, Config)
-    if broken := _broken(config):
+    config.logger.boards, wrong = boards.with_defaults(config.logger.boards)
+    if broken := _broken(config) + wrong:
         raise ConfigError("\n".join(broken))
     return config
 
 
-def _schema_of(plain: dict[Any, Any]) -> Config:
-    """The schema with the options of the families that are chosen; what only others have is taken out of `plain`."""
+def _schema_of(plain: dict[Any, Any]) -> DictConfig:
+    """The schema with the options of the families that are chosen; what only others have is taken out of `plain`.
+
+    Without its default boards where the configuration has its own, since merging would add to them.
+    """
     chosen = {}
     for group, families in FAMILIES.items():
         values = plain.get(group)
@@ -105,7 +109,10 @@ def _schema_of(plain: dict[Any, Any]) -> Config:
         own = {field.name for field in fields(chosen[group])}
         for key in [key for key in values if key not in own and f"{group}.{key}" in KEYS]:
             del values[key]
-    return Config(**chosen)
+    schema = OmegaConf.structured(Config(**chosen))
+    if "boards" in (plain.get("logger") or {}):
+        schema.logger.boards = {}
+    return schema
 
 
 def not_of(group: str, name: str, key: str) -> str | None:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import NAME, Key, Rule, at_least, key, keys_of, one_of, within
@@ -88,7 +89,12 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
-    log_every: int = key(10, "Steps between two points in TensorBoard.", at_least(1), changes_result=False)
+    boards: dict[str, Any] = key(  # noqa: RUF009  it makes a field
+        {"tensorboard": {}},
+        "Where figures go beside metrics.jsonl, each board with its options; logger=NAME or logger=[A,B] fills it.",
+        changes_result=False,
+    )
+    log_every: int = key(10, "Steps between two points of a training curve.", at_least(1), changes_result=False)
     sample_prompt: str = key("\n", "What the sample after each validation continues.", changes_result=False)
     sample_length: int = key(300, "Its length in characters; 0: no sample.", at_least(0), changes_result=False)
     progress: str = key(
@@ -195,7 +201,7 @@ def every_key() -> dict[str, Key]:
     return keys
 
 
-KEYS = every_key()
+KEYS = every_key()  # to which `load_plugins` adds those of plugins
 
 
 def keys_of_choice(names: Mapping[str, str | None]) -> dict[str, Key]:
@@ -210,3 +216,8 @@ def keys_of_choice(names: Mapping[str, str | None]) -> dict[str, Key]:
 def keys_in(config: Config) -> dict[str, Key]:
     """The keys of this configuration."""
     return keys_of_choice({group: getattr(config, group).name for group in FAMILIES})
+
+
+def changes_result(name: str) -> bool:
+    """Whether what is computed may depend on the key of this name."""
+    return not name.startswith("logger.boards.") and (name not in KEYS or KEYS[name].changes_result)

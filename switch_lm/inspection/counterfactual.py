@@ -8,19 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from switch_lm.measure.metrics import first_choice
 from switch_lm.measure.scoring import negative_log_likelihood
 from switch_lm.model.attention import LayerCache
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM, evaluating
 from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.reading import Probe, rewind, switch_layers
-from switch_lm.probe.subject import LayerCall, calls
-from switch_lm.routers.routing import gates
+from switch_lm.probe.subject import LayerCall, calls, used
 from switch_lm.stats.clusters import mean, nats
 from switch_lm.stats.intervals import Estimate
 
 POSITIONS = 12  # in each window
 SAME = 1e-5  # nats; losses that are closer differ only by rounding
+SAME_GATE = 1e-4
 HELD, OWN = "the chosen expert's gate", "its own gate"
 
 
@@ -34,7 +35,7 @@ class Judgement:
     """
 
     gate: str
-    num_experts: int  # that could replace the first choice
+    num_experts: float  # that could replace the first choice; the mean over tokens
     chance: float  # that an expert drawn at random is the best one
     best: Estimate  # share of tokens whose chosen expert had the lowest loss; equal losses share it
     rank: Estimate  # of the chosen expert, 1 is the lowest loss; (num_experts + 1) / 2 by chance
@@ -50,8 +51,8 @@ class Judgement:
         )  # fmt: skip
         mean_rank = (self.num_experts + 1) / 2
         return [
-            f"With {self.gate} the chosen expert was the best of {self.num_experts} for {self.best.mean:.1%} of tokens "
-            f"(chance {self.chance:.1%}), its mean rank {self.rank.mean:.2f} (chance {mean_rank:.1f}); "
+            f"With {self.gate} the chosen expert was the best of {self.num_experts:g} for {self.best.mean:.1%} of "
+            f"tokens (chance {self.chance:.1%}), its mean rank {self.rank.mean:.2f} (chance {mean_rank:.1f}); "
             f"it is {word}, by {nats(against)}. In hindsight the best one would have gained "
             f"{self.best_gains.mean:.4f} nats on it, and {self.best_gains_on_random.mean:.4f} on a random one."
         ]
@@ -117,9 +118,15 @@ def _position(model: SwitchLM, probe: Probe, cache: list[LayerCache]) -> Iterato
             for change_BD in change_EBD:
                 with _added(call.layer, change_BD):
                     nll.append(nll_B())
-        expert_BK = call.routing.expert_TK
-        open_BE = torch.ones_like(call.routing.probs_TE, dtype=torch.bool).scatter(1, expert_BK[:, 1:], False)
-        yield torch.stack(nll).unflatten(0, (2, -1)), expert_BK[:, 0], open_BE.T
+        yield torch.stack(nll).unflatten(0, (2, -1)), first_choice(call.routing).expert_T, ~_taken_BE(call).T
+
+
+def _taken_BE(call: LayerCall) -> Tensor:
+    """The experts (B, E) that a token has besides its first choice, bool."""
+    routing, taken_BE = call.routing, torch.zeros_like(call.routing.scores_TE, dtype=torch.bool)
+    real_N = used(routing)
+    taken_BE[routing.token_N[real_N], routing.expert_N[real_N]] = True
+    return taken_BE.scatter(1, first_choice(routing).expert_T[:, None], False)
 
 
 def _changes(call: LayerCall) -> list[Tensor]:
@@ -127,13 +134,28 @@ def _changes(call: LayerCall) -> list[Tensor]:
 
     Other choices keep their gates.
     """
-    routing, y_EBD = call.routing, call.every_output_ETD()
-    first_B, held_B = routing.expert_TK[:, 0], routing.gate_TK[:, 0]
+    y_EBD, (first_B, held_B, *_) = call.every_output_ETD(), first_choice(call.routing)
     now_BD = held_B[:, None] * y_EBD[first_B, torch.arange(len(first_B), device=first_B.device)]
-    others_BK = routing.probs_TE.gather(1, routing.expert_TK[:, 1:])
-    first_or_other = (torch.cat([p_B[:, None], others_BK], dim=1) for p_B in routing.probs_TE.T)
-    own_EB = torch.stack([gates(prob_BK, call.layer.rule)[:, 0] for prob_BK in first_or_other])
+    own_EB = _own_gates_EB(call)
     return [gate_EB[..., None] * y_EBD - now_BD for gate_EB in (held_B.expand_as(own_EB), own_EB)]
+
+
+def _own_gates_EB(call: LayerCall) -> Tensor:
+    """The gate (E, B) of each expert in place of a token's first choice, by the router's `gates`.
+
+    ValueError if `gates` does not give the gates that the router has used.
+    """
+    router, routing, (first_B, held_B, *_) = call.layer.router, call.routing, first_choice(call.routing)
+    scores_BE, others_BK = routing.scores_TE, routing.scores_TE[:, :0]
+    if routing.choices_per_token is not None:
+        others_BK = scores_BE.gather(1, routing.expert_TK[:, 1:])
+    first_or_other = (torch.cat([score_B[:, None], others_BK], dim=1) for score_B in scores_BE.T)
+    own_EB = torch.stack([router.gates(score_BK)[:, 0] for score_BK in first_or_other])
+    chosen_B = own_EB.gather(0, first_B[None])[0]
+    if not torch.allclose(chosen_B[held_B != 0], held_B[held_B != 0], atol=SAME_GATE):
+        name = type(router).__name__
+        raise ValueError(f"{name}.gates does not give the gates that its assign has used: let assign call it")
+    return own_EB
 
 
 def _added(layer: SwitchFeedForward, change_BD: Tensor) -> AbstractContextManager[Any]:
@@ -143,10 +165,10 @@ def _added(layer: SwitchFeedForward, change_BD: Tensor) -> AbstractContextManage
 
 def judge(nll_EBN: Tensor, *, chosen_BN: Tensor, open_EBN: Tensor, gate: str) -> Judgement:
     """From the losses of N tokens of B windows under each expert; those not open do not count."""
-    num_open = int(open_EBN[:, 0, 0].sum())
+    num_open_BN = open_EBN.sum(dim=0)
     chosen_nll_BN = nll_EBN.gather(0, chosen_BN[None])[0]
     best_nll_BN = nll_EBN.masked_fill(~open_EBN, torch.inf).amin(dim=0)
-    mean_nll_BN = (nll_EBN * open_EBN).sum(dim=0) / num_open
+    mean_nll_BN = (nll_EBN * open_EBN).sum(dim=0) / num_open_BN
     best_EBN = (nll_EBN <= best_nll_BN + SAME) & open_EBN
     is_best_BN = (chosen_nll_BN <= best_nll_BN + SAME) / best_EBN.sum(dim=0)
     lower_BN = ((nll_EBN < chosen_nll_BN - SAME) & open_EBN).sum(dim=0)
@@ -154,8 +176,8 @@ def judge(nll_EBN: Tensor, *, chosen_BN: Tensor, open_EBN: Tensor, gate: str) ->
     rank_BN = (1 + lower_BN + not_higher_BN) / 2  # equal losses share the mean of their ranks
     return Judgement(
         gate,
-        num_open,
-        chance=1 / num_open,
+        num_open_BN.double().mean().item(),
+        chance=num_open_BN.double().reciprocal().mean().item(),
         best=mean(is_best_BN),
         rank=mean(rank_BN),
         best_gains=mean(chosen_nll_BN - best_nll_BN),

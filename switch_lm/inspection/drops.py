@@ -10,7 +10,8 @@ from switch_lm.measure.scoring import negative_log_likelihood
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.reading import Probe, Reading, rewind, switch_layers
-from switch_lm.probe.subject import Subject, has_slot_TK, noise
+from switch_lm.probe.subject import Subject, noise, without_slot
+from switch_lm.routers.routing import Routing
 from switch_lm.stats.clusters import difference, mean_where, nats
 from switch_lm.stats.information import Explained, explained
 from switch_lm.stats.intervals import Estimate
@@ -79,8 +80,8 @@ def drops(
 ) -> Drops:
     """Runs the model as in training, in whole batches of `batch_size` windows, without dropout, jitter, random drops.
 
-    `capacity_factor`: that of training, unless given; a ValueError where there is none. A router that draws its expert
-    takes the most probable one.
+    `capacity_factor`: that of training, unless given; a ValueError where there is none. A router that draws its experts
+    routes as in evaluation.
     """
     capacity_factor = capacity_factor or model.config.capacity_factor
     if capacity_factor is None:
@@ -108,7 +109,9 @@ def costs(
     Each token is scored a second time with a slot in every layer, while all tokens before it stay as they were.
     """
     switch_layers(model)
-    dropping = Subject(model, probe.split_ids, batch_size, alpha=0.0).without_noise(selection="argmax")
+    dropping = Subject(model, probe.split_ids, batch_size, alpha=0.0).without_noise()
+    for router in dropping.routers:
+        router.train(not router.promise(training=True, limited=True).draws)
     batches = [batch for batch in probe.batches(batch_size) if len(batch[0]) == batch_size]
     result = []
     with torch.inference_mode(), noise(seed, probe.ids_BS.device):
@@ -127,7 +130,7 @@ def _batch(model: SwitchLM, ids_BS: Tensor, target_BS: Tensor, capacity_factor: 
     """
     cache = model.new_cache()
     output = model(ids_BS, cache=cache, capacity_factor=capacity_factor)
-    dropped_LBS = torch.stack([~has_slot_TK(routing).all(dim=1).view_as(ids_BS) for routing in output.routings])
+    dropped_LBS = torch.stack([_dropped(routing).view_as(ids_BS) for routing in output.routings])
     nll_BS = negative_log_likelihood(output.logits, target_BS)
     placed_BS = nll_BS.clone()
     for t in reversed(dropped_LBS.any(dim=(0, 1)).nonzero().flatten().tolist()):
@@ -135,6 +138,13 @@ def _batch(model: SwitchLM, ids_BS: Tensor, target_BS: Tensor, capacity_factor: 
         logits = model(ids_BS[:, t : t + 1], cache=cache, capacity_factor=None).logits
         placed_BS[:, t : t + 1] = negative_log_likelihood(logits, target_BS[:, t : t + 1])
     return dropped_LBS, nll_BS - placed_BS
+
+
+def _dropped(routing: Routing) -> Tensor:
+    """Which tokens (T) have an assignment that the selected expert did not compute, bool."""
+    dropped_T = torch.zeros(routing.num_tokens, dtype=torch.bool, device=routing.token_N.device)
+    dropped_T[routing.token_N[without_slot(routing)]] = True
+    return dropped_T
 
 
 def summary(

@@ -11,7 +11,7 @@ from typing import Any
 
 from switch_lm.config.schema import Config
 from switch_lm.model.config import ModelConfig
-from switch_lm.optim.options import Matrices, OptimOptions
+from switch_lm.optim.options import OptimOptions, Shape
 from switch_lm.routers.options import RouterOptions, expert_capacity
 
 UNITS = {"PFLOP": 1e15, "TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6}
@@ -153,16 +153,22 @@ def ledger(
 
 
 def optimizer_flops(model: ModelConfig, optim: OptimOptions) -> float:
-    """FLOPs per step in matrix products of the optimizer, which is asked: it is given every hidden matrix."""
-    D, F, num_switch = model.d_model, model.d_ff, model.num_switch_layers
-    num_dense = model.num_layers - num_switch + (num_switch if model.shared_expert else 0)
-    matrices = [
-        Matrices(model.num_layers, (3 * D, D)),
-        Matrices(model.num_layers, (D, D)),
-        Matrices(2 * num_dense, (D, F)),
-        Matrices(2 * num_switch * model.num_experts, (D, F), stacked=model.num_experts),
-    ]
-    return optim.flops_per_step(matrices)
+    """FLOPs of the optimizer in a step, on average, as it states them for the model's hidden matrices."""
+    return optim.flops_per_step(hidden_shapes(model))
+
+
+def hidden_shapes(model: ModelConfig) -> list[Shape]:
+    """The shapes of `SwitchLM.hidden_matrices()`, in the same order."""
+    D, F, E = model.d_model, model.d_ff, model.num_experts
+    attention: list[Shape] = [(3 * D, D), (D, D)]
+    dense: list[Shape] = [(F, D), (D, F)]
+    experts: list[Shape] = [(E, D, F), (E, F, D)]
+    shapes: list[Shape] = []
+    for block in range(model.num_layers):
+        shapes += attention
+        shapes += experts if model.is_switch(block) else dense
+        shapes += dense if model.is_switch(block) and model.shared_expert else []
+    return shapes
 
 
 def _dense(model: ModelConfig, context: int) -> LayerWork:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from switch_lm.config.families import load
 from switch_lm.model.attention import Attention, LayerCache, rotary_table
 from switch_lm.model.config import ModelConfig
-from switch_lm.model.experts import FeedForward
+from switch_lm.model.experts import Experts, FeedForward
 from switch_lm.model.switch import SwitchFeedForward, initialize
 from switch_lm.routers.base import Router
 from switch_lm.routers.noise import Dropout
@@ -136,6 +136,12 @@ class SwitchLM(nn.Module):
     def router_parameters(self) -> list[nn.Parameter]:
         """The weights of all routers."""
         return [weight for router in self.routers for weight in router.parameters()]
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Matrices of attention and feed-forwards (O, I), and stacks of an expert's (E, I, O), in order of depth."""
+        parts = [module for module in self.modules() if isinstance(module, Attention | FeedForward | Experts)]
+        of_routers = set(self.router_parameters())  # which may have feed-forwards of their own
+        return [w for part in parts for w in part.parameters() if w.dim() >= 2 and w not in of_routers]
 
     def aux_losses(self, routings: Sequence[Routing]) -> dict[str, Tensor]:
         """The routers' own losses by name, each added up over the layers; 0 balance for a dense model."""

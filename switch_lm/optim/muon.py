@@ -2,16 +2,18 @@
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-# Coefficients a, b, c of the quintic Newton-Schulz iteration, as in Keller Jordan's Muon and torch.optim.Muon.
+from switch_lm.optim.adamw import AdamWRecipe
+from switch_lm.optim.options import NEWTON_SCHULZ_ROUNDS, MuonOptions
+
+# The coefficients a, b, c of the quintic Newton-Schulz iteration, as in Keller Jordan's Muon and torch.optim.Muon.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-ROUNDS = (3, 2)  # five iterations; measure/ledger.py counts their products
 EPSILON = 1e-7
 
 
@@ -28,7 +30,7 @@ def orthogonalize(m_EIO: Tensor, *, dtype: torch.dtype = torch.bfloat16) -> Tens
     if tall:
         x = x.mT
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPSILON)
-    for iterations in ROUNDS:
+    for iterations in NEWTON_SCHULZ_ROUNDS:
         gram = x @ x.mT
         product = factor = _factor(gram)
         for _ in range(iterations - 1):
@@ -128,3 +130,26 @@ class StackedMuon(_Muon):
 def _move(parameter: Tensor, update: Tensor, *, lr: float, decay: float, widening: float) -> None:
     parameter.mul_(1 - lr * decay)
     parameter.add_(update, alpha=-lr * max(1.0, widening) ** 0.5)
+
+
+class MuonRecipe(AdamWRecipe):
+    """Muon on the hidden matrices, AdamW on the rest: routers, embedding, head and norms."""
+
+    name = "muon"
+    Options = MuonOptions
+    options: MuonOptions
+
+    def optimizers(self) -> Sequence[Optimizer]:
+        options, hidden = self.options, self.model.hidden_matrices()
+        optimizers: list[Optimizer] = [self.adamw(self.all_but(hidden))]
+        how: dict[str, Any] = {
+            "lr": options.matrix_lr,
+            "weight_decay": options.matrix_weight_decay,
+            "momentum": options.momentum,
+            "dtype": torch.bfloat16 if self.precision == "bf16" else torch.float32,
+        }
+        if matrices := [parameter for parameter in hidden if parameter.dim() == 2]:
+            optimizers.append(BatchedMuon(matrices, **how))
+        if stacks := [parameter for parameter in hidden if parameter.dim() == 3]:
+            optimizers.append(StackedMuon(stacks, **how, every=options.steps_between_moves(len(stacks[0]))))
+        return optimizers

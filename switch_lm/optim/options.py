@@ -1,23 +1,15 @@
 """The options of the optimizers, as plain data, and what a step costs. No torch."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from switch_lm.config.families import family
 from switch_lm.config.keys import BELOW_ONE, POSITIVE, Rule, at_least, key, one_of, within
 
+Shape = tuple[int, ...]  # of a hidden matrix (two sides), or of a stack of one for each expert (E, and two sides)
 NEWTON_SCHULZ_ROUNDS = (3, 2)  # iterations in each round of Muon's orthogonalisation
 OR_LR = Rule("must be a positive number, or null for lr", POSITIVE.holds)
 NAME_OF_OPTIMIZER = "Which optimizer it is; optim=NAME chooses it with its options."
-
-
-@dataclass(frozen=True)
-class Matrices:
-    """Hidden matrices of one shape: those of attention and feed-forwards, or stacks of an expert's."""
-
-    number: int  # in all stacks together, if they are stacked
-    sides: tuple[int, int]
-    stacked: int = 0  # matrices in a stack: the number of experts; 0: they stand alone
 
 
 @dataclass
@@ -25,9 +17,9 @@ class OptimOptions:
     """The options that every optimizer has. One adds its own, and says what a step costs."""
 
     name: str = key("", NAME_OF_OPTIMIZER)
-    lr: float = key(3e-3, "AdamW's learning rate, reached after warmup_steps.", POSITIVE)
+    lr: float = key(3e-3, "Learning rate, reached after warmup_steps; in muon, AdamW's.", POSITIVE)
     router_lr: float | None = key(None, "Learning rate of the routers' weights; null: lr.", OR_LR)
-    weight_decay: float = key(0.1, "AdamW's decoupled weight decay, of matrices only.", within(0, 10))
+    weight_decay: float = key(0.1, "Decoupled weight decay, of matrices only; in muon, AdamW's.", within(0, 10))
     schedule: str = key(
         "linear",
         "linear or cosine (down to min_factor * lr at the last step) or noam (lr is only a factor; Vaswani et "
@@ -38,9 +30,17 @@ class OptimOptions:
     min_factor: float = key(0.0, "Where linear and cosine end, as a share of lr.", within(0, 1))
     grad_clip: float = key(1.0, "The gradient is scaled down to this norm.", POSITIVE)
 
-    def flops_per_step(self, matrices: Iterable[Matrices]) -> float:
-        """FLOPs in matrix products of one step, on average; elementwise work is not counted."""
+    def flops_per_step(self, shapes: Iterable[Shape]) -> float:
+        """FLOPs in matrix products of one step, on average, of a model whose hidden matrices have these shapes.
+
+        Elementwise work is not counted.
+        """
         return 0.0
+
+    def learning_rates(self) -> list[str]:
+        """The keys that hold a learning rate: lr, and those that end in _lr and are not null."""
+        names = [field.name for field in fields(self) if field.name == "lr" or field.name.endswith("_lr")]
+        return [f"optim.{name}" for name in names if getattr(self, name) is not None]
 
 
 @family("optim", "switch_lm.optim.adamw:AdamWRecipe")
@@ -76,15 +76,15 @@ class MuonOptions(AdamWOptions):
             return self.expert_update_every
         return 4 if num_experts >= 32 else 2
 
-    def flops_per_step(self, matrices: Iterable[Matrices]) -> float:
+    def flops_per_step(self, shapes: Iterable[Shape]) -> float:
         """Newton-Schulz iterations on every hidden matrix; of stacks, the mean over the steps between two moves.
 
         With m the shorter and n the longer side of x, a round of k iterations consists of x x', one product of (m, m)
         with x, and 4 k - 3 products of (m, m): one square per iteration, and three between two iterations.
         """
         flops = 0.0
-        for part in matrices:
-            short, long = sorted(part.sides)
+        for *experts, rows, columns in shapes:
+            short, long = sorted((rows, columns))
             rounds = sum(2 * short**2 * long + (4 * iterations - 3) * short**3 for iterations in NEWTON_SCHULZ_ROUNDS)
-            flops += part.number * 2.0 * rounds / (self.steps_between_moves(part.stacked) if part.stacked else 1)
+            flops += 2 * rounds * (experts[0] / self.steps_between_moves(experts[0]) if experts else 1)
         return flops

@@ -119,11 +119,12 @@ def recorded(model: SwitchLM, probe: Probe) -> Callable[[int], Tensor]:
     @torch.inference_mode()
     def nll(layer: int) -> Tensor:
         logits = []
-        for x_BSD in reached[layer :: len(numbers)]:
+        for x_BSD, (ids_BS, _) in zip(reached[layer :: len(numbers)], probe.batches(), strict=True):
             length, rotary = x_BSD.shape[1], model.config.position == "rotary"
             rotation = (model.cos_SW[:length], model.sin_SW[:length]) if rotary else None
+            where = {"ids_BS": ids_BS, "position_S": torch.arange(length, device=ids_BS.device), "rotation": rotation}
             for block in model.blocks[numbers[layer] :]:
-                x_BSD, _ = block(x_BSD, rotation=rotation, capacity_factor=None)
+                x_BSD, _ = block(x_BSD, **where, capacity_factor=None)
             logits.append(model.head(model.norm(x_BSD)))
         return negative_log_likelihood(torch.cat(logits), probe.target_BS)
 

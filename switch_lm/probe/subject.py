@@ -10,10 +10,11 @@ from types import EllipsisType
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM, SwitchOutput
+from switch_lm.routers.base import Promise, Router
 from switch_lm.routers.noise import Dropout
 from switch_lm.routers.routing import Routing
 from switch_lm.text.windows import fixed_windows
@@ -58,27 +59,36 @@ class Subject:
         """Whether such a factor limits the experts; a dense model has none."""
         return capacity_factor is not None and self.model.config.num_switch_layers > 0
 
-    def without_noise(self, *, jitter: bool = False, **rule: Any) -> SwitchLM:
-        """A copy that runs as in training, without dropout, random drops and, unless `jitter`, jitter.
+    def promise(self, *, training: bool, limited: bool) -> Promise:
+        """What its routers, which are all alike, promise; of a dense model that nothing leaks."""
+        return promised(self.model, training=training, limited=limited)
 
-        `rule` changes its routing rule.
-        """
+    def without_noise(self, *, jitter: bool = False) -> SwitchLM:
+        """A copy that runs as in training, without dropout, random drops and, unless `jitter`, jitter."""
         model = deepcopy(self.model).train()
         for module in model.modules():
             if isinstance(module, Dropout):
                 module.rate = 0.0
-            elif isinstance(module, SwitchFeedForward):
-                module.router_jitter = module.router_jitter if jitter else 0.0
-                module.rule = replace(module.rule, **{"random_drop_rate": 0.0} | rule)
+            elif isinstance(module, Router):
+                kept = module.options.jitter if jitter else 0.0
+                module.options = replace(module.options, random_drop_rate=0.0, jitter=kept)
         return model
+
+
+def promised(model: SwitchLM, *, training: bool, limited: bool) -> Promise:
+    """What the routers of a model promise in training or evaluation, with or without a capacity."""
+    return model.routers[0].promise(training=training, limited=limited) if model.routers else Promise()
 
 
 @dataclass(frozen=True)
 class LayerCall:
-    """A Switch layer, what went into it, and what it gave."""
+    """A Switch layer, what went into it, the capacity that it gave its router, and what it returned."""
 
     layer: SwitchFeedForward
     x_BSD: Tensor
+    ids_BS: Tensor | None
+    position_S: Tensor | None
+    capacity: int | None
     y_BSD: Tensor
     routing: Routing
 
@@ -89,16 +99,23 @@ class LayerCall:
 
 
 @contextmanager
-def calls(model: SwitchLM) -> Iterator[list[LayerCall]]:
-    """Collects the calls of every Switch layer, in order of depth."""
+def calls(model: nn.Module) -> Iterator[list[LayerCall]]:
+    """Collects the calls of every Switch layer in a model, or of a layer itself, in order of depth."""
     seen: list[LayerCall] = []
+    capacities: list[int | None] = []
 
-    def keep(layer: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Routing]) -> None:
-        seen.append(LayerCall(layer, inputs[0], *output))
+    def keep_capacity(router: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        capacities.append(options["capacity"])
+
+    def keep(layer: Any, inputs: tuple[Any, ...], options: dict[str, Any], output: tuple[Tensor, Routing]) -> None:
+        read = options.get("ids_BS"), options.get("position_S")
+        seen.append(LayerCall(layer, inputs[0], *read, capacities.pop(), *output))
 
     with ExitStack() as hooks:
-        for layer in model.switch_layers:
-            hooks.enter_context(layer.register_forward_hook(keep))
+        for layer in model.modules():
+            if isinstance(layer, SwitchFeedForward):
+                hooks.enter_context(layer.router.register_forward_pre_hook(keep_capacity, with_kwargs=True))
+                hooks.enter_context(layer.register_forward_hook(keep, with_kwargs=True))
         yield seen
 
 
@@ -123,9 +140,14 @@ class Gap:
         return f"{self.mean:{form}} ± {self.standard_error:{form[1:]}}"
 
 
-def has_slot_TK(routing: Routing) -> Tensor:
-    """Which choices (T, K) the selected expert computed; a rerouted choice is computed by another one."""
-    return routing.kept_TK & (routing.assigned_TK == routing.expert_TK)
+def used(routing: Routing) -> Tensor:
+    """Which entries of the list are assignments (N), bool."""
+    return torch.ones_like(routing.kept_N) if routing.used_N is None else routing.used_N
+
+
+def without_slot(routing: Routing) -> Tensor:
+    """Which assignments (N) the selected expert did not compute: dropped, or rerouted to another one; bool."""
+    return used(routing) & ~(routing.kept_N & (routing.assigned_N == routing.expert_N))
 
 
 def largest(moves: list[Tensor]) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from switch_lm.config.schema import KEYS
+from switch_lm.config.schema import changes_result
 
 # What a dense model has too; every other model.* key is one of routing.
 SIZES = {
@@ -15,7 +15,7 @@ ROUTING_LOSSES = {"alpha", "z_loss", "importance"}
 
 def is_ignored(key: str) -> bool:
     """Whether runs that differ in this key repeat each other."""
-    return key == "seed" or (key in KEYS and not KEYS[key].changes_result)
+    return key == "seed" or not changes_result(key)
 
 
 def is_of_router(key: str) -> bool:
@@ -25,7 +25,11 @@ def is_of_router(key: str) -> bool:
 
 def is_routing(key: str) -> bool:
     """Whether a dense model is the same whatever the key holds."""
-    return is_of_router(key) or key in ROUTING_LOSSES or (key.startswith("model.") and key.removeprefix("model.") not in SIZES)
+    return (
+        is_of_router(key)
+        or key in ROUTING_LOSSES
+        or (key.startswith("model.") and key.removeprefix("model.") not in SIZES)
+    )
 
 
 def is_dense(config: Mapping[str, Any]) -> bool:

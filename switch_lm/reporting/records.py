@@ -1,7 +1,6 @@
 """Which runs the paths on the command line mean, and what is known of each: configuration, result, curves, faults."""
 
 import json
-import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from switch_lm.config.rules import ConfigError, flatten, show
+from switch_lm.storage import metrics
 from switch_lm.storage.run_folder import CONFIG, JOB, RESULT, SWEEP, read_config
 from switch_lm.storage.runs import OUTPUTS, RunError, find_run
 
 FIX = "give a sweep's folder, runs or a glob, for example outputs/sweeps/NAME"
 DONE, FAILED, UNFINISHED, NOT_RUN = "done", "failed", "unfinished", "not run"
 LONGEST_REASON, LONGEST_FAULT = 300, 200
-# TensorBoard keeps all scalars, and one each of what is not used here.
 TAGS = ("val/loss", "perf/training_seconds", "train/loss")
-SIZES = {"scalars": 0, "tensors": 1, "histograms": 1, "compressedHistograms": 1, "images": 1, "audio": 1}
 
 
 class ReportError(Exception):
@@ -187,7 +185,7 @@ def _read(record: Record, folder: Path) -> Record:
     if result:
         end, steps = [point.step for point in curves.validations[-1:]], flat.get("steps")
         cut_off = end and isinstance(steps, int) and end[0] < steps
-        ending = f"its events file ends at the validation of step {end[0]}, of {steps}" if cut_off else ""
+        ending = f"its {metrics.METRICS} ends at the validation of step {end[0]}, of {steps}" if cut_off else ""
         faults.append(curves.fault or ending)
     if result and config and record.seed is None:
         faults.append("its seed is not known: it is neither averaged nor compared with other runs")
@@ -209,38 +207,19 @@ def _one_line(error: object, longest: int) -> str:
 
 
 def read_curves(folder: Path) -> Curves:
-    """The run's curves from TensorBoard's files. Never an error: one broken file must not end a report of many runs."""
-    if not any(folder.glob("events.out.tfevents.*")):
-        return Curves(fault="it has no events file: no learning curve")
+    """The run's curves from metrics.jsonl. Never an error: one broken file must not end a report of many runs."""
     try:
-        scalars = _scalars(folder)
-    except Exception as error:  # the reader's errors share no base class
-        reason = _one_line(error, LONGEST_FAULT) or type(error).__name__
-        return Curves(fault=f"its events file cannot be read ({reason}): no learning curve")
-    losses, seconds, training = (scalars.get(tag, {}) for tag in TAGS)
+        rows = metrics.read(folder)
+    except FileNotFoundError:
+        return Curves(fault=f"it has no {metrics.METRICS}: no learning curve")
+    except (ConfigError, OSError) as error:
+        return Curves(fault=f"{_one_line(error, LONGEST_FAULT)}: no learning curve")
+    losses, seconds, training = (metrics.series(rows, tag) for tag in TAGS)
     points = tuple(Point(step, loss, finite(seconds.get(step))) for step, loss in _finite(losses))
-    last_step = max((step for curve in scalars.values() for step in curve), default=None)
-    fault = "" if losses else "there is no validation in its events file: no learning curve"
+    fault = "" if losses else f"there is no validation in its {metrics.METRICS}: no learning curve"
     if len(points) < len(losses):
         fault = "its learning curve holds NaN or infinity, left out"
-    return Curves(points, _finite(training), last_step, fault)
-
-
-def _scalars(folder: Path) -> dict[str, dict[int, float]]:
-    """By tag, then by step; the last value of a step counts, as where a run was resumed."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    log = logging.getLogger("tensorboard")
-    level = log.level
-    log.setLevel(logging.CRITICAL)  # it would print each fault that the report states
-    try:
-        events: Any = EventAccumulator(str(folder), size_guidance=SIZES)
-        events.Reload()
-    finally:
-        log.setLevel(level)
-    return {
-        tag: {event.step: event.value for event in events.Scalars(tag)} for tag in {*TAGS} & {*events.Tags()["scalars"]}
-    }
+    return Curves(points, _finite(training), max({*losses, *seconds, *training}, default=None), fault)
 
 
 def _finite(points: Mapping[int, float]) -> tuple[tuple[int, float], ...]:

@@ -23,6 +23,7 @@ class Expected:
     gate_N: Tensor  # with a gradient where x and the weights have one
     scores_TE: Tensor  # by which experts are selected, a bias included: of nearly equal ones either may be
     probs_TE: Tensor  # of which the balance loss takes the mean
+    passes_dropped: bool = False  # a dropped assignment adds gate x the layer's input; otherwise 0
 
     @classmethod
     def queued(
@@ -65,6 +66,7 @@ class Expected:
             gate_N=_gates(probs_TE[token, assigned], torch.tensor(token, device=probs_TE.device), options),
             scores_TE=probs_TE.detach() if scores_TE is None else scores_TE,
             probs_TE=probs_TE,
+            passes_dropped=options.overflow == "passthrough",
         )
 
 

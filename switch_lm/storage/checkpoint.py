@@ -1,12 +1,13 @@
 """Checkpoints: their content, how they are written, and how a model is read without Lightning."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from switch_lm.config.families import FAMILIES
+from switch_lm.config.plugins import load_plugins, not_loaded
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.routers.options import BalanceOptions
@@ -32,6 +33,7 @@ class Header:
     corpus_sha256: str
     precision: str
     config: dict[str, Any]
+    plugins: list[str] = field(default_factory=list)  # names of modules, for messages: none is imported
 
     def as_plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,12 +76,18 @@ def _another(path: Path) -> str:
 
 
 def read_model(path: Path) -> tuple[SwitchLM, Header]:
-    """The model in `eval()` on the CPU, and its header, from a checkpoint or a run folder; or CheckpointError."""
+    """The model in `eval()` on the CPU, and its header, from a checkpoint or a run folder; or CheckpointError.
+
+    PluginError if the plugin that has its router is not loaded.
+    """
+    load_plugins()
     path = find_checkpoint(path)
     content = read(path)
     try:
         header = Header(**content[KEY])
-        router = FAMILIES["router"][header.router["name"]].options(**header.router)
+        if (name := str(header.router["name"])) not in FAMILIES["router"]:
+            raise not_loaded(str(path), "router", name, header.plugins)
+        router = FAMILIES["router"][name].options(**header.router)
         balance = BalanceOptions(**header.balance)
         model = SwitchLM(ModelConfig(**header.model), len(header.vocabulary), router=router, balance=balance)
         weights = {

@@ -18,8 +18,9 @@ from typing import Any, Self
 from omegaconf import OmegaConf
 
 from switch_lm.config.families import FAMILIES
+from switch_lm.config.plugins import load_plugins, not_loaded
 from switch_lm.config.rules import ConfigError, flatten, show
-from switch_lm.config.schema import KEYS, Config, keys_of_choice
+from switch_lm.config.schema import Config, changes_result, keys_of_choice
 from switch_lm.storage.files import remove_parts, replace_text
 from switch_lm.storage.runs import CHECKPOINTS, LAST, damage, newest_whole
 
@@ -205,6 +206,7 @@ def _named(runs: Path, config: Config) -> RunFolder:
         raise ConfigError(f"resume={config.resume}: {path} is not a run; the newest there are: {there}")
     if (path / RESULT).is_file():
         raise ConfigError(f"resume={config.resume}: {path} is finished; start a new run with another name")
+    _require_families(path)
     if different := _differences(path, config):
         raise ConfigError(
             f"resume={config.resume}: another configuration than that of the run: {_show_differences(different)}"
@@ -240,13 +242,14 @@ def _is_like(path: Path, config: Config) -> bool:
 
 def _differences(path: Path, config: Config) -> dict[str, tuple[Any, Any]]:
     then, now = read_config(path), flatten(asdict(config))
-    compared = [key for key in sorted(then) if key not in KEYS or KEYS[key].changes_result]
+    compared = filter(changes_result, sorted(then))
     return {key: (then[key], now.get(key)) for key in compared if then[key] != now.get(key)}
 
 
 def as_yaml(config: Config) -> str:
-    """The content of config.yaml."""
-    return f"format: {FORMAT}\n" + OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The content of config.yaml. The plugins stand there as text: no command imports what a file names."""
+    plugins = f"plugins: [{', '.join(names)}]\n" if (names := load_plugins()) else ""
+    return f"format: {FORMAT}\n{plugins}" + OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -254,6 +257,28 @@ def read_config(path: Path) -> dict[str, Any]:
 
     ConfigError if the file is damaged, or of another format.
     """
+    stored = _stored(path)
+    stored.pop("plugins", None)
+    names = {group: str(stored.get(f"{group}.name")) for group in FAMILIES}
+    return {key.name: key.implied for key in keys_of_choice(names).values()} | stored
+
+
+def plugins_of(path: Path) -> Any:
+    """The plugins that a run's file names, as it states them; None if there is no such run."""
+    return _stored(path).get("plugins") if (path / CONFIG).is_file() else None
+
+
+def _require_families(path: Path) -> None:
+    """PluginError, with what to set, if the run's router or optimizer comes from a plugin that is not loaded."""
+    stored = _stored(path)
+    for group, families in FAMILIES.items():
+        name = stored.get(f"{group}.name")
+        if name is not None and str(name) not in families:
+            raise not_loaded(str(path), group, name, stored.get("plugins"))
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """What a run's file states, by dotted name."""
     file = path / CONFIG
     try:
         stored = flatten(dict(OmegaConf.to_container(OmegaConf.load(file), resolve=True)))  # type: ignore[arg-type]
@@ -262,8 +287,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if (number := stored.pop("format", 1)) != FORMAT:
         fix = "train it again, or use the version of switch_lm that wrote it"
         raise ConfigError(f"{file} has format {number}, and this version reads format {FORMAT}; {fix}")
-    names = {group: stored.get(f"{group}.name") for group in FAMILIES}
-    return {key.name: key.implied for key in keys_of_choice(names).values()} | stored
+    return stored
 
 
 def _show_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:

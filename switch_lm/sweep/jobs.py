@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.config.keys import NAME
 from switch_lm.config.rules import ConfigError, refusal, show
-from switch_lm.config.schema import KEYS
+from switch_lm.config.schema import changes_result
 from switch_lm.storage.files import replace_text
 from switch_lm.storage.run_folder import JOB, RESULT, SWEEP, Lock, RunFolder, Stopped, TrainingError
 from switch_lm.text.corpus import CorpusError
@@ -233,8 +233,8 @@ def _folder(config: DictConfig, overrides: list[Override]) -> Path:
     name = config.get("name")
     if name is None:
         task = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        unnamed = {"experiment", *(key.name for key in KEYS.values() if not key.changes_result)}
-        named = [o for o in task if o.get_key_element() not in unnamed]
+        unnamed = {"experiment", "logger"}
+        named = [o for o in task if (key := o.get_key_element()) not in unnamed and changes_result(key)]
         parts = sorted(str(o.input_line) for o in named)
         name = _as_name([config.hydra.runtime.choices.get("experiment") or "", *parts]) or "sweep"
     elif not NAME.holds(str(name)):

@@ -1,7 +1,5 @@
 """The LightningModule: the only place where loss, log and optimizer meet."""
 
-import math
-import time
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -10,22 +8,24 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.tensorboard import SummaryWriter
 
+from switch_lm.config.plugins import load_plugins
 from switch_lm.config.schema import Config
-from switch_lm.measure.metrics import routing_scalars
-from switch_lm.measure.tallies import DropTally, StepTally, ValidationTally
+from switch_lm.measure.tallies import DropTally, ValidationTally
 from switch_lm.model.losses import language_loss, summed
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.optim.groups import build_optimizer
+from switch_lm.optim.base import build_optimizer
 from switch_lm.optim.schedule import learning_rate_factor
 from switch_lm.routers.losses import importance_loss, router_z_loss
 from switch_lm.routers.routing import Routing
 from switch_lm.storage.checkpoint import KEY, Header
 from switch_lm.text.vocabulary import Vocabulary
-from switch_lm.training.callbacks.base import step_ends
+from switch_lm.training.callbacks.base import MicroBatch, step_ends
+from switch_lm.training.callbacks.step_scalars import as_perplexity
 from switch_lm.training.data import Batch, derive_seed
+from switch_lm.training.log import Log
 from switch_lm.training.nonfinite import NonFiniteError, first_of, locate
+from switch_lm.training.saving import Saving
 
 
 class Losses(NamedTuple):
@@ -40,7 +40,13 @@ class Losses(NamedTuple):
 
 
 class SwitchModule(lightning.LightningModule):
-    """Trains a `SwitchLM` on language loss + alpha x balance loss (Switch Transformers, section 2.2)."""
+    """Trains a `SwitchLM` on language loss + alpha x balance loss (Switch Transformers, section 2.2).
+
+    A run gives it the log that it writes to and what saves it.
+    """
+
+    run_log: Log = Log()
+    saving: Saving | None = None
 
     def __init__(self, config: Config, vocabulary: Vocabulary, *, corpus_sha256: str, precision: str) -> None:
         super().__init__()
@@ -53,14 +59,11 @@ class SwitchModule(lightning.LightningModule):
             corpus_sha256,
             precision,
             asdict(config),
+            list(load_plugins()),
         ).as_plain()
         self.model = SwitchLM(config.model, len(vocabulary), router=config.router, balance=config.balance)
         self.drops = DropTally(config.model.num_switch_layers)
         self.validation = ValidationTally()  # the last one
-        self.language_loss = math.nan  # of the last logged step, for the progress bar
-        self.logged_step = StepTally()  # of the step that is done or just ended, if it is logged
-        self.step_seconds = 0.0  # of the last step: forward and backward passes and the optimizer
-        self._step_started = 0.0
         self._step_routings: list[tuple[Routing, ...]] = []  # of each micro-batch of this step
         self._rates: list[float] = []  # of this step: the schedule moves on before a validation or a checkpoint
 
@@ -87,8 +90,9 @@ class SwitchModule(lightning.LightningModule):
         return Losses(total, language, of_routers, router_z, importance, output.routings)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self._step_started, self.logged_step = time.perf_counter(), StepTally()
+        trainer = self.trainer
+        if batch_idx + 1 >= trainer.max_steps * trainer.accumulate_grad_batches:
+            trainer.val_check_batch = 1  # validate after this batch: no argument of Trainer adds the last step
         self._seed_noise(batch_idx)
         self._rates = [group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
 
@@ -97,19 +101,16 @@ class SwitchModule(lightning.LightningModule):
         number = batch_idx % self.trainer.accumulate_grad_batches
         torch.manual_seed(derive_seed(self.config.seed, self.global_step, number, self.global_rank))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> MicroBatch:
         losses, step = self.losses(batch.ids, batch.targets), self.global_step + 1
         if not torch.isfinite(losses.total):
             self._seed_noise(batch_idx)
             place = locate(self.model, lambda: self.losses(batch.ids, batch.targets).total)
             raise self._not_finite(f"the loss became {losses.total.item()}", place, step=step)
         self.drops.add(losses.routings)
-        self._step_routings.append(tuple(routing.detached() for routing in losses.routings))
-        if step % self.config.logger.log_every == 0:
-            self.logged_step.add(_by_tag(losses), losses.routings)
-            if step_ends(self.trainer, batch_idx):
-                self._log_training(step)
-        return losses.total
+        routings = tuple(routing.detached() for routing in losses.routings)
+        self._step_routings.append(routings)
+        return {"loss": losses.total, "losses": _by_tag(losses), "routings": routings}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Then what routers learn from the routings of the step, such as a bias."""
@@ -118,26 +119,6 @@ class SwitchModule(lightning.LightningModule):
             for router, routings in zip(self.model.routers, zip(*self._step_routings, strict=True), strict=True):
                 router.after_step(routings)
         self._step_routings = []
-        self.step_seconds = time.perf_counter() - self._step_started
-
-    def _log_training(self, step: int) -> None:
-        """Writes the means and sums over the micro-batches of this step."""
-        losses, layers = self.logged_step.losses, self.logged_step.layers
-        self.language_loss = losses["train/loss"]
-        self.write(losses | _as_perplexity("train", self.language_loss) | routing_scalars(layers), step)
-        for layer, sums in enumerate(layers):
-            loads = sums.load_E.tolist()
-            self.writer.add_histogram_raw(  # one bucket per expert
-                f"moe/layer_{layer:02d}/expert_of_token",
-                min=0,
-                max=len(loads) - 1,
-                num=sum(loads),
-                sum=sum(e * load for e, load in enumerate(loads)),
-                sum_squares=sum(e * e * load for e, load in enumerate(loads)),
-                bucket_limits=[e + 0.5 for e in range(len(loads))],
-                bucket_counts=loads,
-                global_step=step,
-            )
 
     def configure_gradient_clipping(
         self,
@@ -154,7 +135,7 @@ class SwitchModule(lightning.LightningModule):
         torch.nn.utils.clip_grads_with_norm_(self.parameters(), self.config.optim.grad_clip, norm)
         if step % self.config.logger.log_every == 0:
             rates = {f"optim/lr_{i}": rate for i, rate in enumerate(self._rates)}
-            self.write({"optim/gradient_norm": norm.item(), **rates}, step)
+            self.run_log.scalars({"optim/gradient_norm": norm.item(), **rates}, step)
 
     def on_validation_epoch_start(self) -> None:
         self.validation = ValidationTally()
@@ -170,7 +151,7 @@ class SwitchModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         validation = self.validation
         self.log("val/loss", validation.loss, logger=False)  # for the checkpoints' monitor; written below, at our step
-        scalars = {"val/loss": validation.loss} | _as_perplexity("val", validation.loss)
+        scalars = {"val/loss": validation.loss} | as_perplexity("val", validation.loss)
         if validation.load_max_over_mean is not None and validation.router_entropy is not None:
             self.drops.end_stretch()
             scalars |= {
@@ -178,7 +159,16 @@ class SwitchModule(lightning.LightningModule):
                 "val/router_entropy": validation.router_entropy,
                 "moe/dropped_share": self.drops.last_stretch,
             }
-        self.write(scalars, self.global_step)
+            self.log("moe/dropped_share", self.drops.last_stretch, logger=False)  # for the console
+        self.run_log.scalars(scalars, self.global_step)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.saving is not None and step_ends(self.trainer, batch_idx):
+            self.saving.after_step(self.trainer)
+
+    def on_validation_end(self) -> None:
+        if self.saving is not None:
+            self.saving.after_validation(self.trainer)
 
     def configure_optimizers(self) -> Any:
         optim, max_steps, d_model = self.config.optim, self.config.trainer.max_steps, self.config.model.d_model
@@ -193,8 +183,8 @@ class SwitchModule(lightning.LightningModule):
     def _not_finite(self, what: str, place: str, *, step: int) -> NonFiniteError:
         rates = " and ".join(sorted({f"{rate:.3g}" for rate in self._rates}))
         return NonFiniteError(
-            f"{what} at step {step} (learning rates {rates}), first in {place}; lower optim.lr and optim.matrix_lr, or "
-            "lengthen optim.warmup_steps"
+            f"{what} at step {step} (learning rates {rates}), first in {place}; lower "
+            f"{' and '.join(self.config.optim.learning_rates())}, or lengthen optim.warmup_steps"
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -208,16 +198,6 @@ class SwitchModule(lightning.LightningModule):
         self.drops.load_state_dict(checkpoint["drops"])
         self.validation.load_state_dict(checkpoint["validation"])
 
-    @property
-    def writer(self) -> SummaryWriter:
-        """TensorBoard's, while a trainer runs the module."""
-        return self.logger.experiment  # type: ignore[union-attr]
-
-    def write(self, scalars: dict[str, float], step: int) -> None:
-        """Writes scalars at `step`, the number of optimizer steps done; directly: `self.log` costs much more."""
-        for tag, value in scalars.items():
-            self.writer.add_scalar(tag, value, step)
-
 
 def _by_tag(losses: Losses) -> dict[str, Tensor]:
     by_tag = {
@@ -227,9 +207,4 @@ def _by_tag(losses: Losses) -> dict[str, Tensor]:
         "train/z_loss": losses.router_z,
         "train/importance_loss": losses.importance,
     }
-    return {tag: loss for tag, loss in by_tag.items() if loss is not None}
-
-
-def _as_perplexity(group: str, loss: float) -> dict[str, float]:
-    perplexity = math.exp(min(loss, 50.0))  # a diverging loss must not overflow
-    return {f"{group}/perplexity": perplexity, f"{group}/bits_per_character": loss / math.log(2)}
+    return {tag: loss.detach() for tag, loss in by_tag.items() if loss is not None}

@@ -1,19 +1,16 @@
 """Runs a training that is prepared, to its last step and its result."""
 
-import time
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from switch_lm.measure.alarm import RouterAlarmError
 from switch_lm.storage.checkpoint import CheckpointError
 from switch_lm.storage.files import remedy
 from switch_lm.storage.run_folder import RESULT, RunFolder, TrainingError
-from switch_lm.storage.runs import LAST, newest_whole
+from switch_lm.storage.runs import newest_whole
 from switch_lm.training.callbacks import (
     checkpoints,
     clock,
@@ -22,12 +19,14 @@ from switch_lm.training.callbacks import (
     progress,
     router_watch,
     routing_pictures,
-    soft_stop,
+    step_scalars,
     window_losses,
 )
+from switch_lm.training.log import BoardError, Log
 from switch_lm.training.nonfinite import NonFiniteError
 from switch_lm.training.prepare import Training
 from switch_lm.training.result import result_of
+from switch_lm.training.saving import Saving
 from switch_lm.training.summary import print_plan, print_result
 
 
@@ -41,22 +40,26 @@ def fit(training: Training) -> dict[str, Any]:
         )  # fmt: skip
         try:
             result = _train(training)
-        except (NonFiniteError, RouterAlarmError, CheckpointError, OSError) as error:
+        except (NonFiniteError, RouterAlarmError, CheckpointError, BoardError, OSError) as error:
             raise TrainingError(_failed(run, error)) from error
-    print_result(training.console, result, run=run.path)
+    print_result(training.console, result, config.logger, run=run.path)
     return result
 
 
 def _train(training: Training) -> dict[str, Any]:
     run, module = training.run, training.module
-    trainer = _trainer(training)
-    if training.config.init_from is not None and run.resumes_from is None:
-        trainer.validate(module, training.data, verbose=False)  # of the dense model's weights, at step 0
-    trainer.fit(module, training.data, ckpt_path=run.resumes_from)
-    result = result_of(training, trainer)
-    run.write_json(RESULT, result)
-    module.write(dashboard.metrics(result), result["steps"])
-    module.writer.close()
+    # What was written after the checkpoint, or before there was one, is written again.
+    first_step = 0 if run.resumes_from is None else training.first_step + 1
+    with Log.open(run.path, training.config, first_step=first_step) as log:
+        module.run_log = log
+        module.saving = Saving(run.checkpoints, training.config.trainer, training.signals)
+        trainer = _trainer(training)
+        if training.config.init_from is not None and run.resumes_from is None:
+            trainer.validate(module, training.data, verbose=False)  # of the dense model's weights, at step 0
+        trainer.fit(module, training.data, ckpt_path=run.resumes_from)
+        result = result_of(training, trainer)
+        run.write_json(RESULT, result)
+        log.scalars(dashboard.metrics(result), result["steps"])
     return result
 
 
@@ -71,7 +74,7 @@ def _failed(run: RunFolder, error: Exception) -> str:
 
 
 def callbacks_of(training: Training) -> list[Callback]:
-    """What happens around the steps. Their order is free, but for checkpoints and soft stop, which come last."""
+    """What happens around the steps, in any order."""
     config, run, data = training.config, training.run, training.data
 
     def cannot_compile(reason: str) -> None:
@@ -79,6 +82,7 @@ def callbacks_of(training: Training) -> list[Callback]:
 
     return [
         clock.Clock(config),
+        step_scalars.StepScalars(config),
         progress.ConsoleProgress(config, training.console, heading=training.heading),
         dashboard.Dashboard(),
         dashboard.Samples(),
@@ -86,19 +90,12 @@ def callbacks_of(training: Training) -> list[Callback]:
         routing_pictures.RoutingPictures(data.validation_ids, config),
         router_watch.RouterWatch(data.training_ids, config),
         *([compiling.CompiledBlocks(training.console, cannot_compile)] if training.hardware.compile else []),
-        *checkpoints.checkpoints(run.checkpoints, config.trainer),
-        soft_stop.SoftStop(run.checkpoints / LAST, config.trainer, training.signals),
+        *checkpoints.best_checkpoints(run.checkpoints, config.trainer),
     ]
 
 
 def _trainer(training: Training) -> lightning.Trainer:
-    config, run = training.config, training.run
-    # What was written after the checkpoint, or before there was one, is written again: TensorBoard must forget it.
-    first = 0 if run.resumes_from is None else training.first_step + 1
-    _wait_for_a_new_second(run.path)
-    logger = TensorBoardLogger(
-        run.path, name=None, version="", default_hp_metric=False, flush_secs=10, purge_step=first
-    )
+    config = training.config
     trainer = lightning.Trainer(
         accelerator="gpu" if training.hardware.device == "cuda" else "cpu",
         devices=1,
@@ -109,8 +106,7 @@ def _trainer(training: Training) -> lightning.Trainer:
         val_check_interval=config.trainer.val_every * config.trainer.accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        logger=logger,
-        log_every_n_steps=config.logger.log_every,
+        logger=False,
         plugins=[checkpoints.AtomicCheckpointIO()],
         callbacks=callbacks_of(training),
         enable_progress_bar=False,
@@ -120,10 +116,3 @@ def _trainer(training: Training) -> lightning.Trainer:
     # public way: Trainer has no option to leave them out, and `fit` registers them itself, over ours.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
-
-
-def _wait_for_a_new_second(run: Path) -> None:
-    """TensorBoard orders event files by their names, which begin with the second: a new file needs a new second."""
-    newest = max((int(path.name.split(".")[3]) for path in run.glob("events.out.tfevents.*")), default=0)
-    if 0 <= (age := time.time() - newest) < 1:
-        time.sleep(1 - age)

@@ -5,9 +5,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from switch_lm.config.plugins import load_plugins
 from switch_lm.config.rules import resolve
 from switch_lm.config.schema import Config
 from switch_lm.storage import run_folder
+from switch_lm.training.boards.registry import board_class
 from switch_lm.training.signals import StopSignals
 
 
@@ -26,7 +28,10 @@ def train(
     ConfigError if the configuration breaks a rule (before anything is fetched or written); CorpusError if there is no
     text; TrainingError if training fails; Stopped, which is no Exception, after a signal or `trainer.max_time`.
     """
+    load_plugins()  # a launcher's worker has not loaded them yet
     config = resolve(cfg)
+    for name in config.logger.boards:
+        board_class(name).require()
     run = run_folder.choose(config) if folder is None else run_folder.of_job(folder, config)
     if (finished := run.read_json(run_folder.RESULT)) is not None:
         return finished

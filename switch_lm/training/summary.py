@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from switch_lm.config.schema import Config
+from switch_lm.config.schema import Config, LoggerConfig
 from switch_lm.measure.ledger import ledger_in_words
+from switch_lm.storage.metrics import METRICS
 from switch_lm.storage.runs import BEST, CHECKPOINTS, LAST, OUTPUTS
 from switch_lm.training.hardware import Hardware
 
@@ -37,8 +38,11 @@ def print_plan(
         "machine": f"{hardware.device} ({hardware.name}), {hardware.precision} ({hardware.precision_reason})",
         "compile": f"{'on' if hardware.compile else 'off'} ({hardware.compile_reason})",
         "folder": str(run),
-        "watch it": f"tensorboard --logdir {shlex.quote(config.outputs)} --host 127.0.0.1   (or: make tensorboard)",
     }
+    if "tensorboard" in config.logger.boards:
+        rows["watch it"] = (
+            f"tensorboard --logdir {shlex.quote(config.outputs)} --host 127.0.0.1   (or: make tensorboard)"
+        )
     console.print(_two_columns("What will be trained", rows))
 
 
@@ -50,7 +54,7 @@ def _router(config: Config) -> str:
     return f"{config.router.name}, {config.router.experts_per_token(experts):g} of {experts} experts per token, {how}"
 
 
-def print_result(console: Console, result: Mapping[str, Any], *, run: Path) -> None:
+def print_result(console: Console, result: Mapping[str, Any], logger: LoggerConfig, *, run: Path) -> None:
     """The end of a run: figures, files, what to try next."""
     rows = {
         "val_loss": f"{result['val_loss']:.4f} nats at the last step (best {result['best_val_loss']:.4f})",
@@ -61,7 +65,7 @@ def print_result(console: Console, result: Mapping[str, Any], *, run: Path) -> N
         rows["balance"] = f"busiest expert {result['load_max_over_mean']:.2f} x the mean load (validation, worst layer)"
     if result["router_alarms"]:
         rows["warning"] = "\n".join(result["router_alarms"])
-    rows["files"] = f"{run}/ (result.json, {CHECKPOINTS}/{BEST}, {CHECKPOINTS}/{LAST}, TensorBoard events)"
+    rows["files"] = f"{run}/ (result.json, {CHECKPOINTS}/{BEST}, {CHECKPOINTS}/{LAST}, {METRICS})"
     name = shlex.quote(result["name"] if run.parent == OUTPUTS / "runs" else str(run))
     look = [
         f"python -m switch_lm.check --run {name}    # what its routing leaks, drops and learns",
@@ -73,7 +77,11 @@ def print_result(console: Console, result: Mapping[str, Any], *, run: Path) -> N
             f"python -m switch_lm.evaluate --run {name} --capacity-factor 0.5 1 2 none",
             *(look if result["dropped"] is not None else []),
             "python -m switch_lm.train model=dense        # the dense control of equal computation",
-            "make tensorboard                             # every expert of every layer",
+            *(
+                ["make tensorboard                             # every expert of every layer"]
+                if "tensorboard" in logger.boards
+                else []
+            ),
         ]
     )
     console.print(_two_columns("Result", rows))

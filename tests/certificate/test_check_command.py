@@ -23,7 +23,7 @@ def test_the_certificate_of_a_run_is_printed_and_written_to_its_folder(
     out = capsys.readouterr().out
     written = json.loads((folder / "check.json").read_text())
     assert written["checkpoint"] == "outputs/runs/tiny/checkpoints/best.ckpt" and "policies" not in written
-    assert len(written["findings"]) == 21
+    assert len(written["findings"]) == 22
     for finding in written["findings"]:
         assert finding["check"] in out and finding["verdict"] in ("PASS", "LEAKS")
         assert finding["measured"] and finding["meaning"] and finding["figures"]
@@ -60,11 +60,11 @@ def test_a_configuration_is_trained_for_some_steps_or_checked_as_initialised(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_run("tiny")  # writes the text too
-    assert main(["--steps", "0", *SMALL, "model.drop_order=probability"]) in (0, 1)
+    assert main(["--steps", "0", *SMALL, "router.drop_order=probability"]) in (0, 1)
     initialised = json.loads(Path("outputs/check.json").read_text())
-    assert main(["--steps", "30", *SMALL, "model.drop_order=probability"]) in (0, 1)
+    assert main(["--steps", "30", *SMALL, "router.drop_order=probability"]) in (0, 1)
     trained = json.loads(Path("outputs/check.json").read_text())
-    assert trained["overrides"][-1] == "model.drop_order=probability" and trained["steps"] == 30
+    assert trained["overrides"][-1] == "router.drop_order=probability" and trained["steps"] == 30
     losses = [
         f["figures"]["val_loss"] for w in (initialised, trained) for f in w["findings"] if "val_loss" in f["figures"]
     ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +17,21 @@ from torch import Tensor
 from switch_lm.certificate.finding import Verdict
 from switch_lm.model import attention, experts, switch
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.routers import noise, queueing, routing
+from switch_lm.routers import base, noise, queueing
+from switch_lm.routers.routing import Routing
+from switch_lm.routers.switch import SwitchRouter
 
 Break = Callable[[pytest.MonkeyPatch, SwitchLM], None]
 
 
+def changed(patch: pytest.MonkeyPatch, change: Callable[[Routing], Routing]) -> None:
+    """Whatever routers decide is changed."""
+    real = base.Router.forward
+    patch.setattr(base.Router, "forward", lambda self, x_TD, **options: change(real(self, x_TD, **options)))
+
+
 def softmax_after_top_k(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    patch.setattr(routing, "gates", lambda prob_TK, rule: prob_TK.log().softmax(dim=-1))
+    patch.setattr(SwitchRouter, "gates", lambda self, score_TK: score_TK.log().softmax(dim=-1))
 
 
 def capacity_rounded_down(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -37,17 +47,12 @@ def slots_counted_inclusively(patch: pytest.MonkeyPatch, model: SwitchLM) -> Non
         queue = real(expert_GN, num_experts)
         return queueing.Queue(queue.slot_GN + 1, queue.load_GE)
 
+    patch.setattr(base, "queue_slots", one_later)
     patch.setattr(queueing, "queue_slots", one_later)
 
 
 def load_after_dropping(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    real = routing.route
-
-    def route(*args: Any, **options: Any) -> Any:
-        result = real(*args, **options)
-        return replace(result, load_E=result.kept_E)
-
-    patch.setattr("switch_lm.model.switch.route", route)
+    changed(patch, lambda result: replace(result, load_E=result.kept_E))
 
 
 def last_come_first_served(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -69,16 +74,14 @@ def dropout_always(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
     patch.setattr(noise.Dropout, "forward", lambda self, x: torch.nn.functional.dropout(x, 0.1, training=True))
 
 
-def _under_autocast(self: switch.SwitchFeedForward, x_TD: Tensor) -> Tensor:
-    return (x_TD.to(self.w_router_DE.dtype) @ self.w_router_DE).float()
-
-
 def router_in_bf16(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    patch.setattr(switch.SwitchFeedForward, "router_logits", _under_autocast)
+    """Autocast stays on, which undoes the cast to float32."""
+    stays_on = {"autocast": lambda *_, **__: contextlib.nullcontext()}
+    patch.setattr(base, "torch", SimpleNamespace(**vars(torch) | stays_on))
 
 
 def jitter_in_place(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    patch.setattr("switch_lm.model.switch.jitter", lambda x_TD, epsilon: x_TD.mul_(1 + epsilon * torch.rand_like(x_TD)))
+    patch.setattr(base, "jitter", lambda x_TD, epsilon: x_TD.mul_(1 + epsilon * torch.rand_like(x_TD)))
 
 
 def copies(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -88,8 +91,8 @@ def copies(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
 
 
 def an_idle_expert(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    w_router_DE = model.switch_layers[1].w_router_DE.data
-    w_router_DE[:, 3] = w_router_DE[:, 1]  # among equal experts the first is selected
+    w_DE = model.router_parameters()[1].data
+    w_DE[:, 3] = w_DE[:, 1]  # among equal experts the first is selected
 
 
 def drops_in_evaluation(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -98,7 +101,15 @@ def drops_in_evaluation(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
 
 
 def select_the_worst(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    patch.setattr(routing, "select", lambda logits_TE, probs_TE, **_: probs_TE.argmin(dim=-1, keepdim=True))
+    def select(self: SwitchRouter, logits_TE: Tensor, probs_TE: Tensor) -> Tensor:
+        return (-probs_TE).topk(self.options.top_k, dim=-1).indices
+
+    patch.setattr(SwitchRouter, "select", select)
+
+
+def an_expert_twice(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    real = SwitchRouter.select
+    patch.setattr(SwitchRouter, "select", lambda self, *scores: real(self, *scores)[:, :1].expand(-1, 2).contiguous())
 
 
 def a_drop_order_not_followed(order: str, instead: str) -> Break:
@@ -117,7 +128,7 @@ def rerouting_that_does_nothing(patch: pytest.MonkeyPatch, model: SwitchLM) -> N
 
 
 def a_router_that_is_not_trained(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    patch.setattr(switch._NarrowProduct, "backward", lambda ctx, g: (g @ ctx.saved_tensors[1].T, torch.randn(16, 4)))
+    patch.setattr(base._NarrowProduct, "backward", lambda ctx, g: (g @ ctx.saved_tensors[1].T, torch.randn(16, 4)))
 
 
 def experts_that_are_not_trained(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -126,20 +137,20 @@ def experts_that_are_not_trained(patch: pytest.MonkeyPatch, model: SwitchLM) -> 
 
 
 def bf16_with_a_gradient(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    real = switch._NarrowProduct.forward
+    real = base._NarrowProduct.forward
 
     def rounded(ctx: Any, x_TD: Tensor, w_DE: Tensor) -> Tensor:
         return real(ctx, x_TD, w_DE).bfloat16().float()
 
-    patch.setattr(switch._NarrowProduct, "forward", rounded)
+    patch.setattr(base._NarrowProduct, "forward", rounded)
 
 
 def a_dead_balance_loss(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    patch.setattr(routing.Routing, "mean_prob_E", property(lambda self: self.probs_TE.detach().mean(dim=0)))
+    patch.setattr(Routing, "mean_prob_E", property(lambda self: self.probs_TE.detach().mean(dim=0)))
 
 
 def balance_of_kept_choices_only(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    patch.setattr(routing.Routing, "mean_prob_E", property(lambda self: self.probs_TE[self.kept_TK[:, 0]].mean(dim=0)))
+    patch.setattr(Routing, "mean_prob_E", property(lambda self: self.probs_TE[self.kept_TK[:, 0]].mean(dim=0)))
 
 
 def always_the_first_expert_when_generating(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -148,8 +159,10 @@ def always_the_first_expert_when_generating(patch: pytest.MonkeyPatch, model: Sw
 
 
 def gates_of_one_in_evaluation(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    real = routing.gates
-    patch.setattr(routing, "gates", lambda p_TK, rule: real(p_TK, rule) if torch.is_grad_enabled() else 0 * p_TK + 1)
+    real = SwitchRouter.gates
+    patch.setattr(
+        SwitchRouter, "gates", lambda self, p_TK: real(self, p_TK) if torch.is_grad_enabled() else 0 * p_TK + 1
+    )
 
 
 def sees_all_in_training(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -168,8 +181,13 @@ def another_capacity_than_configured(patch: pytest.MonkeyPatch, model: SwitchLM)
 
 
 def a_rows_capacity_is_the_batchs(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    for layer in model.switch_layers:
-        layer.rule = replace(layer.rule, capacity_group="batch")
+    real = base.Router.forward
+
+    def forward(self: base.Router, x_TD: Tensor, *, capacity: int | None, num_groups: int, **others: Any) -> Routing:
+        capacity = None if capacity is None else capacity * num_groups
+        return real(self, x_TD, capacity=capacity, num_groups=1, **others)
+
+    patch.setattr(base.Router, "forward", forward)
 
 
 def a_nan(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
@@ -197,7 +215,7 @@ FAULTS: dict[Break, tuple[set[str], dict[str, Any]]] = {  # what must fail, and 
     dropout_always: ({"no randomness, evaluation"}, {}),
     router_in_bf16: ({"float32 router"}, {}),
     bf16_with_a_gradient: ({"float32 router", "layer's gradients"}, {}),
-    jitter_in_place: ({"layer's output"}, {"router_jitter": 0.1}),
+    jitter_in_place: ({"layer's output"}, {"jitter": 0.1}),
     copies: ({"experts differ"}, {}),
     an_idle_expert: ({"every expert used"}, {}),
     drops_in_evaluation: ({"other rows, evaluation", "batch size, evaluation", "loss gap, evaluation", "capacity"}, {}),
@@ -216,6 +234,7 @@ FAULTS: dict[Break, tuple[set[str], dict[str, Any]]] = {  # what must fail, and 
     a_rows_capacity_is_the_batchs: ({"other rows, training"}, {"capacity_group": "sequence"}),
     a_nan: (EVERY_FUTURE | {"batch size, evaluation", "cache", "loss gap, training"}, {}),
     training_scores_better: ({"loss gap, training"}, {}),
+    an_expert_twice: ({"promise", "selection"}, {"top_k": 2}),
 }
 
 

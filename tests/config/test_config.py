@@ -28,7 +28,7 @@ def composed(*overrides: str) -> Config:
 
 
 def test_every_shipped_choice_is_a_valid_configuration() -> None:
-    for group in ("router", "balance", "model", "optim", "experiment", "variant"):
+    for group in ("router", "balance", "model", "optim", "logger", "experiment", "variant"):
         for path in (CONFIGS / group).glob("*.yaml"):
             if path.stem != "base":
                 assert composed(f"{group}={path.stem}").trainer.max_steps > 0
@@ -76,7 +76,7 @@ FILES = {
     "data": "data/tiny_shakespeare",
     "optim": "optim/base optim/adamw optim/muon",
     "trainer": "trainer/default",
-    "logger": "logger/tensorboard",
+    "logger": "logger/base",
     "health": "health/default",
 }
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from switch_lm.storage import checkpoint
+from switch_lm.storage import checkpoint, metrics
 
 SMALL = [
     "model.num_layers=2",
@@ -124,9 +123,8 @@ def state(run: Path) -> list[Any]:
 
 
 def scalars(run: Path, tag: str) -> list[tuple[int, float]]:
-    """Steps and values of a tag as TensorBoard shows them."""
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    return [(event.step, event.value) for event in events.Scalars(tag)]
+    """Steps and values of a tag in the order in which they were logged."""
+    return [(row["step"], row[tag]) for row in metrics.read(run) if tag in row]
 
 
 def sha256(run: Path) -> str:

@@ -92,6 +92,14 @@ BAD = [
     ("data.num_workers=2", "data.num_workers: no such key any more; batches need no workers: leave it out"),
     ("+data.num_workers=2", "data.num_workers: no such key any more; batches need no workers: leave it out"),
     ("hydra.launcher.setup=[a]", "To append to your config use +hydra.launcher.setup"),  # of this launcher
+    ("logger=[csv,nope]", "logger=nope: no such choice; name one of the files of logger"),
+    ("logger=nope", "logger=nope: no such choice; choose one of csv, tensorboard, wandb"),
+    ("logger=base", "logger=base: base holds what the choices of logger share; name another file: logger=NAME"),
+    ("logger=[csv,base]", "base holds what the choices of logger share"),
+    ("logger.boards={csv:{}}", "logger.boards: choose the boards with logger=NAME or logger=[A,B]"),
+    ("logger.boards.nope.x=1", "logger.boards.nope: no such board; choose among"),
+    ("logger.boards.wandb.projct=x", "no such key; did you mean logger.boards.wandb.project?"),
+    ("logger.boards.wandb.project=x", "the board wandb is not chosen; add logger=wandb, or name it in logger=[...]"),
     ("+alpha=0.1", "+alpha=0.1: the key exists already; write alpha=0.1"),
 ]
 
@@ -139,7 +147,10 @@ REFUSED_TOGETHER = [
     ("balance=sign router.selection=sample", "the bias of balance=sign moves the largest score"),
     ("router=switch router.queue_order=choice", "router.queue_order: router=switch has no such key; router=topk has"),
     ("optim=adamw optim.momentum=0.9", "optim.momentum: optim=adamw has no such key; optim=muon has"),
-    ("experiment=small optim=adamw optim.matrix_lr=0.1", "optim.matrix_lr: optim=adamw has no such key; optim=muon has"),
+    (
+        "experiment=small optim=adamw optim.matrix_lr=0.1",
+        "optim.matrix_lr: optim=adamw has no such key; optim=muon has",
+    ),
     ("experiment=annotated optim.momentum=0.9", "optim.momentum: the chosen optim has no such key; choose optim=muon"),
     ("variant=top2_2.0 router=switch", "router.top_k=2: router=switch sends a token to one expert"),
     ("-m router=switch,topk router.queue_order=choice", "router.queue_order: router=switch has no such key"),

@@ -109,7 +109,7 @@ def test_killed_at_a_chosen_moment_it_goes_on_to_the_same_bits(
     arguments, checkpoints = ("trainer.max_steps=70", *EVERYTHING, "name=killed"), run_of(tmp_path) / "checkpoints"
     started = Started(tmp_path, *arguments, before=before)
     if moment == "before a checkpoint":
-        started.wait_for_file(run_of(tmp_path), "events*")
+        started.wait_for_file(run_of(tmp_path), "metrics.jsonl")
     elif moment == "on a checkpoint":
         started.wait_for_file(checkpoints, "last.ckpt")
         started.wait_for_file(checkpoints, ".last.ckpt.*")

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from switch_lm.config.schema import Config
 from switch_lm.model.losses import language_loss, summed
-from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.optim.options import AdamWOptions
+from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.routers.options import SwitchOptions
 from switch_lm.storage import checkpoint
 from switch_lm.storage.run_folder import TrainingError
@@ -78,7 +78,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_step_rate_and_last_goo
 @pytest.mark.parametrize("rate", [1e10, 1e37])
 def test_learning_rates_that_are_far_too_high_end_the_run_and_save_nothing_bad(config: Config, rate: float) -> None:
     config.optim.name, config.optim.lr, config.trainer.checkpoint_every = "adamw", rate, 1
-    assert re.search(r" at step \d+ \(learning rates .*\), first in ", message_of(config))
+    of_adamw = r" at step \d+ \(learning rates .*\), first in .*; lower optim\.lr, or lengthen optim\.warmup_steps"
+    assert re.search(of_adamw, message_of(config))
     require_good_checkpoints(config, 12)
 
 

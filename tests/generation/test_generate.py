@@ -94,7 +94,7 @@ def test_the_global_random_state_is_neither_read_nor_changed() -> None:
 
 
 def test_a_model_in_training_writes_as_in_eval_and_is_in_training_at_each_character() -> None:
-    model = tiny_model(dropout=0.5, router_jitter=0.5)
+    model = tiny_model(dropout=0.5, jitter=0.5)
     expected = written(model)
     text = ""
     for character in generate(model.train(), VOCABULARY, "To be", length=40):

@@ -40,8 +40,8 @@ def run_with_history(make_run: MakeRun, name: str = "tiny", **changes: Any) -> P
     model = tiny_model(len(Vocabulary.of(LONG)), **changes)
     folder = make_run(name, model=model, text=LONG)
     early = checkpoint_of(model, LONG, "fp32") | {"global_step": 5}
-    for layer in model.switch_layers:
-        layer.w_router_DE.data = layer.w_router_DE.data.flip(1)
+    for w_DE in model.router_parameters():
+        w_DE.data = w_DE.data.flip(1)
     late = checkpoint_of(model, LONG, "fp32") | {"global_step": 9}
     checkpoint.write(early, folder / "checkpoints" / "step_000005.ckpt")
     checkpoint.write(late, folder / "checkpoints" / "best.ckpt")

@@ -28,8 +28,8 @@ def drops_of(model: SwitchLM, **options: Any) -> Drops:
 
 def all_to_one(model: SwitchLM) -> SwitchLM:
     """Every token of every layer goes to expert 0: among equal experts the first is selected."""
-    for layer in model.switch_layers:
-        layer.w_router_DE.data.zero_()
+    for w_DE in model.router_parameters():
+        w_DE.data.zero_()
     return model
 
 
@@ -86,7 +86,7 @@ def test_with_a_single_layer_the_cost_is_the_difference_of_two_passes() -> None:
     "changes",
     [{}, {"top_k": 2}, {"overflow": "passthrough"}, {"overflow": "reroute"}, {"drop_order": "random"},
      {"capacity_group": "sequence"}, {"position": "learned"}, {"shared_expert": True},
-     {"dropout": 0.5, "router_jitter": 0.5, "expert_dropout": 0.5, "random_drop_rate": 0.5, "selection": "sample"}],
+     {"dropout": 0.5, "jitter": 0.5, "expert_dropout": 0.5, "random_drop_rate": 0.5, "selection": "sample"}],
     ids=str,
 )  # fmt: skip
 def test_what_earlier_tokens_lose_is_not_attributed_to_a_token_that_is_kept(changes: dict[str, Any]) -> None:

@@ -42,8 +42,9 @@ def one_useful_expert(chosen: int) -> SwitchLM:
         h_D = block.norm_ffn(letter_D)
         layer.experts.w_in_EDF[:] = F.normalize(h_D, dim=0)[None, :, None]
         layer.experts.w_out_EFD[:] = model.head.weight[3] * torch.tensor([1.0, 0.0, 0.0, -1.0])[:, None, None]
-        layer.w_router_DE.zero_()
-        layer.w_router_DE[:, chosen] = 0.05 * h_D
+        (w_DE,) = model.router_parameters()
+        w_DE.zero_()
+        w_DE[:, chosen] = 0.05 * h_D
     return model
 
 
@@ -199,8 +200,8 @@ def test_swapping_two_experts_is_swapping_their_columns_in_the_router(changes: d
     for number, layer in enumerate(result.layers):
         for (i, j), cost in layer.swapped.items():
             other = deepcopy(model)
-            w_router_DE = other.switch_layers[number].w_router_DE.data
-            w_router_DE[:, [i, j]] = w_router_DE[:, [j, i]].clone()
+            w_DE = other.router_parameters()[number].data
+            w_DE[:, [i, j]] = w_DE[:, [j, i]].clone()
             assert cost.mean == pytest.approx(loss(other) - loss(model), abs=1e-5)
     assert max(map(abs, costs(result))) > 1e-3
 
@@ -232,8 +233,8 @@ def test_an_expert_that_is_off_gives_its_tokens_nothing(expert: int) -> None:
 
 def test_an_expert_without_tokens_costs_nothing_to_switch_off() -> None:
     model = tiny_model(len(VOCABULARY))
-    w_router_DE = model.switch_layers[0].w_router_DE.data
-    w_router_DE[:, 2] = w_router_DE[:, 1]  # among equal experts the first is selected
+    w_DE = model.router_parameters()[0].data
+    w_DE[:, 2] = w_DE[:, 1]  # among equal experts the first is selected
     layer = ablation(model, PROBE).layers[0]
     assert layer.similarity.share_E[2] == 0.0 and layer.off[2].mean == 0.0
     assert any("without a token of the probe: expert 2" in text for text in layer.findings())

@@ -44,8 +44,8 @@ def write(folder: Path, name: str, model: SwitchLM, step: int) -> None:
 def trained(steps: int) -> SwitchLM:
     """Its first router changes at every step until the third."""
     model = tiny_model(len(VOCABULARY))
-    w_router_DE = model.switch_layers[0].w_router_DE.data
-    w_router_DE += 3 * torch.randn(w_router_DE.shape, generator=torch.Generator().manual_seed(min(steps, 3)))
+    w_DE = model.router_parameters()[0].data
+    w_DE += 3 * torch.randn(w_DE.shape, generator=torch.Generator().manual_seed(min(steps, 3)))
     return model
 
 

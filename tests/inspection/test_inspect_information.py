@@ -25,6 +25,7 @@ from switch_lm.inspection.atlas import (
 )
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.reading import Probe, Reading, read
+from switch_lm.routers.options import BalanceOptions
 from switch_lm.stats.information import Explained, entropy, explained, shifted_within
 from switch_lm.text.vocabulary import Vocabulary
 
@@ -184,8 +185,8 @@ def vowels_to_expert_0() -> SwitchLM:
     block.attention.out.weight.data.zero_()
     model.embedding.weight.data[:, 0] = -3.0
     model.embedding.weight.data[VOWELS, 0] = 3.0
-    w_router_DE = model.switch_layers[0].w_router_DE.data
-    w_router_DE[0] = torch.tensor([100.0, 0.0, 0.0, 0.0])
+    w_DE = model.router_parameters()[0].data
+    w_DE[0] = torch.tensor([100.0, 0.0, 0.0, 0.0])
     return model
 
 
@@ -240,7 +241,7 @@ def test_windows_do_not_depend_on_the_model_and_a_smaller_probe_is_of_the_same_s
 
 @pytest.mark.parametrize(
     "changes", [{}, {"top_k": 2, "renormalize_gates": True}, {"switch_every": 2}, {"overflow": "passthrough",
-    "eval_capacity_factor": 0.5}, {"selection_bias_rate": 0.1}], ids=str
+    "eval_capacity_factor": 0.5}, {"balance": BalanceOptions("sign", rate=0.1)}], ids=str
 )  # fmt: skip
 def test_a_reading_says_what_the_dropless_model_does(changes: dict[str, Any]) -> None:
     model = tiny_model(len(VOCABULARY), **changes)

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from switch_lm.config.schema import Config, DataConfig, TrainerConfig
 from switch_lm.measure.ledger import LEFT_OUT, LayerWork, ledger, optimizer_flops, run_ledger
 from switch_lm.model.config import ModelConfig
-from switch_lm.optim.groups import build_optimizer
+from switch_lm.optim.base import build_optimizer
 from switch_lm.routers.options import SwitchOptions
 from switch_lm.training.hardware import detect
 from switch_lm.training.summary import print_plan
@@ -32,7 +32,9 @@ def _seed() -> None:
 
 def test_the_kinds_of_one_layer_are_its_products() -> None:
     model = ModelConfig(num_layers=1, d_model=8, d_ff=32, context_length=10, num_experts=4, shared_expert=True)
-    (layer,) = ledger(model, SwitchOptions(), vocab_size=5, batch_size=2).layers  # 20 tokens, so that 4 experts have 7 slots each
+    (layer,) = ledger(
+        model, SwitchOptions(), vocab_size=5, batch_size=2
+    ).layers  # 20 tokens, so that 4 experts have 7 slots each
     ffn = 2 * (8 * 32 + 32 * 8)
     assert layer.attention == 2 * (8 * 24 + 8 * 8) + 2 * (10 * 8 + 10 * 8)
     assert (layer.feed_forward, layer.router, layer.useful, layer.dropped) == (ffn, 2 * 8 * 4, ffn, 0)
@@ -126,9 +128,7 @@ def test_more_experts_cost_their_router_columns_and_their_empty_slots_alone() ->
 
 
 def test_a_run_is_its_steps_of_accumulated_micro_batches_and_their_updates() -> None:
-    config = Config(
-        **parts_of(), data=DataConfig(batch_size=ROWS), trainer=TrainerConfig(max_steps=2, accumulate=3)
-    )
+    config = Config(**parts_of(), data=DataConfig(batch_size=ROWS), trainer=TrainerConfig(max_steps=2, accumulate=3))
     module = module_of(config)
     optimizer = build_optimizer(module.model, config.optim, precision="fp32")
     counted = {"training": 0, "optimizer": 0}

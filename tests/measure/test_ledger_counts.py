@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from switch_lm.config.schema import Config
-from switch_lm.measure.ledger import LEFT_OUT, optimizer_flops
+from switch_lm.measure.ledger import LEFT_OUT, optimizer_flops, run_ledger
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.switch import SwitchFeedForward
-from switch_lm.optim.groups import build_optimizer
-from switch_lm.optim.options import AdamWOptions, MuonOptions
+from switch_lm.optim.base import build_optimizer
+from switch_lm.optim.options import AdamWOptions, MuonOptions, OptimOptions, Shape
 from switch_lm.routers.options import BalanceOptions
 
 PRESETS = [
@@ -159,8 +160,8 @@ def optimizer_step(config: Config) -> float:
     optimizer = build_optimizer(module.model, config.optim, precision="fp32")
     for parameter in module.parameters():
         parameter.grad = torch.randn_like(parameter)
-    moves = isinstance(config.optim, MuonOptions)
-    steps = config.optim.steps_between_moves(config.model.num_experts) if moves else 1
+    optim = config.optim
+    steps = optim.steps_between_moves(config.model.num_experts) if isinstance(optim, MuonOptions) else 1
     with FlopCounterMode(display=False) as counter:
         for _ in range(steps):
             optimizer.step()
@@ -174,6 +175,20 @@ def test_one_matrix_costs_muon_four_products_with_it_and_fourteen_of_its_shorter
         number * (4 * min(a, b) ** 2 * max(a, b) + 14 * min(a, b) ** 3) for (a, b), number in of_sides.items()
     )
     assert optimizer_flops(model, MuonOptions()) == 2 * products
+
+
+@pytest.mark.parametrize("options", [{}, {"shared_expert": True}, {"switch_every": 2, "num_layers": 3}], ids=str)
+def test_an_optimizer_is_asked_for_its_cost_with_the_shapes_of_the_hidden_matrices(options: dict[str, Any]) -> None:
+    asked: list[Shape] = []
+
+    class Asked(OptimOptions):
+        def flops_per_step(self, shapes: Iterable[Shape]) -> float:
+            asked.extend(shapes)
+            return 7.0
+
+    config = Config(**parts_of(**options), optim=Asked())
+    assert run_ledger(config, vocab_size=5).optimizer_per_step == 7.0
+    assert asked == [tuple(matrix.shape) for matrix in module_of(config).model.hidden_matrices()]
 
 
 # Nothing is left out of the count

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import logged, tiny_model
 from small_models import short_run
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from switch_lm.config.rules import ConfigError
 from switch_lm.model.upcycle import upcycle
@@ -66,8 +65,7 @@ def test_a_run_that_starts_from_a_dense_one_starts_at_its_validation_loss(tmp_pa
     dense = train(replace(config, name="dense", model=replace(config.model, switch_every=0)))
     dropless = replace(config.model, capacity_factor=None)
     train(replace(config, name="up", init_from="dense", model=dropless, router=SAME))
-    events = EventAccumulator(str(tmp_path / "outputs" / "runs" / "up"), size_guidance={"scalars": 0}).Reload()
-    losses = {event.step: event.value for event in events.Scalars("val/loss")}
+    losses = logged(tmp_path / "outputs" / "runs" / "up")["val/loss"]
     assert list(losses) == [0, 1, 2]
     assert losses[0] == pytest.approx(dense["best_val_loss"], abs=1e-5)
     assert losses[2] != pytest.approx(losses[0], abs=1e-5)

@@ -7,20 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tiny_model
 from torch import Tensor, nn
 
-from switch_lm.config.schema import OptimConfig
-from switch_lm.model.config import ModelConfig
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.optim.groups import JointOptimizer, build_optimizer
+from switch_lm.optim.base import build_optimizer
+from switch_lm.optim.joint import JointOptimizer
 from switch_lm.optim.muon import BatchedMuon, StackedMuon, orthogonalize
+from switch_lm.optim.options import AdamWOptions, MuonOptions
 from switch_lm.optim.schedule import learning_rate_factor
 
 
 def model() -> SwitchLM:
-    torch.manual_seed(0)
-    config = ModelConfig(num_layers=2, d_model=16, d_ff=24, num_heads=2, num_experts=3, switch_every=2)
-    return SwitchLM(config, vocab_size=7)
+    return tiny_model(7, num_experts=3, switch_every=2).train()
 
 
 def step(module: SwitchLM, optimizer: JointOptimizer) -> None:
@@ -32,7 +31,7 @@ def step(module: SwitchLM, optimizer: JointOptimizer) -> None:
 
 def test_muon_updates_the_hidden_matrices_and_adamw_the_rest() -> None:
     module = model()
-    optimizer = build_optimizer(module, OptimConfig(name="muon"), precision="fp32")
+    optimizer = build_optimizer(module, MuonOptions(), precision="fp32")
     names = {id(p): name for name, p in module.named_parameters()}
     adamw, muon, stacked = [
         {names[id(p)] for group in part.param_groups for p in group["params"]} for part in optimizer.optimizers
@@ -40,12 +39,12 @@ def test_muon_updates_the_hidden_matrices_and_adamw_the_rest() -> None:
     assert stacked == {"blocks.1.ffn.experts.w_in_EDF", "blocks.1.ffn.experts.w_out_EFD"}
     attention = {f"blocks.{i}.attention.{part}.weight" for i in (0, 1) for part in ("qkv", "out")}
     assert muon == attention | {"blocks.0.ffn.w_in.weight", "blocks.0.ffn.w_out.weight"}
-    assert {"embedding.weight", "head.weight", "blocks.1.ffn.w_router_DE", "norm.weight"} < adamw
+    assert {"embedding.weight", "head.weight", "blocks.1.ffn.router.w_DE", "norm.weight"} < adamw
     assert adamw | muon | stacked == set(names.values())
 
 
 def test_norms_do_not_decay() -> None:
-    optimizer = build_optimizer(model(), OptimConfig(), precision="fp32")
+    optimizer = build_optimizer(model(), MuonOptions(), precision="fp32")
     assert all(p.dim() >= 2 for group in optimizer.param_groups if group["weight_decay"] > 0 for p in group["params"])
 
 
@@ -145,15 +144,15 @@ def test_momentum_includes_the_gradients_of_steps_without_an_update() -> None:
 
 def test_a_joint_optimizer_continues_from_its_state_as_if_never_stopped() -> None:
     whole, first = model(), model()
-    optimizer = build_optimizer(whole, OptimConfig(), precision="fp32")
+    optimizer = build_optimizer(whole, MuonOptions(), precision="fp32")
     for _ in range(4):
         step(whole, optimizer)
-    before = build_optimizer(first, OptimConfig(), precision="fp32")
+    before = build_optimizer(first, MuonOptions(), precision="fp32")
     for _ in range(2):
         step(first, before)
     second = model()
     second.load_state_dict(first.state_dict())
-    after = build_optimizer(second, OptimConfig(), precision="fp32")
+    after = build_optimizer(second, MuonOptions(), precision="fp32")
     after.load_state_dict(before.state_dict())
     for _ in range(2):
         step(second, after)
@@ -161,14 +160,14 @@ def test_a_joint_optimizer_continues_from_its_state_as_if_never_stopped() -> Non
 
 
 def test_a_schedule_reaches_every_optimizer_even_after_a_restart() -> None:
-    optimizer = build_optimizer(model(), OptimConfig(), precision="fp32")
+    optimizer = build_optimizer(model(), MuonOptions(), precision="fp32")
     optimizer.load_state_dict(optimizer.state_dict())
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.5)
     assert [part.param_groups[0]["lr"] for part in optimizer.optimizers] == [1.5e-3, 0.01, 0.01]
 
 
 def factors(max_steps: int, d_model: int = 8, **options: Any) -> list[float]:
-    optim = OptimConfig(**options)
+    optim = AdamWOptions(**options)
     return [learning_rate_factor(step, optim, max_steps=max_steps, d_model=d_model) for step in range(max_steps)]
 
 
@@ -191,8 +190,7 @@ def test_noam_is_that_of_the_transformer_paper() -> None:
 
 @pytest.mark.parametrize(("num_experts", "every"), [(8, 2), (31, 2), (32, 4), (128, 4)])
 def test_many_experts_are_updated_every_fourth_step(num_experts: int, every: int) -> None:
-    assert OptimConfig().steps_between_moves(num_experts) == every
-    assert OptimConfig(expert_update_every=3).steps_between_moves(num_experts) == 3
-    config = ModelConfig(num_layers=1, d_model=8, d_ff=8, num_heads=1, num_experts=num_experts)
-    stacked = build_optimizer(SwitchLM(config, vocab_size=7), OptimConfig(), precision="fp32").optimizers[-1]
+    assert MuonOptions().steps_between_moves(num_experts) == every
+    assert MuonOptions(expert_update_every=3).steps_between_moves(num_experts) == 3
+    stacked = build_optimizer(tiny_model(7, num_experts=num_experts), MuonOptions(), precision="fp32").optimizers[-1]
     assert [group["every"] for group in stacked.param_groups] == [every]

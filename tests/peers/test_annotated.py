@@ -15,8 +15,8 @@ import torch
 from small_models import router_of
 from torch import Tensor, nn
 
-from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.routers.options import TopKOptions
 from switch_lm.routers.routing import Routing
 

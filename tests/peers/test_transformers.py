@@ -16,9 +16,9 @@ from worked import route
 
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.losses import summed
-from switch_lm.routers.losses import load_balancing_loss, router_z_loss
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM
+from switch_lm.routers.losses import load_balancing_loss, router_z_loss
 from switch_lm.routers.options import TopKOptions
 
 NUM_EXPERTS, D_MODEL, D_FF = 4, 6, 10

@@ -81,7 +81,12 @@ def test_a_dense_model_is_the_same_whatever_its_routing_keys_are() -> None:
 
 @pytest.mark.parametrize(
     ("layers", "same"),
-    [([], {"switch_every": 0}), ([1, 3], {"switch_every": 2}), ([0, 1, 2, 3], {"switch_every": 1}), ([2], {"switch_every": 3})],
+    [
+        ([], {"switch_every": 0}),
+        ([1, 3], {"switch_every": 2}),
+        ([0, 1, 2, 3], {"switch_every": 1}),
+        ([2], {"switch_every": 3}),
+    ],
 )
 @pytest.mark.parametrize("every", [0, 1])
 def test_the_same_layers_are_one_variant_however_they_are_stated(

@@ -13,8 +13,8 @@ from worked import FIVE_TOKENS, factors, logits_of, route, routed, worked
 
 from switch_lm.config.schema import Config
 from switch_lm.model.config import ModelConfig
-from switch_lm.routers.losses import importance_loss, load_balancing_loss, router_z_loss
 from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.routers.losses import importance_loss, load_balancing_loss, router_z_loss
 from switch_lm.routers.noise import jitter
 from switch_lm.routers.options import BalanceOptions, RouterOptions, TopKOptions
 from switch_lm.text.vocabulary import Vocabulary

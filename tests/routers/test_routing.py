@@ -14,8 +14,8 @@ from worked import route, routed
 from switch_lm.measure.metrics import router_entropy
 from switch_lm.model.losses import summed
 from switch_lm.routers.losses import load_balancing_loss
-from switch_lm.routers.queueing import queue_slots
 from switch_lm.routers.options import expert_capacity
+from switch_lm.routers.queueing import queue_slots
 
 
 @pytest.mark.parametrize(

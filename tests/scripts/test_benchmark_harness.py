@@ -210,7 +210,7 @@ def test_switch_is_compared_with_its_control_seed_by_seed(higher: float, met: bo
 
 
 def test_a_loss_is_reached_when_the_checkpoint_that_holds_it_is_saved() -> None:
-    validations = [loss.Validation(10.0, 50, 1.9), loss.Validation(20.0, 100, 1.55), loss.Validation(30.0, 150, 1.58)]
-    outcome = loss.outcome(validations, saved=[11.0, 22.0], started=5.0, seconds=40.0)
+    validations, saved = {50: 1.9, 100: 1.55, 150: 1.58}, [loss.Saved(11.0, 1.9), loss.Saved(22.0, 1.55)]
+    outcome = loss.outcome(validations, saved, started=5.0, seconds=40.0)
     assert outcome.reached == {1.88: 17.0, 1.60: 17.0}
     assert (outcome.best, outcome.last, outcome.steps) == (1.55, 1.58, 150)

@@ -11,7 +11,8 @@ import pytest
 from browser import browser, complaints, resize  # noqa: F401  browser is a fixture
 from dashboard_server import DENSE, FINDINGS, RUN, Server, server  # noqa: F401  server is a fixture
 
-from switch_lm.training.callbacks.dashboard import NO_METRICS, chart_layout
+from switch_lm.training.boards.tensorboard import chart_layout
+from switch_lm.training.callbacks.dashboard import NO_METRICS
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,9 @@ from typing import Any
 import pytest
 import torch
 from compare import same
-from conftest import folder_of
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from conftest import folder_of, logged
+from lightning.pytorch.callbacks import Callback
 from small_models import NOISE, short_run
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from switch_lm.config.schema import Config, HealthConfig
 from switch_lm.storage import checkpoint
@@ -23,16 +24,14 @@ from switch_lm.training.prepare import Training
 from switch_lm.training.start import train
 
 
-def end_of(config: Config) -> dict[str, object]:
+def end_of(config: Config) -> dict[str, Any]:
     train(config)
     return checkpoint.read(folder_of(config) / "checkpoints" / "last.ckpt")
 
 
-def points_of(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """Steps and values of all scalars but the measured times and the row of hyperparameters."""
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(("perf/", "hp/"))]
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+def points_of(run: Path) -> dict[str, dict[int, float]]:
+    """Everything that was logged but the measured times and the row of hyperparameters."""
+    return {tag: points for tag, points in logged(run).items() if not tag.startswith(("perf/", "hp/"))}
 
 
 def test_validating_sampling_and_scoring_windows_after_every_step_gives_the_run_that_does_neither(
@@ -58,24 +57,29 @@ def test_the_noise_of_a_step_is_its_own_whatever_numbers_were_drawn_before(tmp_p
     assert not same(first["state_dict"], other["state_dict"])  # the noise was on
 
 
-def test_callbacks_in_reverse_order_give_the_same_run_and_the_same_points(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("shuffle", [list.reverse, random.Random(1).shuffle, random.Random(2).shuffle])
+def test_callbacks_in_any_order_give_the_same_run_and_the_same_points(
+    shuffle: Callable[[list[Any]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(short_run(tmp_path), health=HealthConfig(every=1))
     config = replace(config, model=replace(config.model, **NOISE), logger=replace(config.logger, sample_length=7))
-    reversed_ = replace(config, name="reversed")
+    config.trainer.accumulate, config.trainer.keep_best = 2, 2
     first, callbacks_of = end_of(config), run.callbacks_of
 
-    def reverse(training: Training) -> list[Callback]:
+    def shuffled(training: Training) -> list[Callback]:
         callbacks = callbacks_of(training)
-        saving = [callback for callback in callbacks if isinstance(callback, Checkpoint)]  # in order, after the others
-        return [callback for callback in callbacks[::-1] if callback not in saving] + saving
+        shuffle(callbacks)
+        return callbacks
 
-    monkeypatch.setattr(run, "callbacks_of", reverse)
-    second = end_of(reversed_)
+    monkeypatch.setattr(run, "callbacks_of", shuffled)
+    other = replace(config, name="shuffled")
+    second = end_of(other)
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "drops", "validation"):
         assert same(first[key], second[key]), key
-    assert points_of(folder_of(config)) == points_of(folder_of(reversed_))
+    assert points_of(folder_of(config)) == points_of(folder_of(other))
+    assert first["callbacks"].keys() == second["callbacks"].keys()
+    ranked = [state["callbacks"]["Best(best)"]["best_model_score"] for state in (first, second)]
+    assert ranked[0] == ranked[1] == pytest.approx(min(points_of(folder_of(config))["val/loss"].values()), abs=1e-6)
 
 
 class Slow(Callback):

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from compare import same
-from conftest import TEXT, folder_of, tiny_model
+from conftest import TEXT, folder_of, logged, tiny_model
+from kept_board import kept
 from small_models import NOISE
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from switch_lm.config.schema import Config
 from switch_lm.pages.expert_maps import atlas, order, visible
@@ -32,10 +32,9 @@ VOCABULARY = Vocabulary.of(TEXT)
 TAGS = [LOAD_TAG, ATLAS_TAG.format(0), ATLAS_TAG.format(1)]
 
 
-def pictures(run: Path) -> dict[str, list[tuple[int, bytes]]]:
-    """Steps and PNG files by tag."""
-    events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
-    return {tag: [(e.step, e.encoded_image_string) for e in events.Images(tag)] for tag in events.Tags()["images"]}
+def pictures(run: Path) -> dict[str, dict[int, bytes]]:
+    """By tag and step."""
+    return {tag: by_step for tag, by_step in kept(run).items() if tag.startswith("routing/")}
 
 
 def history(**changes: int) -> LoadHistory:
@@ -146,15 +145,15 @@ def test_the_load_over_time_equals_the_scalars_and_is_written_after_each_validat
     train(config)
     drawn = pictures(folder_of(config))
     assert sorted(drawn) == TAGS
-    assert all([step for step, _ in shown] == [5, 10, 12] for shown in drawn.values())
-    assert len({picture for _, picture in drawn[LOAD_TAG]}) == 3  # it grows
+    assert all(list(shown) == [5, 10, 12] for shown in drawn.values())
+    assert len(set(drawn[LOAD_TAG].values())) == 3  # it grows
     state = checkpoint.read(folder_of(config) / "checkpoints" / "last.ckpt")["callbacks"]["RoutingPictures"]
-    events = EventAccumulator(str(folder_of(config)), size_guidance={"scalars": 0}).Reload()
+    points = logged(folder_of(config))
     for layer in range(2):
         for e in range(4):
-            points = events.Scalars(f"moe/layer_{layer:02d}/load/expert_{e:02d}")
-            assert state["load_CLE"][:, layer, e].tolist() == [point.value for point in points]
-    assert state["seconds"] == pytest.approx(events.Scalars("perf/routing_pictures_seconds")[-1].value, rel=1e-6)
+            loads = points[f"moe/layer_{layer:02d}/load/expert_{e:02d}"]
+            assert state["load_CLE"][:, layer, e].tolist() == list(loads.values())
+    assert state["seconds"] == points["perf/routing_pictures_seconds"][12]
 
 
 def test_a_resumed_run_shows_the_pictures_of_one_that_was_never_stopped(

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from compare import same
-from conftest import TEXT, folder_of, tiny_model
+from conftest import TEXT, folder_of, logged, tiny_model
+from kept_board import kept
 from small_models import NOISE
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 import switch_lm
@@ -21,8 +21,8 @@ from switch_lm.measure.alarm import RouterAlarm
 from switch_lm.measure.router_health import RouterHealth, router_health
 from switch_lm.measure.scoring import character_by_character, whole
 from switch_lm.model.losses import language_loss, summed
-from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.routers import routing
+from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.storage import checkpoint
 from switch_lm.storage.run_folder import TrainingError
 from switch_lm.text.vocabulary import Vocabulary
@@ -32,10 +32,6 @@ from switch_lm.training.module import SwitchModule
 from switch_lm.training.start import train
 
 V = len(Vocabulary.of(TEXT))
-
-
-def events(config: Config) -> EventAccumulator:
-    return EventAccumulator(str(folder_of(config)), size_guidance={"scalars": 0}).Reload()
 
 
 # --- Windows
@@ -61,7 +57,7 @@ def test_character_by_character_scores_as_one_dropless_pass(changes: dict[str, A
 def test_the_windows_have_three_losses_after_the_last_validation(config: Config) -> None:
     config.model.capacity_factor = 0.5
     result = train(config)
-    logged = events(config)
+    points = logged(folder_of(config))
     model, vocabulary = switch_lm.load(folder_of(config) / "checkpoints" / "last.ckpt")
     ids = split(vocabulary.encode(Path(str(config.data.path)).read_text()))[1]
     text = fixed_windows(ids, context_length=16, num_windows=8)
@@ -72,8 +68,8 @@ def test_the_windows_have_three_losses_after_the_last_validation(config: Config)
     }
     last = {}
     for tag, nll in expected.items():
-        assert [event.step for event in logged.Scalars(tag)] == [12]
-        last[tag] = logged.Scalars(tag)[-1].value
+        assert list(points[tag]) == [12]
+        last[tag] = points[tag][12]
         assert last[tag] == pytest.approx(nll.mean().item(), abs=1e-5)
     assert abs(last["val/window_loss_generation"] - last["val/window_loss"]) < 1e-4
     assert abs(last["val/window_loss_train_capacity"] - last["val/window_loss"]) > 1e-3  # half of the choices dropped
@@ -103,7 +99,7 @@ def test_the_windows_are_scored_every_300_steps_and_at_the_last_step(
 def test_a_dense_model_has_window_losses_and_no_router_health(config: Config) -> None:
     config.model.switch_every = 0
     result = train(config)
-    tags = events(config).Tags()["scalars"]
+    tags = logged(folder_of(config))
     assert "val/window_loss_generation" in tags and not [tag for tag in tags if tag.startswith("health/")]
     assert (result["router_alarms"], result["router_health_seconds"]) == ([], 0.0)
 
@@ -153,10 +149,10 @@ def test_measuring_the_routers_does_not_change_training(config: Config) -> None:
     states = [checkpoint.read(folder_of(c) / "checkpoints" / "last.ckpt") for c in (watched, unwatched)]
     for key in ("state_dict", "optimizer_states"):
         assert same(states[0][key], states[1][key]), key
-    tags = events(watched).Tags()["scalars"]
-    assert {f"health/layer_{i:02d}/{name}" for i in (0, 1) for name in ("language_gradient", "idle_share")} <= set(tags)
-    assert [e.step for e in events(watched).Scalars("health/layer_01/entropy")] == list(range(1, 13))
-    assert not [tag for tag in events(unwatched).Tags()["scalars"] if tag.startswith("health/")]
+    points = logged(folder_of(watched))
+    names = {f"health/layer_{i:02d}/{name}" for i in (0, 1) for name in ("language_gradient", "idle_share")}
+    assert names <= points.keys() and list(points["health/layer_01/entropy"]) == list(range(1, 13))
+    assert not [tag for tag in logged(folder_of(unwatched)) if tag.startswith("health/")]
 
 
 # --- Alarms
@@ -179,7 +175,7 @@ def watched_closely(config: Config, **changes: Any) -> Config:
 def test_a_healthy_run_raises_no_alarm(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     result = train(watched_closely(config))
     assert result["router_alarms"] == [] and "warning" not in capsys.readouterr().err
-    assert "router alarm/text_summary" not in events(config).Tags()["tensors"]
+    assert "router alarm" not in kept(folder_of(config))
 
 
 def test_a_dead_router_is_reported_once_with_the_fix(
@@ -190,8 +186,7 @@ def test_a_dead_router_is_reported_once_with_the_fix(
     (message,) = result["router_alarms"]
     assert "step 6: the router of layers 00, 01 is dead" in message and "model.gate_scale=probability" in message
     assert capsys.readouterr().err == f"warning: {message}\n"
-    (event,) = events(config).Tensors("router alarm/text_summary")
-    assert event.step == 6 and event.tensor_proto.string_val[0].decode() == message
+    assert kept(folder_of(config))["router alarm"] == {6: message}
     assert result["steps"] == 12 and json.loads((folder_of(config) / "result.json").read_text()) == result
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import folder_of
+from conftest import folder_of, logged
+from kept_board import kept
 from small_models import short_run
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from switch_lm.measure.metrics import RoutingSums, layer_scalars
 from switch_lm.routers.routing import Routing, route
 from switch_lm.storage import checkpoint
+from switch_lm.training import run
+from switch_lm.training.callbacks.base import MicroBatch, StepCallback
 from switch_lm.training.module import Losses, SwitchModule
 from switch_lm.training.start import train
 
@@ -73,22 +76,58 @@ def test_a_step_of_three_micro_batches_is_logged_whole(
     config.logger.log_every, config.logger.progress = 2, "lines"
     train(config)
     shown = capsys.readouterr().out
-    events = EventAccumulator(str(folder_of(config)), size_guidance={"histograms": 0}).Reload()
+    in_run, histograms = logged(folder_of(config)), kept(folder_of(config))
     callbacks = checkpoint.read(folder_of(config) / "checkpoints" / "last.ckpt")["callbacks"]
     for i, step in enumerate((2, 4)):
-        points = {tag: events.Scalars(tag)[i] for tag in events.Tags()["scalars"] if tag.startswith(("train", "moe/l"))}
-        assert {point.step for point in points.values()} == {step}
+        points = {tag: by_step[step] for tag, by_step in in_run.items() if tag.startswith(("train", "moe/l"))}
         micro_batches = computed[3 * (step - 1) : 3 * step]
         values = [[loss.item() for loss in losses[:5] if loss is not None] for losses in micro_batches]
         losses = torch.tensor(values).mean(0).tolist()
         for tag, loss in zip(("total_loss", "loss", "balance_loss", "z_loss", "importance_loss"), losses, strict=True):
-            assert points[f"train/{tag}"].value == pytest.approx(loss)
-        assert points["train/perplexity"].value == pytest.approx(math.exp(losses[1]))
+            assert points[f"train/{tag}"] == pytest.approx(loss)
+        assert points["train/perplexity"] == pytest.approx(math.exp(losses[1]))
         assert f"step {step}/4  loss {losses[1]:.3f}" in shown
         for layer in range(2):
             prefix, figures = f"moe/layer_{layer:02d}/", figures_of([part.routings[layer] for part in micro_batches])
-            logged = {tag.removeprefix(prefix): p.value for tag, p in points.items() if tag.startswith(prefix)}
-            assert logged == pytest.approx(figures, abs=1e-6)
+            of_layer = {tag.removeprefix(prefix): p for tag, p in points.items() if tag.startswith(prefix)}
+            assert of_layer == pytest.approx(figures, abs=1e-6)
             loads = [figures[f"load/expert_{e:02d}"] for e in range(4)]
-            assert events.Histograms(f"{prefix}expert_of_token")[i].histogram_value.bucket == loads
+            assert histograms[f"{prefix}expert_of_token"][step] == loads
             assert callbacks["RoutingPictures"]["load_CLE"][i, layer].tolist() == loads
+
+
+class Kept(StepCallback):
+    """What a callback of one's own gets."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, tuple[MicroBatch, ...]]] = []
+
+    def after_step(self, module: Any, step: int, micro_batches: Sequence[MicroBatch]) -> None:
+        self.steps.append((step, tuple(micro_batches)))
+
+
+def test_a_callback_gets_the_routings_of_every_micro_batch_and_they_keep_no_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[Losses] = []
+    real, callbacks_of, callback = SwitchModule.losses, run.callbacks_of, Kept()
+
+    def noted(self: SwitchModule, *batch: Any) -> Losses:
+        computed.append(real(self, *batch))
+        return computed[-1]
+
+    monkeypatch.setattr(SwitchModule, "losses", noted)
+    monkeypatch.setattr(run, "callbacks_of", lambda training: [callback, *callbacks_of(training)])
+    config = short_run(tmp_path)
+    config.trainer.accumulate, config.logger.log_every = 3, 99
+    train(config)
+    assert [(step, len(micro_batches)) for step, micro_batches in callback.steps] == [(1, 3), (2, 3)]
+    given = [micro_batch for _, micro_batches in callback.steps for micro_batch in micro_batches]
+    for micro_batch, losses in zip(given, computed, strict=True):
+        assert micro_batch["losses"]["train/loss"] == losses.language and losses.language.requires_grad
+        for routing, original in zip(micro_batch["routings"], losses.routings, strict=True):
+            assert torch.equal(routing.expert_TK, original.expert_TK) and original.gate_TK.requires_grad
+            assert torch.equal(routing.gate_TK, original.gate_TK)
+        tensors = [value for routing in micro_batch["routings"] for value in vars(routing).values()]
+        tensors += [micro_batch["loss"], *micro_batch["losses"].values()]
+        assert not any(isinstance(tensor, torch.Tensor) and tensor.requires_grad for tensor in tensors)

@@ -1,12 +1,23 @@
 """What the callbacks share: the end of a step, and the cost of measuring beside training."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypedDict
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from switch_lm.routers.routing import Routing
+
+
+class MicroBatch(TypedDict):
+    """What `training_step` returns. All but `loss`, which Lightning goes back from, is without gradient."""
+
+    loss: Tensor
+    losses: dict[str, Tensor]  # by tag
+    routings: tuple[Routing, ...]  # of each Switch layer
 
 
 def step_ends(trainer: lightning.Trainer, batch_idx: int) -> bool:
@@ -20,20 +31,24 @@ class StepCallback(Callback):
     A callback may also have `figures()`: its own entries of result.json.
     """
 
+    _done: tuple[MicroBatch, ...] = ()  # of the step under way
+
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._done = (*self._done, outputs)
         if step_ends(trainer, batch_idx):
-            self.after_step(pl_module, trainer.global_step)
+            micro_batches, self._done = self._done, ()
+            self.after_step(pl_module, trainer.global_step, micro_batches)
 
-    def after_step(self, module: Any, step: int) -> None:
+    def after_step(self, module: Any, step: int, micro_batches: Sequence[MicroBatch]) -> None:
         """`step`: how many are done, from 1 on."""
 
 
 class Measurement(StepCallback):
     """Measures something beside training and does not change it. Its seconds are logged and kept across restarts."""
 
-    name: str  # of `perf/NAME_seconds` on TensorBoard and `NAME_seconds` in result.json
+    name: str  # of `perf/NAME_seconds` in the log and `NAME_seconds` in result.json
     seconds = 0.0
 
     @contextmanager
@@ -42,7 +57,7 @@ class Measurement(StepCallback):
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started
-        module.write({f"perf/{self.name}_seconds": self.seconds}, step)
+        module.run_log.scalars({f"perf/{self.name}_seconds": self.seconds}, step)
 
     def figures(self) -> dict[str, Any]:
         return {f"{self.name}_seconds": self.seconds}

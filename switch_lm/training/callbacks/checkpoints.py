@@ -1,17 +1,14 @@
-"""Which checkpoints training writes, and when."""
+"""How training writes checkpoints, and which of the best it keeps."""
 
 from pathlib import Path
 from typing import Any
 
-import lightning
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from switch_lm.config.schema import TrainerConfig
 from switch_lm.storage import checkpoint
-from switch_lm.storage.runs import BEST, LAST
-from switch_lm.training.callbacks.base import step_ends
+from switch_lm.storage.runs import BEST
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -51,37 +48,10 @@ class Best(ModelCheckpoint):
         super().load_state_dict(state_dict | paths | {"best_k_models": kept, "dirpath": self.dirpath})
 
 
-def checkpoints(folder: Path, trainer: TrainerConfig) -> list[Callback]:
-    """`best.ckpt` with the lowest val/loss, `last.ckpt`, and the `keep_best` best if that is more than one.
+def best_checkpoints(folder: Path, config: TrainerConfig) -> list[Callback]:
+    """`best.ckpt` with the lowest val/loss, and the `keep_best` best if that is more than one.
 
     These are named by step and not by rank: a run that was killed and validates again replaces its own files.
     """
-    kept = [Best(folder, "step_{step:06d}", trainer.keep_best)] if trainer.keep_best > 1 else []
-    return [Best(folder, Path(BEST).stem, 1), *kept, Last(folder, trainer)]
-
-
-class Last(Checkpoint):
-    """Saves `last.ckpt` every `checkpoint_every` steps and after each validation; the last step is always validated.
-
-    It does not save before a validation, which a run that continues from there would skip. Lightning calls a
-    `Checkpoint` after all other callbacks, in order, so the file records the validation's rank among the best.
-    """
-
-    def __init__(self, folder: Path, config: TrainerConfig) -> None:
-        self.folder, self.config = folder, config
-
-    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx + 1 >= trainer.max_steps * trainer.accumulate_grad_batches:
-            trainer.val_check_batch = 1  # validate after this batch: no argument of Trainer adds the last step
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        due = step % self.config.checkpoint_every == 0 and not self.config.validates(step)
-        if due and step_ends(trainer, batch_idx):
-            trainer.save_checkpoint(self.folder / LAST)
-
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:  # not before the first step, where there is no optimizer yet
-            trainer.save_checkpoint(self.folder / LAST)
+    kept = [Best(folder, "step_{step:06d}", config.keep_best)] if config.keep_best > 1 else []
+    return [Best(folder, Path(BEST).stem, 1), *kept]

@@ -1,16 +1,20 @@
 """Seconds of the run and of its training steps alone, kept across restarts."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
 
 from switch_lm.config.schema import Config
-from switch_lm.training.callbacks.base import StepCallback
+from switch_lm.training.callbacks.base import MicroBatch, StepCallback
 
 
 class Clock(StepCallback):
-    """Adds up what the module measures of each step, so no other callback's time is counted."""
+    """Adds up the seconds from a step's first micro-batch until its optimizer has moved the weights.
+
+    The optimizer itself says when: by `on_train_batch_end` other callbacks may have taken their time.
+    """
 
     def __init__(self, config: Config) -> None:
         self.log_every = config.logger.log_every
@@ -18,19 +22,32 @@ class Clock(StepCallback):
         self.total_seconds = self.step_seconds = 0.0
         self.steps = 0
         self._started = time.perf_counter()
-        self._unlogged: list[float] = []  # seconds of each step since the last point on TensorBoard
+        self._step_started = self._step_ended = 0.0
+        self._unlogged: list[float] = []  # seconds of each step since the last point
 
-    def after_step(self, module: Any, step: int) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        (optimizer,) = trainer.optimizers
+        optimizer.register_step_post_hook(lambda *_: self._note_end())
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._step_started = time.perf_counter()
+
+    def _note_end(self) -> None:
+        self._step_ended = time.perf_counter()
+
+    def after_step(self, module: Any, step: int, micro_batches: Sequence[MicroBatch]) -> None:
+        seconds = self._step_ended - self._step_started
         self.steps += 1
-        self.step_seconds += module.step_seconds
-        self._unlogged.append(module.step_seconds)
+        self.step_seconds += seconds
+        self._unlogged.append(seconds)
         if step % self.log_every == 0:
             speed = len(self._unlogged) * self.tokens_per_step / sum(self._unlogged)
-            module.write({"perf/tokens_per_second": speed}, step)
+            module.run_log.scalars({"perf/tokens_per_second": speed}, step)
             self._unlogged.clear()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        pl_module.write({"perf/training_seconds": self.step_seconds}, trainer.global_step)
+        pl_module.run_log.scalars({"perf/training_seconds": self.step_seconds}, trainer.global_step)
 
     def figures(self) -> dict[str, Any]:
         """Seconds since the start, those of training steps alone, and training tokens per second of these."""

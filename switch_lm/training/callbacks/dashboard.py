@@ -1,4 +1,4 @@
-"""What TensorBoard shows once per run: charts, the configuration, a row of hyperparameters, and samples of text."""
+"""What boards show once per run: the configuration, a row of hyperparameters, and samples of text."""
 
 import math
 from collections.abc import Mapping
@@ -14,24 +14,6 @@ from switch_lm.config.schema import Config
 from switch_lm.generation.sampling import generate
 from switch_lm.measure.ledger import ledger_table, run_ledger
 
-# The overview's charts: their titles, and the tags they draw.
-OF_EVERY_RUN = {
-    "validation loss: whole split and window losses": [
-        "^val/loss$",
-        "^val/window_loss$",
-        "^val/window_loss_train_capacity$",
-        "^val/window_loss_generation$",
-    ],
-}
-OF_ROUTED_RUNS = {
-    "dropped share, by layer": [r"^moe/layer_\d+/dropped_share$"],
-    "balance loss, all layers (1 a layer: even)": ["^train/balance_loss$"],
-    "router entropy, by layer": [r"^moe/layer_\d+/router_entropy$"],
-    "mean gate, by layer": [r"^moe/layer_\d+/mean_gate$"],
-    "router's gradient from the language loss, by layer": [r"^health/layer_\d+/language_gradient$"],
-}
-OF_EACH_EXPERT = {"load": "tokens selected", "kept": "tokens kept", "mean_prob": "mean probability P"}
-
 CAPACITY = "model.capacity_factor"
 HPARAMS = (
     "model.num_layers", "model.d_model", "model.d_ff", "model.context_length", "model.num_experts",
@@ -39,24 +21,7 @@ HPARAMS = (
     "optim.matrix_lr", "data.batch_size", "trainer.max_steps", "seed",
 )  # fmt: skip
 METRICS = ("val_loss", "best_val_loss", "dropped", "tokens_per_second")
-NO_METRICS = {f"hp/{name}": math.nan for name in METRICS}  # before the end; without any the page shows nothing
-
-
-def chart_layout(num_layers: int) -> dict[str, dict[str, list[object]]]:
-    """TensorBoard's custom charts: an overview, then one per Switch layer and quantity with a line per expert.
-
-    TensorBoard merges the layouts of all runs by their titles: no title depends on anything but the layer's number.
-    """
-    overview = OF_EVERY_RUN | (OF_ROUTED_RUNS if num_layers else {})
-    layout: dict[str, dict[str, list[object]]] = {
-        "overview": {title: ["Multiline", tags] for title, tags in overview.items()}
-    }
-    for layer in range(num_layers):
-        layout[f"layer {layer:02d}"] = {
-            f"layer {layer:02d}: {title}, by expert": ["Multiline", [rf"^moe/layer_{layer:02d}/{quantity}/expert_\d+$"]]
-            for quantity, title in OF_EACH_EXPERT.items()
-        }
-    return layout
+NO_METRICS = {f"hp/{name}": math.nan for name in METRICS}  # before the end
 
 
 def hparams(config: Config) -> dict[str, Any]:
@@ -75,25 +40,24 @@ def metrics(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Dashboard(Callback):
-    """Writes what TensorBoard needs once per run, and the computation so far after each validation."""
+    """Writes what boards show once per run, and the computation so far after each validation."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        config, writer = pl_module.config, pl_module.writer
+        config, log = pl_module.config, pl_module.run_log
         if trainer.global_step > 0:
             return
-        writer.add_custom_scalars(chart_layout(config.model.num_switch_layers))
-        writer.add_text("configuration", _verbatim(OmegaConf.to_yaml(OmegaConf.structured(config))))
-        writer.add_text("computation", ledger_table(config, len(pl_module.vocabulary)))
-        trainer.logger.log_hyperparams(hparams(config), NO_METRICS)  # type: ignore[union-attr]
+        log.text("configuration", _verbatim(OmegaConf.to_yaml(OmegaConf.structured(config))), 0)
+        log.text("computation", ledger_table(config, len(pl_module.vocabulary)), 0)
+        log.hparams(hparams(config), NO_METRICS)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """For curves of loss against computation."""
         per_step = run_ledger(pl_module.config, vocab_size=len(pl_module.vocabulary)).per_step
-        pl_module.write({"perf/training_tflop": 1e-12 * per_step * trainer.global_step}, trainer.global_step)
+        pl_module.run_log.scalars({"perf/training_tflop": 1e-12 * per_step * trainer.global_step}, trainer.global_step)
 
 
 class Samples(Callback):
-    """Writes a sample of the model's text to TensorBoard after each validation, without changing training."""
+    """Writes a sample of the model's text after each validation, without changing training."""
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         config, vocabulary = pl_module.config, pl_module.vocabulary
@@ -102,7 +66,7 @@ class Samples(Callback):
         known = "".join(c for c in config.logger.sample_prompt if c in vocabulary.characters)
         prompt = known or vocabulary.characters[0]
         text = "".join(generate(pl_module.model, vocabulary, prompt, length=length, seed=config.seed))
-        pl_module.writer.add_text("sample", _verbatim(prompt + text), trainer.global_step)
+        pl_module.run_log.text("sample", _verbatim(prompt + text), trainer.global_step)
 
 
 def _verbatim(text: str) -> str:

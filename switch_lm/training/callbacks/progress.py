@@ -2,14 +2,18 @@
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from switch_lm.config.schema import Config
-from switch_lm.training.callbacks.base import StepCallback
+from switch_lm.training.callbacks.base import MicroBatch, StepCallback
+
+DROPPED = "moe/dropped_share"
 
 
 class ConsoleProgress(StepCallback):
@@ -39,9 +43,11 @@ class ConsoleProgress(StepCallback):
         self.bar.reset(self.task, completed=trainer.global_step)
         self.bar.start()
 
-    def after_step(self, module: Any, step: int) -> None:
-        loss = {"loss": module.language_loss} if step % self.log_every == 0 else {}
-        self.bar.update(self.task, completed=step, **loss)
+    def after_step(self, module: Any, step: int, micro_batches: Sequence[MicroBatch]) -> None:
+        if step % self.log_every == 0:
+            losses = torch.stack([micro_batch["losses"]["train/loss"] for micro_batch in micro_batches])
+            self.bar.update(self.task, loss=losses.mean().item())
+        self.bar.update(self.task, completed=step)
         if self.prints_steps and step % self.print_every == 0:
             task = self.bar.tasks[0]
             left = "" if task.time_remaining is None else f"  {task.time_remaining:.0f} s left"
@@ -50,9 +56,9 @@ class ConsoleProgress(StepCallback):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if self.prints_validations:
-            routed = pl_module.config.model.num_switch_layers > 0
-            dropped = f"  dropped {pl_module.drops.last_stretch:.1%}" if routed else ""
-            line = f"[bold]val/loss {pl_module.validation.loss:.4f}[/bold]{dropped}"
+            metrics = trainer.callback_metrics  # what the module logs
+            dropped = f"  dropped {metrics[DROPPED]:.1%}" if DROPPED in metrics else ""
+            line = f"[bold]val/loss {metrics['val/loss']:.4f}[/bold]{dropped}"
             self.console.print(f"step {trainer.global_step}/{self.max_steps}  {line}", highlight=False)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:

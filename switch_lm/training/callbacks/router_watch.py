@@ -1,6 +1,7 @@
 """Whether the routers are alive: a check of each every few steps, and one warning if a router is dead or collapsed."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from switch_lm.config.schema import Config
 from switch_lm.measure.alarm import RouterAlarm, RouterAlarmError
 from switch_lm.measure.router_health import router_health
 from switch_lm.text.windows import fixed_windows
-from switch_lm.training.callbacks.base import Measurement
+from switch_lm.training.callbacks.base import Measurement, MicroBatch
 
 PROBE_CHARACTERS = 128, 512  # at least and at most; between them a quarter of a batch
 
@@ -32,7 +33,7 @@ class RouterWatch(Measurement):
             training_ids, context_length=context_length, num_windows=max(1, characters // context_length)
         )
 
-    def after_step(self, module: Any, step: int) -> None:
+    def after_step(self, module: Any, step: int, micro_batches: Sequence[MicroBatch]) -> None:
         every, device = self.config.health.every, module.device
         if every == 0 or step % every or not self.config.model.num_switch_layers:
             return
@@ -44,11 +45,14 @@ class RouterWatch(Measurement):
             torch.manual_seed(self.config.seed)
             ids_BS, target_BS = (tensor.to(device) for tensor in self.windows)
             layers = router_health(module.model, ids_BS, target_BS, alpha=self.config.balance_weight)
-            for layer, health in enumerate(layers):
-                scalars = health.scalars()
-                module.write({f"health/layer_{layer:02d}/{name}": scalars[name] for name in scalars}, step)
+            figures = {
+                f"health/layer_{layer:02d}/{name}": value
+                for layer, health in enumerate(layers)
+                for name, value in health.scalars().items()
+            }
+            module.run_log.scalars(figures, step)
         for message in self.alarm.check(layers, step=step):
-            module.writer.add_text("router alarm", message, step)
+            module.run_log.text("router alarm", message, step)
             if self.config.router_alarm == "warn":
                 print(f"warning: {message}", file=sys.stderr)
         if self.config.router_alarm == "error" and self.alarm.standing:

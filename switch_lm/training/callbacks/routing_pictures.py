@@ -1,6 +1,7 @@
-"""Pictures of the routing for TensorBoard: each expert's load during training, and the characters it gets."""
+"""Pictures of the routing for the boards: each expert's load during training, and the characters it gets."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -12,7 +13,7 @@ from switch_lm.model.transformer import SwitchLM, evaluating
 from switch_lm.pages.document import HeatMap
 from switch_lm.pages.expert_maps import atlas, shown, stacked
 from switch_lm.text.windows import fixed_windows
-from switch_lm.training.callbacks.base import Measurement
+from switch_lm.training.callbacks.base import Measurement, MicroBatch
 
 MOST_COLUMNS = 200  # of the load over time
 ATLAS_CHARACTERS = 4096  # read after each validation
@@ -84,9 +85,10 @@ class RoutingPictures(Measurement):
         rows = max(1, ATLAS_CHARACTERS // model.context_length)
         self.ids_BS, _ = fixed_windows(validation_ids, context_length=model.context_length, num_windows=rows)
 
-    def after_step(self, module: Any, step: int) -> None:
+    def after_step(self, module: Any, step: int, micro_batches: Sequence[MicroBatch]) -> None:
         if self.num_layers and step % self.log_every == 0:
-            self.history.add(torch.stack([sums.load_E for sums in module.logged_step.layers]), step=step)
+            for micro_batch in micro_batches:
+                self.history.add(torch.stack([routing.load_E for routing in micro_batch["routings"]]), step=step)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if not self.num_layers:
@@ -100,7 +102,7 @@ class RoutingPictures(Measurement):
             maps = {ATLAS_TAG.format(layer): atlas(share_EV, characters, places)
                     for layer, share_EV in enumerate(share_LEV)}  # fmt: skip
             for tag, heat_map in {LOAD_TAG: self.history.heat_map(), **maps}.items():
-                pl_module.writer.add_image(tag, as_image(heat_map), step, dataformats="HWC")
+                pl_module.run_log.image(tag, as_image(heat_map), step)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"load_CLE": self.history.load_CLE.clone(), "steps": self.history.steps}

@@ -41,7 +41,7 @@ class WindowLosses(Measurement):
                 "val/window_loss_train_capacity": whole(model, ids_BS, target_BS, capacity_factor=self.capacity_factor),
                 "val/window_loss_generation": character_by_character(model, ids_BS, target_BS),
             }
-            pl_module.write({tag: nll.double().mean().item() for tag, nll in nll_BS.items()}, step)
+            pl_module.run_log.scalars({tag: nll.double().mean().item() for tag, nll in nll_BS.items()}, step)
 
     def is_due(self, step: int) -> bool:
         """Whether the validation at `step`, 0 before training, is one of those in the class's rule."""

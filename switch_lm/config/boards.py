@@ -1,0 +1,58 @@
+"""The options of boards, `logger.boards.NAME.KEY`: each board declares its own."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from difflib import get_close_matches
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from switch_lm.config.keys import Key, keys_of
+from switch_lm.training.boards.registry import BOARDS, board_class
+
+PREFIX = "logger.boards."
+
+
+def keys_of_board(name: str) -> dict[str, Key]:
+    """A board's options by their whole name; KeyError if there is no such board."""
+    return keys_of(board_class(name).Options, f"{PREFIX}{name}.")
+
+
+def refused(key: str) -> str | None:
+    """Why there is no key `logger.boards.NAME.KEY`; None if there is."""
+    name = key.removeprefix(PREFIX).partition(".")[0]
+    if name not in BOARDS:
+        return f"{PREFIX}{name}: no such board; choose among {', '.join(sorted(BOARDS))}"
+    known = keys_of_board(name)
+    if key in known or key == PREFIX + name:
+        return None
+    near = get_close_matches(key, known, n=1) or sorted(known)
+    return f"{key}: no such key; {f'did you mean {chr(32).join(near)}?' if near else f'{name} has no options'}"
+
+
+def with_defaults(boards: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Each board with all of its options, and a line for each thing that is wrong."""
+    complete: dict[str, Any] = {}
+    wrong: list[str] = []
+    for name, given in boards.items():
+        if not isinstance(given, Mapping | None):
+            wrong.append(f"{PREFIX}{name}={given}: must be a mapping of options; choose a board with logger={name}")
+            continue
+        names = [f"{PREFIX}{name}.{key}" for key in given or ()] or [PREFIX + name]
+        if lines := [line for key in names if (line := refused(key)) is not None]:
+            wrong += dict.fromkeys(lines)
+            continue
+        try:
+            typed: Any = OmegaConf.to_object(
+                OmegaConf.merge(OmegaConf.structured(board_class(name).Options), given or {})
+            )
+        except OmegaConfBaseException as error:
+            wrong.append(f"{PREFIX}{name}.{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}")
+            continue
+        complete[name] = asdict(typed)
+        for key in keys_of_board(name).values():
+            value = complete[name][key.name.rpartition(".")[2]]
+            if key.rule is not None and value is not None and not key.rule.holds(value):
+                wrong.append(f"{key.name}={value}: {key.rule.text}")
+    return complete, wrong

@@ -1,0 +1,36 @@
+"""The losses and the routing of logged steps."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from switch_lm.config.schema import Config
+from switch_lm.measure.metrics import routing_scalars
+from switch_lm.measure.tallies import StepTally
+from switch_lm.training.callbacks.base import MicroBatch, StepCallback
+
+
+class StepScalars(StepCallback):
+    """Writes the means and sums over the micro-batches of every `log_every`-th step."""
+
+    def __init__(self, config: Config) -> None:
+        self.log_every = config.logger.log_every
+
+    def after_step(self, module: Any, step: int, micro_batches: Sequence[MicroBatch]) -> None:
+        if step % self.log_every:
+            return
+        tally = StepTally()
+        for micro_batch in micro_batches:
+            tally.add(micro_batch["losses"], micro_batch["routings"])
+        losses = tally.losses
+        module.run_log.scalars(
+            losses | as_perplexity("train", losses["train/loss"]) | routing_scalars(tally.layers), step
+        )
+        for layer, sums in enumerate(tally.layers):
+            module.run_log.histogram(f"moe/layer_{layer:02d}/expert_of_token", sums.load_E.tolist(), step)
+
+
+def as_perplexity(group: str, loss: float) -> dict[str, float]:
+    """Other units of a loss in nats per character."""
+    perplexity = math.exp(min(loss, 50.0))  # a diverging loss must not overflow
+    return {f"{group}/perplexity": perplexity, f"{group}/bits_per_character": loss / math.log(2)}

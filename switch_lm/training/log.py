@@ -1,0 +1,98 @@
+"""The one place that writes what a run reports: to metrics.jsonl first, then to every board."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from switch_lm.config.schema import Config
+from switch_lm.storage.files import remedy
+from switch_lm.storage.metrics import MetricsFile
+from switch_lm.training.boards.base import Board
+from switch_lm.training.boards.registry import board_class
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class BoardError(Exception):
+    """A board failed; the message names it and says how to go on."""
+
+
+class Log:
+    """Has the calls of a `Board`. Without a file and boards, as before a run, it writes nothing.
+
+    BoardError, which names the board, if one fails; OSError with the file's name from the disk.
+    """
+
+    def __init__(self, metrics: MetricsFile | None = None, boards: Sequence[Board] = ()) -> None:
+        self._metrics, self._boards = metrics, boards
+
+    @classmethod
+    def open(cls, run: Path, config: Config, *, first_step: int) -> Self:
+        """Goes on with the run's file and boards; what was written from `first_step` on is forgotten."""
+        metrics, boards = MetricsFile(run, first_step=first_step), list[Board]()
+        log = cls(metrics, boards)
+        with ExitStack() as undo:
+            undo.push(log.__exit__)
+            for name, given in config.logger.boards.items():
+                board = board_class(name)
+                with _naming(name):
+                    boards.append(board(run, board.Options(**given), config=config, first_step=first_step))
+            undo.pop_all()
+        return log
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        if self._metrics is not None:
+            self._metrics.write(values, step)
+        self._show(lambda board: board.scalars(values, step))
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        self._show(lambda board: board.text(tag, text, step))
+
+    def image(self, tag: str, image: NDArray[np.uint8], step: int) -> None:
+        self._show(lambda board: board.image(tag, image, step))
+
+    def histogram(self, tag: str, counts: Sequence[int], step: int) -> None:
+        self._show(lambda board: board.histogram(tag, counts, step))
+
+    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        self._show(lambda board: board.hparams(values, metrics))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Closes the file and every board. An error that ends the run is not replaced by one of closing."""
+        failures = []
+        for board in self._boards:
+            try:
+                with _naming(board.name):
+                    board.close()
+            except (BoardError, OSError) as failure:
+                failures.append(failure)
+        if self._metrics is not None:
+            self._metrics.close()
+        if failures and error is None:
+            raise failures[0]
+
+    def _show(self, call: Callable[[Board], None]) -> None:
+        for board in self._boards:
+            with _naming(board.name):
+                call(board)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of another package, or of a plugin
+        if isinstance(error, OSError) and (error.filename or remedy(error)):  # the disk's, not the board's
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        fix = "to go on without it, leave it out of logger=[...]"
+        raise BoardError(f"the board {name} failed ({reason}); {fix}") from error
