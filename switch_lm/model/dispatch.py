@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +73,7 @@ class TokenRows:
         """The sum of each token's assignments (T, D), added in the order of their list; 0 where it has none."""
         top_k = self.routing.choices_per_token
         if self.first_TM is None:
-            return y_ND if top_k == 1 else y_ND.unflatten(0, (-1, top_k or 1)).sum(dim=1)
+            return _added(y_ND.unflatten(0, (-1, top_k or 1)).unbind(1), top_k or 1)
         return _Sum.apply(y_ND, self.routing.token_N, self.first_TM)  # type: ignore[no-untyped-call]
 
 
@@ -118,10 +119,19 @@ class _Sum(torch.autograd.Function):
 
 def _sum_in_order(y_ND: Tensor, first_TM: Tensor) -> Tensor:
     """Gathers one assignment of every token after the other, and adds them up (T, D)."""
-    y_ND, total_TD = _with_zero_row(y_ND), y_ND.new_zeros(first_TM.shape[0], y_ND.shape[1])
-    for index_T in first_TM.unbind(1):
-        total_TD = total_TD + y_ND.index_select(0, index_T)
-    return total_TD
+    rows_ND = _with_zero_row(y_ND)
+    return _added((rows_ND.index_select(0, index_T) for index_T in first_TM.unbind(1)), first_TM.shape[1])
+
+
+def _added(parts: Iterable[Tensor], number: int) -> Tensor:
+    """The sum of `number` tensors in their order, in float32 at least. `sum(dim=)` has another order from five on."""
+    parts = iter(parts)
+    total = first = next(parts)
+    if number > 2:  # the sum of two is rounded once anyway
+        total = total.to(torch.promote_types(first.dtype, torch.float32))
+    for part in parts:
+        total = total + part
+    return total.to(first.dtype)
 
 
 def _with_zero_row(y_ND: Tensor) -> Tensor:
