@@ -56,8 +56,8 @@ class RouterAlarm:
 
     def _dead(self, layers: list[int], first: RouterHealth, step: int) -> str:
         return (
-            f"step {step}: the router of {self._named(layers)} is dead: it gets no gradient from the language loss (norm "
-            f"{first.language_gradient:.1e} {self._when()}), so it learns nothing from the text. A gate must "
+            f"step {step}: the router of {self._named(layers)} is dead: it gets no gradient from the language loss "
+            f"(norm {first.language_gradient:.1e} {self._when()}), so it learns nothing from the text. A gate must "
             "depend on the probability among all experts (router.gate_scale=probability); if the logits have "
             f"diverged (entropy {first.entropy:.2f}), z_loss=0.001 or a lower optim.lr helps"
         )
