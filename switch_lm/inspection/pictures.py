@@ -121,7 +121,7 @@ def expert_maps(one: Inspection, key: str) -> list[HeatMap]:
     off = tuple(tuple(cost.mean for cost in layer.off) for layer in layers)
     highest = rounded_up(max(0.01, *(abs(cost) for row in off for cost in row)))
     count = len(layers[0].off)
-    names, rows = stacked([layer.similarity.same_EE.tolist() for layer in layers])
+    names, rows = stacked([layer.similarity.same_EE.tolist() for layer in layers], range(len(layers)))
     return [
         HeatMap(
             name=f"switched_off_{key}",

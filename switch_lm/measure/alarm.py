@@ -20,8 +20,8 @@ class RouterAlarm:
     to too many experts.
     """
 
-    def __init__(self, config: HealthConfig, *, alpha: float) -> None:
-        self.config, self.alpha = config, alpha
+    def __init__(self, config: HealthConfig, *, alpha: float, blocks: Sequence[int]) -> None:
+        self.config, self.alpha, self.blocks = config, alpha, blocks
         self._in_a_row: dict[str, int] = {}  # bad checks by kind and layer
         self._reported: list[str] = []  # kinds and layers
         self.messages: list[str] = []  # all so far
@@ -56,20 +56,25 @@ class RouterAlarm:
 
     def _dead(self, layers: list[int], first: RouterHealth, step: int) -> str:
         return (
-            f"step {step}: the router of {_named(layers)} is dead: it gets no gradient from the language loss (norm "
-            f"{first.language_gradient:.1e} {self._when()}), so it learns nothing from the text. A gate must "
+            f"step {step}: the router of {self._named(layers)} is dead: it gets no gradient from the language loss "
+            f"(norm {first.language_gradient:.1e} {self._when()}), so it learns nothing from the text. A gate must "
             "depend on the probability among all experts (router.gate_scale=probability); if the logits have "
             f"diverged (entropy {first.entropy:.2f}), z_loss=0.001 or a lower optim.lr helps"
         )
 
     def _collapsed(self, layers: list[int], first: RouterHealth, step: int) -> str:
         return (
-            f"step {step}: the router of {_named(layers)} has collapsed: expert {first.busiest} gets "
+            f"step {step}: the router of {self._named(layers)} has collapsed: expert {first.busiest} gets "
             f"{first.max_share:.0%} of the characters, and {first.idle_share:.0%} of the experts get none "
             f"{self._when()} (health.max_share={self.config.max_share:g}). Raise alpha (now {self.alpha:g}), or "
             "balance by a bias: balance=sign. At the start of training, a larger "
             "router.jitter and a longer optim.warmup_steps help"
         )
+
+    def _named(self, layers: list[int]) -> str:
+        """Switch layers by the numbers of their blocks."""
+        numbers = ", ".join(f"{self.blocks[layer]:02d}" for layer in layers)
+        return f"layer {numbers}" if len(layers) == 1 else f"layers {numbers}"
 
     def _when(self) -> str:
         checks, every = self.config.checks, self.config.every
@@ -81,8 +86,3 @@ class RouterAlarm:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._in_a_row, self._reported = dict(state["in_a_row"]), list(state["reported"])
         self.messages = list(state["messages"])
-
-
-def _named(layers: list[int]) -> str:
-    numbers = ", ".join(f"{layer:02d}" for layer in layers)
-    return f"layer {numbers}" if len(layers) == 1 else f"layers {numbers}"

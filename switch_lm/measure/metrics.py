@@ -110,11 +110,11 @@ def layer_scalars(sums: RoutingSums) -> dict[str, Tensor]:
     return scalars
 
 
-def routing_scalars(layers: Sequence[RoutingSums]) -> dict[str, float]:
-    """The figures of all layers by tag `moe/layer_NN/...`, copied to the host at once."""
+def routing_scalars(layers: Sequence[RoutingSums], blocks: Sequence[int]) -> dict[str, float]:
+    """The figures of all layers by tag `moe/layer_NN/...`, NN their block, copied to the host at once."""
     scalars = {
-        f"moe/layer_{layer:02d}/{name}": value
-        for layer, sums in enumerate(layers)
+        f"moe/layer_{block:02d}/{name}": value
+        for block, sums in zip(blocks, layers, strict=True)
         for name, value in layer_scalars(sums).items()
     }
     if not scalars:

@@ -72,8 +72,13 @@ class ModelConfig:
         return self.switch_every > 0 and (block + 1) % self.switch_every == 0
 
     @property
+    def switch_blocks(self) -> list[int]:
+        """The numbers of the blocks that have a Switch layer, from 0: what tags, tables and messages call a layer."""
+        return [block for block in range(self.num_layers) if self.is_switch(block)]
+
+    @property
     def num_switch_layers(self) -> int:
-        return sum(self.is_switch(block) for block in range(self.num_layers))
+        return len(self.switch_blocks)
 
     def num_params(self, vocab_size: int, router: RouterOptions) -> int:
         """Parameters of the whole model with such routers."""

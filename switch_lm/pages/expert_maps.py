@@ -65,13 +65,13 @@ def experts(count: int) -> tuple[str, ...]:
     return tuple(f"{expert:02d}" for expert in range(count))
 
 
-def stacked(values_LEN: Sequence[Sequence[Sequence[float]]], ) -> tuple[
-    tuple[str, ...], tuple[tuple[float, ...], ...]
-]:  # fmt: skip
-    """Names and rows of one map of all layers, with a blank row between two of them."""
+def stacked(
+    values_LEN: Sequence[Sequence[Sequence[float]]], blocks: Sequence[int]
+) -> tuple[tuple[str, ...], tuple[tuple[float, ...], ...]]:
+    """Names and rows of one map of all layers, by the numbers of their blocks, with a blank row between two of them."""
     names, rows = list[str](), list[tuple[float, ...]]()
-    for number, values_EN in enumerate(values_LEN):
-        if number:
+    for number, values_EN in zip(blocks, values_LEN, strict=True):
+        if rows:
             names.append("")
             rows.append((math.nan,) * len(values_EN[0]))
         names += [f"{layer_name(number)} · 00", *experts(len(values_EN))[1:]]

@@ -57,7 +57,7 @@ def opened(page: Chrome, server: Server, name: str, *awaited: str) -> str:  # no
 
 
 def test_custom_scalars_open_with_an_overview_whose_charts_have_lines(page: Chrome, server: Server) -> None:  # noqa: F811
-    layout = chart_layout(2)
+    layout = chart_layout(range(2))
     shown = opened(page, server, "custom_scalars", *layout, *layout["overview"])
     matches = dict(zip(layout["overview"], (8, 2, 2, 2, 2, 2), strict=True))  # lines of both runs together
     places = [shown.index(title) for title in layout["overview"]]

@@ -38,7 +38,7 @@ def pictures(run: Path) -> dict[str, dict[int, bytes]]:
 
 
 def history(**changes: int) -> LoadHistory:
-    return LoadHistory(**{"num_layers": 2, "num_experts": 2, "max_steps": 30, "log_every": 10} | changes)
+    return LoadHistory(**{"blocks": range(2), "num_experts": 2, "max_steps": 30, "log_every": 10} | changes)
 
 
 # --- Load over time

@@ -230,22 +230,22 @@ DEAD, COLLAPSED = replace(HEALTHY, language_gradient=0.0), replace(HEALTHY, max_
 
 
 def test_an_alarm_takes_several_checks_in_a_row_and_is_reported_once_also_after_a_restart() -> None:
-    alarm = RouterAlarm(HealthConfig(checks=3), alpha=0.01)
+    alarm = RouterAlarm(HealthConfig(checks=3), alpha=0.01, blocks=range(9))
     checks = [DEAD, DEAD, HEALTHY, DEAD, DEAD, DEAD, DEAD]
     assert [len(alarm.check([HEALTHY, health], step=i)) for i, health in enumerate(checks)] == [0, 0, 0, 0, 0, 1, 0]
-    half = RouterAlarm(HealthConfig(checks=3), alpha=0.01)
+    half = RouterAlarm(HealthConfig(checks=3), alpha=0.01, blocks=range(9))
     assert half.check([COLLAPSED], step=1) == half.check([COLLAPSED], step=2) == []
-    restarted = RouterAlarm(HealthConfig(checks=3), alpha=0.01)
+    restarted = RouterAlarm(HealthConfig(checks=3), alpha=0.01, blocks=range(9))
     restarted.load_state_dict(json.loads(json.dumps(half.state_dict())))
     (message,) = restarted.check([COLLAPSED], step=3)
     assert "layer 00 has collapsed: expert 2 gets 90%" in message
-    again = RouterAlarm(HealthConfig(checks=3), alpha=0.01)
+    again = RouterAlarm(HealthConfig(checks=3), alpha=0.01, blocks=range(9))
     again.load_state_dict(restarted.state_dict())
     assert again.check([COLLAPSED], step=4) == []
 
 
 def test_a_single_expert_or_an_even_share_is_not_a_collapse() -> None:
-    alarm = RouterAlarm(HealthConfig(checks=1), alpha=0.01)
+    alarm = RouterAlarm(HealthConfig(checks=1), alpha=0.01, blocks=range(9))
     alone = replace(DEAD, num_experts=1, even_share=1.0, max_share=1.0)
     both = replace(HEALTHY, num_experts=2, even_share=1.0, max_share=1.0)  # top_k=2
     assert alarm.check([alone, both], step=1) == []
@@ -258,7 +258,7 @@ def test_a_gradient_of_rounding_noise_does_not_count_as_learning() -> None:
 
 
 def test_another_layer_is_reported_later_and_standing_counts_what_was_reported_before() -> None:
-    alarm = RouterAlarm(HealthConfig(checks=1), alpha=0.01)
+    alarm = RouterAlarm(HealthConfig(checks=1), alpha=0.01, blocks=range(9))
     (first,) = alarm.check([COLLAPSED, HEALTHY], step=1)
     assert "layer 00 has" in first and alarm.standing
     assert [alarm.check([HEALTHY, HEALTHY], step=2), alarm.standing] == [[], False]
@@ -272,6 +272,6 @@ def test_mostly_idle_experts_or_every_token_at_one_expert_are_a_collapse_too() -
         replace(HEALTHY, num_experts=64, even_share=1 / 64, max_share=0.5, idle_share=62 / 64),
         replace(HEALTHY, even_share=0.75, max_share=1.0, idle_share=0.0),  # top_k=3
     ):
-        assert len(RouterAlarm(HealthConfig(checks=1), alpha=0.01).check([health], step=1)) == 1
+        assert len(RouterAlarm(HealthConfig(checks=1), alpha=0.01, blocks=range(9)).check([health], step=1)) == 1
     unknown = replace(HEALTHY, language_gradient=float("nan"))
-    assert RouterAlarm(HealthConfig(checks=1), alpha=0.01).check([unknown], step=1) == []
+    assert RouterAlarm(HealthConfig(checks=1), alpha=0.01, blocks=range(9)).check([unknown], step=1) == []

@@ -41,7 +41,7 @@ class TensorBoard(Board):
         _wait_for_a_new_second(run)
         self._writer = SummaryWriter(str(run), purge_step=first_step, flush_secs=FLUSH_SECONDS)
         if is_new:
-            self._writer.add_custom_scalars(chart_layout(config.model.num_switch_layers))
+            self._writer.add_custom_scalars(chart_layout(config.model.switch_blocks))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for tag, value in values.items():
@@ -78,16 +78,16 @@ class TensorBoard(Board):
         self._writer.close()
 
 
-def chart_layout(num_layers: int) -> dict[str, dict[str, list[object]]]:
+def chart_layout(blocks: Sequence[int]) -> dict[str, dict[str, list[object]]]:
     """Custom charts: an overview, then one per Switch layer and quantity with a line per expert.
 
     TensorBoard merges the layouts of all runs by their titles: no title depends on anything but the layer's number.
     """
-    overview = OF_EVERY_RUN | (OF_ROUTED_RUNS if num_layers else {})
+    overview = OF_EVERY_RUN | (OF_ROUTED_RUNS if blocks else {})
     layout: dict[str, dict[str, list[object]]] = {
         "overview": {title: ["Multiline", tags] for title, tags in overview.items()}
     }
-    for layer in range(num_layers):
+    for layer in blocks:
         layout[f"layer {layer:02d}"] = {
             f"layer {layer:02d}: {title}, by expert": ["Multiline", [rf"^moe/layer_{layer:02d}/{quantity}/expert_\d+$"]]
             for quantity, title in OF_EACH_EXPERT.items()

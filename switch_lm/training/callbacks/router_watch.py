@@ -26,7 +26,7 @@ class RouterWatch(Measurement):
 
     def __init__(self, training_ids: Tensor, config: Config) -> None:
         self.config = config
-        self.alarm = RouterAlarm(config.health, alpha=config.balance_weight)
+        self.alarm = RouterAlarm(config.health, alpha=config.balance_weight, blocks=config.model.switch_blocks)
         context_length, (least, most) = config.model.context_length, PROBE_CHARACTERS
         characters = min(most, max(least, config.data.batch_size * context_length // 4))
         self.windows = fixed_windows(
@@ -47,7 +47,7 @@ class RouterWatch(Measurement):
             layers = router_health(module.model, ids_BS, target_BS, alpha=self.config.balance_weight)
             figures = {
                 f"health/layer_{layer:02d}/{name}": value
-                for layer, health in enumerate(layers)
+                for layer, health in zip(self.config.model.switch_blocks, layers, strict=True)
                 for name, value in health.scalars().items()
             }
             module.run_log.scalars(figures, step)

@@ -23,9 +23,10 @@ LOAD_TAG, ATLAS_TAG = "routing/expert_load_over_time", "routing/layer_{:02d}_atl
 class LoadHistory:
     """Every expert's load during training: the logged steps, added up in at most 200 columns of equal width."""
 
-    def __init__(self, *, num_layers: int, num_experts: int, max_steps: int, log_every: int) -> None:
+    def __init__(self, *, blocks: Sequence[int], num_experts: int, max_steps: int, log_every: int) -> None:
+        self.blocks = blocks
         self.steps = log_every * max(1, math.ceil(max_steps // log_every / MOST_COLUMNS))  # of a column
-        self.load_CLE = torch.zeros(math.ceil(max_steps / self.steps), num_layers, num_experts, dtype=torch.long)
+        self.load_CLE = torch.zeros(math.ceil(max_steps / self.steps), len(blocks), num_experts, dtype=torch.long)
 
     def add(self, load_LE: Tensor, *, step: int) -> None:
         """`step`: how many are done, from 1 on."""
@@ -35,7 +36,7 @@ class LoadHistory:
         """Blank where nothing was logged yet; a blank row between two layers."""
         load_CLE = self.load_CLE.double()
         share_LEC = (load_CLE / load_CLE.mean(dim=2, keepdim=True)).permute(1, 2, 0)
-        names, rows = stacked(share_LEC.tolist())
+        names, rows = stacked(share_LEC.tolist(), self.blocks)
         return HeatMap(
             name="load_over_time",
             title="Each expert's load over the training",
@@ -77,9 +78,9 @@ class RoutingPictures(Measurement):
 
     def __init__(self, validation_ids: Tensor, config: Config) -> None:
         model, self.log_every = config.model, config.logger.log_every
-        self.num_layers = model.num_switch_layers
+        self.num_layers, self.blocks = model.num_switch_layers, model.switch_blocks
         self.history = LoadHistory(
-            num_layers=self.num_layers, num_experts=model.num_experts, max_steps=config.trainer.max_steps,
+            blocks=self.blocks, num_experts=model.num_experts, max_steps=config.trainer.max_steps,
             log_every=self.log_every,
         )  # fmt: skip
         rows = max(1, ATLAS_CHARACTERS // model.context_length)
@@ -100,7 +101,7 @@ class RoutingPictures(Measurement):
             share_LEV = shares_by_character(pl_module.model, self.ids_BS.to(pl_module.device)).cpu()
             places = shown(torch.bincount(self.ids_BS.flatten(), minlength=len(characters)), characters)
             maps = {ATLAS_TAG.format(layer): atlas(share_EV, characters, places)
-                    for layer, share_EV in enumerate(share_LEV)}  # fmt: skip
+                    for layer, share_EV in zip(self.blocks, share_LEV, strict=True)}  # fmt: skip
             for tag, heat_map in {LOAD_TAG: self.history.heat_map(), **maps}.items():
                 pl_module.run_log.image(tag, as_image(heat_map), step)
 

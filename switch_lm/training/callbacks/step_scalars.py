@@ -14,7 +14,7 @@ class StepScalars(StepCallback):
     """Writes the means and sums over the micro-batches of every `log_every`-th step."""
 
     def __init__(self, config: Config) -> None:
-        self.log_every = config.logger.log_every
+        self.log_every, self.blocks = config.logger.log_every, config.model.switch_blocks
 
     def after_step(self, module: Any, step: int, micro_batches: Sequence[MicroBatch]) -> None:
         if step % self.log_every:
@@ -23,11 +23,10 @@ class StepScalars(StepCallback):
         for micro_batch in micro_batches:
             tally.add(micro_batch["losses"], micro_batch["routings"])
         losses = tally.losses
-        module.run_log.scalars(
-            losses | as_perplexity("train", losses["train/loss"]) | routing_scalars(tally.layers), step
-        )
-        for layer, sums in enumerate(tally.layers):
-            module.run_log.histogram(f"moe/layer_{layer:02d}/expert_of_token", sums.load_E.tolist(), step)
+        of_layers = routing_scalars(tally.layers, self.blocks)
+        module.run_log.scalars(losses | as_perplexity("train", losses["train/loss"]) | of_layers, step)
+        for block, sums in zip(self.blocks, tally.layers, strict=True):
+            module.run_log.histogram(f"moe/layer_{block:02d}/expert_of_token", sums.load_E.tolist(), step)
 
 
 def as_perplexity(group: str, loss: float) -> dict[str, float]:
