@@ -157,7 +157,11 @@ def test_an_import_that_the_table_forbids_is_noticed(name: str, line: str) -> No
 
 def test_families_and_options_load_no_torch() -> None:
     """Each is imported by name in a real process, which then lists what it has loaded."""
-    modules = [name for name in FILES if name.endswith(".options")] + ["config.families", "config.schema", "model.config"]
+    modules = [name for name in FILES if name.endswith(".options")] + [
+        "config.families",
+        "config.schema",
+        "model.config",
+    ]
     assert {"routers.options", "optim.options"} <= set(modules)
     code = f"import sys, {', '.join(f'switch_lm.{name}' for name in modules)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

@@ -126,14 +126,14 @@ def test_outputs_and_gradients_equal_a_loop_over_the_list(case: Case) -> None:
             rows[t] = rows[t] + gate_N[number] * (hidden_F @ module.experts.w_out_EFD[e])
     want_TD, y_TD = torch.stack(rows), module.combined(x_TD, routing)
     torch.testing.assert_close(y_TD, want_TD, rtol=1e-5, atol=1e-5)
-    idle = [t for t in range(case.tokens) if not any(k and t == pair[0] for k, pair in zip(kept, case.pairs, strict=True))]
+    idle = [
+        t for t in range(case.tokens) if not any(k and t == pair[0] for k, pair in zip(kept, case.pairs, strict=True))
+    ]
     assert torch.equal(y_TD[idle], torch.zeros(len(idle), D))  # exactly
     if any(kept):
         over = [x_TD, gate_N, *module.experts.parameters()]
         weights_TD = torch.randn(case.tokens, D, generator=torch.Generator().manual_seed(7))
-        got, want = (
-            torch.autograd.grad((y * weights_TD).sum(), over, materialize_grads=True) for y in (y_TD, want_TD)
-        )
+        got, want = (torch.autograd.grad((y * weights_TD).sum(), over, materialize_grads=True) for y in (y_TD, want_TD))
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
