@@ -144,7 +144,7 @@ def _output(
     """The sum of gate x expert(x) over the kept choices of one token (eq. 2)."""
     experts = [computes.get((t, k), selected[k]) for k in range(len(selected))]
     probs = [p_E[expert] for expert in experts]
-    y_D = torch.zeros_like(x_D)
+    y_D = 0.0 * x_D  # has a gradient, also where all is dropped
     for k, expert in enumerate(experts):
         gate = probs[k]
         if module.router.options.renormalize_gates:

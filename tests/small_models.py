@@ -59,6 +59,13 @@ def router_options(**chosen: Any) -> RouterOptions:
     return SwitchOptions(**chosen) if of_switch else TopKOptions(**{"top_k": 1} | chosen)
 
 
+def noisy(config: Config) -> Config:
+    """The same with every kind of noise."""
+    of_router = {key: value for key, value in NOISE.items() if key in OF_ROUTER}
+    of_model = {key: value for key, value in NOISE.items() if key not in OF_ROUTER}
+    return replace(config, model=replace(config.model, **of_model), router=replace(config.router, **of_router))
+
+
 def lm_of(vocab_size: int, **changes: Any) -> SwitchLM:
     """A small model with new weights."""
     parts = parts_of(**changes)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from switch_lm.routers.routing import Routing
 
+IN_ORDER = 4  # up to so many terms `sum(dim=)` adds in their order, and faster
+
 
 @dataclass(frozen=True)
 class ExpertRows:
@@ -71,10 +73,13 @@ class TokenRows:
 
     def sum(self, y_ND: Tensor) -> Tensor:
         """The sum of each token's assignments (T, D), added in the order of their list; 0 where it has none."""
-        top_k = self.routing.choices_per_token
-        if self.first_TM is None:
-            return _added(y_ND.unflatten(0, (-1, top_k or 1)).unbind(1), top_k or 1)
-        return _Sum.apply(y_ND, self.routing.token_N, self.first_TM)  # type: ignore[no-untyped-call]
+        if self.first_TM is not None:
+            return _Sum.apply(y_ND, self.routing.token_N, self.first_TM)  # type: ignore[no-untyped-call]
+        top_k = self.routing.choices_per_token or 1
+        if top_k == 1:
+            return y_ND
+        y_TKD = y_ND.unflatten(0, (-1, top_k))
+        return y_TKD.sum(dim=1) if top_k <= IN_ORDER else _added(y_TKD.unbind(1), top_k)
 
 
 class _MoveRows(torch.autograd.Function):
@@ -124,7 +129,7 @@ def _sum_in_order(y_ND: Tensor, first_TM: Tensor) -> Tensor:
 
 
 def _added(parts: Iterable[Tensor], number: int) -> Tensor:
-    """The sum of `number` tensors in their order, in float32 at least. `sum(dim=)` has another order from five on."""
+    """The sum of `number` tensors in their order, in float32 at least."""
     parts = iter(parts)
     total = first = next(parts)
     if number > 2:  # the sum of two is rounded once anyway

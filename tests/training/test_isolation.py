@@ -53,7 +53,7 @@ def test_the_noise_of_a_step_is_its_own_whatever_numbers_were_drawn_before(tmp_p
     first = end_of(config)
     torch.rand(1000)
     assert same(first["state_dict"], end_of(replace(config, name="again"))["state_dict"])
-    other = end_of(replace(config, name="calm", model=replace(config.model, router_jitter=0.0)))
+    other = end_of(replace(config, name="calm", router=replace(config.router, jitter=0.0)))
     assert not same(first["state_dict"], other["state_dict"])  # the noise was on
 
 

@@ -13,7 +13,7 @@ import torch
 from compare import same
 from conftest import TEXT, folder_of, logged, tiny_model
 from kept_board import kept
-from small_models import NOISE
+from small_models import NOISE, noisy
 
 from switch_lm.config.schema import Config
 from switch_lm.pages.expert_maps import atlas, order, visible
@@ -177,7 +177,7 @@ def test_a_resumed_run_shows_the_pictures_of_one_that_was_never_stopped(
 
 
 def test_pictures_do_not_change_training(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(config, model=replace(config.model, **NOISE))
+    config = noisy(config)
     train(replace(config, name="drawn"))
     for hook in ("on_train_batch_end", "on_validation_end"):
         monkeypatch.setattr(RoutingPictures, hook, lambda *args, **kwargs: None)

@@ -158,7 +158,7 @@ def test_a_text_that_is_too_short_is_refused_and_the_short_split_is_named(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++ (on Debian: apt install g++)")
 def test_compiled_blocks_give_the_losses_of_eager_blocks(config: Config) -> None:
     config.trainer.precision = "fp32"
-    config.model.router_jitter, config.model.dropout = 0.0, 0.0  # compiled code draws other random numbers
+    config.router.jitter, config.model.dropout = 0.0, 0.0  # compiled code draws other random numbers
     eager = train(config)
     config.trainer.compile = "true"
     compiled = train(replace(config, name="compiled"))

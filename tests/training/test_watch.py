@@ -12,7 +12,7 @@ import torch
 from compare import same
 from conftest import TEXT, folder_of, logged, tiny_model
 from kept_board import kept
-from small_models import NOISE
+from small_models import noisy
 from torch import Tensor
 
 import switch_lm
@@ -21,8 +21,9 @@ from switch_lm.measure.alarm import RouterAlarm
 from switch_lm.measure.router_health import RouterHealth, router_health
 from switch_lm.measure.scoring import character_by_character, whole
 from switch_lm.model.losses import language_loss, summed
-from switch_lm.routers import routing
 from switch_lm.routers.losses import load_balancing_loss
+from switch_lm.routers.options import BalanceOptions
+from switch_lm.routers.switch import SwitchRouter
 from switch_lm.storage import checkpoint
 from switch_lm.storage.run_folder import TrainingError
 from switch_lm.text.vocabulary import Vocabulary
@@ -108,7 +109,7 @@ def test_a_dense_model_has_window_losses_and_no_router_health(config: Config) ->
 
 
 def test_the_gradients_are_those_of_a_backward_pass_through_each_loss() -> None:
-    model = tiny_model(router_jitter=0.0).train()
+    model = tiny_model(jitter=0.0).train()
     ids = torch.randint(V, (4, 17), generator=torch.Generator().manual_seed(0))
     text = ids[:, :-1], ids[:, 1:]
     health = router_health(model, *text, alpha=0.5)
@@ -141,7 +142,7 @@ def test_entropy_gate_and_shares_are_those_of_the_routing() -> None:
 
 
 def test_measuring_the_routers_does_not_change_training(config: Config) -> None:
-    config = replace(config, model=replace(config.model, **NOISE))
+    config = noisy(config)
     watched = replace(config, name="watched", health=HealthConfig(every=1))
     unwatched = replace(config, name="unwatched", health=HealthConfig(every=0))
     train(watched)
@@ -158,14 +159,14 @@ def test_measuring_the_routers_does_not_change_training(config: Config) -> None:
 # --- Alarms
 
 
-def dead(prob_TK: Tensor, rule: Any) -> Tensor:
+def dead(self: SwitchRouter, prob_TK: Tensor) -> Tensor:
     """Softmax after top-k: of one choice always 1."""
     return prob_TK.log().softmax(dim=-1)
 
 
 def all_to_one(self: SwitchModule) -> None:
     for layer in self.model.switch_layers:
-        torch.as_tensor(layer.selection_bias_E)[1] = 10.0
+        torch.as_tensor(layer.router.bias_E)[1] = 10.0
 
 
 def watched_closely(config: Config, **changes: Any) -> Config:
@@ -181,10 +182,10 @@ def test_a_healthy_run_raises_no_alarm(config: Config, capsys: pytest.CaptureFix
 def test_a_dead_router_is_reported_once_with_the_fix(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(routing, "gates", dead)
+    monkeypatch.setattr(SwitchRouter, "gates", dead)
     result = train(watched_closely(config))
     (message,) = result["router_alarms"]
-    assert "step 6: the router of layers 00, 01 is dead" in message and "model.gate_scale=probability" in message
+    assert "step 6: the router of layers 00, 01 is dead" in message and "router.gate_scale=probability" in message
     assert capsys.readouterr().err == f"warning: {message}\n"
     assert kept(folder_of(config))["router alarm"] == {6: message}
     assert result["steps"] == 12 and json.loads((folder_of(config) / "result.json").read_text()) == result
@@ -193,7 +194,7 @@ def test_a_dead_router_is_reported_once_with_the_fix(
 def test_a_collapsed_router_is_reported_once_with_the_fix(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config.model.selection_bias_rate = 1e-6
+    config.balance = BalanceOptions(name="sign", rate=1e-6)
     monkeypatch.setattr(SwitchModule, "on_train_start", all_to_one)
     (message,) = train(watched_closely(config))["router_alarms"]
     assert "collapsed: expert 1 gets 100% of the characters" in message and "Raise alpha (now 0.01)" in message
@@ -203,7 +204,7 @@ def test_a_collapsed_router_is_reported_once_with_the_fix(
 def test_an_alarm_as_an_error_ends_training_and_the_run_can_resume_with_a_warning(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(routing, "gates", dead)
+    monkeypatch.setattr(SwitchRouter, "gates", dead)
     with pytest.raises(TrainingError, match=r"step 6: the router .* is dead(.|\n)*resume=run"):
         train(watched_closely(config, router_alarm="error"))
     assert checkpoint.read(folder_of(config) / "checkpoints" / "last.ckpt")["global_step"] == 5

@@ -13,9 +13,10 @@ import torch
 from conftest import folder_of, logged
 from kept_board import kept
 from small_models import short_run
+from worked import route
 
 from switch_lm.measure.metrics import RoutingSums, layer_scalars
-from switch_lm.routers.routing import Routing, route
+from switch_lm.routers.routing import Routing
 from switch_lm.storage import checkpoint
 from switch_lm.training import run
 from switch_lm.training.callbacks.base import MicroBatch, StepCallback
