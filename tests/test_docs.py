@@ -158,7 +158,7 @@ def test_a_command_in_the_docs_is_accepted(command: str) -> None:
         ("python -m switch_lm.train hydra/launcher=joblib hydra.launcher.n_jobs=2 sed=1", "sed: no such key"),
         ("python -m switch_lm.generate --lenght 5", "--lenght"),
         ("python -m switch_lm.evaluate --capacity-factor zero", "'zero'"),
-        ("python -m switch_lm.check model.drop_order=rnd --steps 3", "model.drop_order=rnd"),
+        ("python -m switch_lm.check router.drop_order=rnd --steps 3", "router.drop_order=rnd"),
         ("python -m switch_lm.report --name a/b c", "'a/b'"),
         ("python -m switch_lm.report", "PATH"),
         ("python -m switch_lm.generation --run x", "switch_lm.generation"),

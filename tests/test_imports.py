@@ -24,14 +24,14 @@ FOLDERS = {name.split(".")[0] for name in FILES if "." in name}
 ALLOWED: dict[str, set[str]] = {
     "stats": set(),
     "pages": set(),
-    "routers": {"config.keys"},
-    "model": {"config.keys", "routers"},
-    "config": {"routers.options", "model.config", "training.boards"},
+    "routers": {"config.families", "config.keys"},
+    "model": {"config.families", "config.keys", "routers"},
+    "config": {"routers.options", "optim.options", "model.config", "training.boards"},
     "optim": {"config"},
     "storage": {"config"},
-    "storage.checkpoint": {"model"},
+    "storage.checkpoint": {"model", "routers.options"},
     "text": {"storage.files"},
-    "measure": {"routers", "model", "config", "text"},
+    "measure": {"routers", "model", "config", "optim.options", "text"},
     "generation": {"routers", "model", "measure", "text", "storage", "storage.checkpoint", "pages"},
     "probe": {"routers", "model", "measure", "text"},
     "training": {
@@ -48,7 +48,18 @@ ALLOWED: dict[str, set[str]] = {
     },
     "reporting": {"config", "storage", "stats", "pages"},
     "sweep": {"config", "storage", "text", "training", "reporting", "commandline.closed_pipe"},
-    "certificate": {"routers", "model", "measure", "probe", "stats", "storage", "storage.checkpoint", "text", "pages"},
+    "certificate": {
+        "config.families",
+        "routers",
+        "model",
+        "measure",
+        "probe",
+        "stats",
+        "storage",
+        "storage.checkpoint",
+        "text",
+        "pages",
+    },
     "inspection": {"routers", "model", "measure", "probe", "stats", "storage", "storage.checkpoint", "text", "pages"},
     "commandline": {"config", "storage", "storage.checkpoint", "text", "model", "training.process_state"},
 }
@@ -121,6 +132,10 @@ def test_every_folder_has_a_row_and_says_what_it_holds() -> None:
     [
         ("routers.routing", "import lightning"),
         ("routers.routing", "from switch_lm.model.config import ModelConfig"),
+        ("routers.switch", "from switch_lm.config.schema import Config"),
+        ("config.families", "from switch_lm.routers.switch import SwitchRouter"),
+        ("config.schema", "from switch_lm.optim.muon import BatchedMuon"),
+        ("measure.ledger", "from switch_lm.optim.groups import build_optimizer"),
         ("model.transformer", "def f():\n    import hydra"),
         ("model.losses", "from switch_lm.training import module"),
         ("model.switch", "from switch_lm.train import main"),
@@ -140,6 +155,21 @@ def test_an_import_that_the_table_forbids_is_noticed(name: str, line: str) -> No
     assert len(breaches(name, line)) == 1
 
 
+def test_families_and_options_load_no_torch() -> None:
+    """Each is imported by name in a real process, which then lists what it has loaded."""
+    modules = [name for name in FILES if name.endswith(".options")] + [
+        "config.families",
+        "config.schema",
+        "model.config",
+    ]
+    assert {"routers.options", "optim.options"} <= set(modules)
+    code = f"import sys, {', '.join(f'switch_lm.{name}' for name in modules)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    loaded = set(done.stdout.split())
+    assert {f"switch_lm.{name}" for name in modules} <= loaded
+    assert not loaded & {"torch", "lightning", "switch_lm.routers.switch", "switch_lm.optim.groups"}
+
+
 QUERY = {"COMP_LINE": "switch-lm-train model=", "COMP_POINT": "22"}  # what bash asks with
 
 
@@ -152,6 +182,9 @@ QUERY = {"COMP_LINE": "switch-lm-train model=", "COMP_POINT": "22"}  # what bash
         (["train", "-sc", "install=bash"], 0),
         (["train", "model.capacity_facter=1"], 2),
         (["train", "model.capacity_factor=-1"], 2),
+        (["train", "router=base"], 2),
+        (["train", "router.top_k=2"], 2),
+        (["train", "model.top_k=2"], 2),
         (["train", "-m", "seed=range(0,1000000)"], 2),
         (["train", "-m", "model.d_modl=1,2"], 2),
         (["generate", "--help"], 0),

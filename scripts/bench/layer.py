@@ -86,13 +86,13 @@ def measure_cell(cell: Cell, options: Options) -> Iterator[Row]:
     contestants += [Contestant(name, block(cell, layer, first_of(layer))) for name, layer in ours.items()]
     if not options.quick:
         contestants += compiled(cell)
-    w_router_DE = ours[our_name(dropless=False)].w_router_DE.detach()
+    w_DE = ours[our_name(dropless=False)].router.w_DE.detach()
     rivals = {}  # and which of ours is of the same kind
     for dropless in (False, True):
         for name, make in peers.peers(dropless=dropless).items():
             shown = f"{name}, dropless" if dropless else name
             rivals[shown] = our_name(dropless=dropless)
-            contestants.append(Contestant.made_by(peer_block, shown, cell, make, w_router_DE, dropless=dropless))
+            contestants.append(Contestant.made_by(peer_block, shown, cell, make, w_DE, dropless=dropless))
     done = race(contestants, cell.draw, repetitions=options.repetitions)
     numbers = range(options.repetitions * done.loops)
     facts = {name: load_facts(cell, layer, numbers) for name, layer in ours.items()}
@@ -145,8 +145,8 @@ def first_of(layer: nn.Module) -> Call:
     return lambda x: layer(x)[0]
 
 
-def peer_block(cell: Cell, make: peers.Make, w_router_DE: Tensor, *, dropless: bool) -> Callable[[Draw], None]:
-    return block(cell, *peers.build(make, cell, w_router_DE, dropless=dropless))
+def peer_block(cell: Cell, make: peers.Make, w_DE: Tensor, *, dropless: bool) -> Callable[[Draw], None]:
+    return block(cell, *peers.build(make, cell, w_DE, dropless=dropless))
 
 
 def block(cell: Cell, layer: nn.Module, call: Call | None = None) -> Callable[[Draw], None]:

@@ -49,15 +49,15 @@ def peers(*, dropless: bool) -> dict[str, Make]:
     return both if dropless else both | {"mixture-of-experts": lucidrains, "st-moe-pytorch": st_moe}
 
 
-def build(make: Make, sizes: LayerSizes, w_router_DE: Tensor, *, dropless: bool) -> Built:
+def build(make: Make, sizes: LayerSizes, w_DE: Tensor, *, dropless: bool) -> Built:
     """In training mode. Whatever importing or building raises is the result of this peer."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # a peer's warnings do not concern us
-        layer, call = make(sizes, w_router_DE, dropless)
+        layer, call = make(sizes, w_DE, dropless)
     return layer.train(), call
 
 
-def labml(sizes: LayerSizes, w_router_DE: Tensor, dropless: bool) -> Built:
+def labml(sizes: LayerSizes, w_DE: Tensor, dropless: bool) -> Built:
     switch: Any = import_module("labml_nn.transformers.switch")
     layer = switch.SwitchFeedForward(
         capacity_factor=1.0,
@@ -67,12 +67,12 @@ def labml(sizes: LayerSizes, w_router_DE: Tensor, dropless: bool) -> Built:
         expert=switch.FeedForward(sizes.d_model, sizes.d_ff, 0.0),
         d_model=sizes.d_model,
     )
-    layer.switch.weight.copy_(w_router_DE.T)
+    layer.switch.weight.copy_(w_DE.T)
     layer.switch.bias.zero_()
     return layer, lambda x: layer(x)[0]
 
 
-def hugging(sizes: LayerSizes, w_router_DE: Tensor, dropless: bool) -> Built:
+def hugging(sizes: LayerSizes, w_DE: Tensor, dropless: bool) -> Built:
     module: Any = import_module("transformers.models.switch_transformers.modeling_switch_transformers")
     config = module.SwitchTransformersConfig(
         d_model=sizes.d_model,
@@ -83,11 +83,11 @@ def hugging(sizes: LayerSizes, w_router_DE: Tensor, dropless: bool) -> Built:
         dropout_rate=0.0,
     )
     layer = module.SwitchTransformersSparseMLP(config)
-    layer.router.classifier.weight.copy_(w_router_DE.T)
+    layer.router.classifier.weight.copy_(w_DE.T)
     return layer, layer
 
 
-def lucidrains(sizes: LayerSizes, w_router_DE: Tensor, dropless: bool) -> Built:
+def lucidrains(sizes: LayerSizes, w_DE: Tensor, dropless: bool) -> Built:
     module: Any = import_module("mixture_of_experts")
     layer = module.MoE(
         sizes.d_model,
@@ -96,11 +96,11 @@ def lucidrains(sizes: LayerSizes, w_router_DE: Tensor, dropless: bool) -> Built:
         second_policy_train="none",
         capacity_factor_train=1.0,
     )
-    layer.gate.w_gating.copy_(w_router_DE)
+    layer.gate.w_gating.copy_(w_DE)
     return layer, lambda x: layer(x)[0]
 
 
-def st_moe(sizes: LayerSizes, w_router_DE: Tensor, dropless: bool) -> Built:
+def st_moe(sizes: LayerSizes, w_DE: Tensor, dropless: bool) -> Built:
     module: Any = import_module("st_moe_pytorch")
     layer = module.MoE(
         sizes.d_model,
@@ -109,5 +109,5 @@ def st_moe(sizes: LayerSizes, w_router_DE: Tensor, dropless: bool) -> Built:
         threshold_train=1e6,
         capacity_factor_train=1.0,
     )
-    layer.gate.to_gates.weight.copy_(w_router_DE.T)
+    layer.gate.to_gates.weight.copy_(w_DE.T)
     return layer, lambda x: layer(x)[0]

@@ -18,6 +18,7 @@ import switch_lm
 from switch_lm import evaluate, generate
 from switch_lm.config.rules import ConfigError
 from switch_lm.config.schema import Config
+from switch_lm.routers.options import TopKOptions
 from switch_lm.storage import run_folder
 from switch_lm.storage.checkpoint import CheckpointError
 from switch_lm.training.callbacks.checkpoints import Best
@@ -179,9 +180,18 @@ def test_a_folder_that_another_process_used_meanwhile_is_not_used(config: Config
 def test_another_configuration_is_refused_with_the_keys_that_differ_and_both_values(
     stopped: Path, config: Config
 ) -> None:
-    other = replace(config, resume="run", alpha=0.1, model=replace(config.model, num_experts=8))
-    with pytest.raises(ConfigError, match=r"alpha was 0.01, now 0.1; model.num_experts was 4, now 8"):
+    model, router = replace(config.model, num_experts=8, switch_layers=[1]), TopKOptions(top_k=2)
+    other = replace(config, resume="run", alpha=0.1, model=model, router=router)
+    with pytest.raises(ConfigError) as refused:
         train(other)
+    for line in (
+        "alpha was 0.01, now 0.1",
+        "model.num_experts was 4, now 8",
+        "model.switch_layers was null, now [1]",
+        "router.name was switch, now topk",
+        "router.top_k was 1, now 2",
+    ):
+        assert line in str(refused.value)
 
 
 @pytest.mark.row(19)

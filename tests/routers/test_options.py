@@ -14,9 +14,10 @@ from worked import FIVE_TOKENS, factors, logits_of, route, routed, worked
 from switch_lm.config.schema import Config
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.model.transformer import SwitchLM
 from switch_lm.routers.losses import importance_loss, load_balancing_loss, router_z_loss
 from switch_lm.routers.noise import jitter
-from switch_lm.routers.options import BalanceOptions, RouterOptions, TopKOptions
+from switch_lm.routers.options import BalanceOptions, RouterOptions, SwitchOptions, TopKOptions
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.training.module import SwitchModule
 
@@ -159,6 +160,16 @@ def test_every_nth_block_has_a_switch_layer(every: int, switch: list[int]) -> No
     config = ModelConfig(num_layers=5, switch_every=every)
     assert [block for block in range(5) if config.is_switch(block)] == switch
     assert config.num_switch_layers == len(switch)
+
+
+@pytest.mark.parametrize("layers", [[], [0], [1, 3], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize("every", [0, 1])
+def test_the_blocks_that_are_named_have_a_switch_layer_whatever_switch_every_is(layers: list[int], every: int) -> None:
+    config = ModelConfig(num_layers=5, switch_layers=layers, switch_every=every, d_model=16, num_heads=2, d_ff=24)
+    model = SwitchLM(config, 11)
+    assert [n for n, block in enumerate(model.blocks) if isinstance(block.ffn, SwitchFeedForward)] == layers
+    assert config.num_switch_layers == len(model.routers) == len(layers)
+    assert config.num_params(11, SwitchOptions()) == sum(p.numel() for p in model.parameters())
 
 
 # --- The other losses

@@ -168,9 +168,15 @@ def test_only_a_step_changes_buffers_and_it_gets_all_micro_batches_without_gradi
 
 
 @pytest.mark.usefixtures("seen")
-def test_a_resumed_run_goes_on_with_the_buffers_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("switch_layers", [None, [1]], ids=["both layers", "the second"])
+def test_a_resumed_run_goes_on_with_the_buffers_bit_for_bit(
+    switch_layers: list[int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = counting(tmp_path)
+    whole.model.switch_layers = switch_layers
     train(whole)
+    weights = state_of(whole)["state_dict"]
+    assert [n for n in (0, 1) if f"model.blocks.{n}.ffn.router.steps" in weights] == (switch_layers or [0, 1])
     parts = replace(whole, name="parts")
     real = SwitchRouter.assign
 

@@ -93,6 +93,22 @@ def test_a_sweep_does_not_mix_with_another_of_its_name(swept: tuple[Path, Done, 
 
 
 @pytest.mark.slow
+def test_routers_and_layers_are_swept_and_reported_by_their_names(tmp_path: Path) -> None:
+    overrides = ["router=switch,topk", "router.jitter=0.0", "model.switch_layers=[0],[]", "model.num_layers=2"]
+    done = run(tmp_path, "-m", *overrides, "name=layers")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "outputs" / "sweeps" / "layers"
+    records = read_jobs(folder)
+    varied = [(record["overrides"]["router"], record["overrides"]["model.switch_layers"]) for record in records]
+    assert varied == [("switch", "[0]"), ("switch", "[]"), ("topk", "[0]"), ("topk", "[]")]
+    table = (folder / "report.md").read_text().split("## Table 1")[1]
+    names = [row.split(" | ")[0] for row in table.splitlines() if row.startswith("| ")]
+    assert names[2:5] == ["| dense", "| top-2", "| Switch"]
+    again = run(tmp_path, "-m", *overrides, "name=layers")
+    assert ["before" in row for row in rows(again)] == [True] * 4
+
+
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
     arguments = ["-m", "seed=0,1", "trainer.max_steps=60", "trainer.val_every=30", "trainer.checkpoint_every=5"]
     folders = [tmp_path / name for name in ("killed", "whole")]
