@@ -20,7 +20,7 @@ class RouterAlarm:
     to too many experts.
     """
 
-    def __init__(self, config: HealthConfig, *, alpha: float, blocks: Sequence[int]) -> None:
+    def __init__(self, config: HealthConfig, *, alpha: float | None, blocks: Sequence[int]) -> None:
         self.config, self.alpha, self.blocks = config, alpha, blocks
         self._in_a_row: dict[str, int] = {}  # bad checks by kind and layer
         self._reported: list[str] = []  # kinds and layers
@@ -66,10 +66,15 @@ class RouterAlarm:
         return (
             f"step {step}: the router of {self._named(layers)} has collapsed: expert {first.busiest} gets "
             f"{first.max_share:.0%} of the characters, and {first.idle_share:.0%} of the experts get none "
-            f"{self._when()} (health.max_share={self.config.max_share:g}). Raise alpha (now {self.alpha:g}), or "
-            "balance by a bias: balance=sign. At the start of training, a larger "
-            "router.jitter and a longer optim.warmup_steps help"
+            f"{self._when()} (health.max_share={self.config.max_share:g}). {self._balance()} At the start of training, a "
+            "larger router.jitter and a longer optim.warmup_steps help"
         )
+
+    def _balance(self) -> str:
+        """What would even the load."""
+        if self.alpha is None:
+            return "Balance it by balance=loss, or with balance=sign by a larger balance.rate."
+        return f"Raise alpha (now {self.alpha:g}), or balance by a bias: balance=sign."
 
     def _named(self, layers: list[int]) -> str:
         """Switch layers by the numbers of their blocks."""

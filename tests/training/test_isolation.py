@@ -14,7 +14,7 @@ import torch
 from compare import same
 from conftest import folder_of, logged
 from lightning.pytorch.callbacks import Callback
-from small_models import NOISE, short_run
+from small_models import noisy, short_run
 
 from switch_lm.config.schema import Config, HealthConfig
 from switch_lm.storage import checkpoint
@@ -39,7 +39,7 @@ def test_validating_sampling_and_scoring_windows_after_every_step_gives_the_run_
 ) -> None:
     monkeypatch.setattr(window_losses, "EVERY", 1)
     config = short_run(tmp_path)
-    config = replace(config, model=replace(config.model, **NOISE), trainer=replace(config.trainer, max_steps=5))
+    config = replace(noisy(config), trainer=replace(config.trainer, max_steps=5))
     rarely = replace(config, name="rarely", trainer=replace(config.trainer, val_every=5))
     often = replace(config, name="often", logger=replace(config.logger, sample_length=7, sample_prompt="a"))
     first, second = end_of(rarely), end_of(often)
@@ -49,7 +49,7 @@ def test_validating_sampling_and_scoring_windows_after_every_step_gives_the_run_
 
 def test_the_noise_of_a_step_is_its_own_whatever_numbers_were_drawn_before(tmp_path: Path) -> None:
     config = short_run(tmp_path)
-    config = replace(config, model=replace(config.model, **NOISE))
+    config = noisy(config)
     first = end_of(config)
     torch.rand(1000)
     assert same(first["state_dict"], end_of(replace(config, name="again"))["state_dict"])
@@ -62,7 +62,7 @@ def test_callbacks_in_any_order_give_the_same_run_and_the_same_points(
     shuffle: Callable[[list[Any]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(short_run(tmp_path), health=HealthConfig(every=1))
-    config = replace(config, model=replace(config.model, **NOISE), logger=replace(config.logger, sample_length=7))
+    config = replace(noisy(config), logger=replace(config.logger, sample_length=7))
     config.trainer.accumulate, config.trainer.keep_best = 2, 2
     first, callbacks_of = end_of(config), run.callbacks_of
 

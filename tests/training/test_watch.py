@@ -197,7 +197,7 @@ def test_a_collapsed_router_is_reported_once_with_the_fix(
     config.balance = BalanceOptions(name="sign", rate=1e-6)
     monkeypatch.setattr(SwitchModule, "on_train_start", all_to_one)
     (message,) = train(watched_closely(config))["router_alarms"]
-    assert "collapsed: expert 1 gets 100% of the characters" in message and "Raise alpha (now 0.01)" in message
+    assert "collapsed: expert 1 gets 100% of the characters" in message and "a larger balance.rate" in message
     assert capsys.readouterr().err == f"warning: {message}\n"
 
 

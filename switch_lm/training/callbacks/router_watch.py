@@ -26,7 +26,8 @@ class RouterWatch(Measurement):
 
     def __init__(self, training_ids: Tensor, config: Config) -> None:
         self.config = config
-        self.alarm = RouterAlarm(config.health, alpha=config.balance_weight, blocks=config.model.switch_blocks)
+        alpha = config.alpha if config.balance.adds_loss else None
+        self.alarm = RouterAlarm(config.health, alpha=alpha, blocks=config.model.switch_blocks)
         context_length, (least, most) = config.model.context_length, PROBE_CHARACTERS
         characters = min(most, max(least, config.data.batch_size * context_length // 4))
         self.windows = fixed_windows(
