@@ -31,7 +31,7 @@ def test_a_run_writes_a_result_a_configuration_checkpoints_and_a_model_to_load(c
     run = folder_of(config)
     assert json.loads((run / "result.json").read_text()) == result
     assert (result["steps"], result["seed"], result["name"]) == (12, 0, "run")
-    assert result["parameters"] == config.model.num_params(25) > result["active_parameters"]
+    assert result["parameters"] == config.model.num_params(25, config.router) > result["active_parameters"]
     assert result["best_val_loss"] <= result["val_loss"] + 1e-6 < 3.3
     assert 0 < result["dropped"] < 0.5 and result["tokens_per_second"] > 0
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
