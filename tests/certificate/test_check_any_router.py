@@ -166,11 +166,13 @@ def test_gates_that_do_not_come_from_the_routers_gates_are_refused(monkeypatch: 
 def test_it_is_checked_inspected_and_shown_on_a_page(
     options: RouterOptions, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = tiny_model(router=options)
+    model = tiny_model(router=options, capacity_factor=0.5)
     folder = make_run("other", model=model)
     checkpoint.write(checkpoint_of(model, TEXT, "fp32") | {"global_step": 9}, folder / "checkpoints" / "best.ckpt")
     assert check.main(["--run", "other"]) == 0
     assert inspect.main(["--run", "other", "--out", "seen"]) == 0
+    drops = "No token of the probe was dropped." in capsys.readouterr().out
+    assert drops == (options.name == "test_expert_choice")  # nobody waits for a slot that an expert gives
     assert (Path("seen") / "inspect.html").is_file()
     assert generate.main(["--run", "other", "--length", "30", "--html", "page.html"]) == 0
     assert Path("page.html").stat().st_size > 1000
