@@ -15,6 +15,7 @@ from hypothesis import settings
 from torch import Tensor
 
 from switch_lm.model.switch import SwitchFeedForward
+from switch_lm.routers.options import TopKOptions
 
 REPEATABLE = settings(
     deadline=None, derandomize=True, database=None
@@ -50,7 +51,7 @@ def token_by_token(
     """
     B, S, D = x_BSD.shape
     x_TD = x_BSD.reshape(B * S, D)
-    p_TE = torch.softmax(x_TD.float() @ module.router.w_DE, dim=-1)
+    p_TE = torch.softmax(x_TD.float() @ torch.as_tensor(module.router.w_DE), dim=-1)
     selected = _choose(module, p_TE) if selected_TK is None else selected_TK.tolist()
     group_size = S if module.router.options.capacity_group == "sequence" else B * S
     draws = (
@@ -78,6 +79,13 @@ def token_by_token(
     return Slow(y_BSD if module.shared is None else y_BSD + module.shared(x_BSD), torch.tensor(kept))
 
 
+def _options(module: SwitchFeedForward) -> TopKOptions:
+    """Those of `topk`, which has all that the loop knows of."""
+    options = module.router.options
+    assert isinstance(options, TopKOptions)
+    return options
+
+
 Computes = dict[tuple[int, int], int]  # of each choice (token, rank) that has a slot, the expert
 
 
@@ -98,7 +106,7 @@ def _queue(module: SwitchFeedForward, tokens: list[int], p_TE: Tensor, draws: Te
         drawn = draws.flatten().tolist()
         tokens = sorted(tokens, key=lambda t: drawn[t])
     ranks = range(module.router.options.top_k)
-    if module.router.options.queue_order == "choice":
+    if _options(module).queue_order == "choice":
         return [(t, k) for k in ranks for t in tokens]
     return [(t, k) for t in tokens for k in ranks]
 
@@ -147,9 +155,9 @@ def _output(
     y_D = 0.0 * x_D  # has a gradient, also where all is dropped
     for k, expert in enumerate(experts):
         gate = probs[k]
-        if module.router.options.renormalize_gates:
+        if _options(module).renormalize_gates:
             gate = probs[k] / torch.stack(probs).sum()
-        elif module.router.options.gate_scale == "straight_through":
+        elif _options(module).gate_scale == "straight_through":
             gate = 1.0 + (probs[k].log() - probs[k].log().detach())
         if (t, k) in computes:
             hidden_F = module.experts.activation(x_D @ module.experts.w_in_EDF[expert])
@@ -173,7 +181,7 @@ def einsum_form(module: SwitchFeedForward, x_BSD: Tensor, capacity_factor: float
 def _einsum_group(module: SwitchFeedForward, x_tD: Tensor, capacity_factor: float | None) -> Tensor:
     num_tokens, K, E = x_tD.shape[0], module.router.options.top_k, module.num_experts
     C = num_tokens if capacity_factor is None else places_of_an_expert(num_tokens, E, capacity_factor)
-    p_tE = torch.softmax(x_tD @ module.router.w_DE, dim=-1)
+    p_tE = torch.softmax(x_tD @ torch.as_tensor(module.router.w_DE), dim=-1)
     index_tK = p_tE.argmax(dim=-1, keepdim=True) if K == 1 else torch.topk(p_tE, K).indices
     gate_tK = p_tE.gather(1, index_tK)
     mask_tKE = torch.nn.functional.one_hot(index_tK, E).float()

@@ -100,7 +100,7 @@ def test_jitter_changes_the_input_of_the_router_and_not_that_of_the_experts(capa
     given = x_BSD.clone()
     y_BSD, routing = module(x_BSD)
     assert torch.equal(x_BSD, given)
-    clean = given.flatten(0, 1) @ module.router.w_DE
+    clean = given.flatten(0, 1) @ torch.as_tensor(module.router.w_DE)
     assert not torch.allclose(routing.logits_TE, clean, atol=1e-2)
     for t, x_D in enumerate(given.flatten(0, 1)):
         e = int(routing.expert_TK[t, 0])

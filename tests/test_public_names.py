@@ -58,7 +58,7 @@ def test_four_sizes_make_a_layer_of_the_paper() -> None:
     x_BSD = torch.randn(3, 8, 8)
     y_BSD, routing = layer.eval()(x_BSD)
     x_TD = x_BSD.flatten(0, 1)
-    gate_T, expert_T = (x_TD @ layer.router.w_DE).softmax(dim=1).max(dim=1)
+    gate_T, expert_T = (x_TD @ torch.as_tensor(layer.router.w_DE)).softmax(dim=1).max(dim=1)
     each_TD = [
         gate * ((x_D @ layer.experts.w_in_EDF[e]).relu() @ layer.experts.w_out_EFD[e])
         for x_D, gate, e in zip(x_TD, gate_T, expert_T, strict=True)

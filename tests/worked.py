@@ -69,7 +69,7 @@ def worked(
     sizes = {"d_model": num_tokens, "d_ff": num_tokens, "num_experts": num_experts, "capacity_factor": None}
     module = SwitchFeedForward(**sizes | options, router=router)
     with torch.no_grad():
-        router.w_DE.copy_(logits_of(probs))
+        torch.as_tensor(router.w_DE).copy_(logits_of(probs))
         module.experts.w_in_EDF.copy_(torch.eye(num_tokens))
         module.experts.w_out_EFD.copy_(torch.eye(num_tokens) * torch.arange(1, num_experts + 1)[:, None, None])
     return module, torch.eye(num_tokens).view(rows, -1, num_tokens)

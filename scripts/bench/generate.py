@@ -125,13 +125,22 @@ def recomputed(model: SwitchLM, draw: Draw, number: int, threads: int) -> None:
 
 def small_model(*overrides: str) -> SwitchLM:
     torch.manual_seed(0)
-    return SwitchLM(ours.composed(*overrides).model, len(ours.vocabulary())).eval()
+    config = ours.composed(*overrides)
+    return SwitchLM(config.model, len(ours.vocabulary()), router=config.router, balance=config.balance).eval()
 
 
 def write_checkpoint(path: Path) -> None:
     """A checkpoint of the default model, with everything that is read from one."""
     model, config = small_model(), ours.composed()
     characters, sha256 = ours.vocabulary().characters, ours.text()[1]
-    header = checkpoint.Header(asdict(model.config), characters, sha256, "fp32", asdict(config))
+    header = checkpoint.Header(
+        model=asdict(config.model),
+        router=asdict(config.router),
+        balance=asdict(config.balance),
+        vocabulary=characters,
+        corpus_sha256=sha256,
+        precision="fp32",
+        config=asdict(config),
+    )
     weights = {checkpoint.MODEL_PREFIX + name: value for name, value in model.state_dict().items()}
     checkpoint.write({"state_dict": weights, checkpoint.KEY: header.as_plain()}, path)

@@ -86,7 +86,7 @@ def measure_cell(cell: Cell, options: Options) -> Iterator[Row]:
     contestants += [Contestant(name, block(cell, layer, first_of(layer))) for name, layer in ours.items()]
     if not options.quick:
         contestants += compiled(cell)
-    w_DE = ours[our_name(dropless=False)].router.w_DE.detach()
+    w_DE = weights_of(ours[our_name(dropless=False)]).detach()
     rivals = {}  # and which of ours is of the same kind
     for dropless in (False, True):
         for name, make in peers.peers(dropless=dropless).items():
@@ -114,9 +114,14 @@ def switch_layer(cell: Cell, *, dropless: bool) -> SwitchFeedForward:
     )
     if cell.skewed:
         with torch.no_grad():
-            layer.router.w_DE[0] = 0.0
-            layer.router.w_DE[0, 0] = SKEW
+            weights_of(layer)[0] = 0.0
+            weights_of(layer)[0, 0] = SKEW
     return layer.train()
+
+
+def weights_of(layer: SwitchFeedForward) -> Tensor:
+    """W_r (D, E)."""
+    return torch.as_tensor(layer.router.w_DE)
 
 
 def dense_layer(cell: Cell) -> nn.Module:

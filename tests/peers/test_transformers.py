@@ -57,7 +57,7 @@ def our_layer(
 ) -> SwitchFeedForward:
     """Our layer of the same weights, each row with its own slots."""
     router = router_of(replace(BY_ROW, jitter=jitter), num_experts=NUM_EXPERTS, d_model=D_MODEL)
-    sizes = {"d_model": D_MODEL, "d_ff": D_FF, "num_experts": NUM_EXPERTS}
+    sizes: dict[str, Any] = {"d_model": D_MODEL, "d_ff": D_FF, "num_experts": NUM_EXPERTS}
     layer = SwitchFeedForward(**sizes, capacity_factor=capacity_factor, router=router, activation=activation)
     with torch.no_grad():
         for ours, same in zip(layer.parameters(), as_ours(theirs, lambda parameter: parameter), strict=True):

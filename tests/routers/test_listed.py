@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -64,7 +65,7 @@ class AboveCutOff(Router):
 def layer_with(family: type[Router], num_experts: int = 4, **options: Any) -> SwitchFeedForward:
     module = layer(num_experts, **options)
     module.router = family(replace(family.Options(), jitter=0.0), d_model=D, num_experts=num_experts)
-    torch.nn.init.normal_(module.router.w_DE)
+    torch.nn.init.normal_(torch.as_tensor(module.router.w_DE))
     return module
 
 
@@ -199,17 +200,17 @@ def test_a_layer_whose_list_is_all_unused_adds_exactly_nothing_and_its_gradients
 
 # --- Nothing is added atomically: two runs are bit-equal, and a token's outputs are added in rank order
 
-FAMILIES: dict[str, Callable[[], Router | None]] = {
-    **{f"K = {k}": lambda k=k: router_of(TopKOptions(top_k=k), num_experts=8, d_model=64) for k in (1, 2, 4)},
-    "by expert": lambda: ByExpert(d_model=64, num_experts=8),
-    "above a cut-off": lambda: AboveCutOff(d_model=64, num_experts=8),
+FAMILIES: dict[str, Callable[..., Router]] = {
+    **{f"K = {k}": partial(router_of, TopKOptions(top_k=k)) for k in (1, 2, 4)},
+    "by expert": ByExpert,
+    "above a cut-off": AboveCutOff,
 }
 ATOMIC = ("index_add", "scatter_add", "scatter_reduce", "index_put", "embedding_dense_backward", "put")
 
 
 def wide_layer(family: str, capacity_factor: float | None) -> SwitchFeedForward:
     torch.manual_seed(0)
-    router = FAMILIES[family]()
+    router = FAMILIES[family](d_model=64, num_experts=8)
     return SwitchFeedForward(d_model=64, d_ff=96, num_experts=8, router=router, capacity_factor=capacity_factor)
 
 

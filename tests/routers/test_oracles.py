@@ -63,8 +63,9 @@ class Case:
         if self.twins:
             x_TD = x_TD[torch.arange(len(x_TD)) // 2]
         x_TD[:, 0] = 1.0
-        module.router.w_DE.data[0] = torch.linspace(self.crowding, 0.0, self.experts)
-        module.router.w_DE.data *= self.sharpness
+        w_DE = torch.as_tensor(module.router.w_DE)
+        w_DE.data[0] = torch.linspace(self.crowding, 0.0, self.experts)
+        w_DE.data *= self.sharpness
         return module.train(self.training), x_TD.view(self.rows, self.positions, D).requires_grad_()
 
 

@@ -41,6 +41,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Routing]]:
         name = "counting"
         Options = SwitchOptions
 
+        steps: Tensor
+        load_E: Tensor
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -101,7 +104,7 @@ class Recorder(SwitchRouter):
         self.inputs.append(x_TD)
         self.autocast.append(torch.is_autocast_enabled("cpu"))
         assert x_TD.dtype == logits_TE.dtype == torch.float32
-        assert torch.equal(logits_TE, x_TD @ self.w_DE)
+        assert torch.equal(logits_TE, x_TD @ torch.as_tensor(self.w_DE))
         return super().assign(x_TD, logits_TE, **others)
 
 
@@ -251,7 +254,7 @@ def test_alpha_changes_a_run_with_balance_loss_alone(name: str, tmp_path: Path) 
 def test_sign_moves_the_bias_by_the_rate_towards_the_mean_load_of_the_step() -> None:
     router = SwitchRouter(d_model=1, num_experts=4, balance=BalanceOptions(name="sign", rate=0.25))
     logits_TE = 50.0 * torch.nn.functional.one_hot(torch.tensor([0, 0, 0, 1, 1, 2, 3, 3]), 4)
-    of_call = {"ids_T": None, "position_T": None, "capacity": None, "num_groups": 1}
+    of_call: dict[str, Any] = {"ids_T": None, "position_T": None, "capacity": None, "num_groups": 1}
     parts = [router.assign(part_TE, part_TE, **of_call) for part_TE in logits_TE.float().split([6, 2])]
     router.after_step(parts)  # loads 3, 2, 1, 2 of a mean of 2
     assert router.bias_E is not None and router.bias_E.tolist() == [-0.25, 0.0, 0.25, 0.0]
@@ -271,7 +274,7 @@ def test_one_expert_of_topk_is_switch_bit_for_bit() -> None:
     x_TD = torch.randn(50, 8)
     switch = SwitchRouter(SwitchOptions(), d_model=8, num_experts=4)
     topk = FAMILIES["router"]["topk"].load()(TopKOptions(top_k=1), d_model=8, num_experts=4)
-    torch.nn.init.normal_(switch.w_DE)
+    torch.nn.init.normal_(torch.as_tensor(switch.w_DE))
     topk.load_state_dict(switch.state_dict())
     torch.manual_seed(1)
     first = switch(x_TD, capacity=9)

@@ -37,8 +37,9 @@ def pictures(run: Path) -> dict[str, dict[int, bytes]]:
     return {tag: by_step for tag, by_step in kept(run).items() if tag.startswith("routing/")}
 
 
-def history(**changes: int) -> LoadHistory:
-    return LoadHistory(**{"blocks": range(2), "num_experts": 2, "max_steps": 30, "log_every": 10} | changes)
+def history(**changes: Any) -> LoadHistory:
+    sizes: dict[str, Any] = {"blocks": range(2), "num_experts": 2, "max_steps": 30, "log_every": 10}
+    return LoadHistory(**sizes | changes)
 
 
 # --- Load over time
