@@ -120,7 +120,9 @@ def test_the_gradients_are_those_of_a_backward_pass_through_each_loss() -> None:
         output = model(text[0])
         loss = 0.5 * summed(load_balancing_loss, output.routings) if balance else language_loss(output.logits, text[1])
         loss.backward()
-        grads.append([torch.as_tensor(torch.as_tensor(layer.router.w_DE).grad).clone() for layer in model.switch_layers])
+        grads.append(
+            [torch.as_tensor(torch.as_tensor(layer.router.w_DE).grad).clone() for layer in model.switch_layers]
+        )
     for layer, (language, balance_DE) in enumerate(zip(*grads, strict=True)):
         assert health[layer].language_gradient == pytest.approx(language.norm().item(), rel=1e-5)
         assert health[layer].balance_gradient == pytest.approx(balance_DE.norm().item(), rel=1e-5)

@@ -82,15 +82,8 @@ def test_a_step_of_three_micro_batches_is_logged_whole(
     for i, step in enumerate((2, 4)):
         points = {tag: by_step[step] for tag, by_step in in_run.items() if tag.startswith(("train", "moe/l"))}
         micro_batches = computed[3 * (step - 1) : 3 * step]
-<<<<<<< HEAD
-        parts = [
-            (one.total, one.language, one.routers["balance"], one.router_z, one.importance) for one in micro_batches
-        ]
-        values = [[torch.as_tensor(loss).item() for loss in losses] for losses in parts]
-=======
-        parts = [(one.total, one.language, one.routers["balance"], one.router_z, one.importance) for one in micro_batches]
+        parts = [(m.total, m.language, m.routers["balance"], m.router_z, m.importance) for m in micro_batches]
         values = [[loss.item() for loss in losses if loss is not None] for losses in parts]
->>>>>>> wt-tests
         losses = torch.tensor(values).mean(0).tolist()
         for tag, loss in zip(("total_loss", "loss", "balance_loss", "z_loss", "importance_loss"), losses, strict=True):
             assert points[f"train/{tag}"] == pytest.approx(loss)
