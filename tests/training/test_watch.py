@@ -118,15 +118,16 @@ def test_the_gradients_are_those_of_a_backward_pass_through_each_loss() -> None:
     for balance in (False, True):
         model.zero_grad()
         output = model(text[0])
-        loss = 0.5 * summed(load_balancing_loss, output.routings) if balance else language_loss(output.logits, text[1])
+        language = language_loss(output.logits, text[1])
+        loss = 0.5 * summed(load_balancing_loss, output.routings) if balance else language
         loss.backward()
         grads.append(
             [torch.as_tensor(torch.as_tensor(layer.router.w_DE).grad).clone() for layer in model.switch_layers]
         )
-    for layer, (language, balance_DE) in enumerate(zip(*grads, strict=True)):
-        assert health[layer].language_gradient == pytest.approx(language.norm().item(), rel=1e-5)
+    for layer, (language_DE, balance_DE) in enumerate(zip(*grads, strict=True)):
+        assert health[layer].language_gradient == pytest.approx(language_DE.norm().item(), rel=1e-5)
         assert health[layer].balance_gradient == pytest.approx(balance_DE.norm().item(), rel=1e-5)
-        cosine = torch.nn.functional.cosine_similarity(language.flatten(), balance_DE.flatten(), dim=0)
+        cosine = torch.nn.functional.cosine_similarity(language_DE.flatten(), balance_DE.flatten(), dim=0)
         assert health[layer].cosine == pytest.approx(cosine.item(), abs=1e-5)
 
 
