@@ -82,7 +82,9 @@ class RoutingSums:
         choices = num_choices(routing)
         slots = choices if routing.capacity is None else routing.num_experts * routing.num_groups * routing.capacity
         used_N = routing.used_N
-        mean_gate = routing.gate_N.mean() if used_N is None else (routing.gate_N * used_N).sum() / used_N.sum()
+        mean_gate = (
+            routing.gate_N.mean() if used_N is None else (routing.gate_N * used_N).sum() / used_N.sum().clamp(min=1)
+        )
         means = routing.mean_prob_E, router_entropy(routing), mean_gate
         return cls(routing.load_E, routing.kept_E, dropped_choices(routing), *means, choices, slots)
 
