@@ -136,17 +136,18 @@ def ledger(
     if isinstance(capacity_factor, EllipsisType):
         capacity_factor = model.capacity_factor if training else model.eval_capacity_factor
     group = batch_size * context // router.num_groups(batch_size)
-    capacity, selected = (
-        expert_capacity(group, model.num_experts, capacity_factor),
-        router.experts_per_token(model.num_experts),
-    )
+    capacity = expert_capacity(group, model.num_experts, capacity_factor)
+    limit = model.capacity_factor if capacity_factor is None else capacity_factor  # of what routers have learned
+    selected = router.experts_per_token(model.num_experts, limit)
     slots = selected if capacity is None else model.num_experts * capacity / group  # per token
     if kept_L is None:
         kept_L = [router.spared(training=training) * min(selected, slots)] * model.num_switch_layers
     blocks = range(model.num_layers)
     kept = dict(zip(filter(model.is_switch, blocks), kept_L, strict=True))
     layers = tuple(
-        _switch(model, router, context, slots=slots, kept=kept[block]) if block in kept else _dense(model, context)
+        _switch(model, router, context, selected=selected, slots=slots, kept=kept[block])
+        if block in kept
+        else _dense(model, context)
         for block in blocks
     )
     return Ledger(layers, head=2.0 * model.d_model * vocab_size, tokens=batch_size * context)
@@ -176,8 +177,10 @@ def _dense(model: ModelConfig, context: int) -> LayerWork:
     return LayerWork(attention, feed_forward=2.0 * 2 * model.d_model * model.d_ff)
 
 
-def _switch(model: ModelConfig, router: RouterOptions, context: int, *, slots: float, kept: float) -> LayerWork:
-    """`slots`: computed per token, in all experts together; `kept`: those that hold a choice."""
+def _switch(
+    model: ModelConfig, router: RouterOptions, context: int, *, selected: float, slots: float, kept: float
+) -> LayerWork:
+    """`selected`: experts of a token; `slots`: computed per token, in all of them; `kept`: those that hold a choice."""
     dense = _dense(model, context)
     expert = dense.feed_forward
     return replace(
@@ -186,7 +189,7 @@ def _switch(model: ModelConfig, router: RouterOptions, context: int, *, slots: f
         router=2.0 * router.num_params(model.d_model, model.num_experts),
         useful=kept * expert,
         padded=(slots - kept) * expert,
-        dropped=(router.experts_per_token(model.num_experts) - kept) * expert,
+        dropped=(selected - kept) * expert,
     )
 
 

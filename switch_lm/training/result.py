@@ -65,7 +65,7 @@ def _at_training_capacity(training: Training) -> dict[str, float | None]:
 def _computation(training: Training) -> dict[str, Any]:
     """The run's ledger with the measured drops, and the cost of a token at that capacity afterwards."""
     config, vocab_size = training.config, len(training.module.vocabulary)
-    selected = config.router.experts_per_token(config.model.num_experts)
+    selected = config.router.experts_per_token(config.model.num_experts, config.model.capacity_factor)
     kept_L = [selected * (1.0 - dropped) for dropped in training.module.drops.whole_run_L]
     inference = ledger(
         config.model,
