@@ -102,6 +102,11 @@ def test_greedy_text_is_explained_to_show_the_models_own_probability() -> None:
     assert "the model’s own, as at temperature 1" in words_after(page(temperature=0.0))
 
 
+def test_a_page_without_a_character_still_says_that_the_model_has_experts() -> None:
+    html = page(prompt="", length=0)
+    assert data_of(html)["text"] == "" and "it has no experts" not in words_after(html)
+
+
 def test_a_dense_model_is_coloured_by_probability_alone_and_the_page_says_that_it_has_no_experts() -> None:
     html = page(switch_every=0, blocks=[])
     assert [view["label"] for view in data_of(html)["views"]] == ["probability"]
