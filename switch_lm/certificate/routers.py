@@ -72,7 +72,7 @@ def _balance(subject: Subject, seen: list[LayerCall]) -> Finding:
     for call in seen:
         if (loss := _balance_loss(call)) is not None:
             num_experts, choices_N = call.layer.num_experts, call.routing.expert_N[used(call.routing)]
-            f_E = torch.bincount(choices_N, minlength=num_experts).double() / choices_N.numel()
+            f_E = torch.bincount(choices_N, minlength=num_experts).double() / max(1, choices_N.numel())
             p_E = by_oracle(call, subject.model.router_options).probs_TE.double().mean(dim=0)
             values.append(loss.double())
             off.append(values[-1] - num_experts * (f_E * p_E).sum())
@@ -124,7 +124,7 @@ def _used(subject: Subject) -> Finding:
         output = subject.model(ids_BS)
         tally.add(language_loss(output.logits, target_BS), target_BS.numel(), output.routings)
     assert tally.load_LE is not None
-    share_LE = tally.load_LE / tally.load_LE.sum(dim=1, keepdim=True) * tally.load_LE.shape[1]
+    share_LE = tally.load_LE / tally.load_LE.sum(dim=1, keepdim=True).clamp(min=1) * tally.load_LE.shape[1]
     layer, expert = divmod(int(share_LE.argmin()), share_LE.shape[1])
     idlest = f"layer {subject.model.config.switch_blocks[layer]:02d}, expert {expert}"
     idle, least, most = int((tally.load_LE == 0).sum()), share_LE.min().item(), share_LE.max().item()

@@ -169,7 +169,7 @@ def similarities(model: SwitchLM, probe: Probe) -> list[Similarity]:
                     cosine_EE = (y_ETD.flatten(1) @ other_ETD.flatten(1).T) / probe.ids_BS.numel()
                     total_LEE[number] += cosine_EE.cpu()
                 load_LE[number] += call.routing.load_E.cpu()
-    share_LE = load_LE / load_LE.sum(dim=1, keepdim=True)
+    share_LE = load_LE / load_LE.sum(dim=1, keepdim=True).clamp(min=1)
     return [
         Similarity(tuple(share_E.tolist()), same_EE, _between(same_EE), _between(apart_EE) or 0.0)
         for share_E, same_EE, apart_EE in zip(share_LE, same_LEE, apart_LEE, strict=True)

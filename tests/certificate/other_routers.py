@@ -121,6 +121,9 @@ class CharacterOptions(RouterOptions):
 
     name: str = key("test_character", NAME_OF_ROUTER)
 
+    def num_params(self, d_model: int, num_experts: int) -> int:
+        return 0
+
 
 def character_plus_position(
     x_TD: Tensor,
