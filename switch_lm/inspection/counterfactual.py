@@ -1,6 +1,6 @@
 """Was the router right? The loss of a token's next character with every expert in place of the chosen one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -67,9 +67,10 @@ class Counterfactual:
     own: tuple[Judgement, ...]
     num_tokens: int  # per layer
 
-    def findings(self) -> list[str]:
-        pairs = enumerate(zip(self.held, self.own, strict=True))
-        return [f"Layer {layer}: {text}" for layer, pair in pairs for one in pair for text in one.findings()]
+    def findings(self, blocks: Sequence[int]) -> list[str]:
+        """Two sentences per layer, named by its block."""
+        layers = zip(blocks, self.held, self.own, strict=True)
+        return [f"Layer {n}: {text}" for n, *pair in layers for one in pair for text in one.findings()]
 
 
 def counterfactual(model: SwitchLM, probe: Probe, *, positions: int = POSITIONS, say: Say = silent) -> Counterfactual:
