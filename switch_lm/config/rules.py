@@ -145,7 +145,7 @@ def _broken(config: Config) -> list[str]:
     model = config.model
     problems = config.router.problems(model.num_experts, config.balance, model.capacity_factor)
     broken += [(key if "." in key else f"router.{key}", rule, fix) for key, rule, fix in problems]
-    return lines + [f"{key}={show(values[key])}: {rule}; {fix}" for key, rule, fix in broken]
+    return lines + [f"{key}={show(values.get(key))}: {rule}; {fix}" for key, rule, fix in broken]
 
 
 def _text_switches(plain: Any) -> Any:

@@ -184,7 +184,7 @@ class Router(nn.Module):
 
     def aux_losses(self, routing: Routing) -> dict[str, Tensor]:
         """Its own losses by name, 0-d, which `alpha` weights; `balance` only if that is `balance=loss`."""
-        return {"balance": load_balancing_loss(routing)}
+        return {"balance": load_balancing_loss(routing)} if self.options.has_balance_loss else {}
 
     @torch.no_grad()
     def after_step(self, routings: Sequence[Routing]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 from switch_lm.config.families import family
 from switch_lm.config.keys import BELOW_ONE, Rule, at_least, key, one_of
@@ -15,6 +16,8 @@ TOP_K = "Experts per token: 1 (Switch), or with router=topk any number up to all
 @dataclass
 class RouterOptions:
     """The options that every router has. A family adds its own, and says what they mean for the computation."""
+
+    has_balance_loss: ClassVar[bool] = True  # False: alpha does nothing to it
 
     name: str = key("", NAME_OF_ROUTER)
     top_k: int = key(1, TOP_K, at_least(1))
