@@ -47,9 +47,11 @@ class Router(nn.Module):
 
     def __init_subclass__(cls, **others: Any) -> None:
         super().__init_subclass__(**others)
-        if "forward" in vars(cls):
+        if cls.forward is not Router.forward:
             raise TypeError(f"{cls.__name__}.forward: the forward of a router is final; write assign instead")
         if "name" in vars(cls):
+            if cls.assign is Router.assign:
+                raise TypeError(f"{cls.__name__} is a router without an assign of its own; write assign")
             register("router", cls.name, options=cls.Options, code=cls)
 
     def __init__(
