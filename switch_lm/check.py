@@ -137,16 +137,17 @@ def _check(options: argparse.Namespace, config: Config | None, verdicts: list[Ve
         verdicts += [verdict for one in measured for verdict in (one.sees_future, one.depends_on_rows)]
     write_json(facts, file)
     if checkpoint is not None:
-        _to_tensorboard(findings, checkpoint)
+        _to_tensorboard(findings, checkpoint, header)
     return 0
 
 
-def _to_tensorboard(findings: Sequence[Finding], checkpoint: Path) -> None:
-    """Beside the run's samples, if it is a run's checkpoint and its folder can be written."""
+def _to_tensorboard(findings: Sequence[Finding], checkpoint: Path, header: Header) -> None:
+    """Beside the run's samples, if TensorBoard is one of the run's boards and its folder can be written."""
     from switch_lm.certificate.show import certificate_markdown, write_text
     from switch_lm.storage.checkpoint import read
 
-    if (run_of(checkpoint) / CONFIG).is_file():
+    boards = header.config.get("logger", {}).get("boards", {})
+    if "tensorboard" in boards and (run_of(checkpoint) / CONFIG).is_file():
         try:
             step = int(read(checkpoint).get("global_step", 0))
             write_text(run_of(checkpoint), "certificate", certificate_markdown(findings), step)

@@ -120,7 +120,9 @@ def _write(options: argparse.Namespace) -> int:
     if options.html is not None:
         from switch_lm.generation.page import Sampling, sample_page  # the first character need not wait for it
 
-        page = sample_page(traced, Sampling(checkpoint=path, num_experts=model.config.num_experts, **how))
+        sizes = model.config
+        sampling = Sampling(checkpoint=path, num_experts=sizes.num_experts, blocks=sizes.switch_blocks, **how)
+        page = sample_page(traced, sampling)
         write_text(page, options.html, option="--html FILE")
     return 0
 

@@ -196,12 +196,12 @@ def capacity(cases: Sequence[Case]) -> Finding:
             one = run(_first(case, num_tokens), case.factor)
             slots, fullest = one.capacity, int(one.routing.kept_E.max())
             if not _is_capacity(slots, num_tokens, one.routing.num_experts, case.configured):
-                wrong.append(f"layer {case.number:02d}, {case.condition}, {num_tokens:,} tokens: {slots} slots")
+                wrong.append(f"layer {case.block:02d}, {case.condition}, {num_tokens:,} tokens: {slots} slots")
             elif one.routing.capacity not in (slots, None):
-                wrong.append(f"layer {case.number:02d}, {case.condition}: {one.routing.capacity} slots, not {slots}")
+                wrong.append(f"layer {case.block:02d}, {case.condition}: {one.routing.capacity} slots, not {slots}")
             elif one.routing.capacity is not None and fullest > one.routing.capacity:
-                wrong.append(f"layer {case.number:02d}, {case.condition}: {fullest:,} computed in {slots:,} slots")
-            if case.number == 0 and one.routing.capacity is not None and case.condition in shown:
+                wrong.append(f"layer {case.block:02d}, {case.condition}: {fullest:,} computed in {slots:,} slots")
+            if case.block == cases[0].block and one.routing.capacity is not None and case.condition in shown:
                 shown[case.condition].append(f"{num_tokens:,} -> {slots:,}")
     by_tokens = "; ".join(f"{condition}: {', '.join(pairs) or 'no limit'}" for condition, pairs in shown.items())
     return judged(

@@ -90,7 +90,7 @@ class Case(LayerCall):
     """One layer's call under one condition."""
 
     condition: str
-    number: int  # of the layer
+    block: int  # the number of its block: the layer's name
     factor: Factor
     configured: float | None  # the capacity factor that should hold
     quiet: LayerCall  # the same without noise on the router's input
@@ -151,10 +151,10 @@ def cases_of(subject: Subject) -> list[Case]:
     for condition, (model, without_noise), input_BS, factor, configured in conditions:
         with calls(model) as seen:
             seeded(model, input_BS, seed=0, capacity_factor=factor)
-        for number, (call, layer) in enumerate(zip(seen, without_noise.switch_layers, strict=True)):
+        for block, call, layer in zip(config.switch_blocks, seen, without_noise.switch_layers, strict=True):
             alone, silent = run(call, factor), run(replace(call, layer=layer), factor)
             judged = None if layer.router.oracle is None else judge(silent, subject.model.router_options)
-            facts = vars(alone) | {"condition": condition, "number": number, "factor": factor, "configured": configured}
+            facts = vars(alone) | {"condition": condition, "block": block, "factor": factor, "configured": configured}
             result.append(Case(**facts, quiet=silent, by_oracle=judged))
     return result
 

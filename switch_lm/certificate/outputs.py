@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from switch_lm.certificate.finding import Finding, judged
+from switch_lm.certificate.finding import Finding, Verdict, judged
 from switch_lm.certificate.layers import Case, Judged, by_a_loop, by_oracle
 from switch_lm.probe.subject import LayerCall, Subject, calls, largest, noise, used
 from switch_lm.routers.options import RouterOptions
@@ -100,6 +100,10 @@ def gates(cases: Sequence[Case]) -> Finding:
         varies = case.promise.varies_gates and case.layer.num_experts > 1 and gate_N.numel() >= ENOUGH
         constant |= varies and bool(gate_N.max() == gate_N.min())
     gate_N = torch.cat([case.routing.gate_N[used(case.routing)] for case in cases])
+    if not gate_N.numel():
+        return Finding(
+            "gates", Verdict.PASS, "none: no expert takes any of these tokens", "there is nothing to compare"
+        )
     low, high, furthest = gate_N.min().item(), gate_N.max().item(), largest([torch.cat(off)])
     return judged(
         "gates",

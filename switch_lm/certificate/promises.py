@@ -19,7 +19,8 @@ def check(subject: Subject, cases: Sequence[Case]) -> Finding:
     """In training and evaluation, at all capacities; what leaks, and where tokens go, has checks of its own."""
     broken = [problem for case in cases for problem in _broken(case)] + _varying(subject) + _learning(subject)
     promise = cases[0].promise
-    experts = "any number of experts" if promise.experts_per_token is None else f"{promise.experts_per_token} of them"
+    number = promise.experts_per_token
+    experts = "any number of experts" if number is None else "1 expert" if number == 1 else f"{number} experts"
     computed = "a fixed amount" if promise.fixed_computation else "an amount that varies"
     return judged(
         "promise",

@@ -23,7 +23,7 @@ def check(subject: Subject) -> list[Finding]:
     with calls(model) as seen:
         seeded(model, subject.few[0], seed=0)
     judge = [_balance(subject, seen)] if has_oracle(subject) else []
-    return [_learns(subject, model, seen), *judge, _different(seen), _used(subject)]
+    return [_learns(subject, model, seen), *judge, _different(subject, seen), _used(subject)]
 
 
 def has_oracle(subject: Subject) -> bool:
@@ -50,7 +50,10 @@ def _learns(subject: Subject, model: SwitchLM, seen: list[LayerCall]) -> Finding
         "router learns",
         not deaf and not unbalanced,
         f"|d CE/d W_r|, |alpha d balance/d W_r|, cosine by layer: {gradients}",
-        {f"layer {number:02d}": health.scalars() for number, health in enumerate(layers)},
+        {
+            f"layer {block:02d}": health.scalars()
+            for block, health in zip(subject.model.config.switch_blocks, layers, strict=True)
+        },
         good="by design no router has weights to train" if nothing else f"{learns}, not the balance loss alone",
         bad="a router learns nothing from the text: its choices only even the load"
         if deaf
@@ -69,7 +72,7 @@ def _balance(subject: Subject, seen: list[LayerCall]) -> Finding:
     for call in seen:
         if (loss := _balance_loss(call)) is not None:
             num_experts, choices_N = call.layer.num_experts, call.routing.expert_N[used(call.routing)]
-            f_E = torch.bincount(choices_N, minlength=num_experts).double() / choices_N.numel()
+            f_E = torch.bincount(choices_N, minlength=num_experts).double() / max(1, choices_N.numel())
             p_E = by_oracle(call, subject.model.router_options).probs_TE.double().mean(dim=0)
             values.append(loss.double())
             off.append(values[-1] - num_experts * (f_E * p_E).sum())
@@ -87,23 +90,23 @@ def _balance(subject: Subject, seen: list[LayerCall]) -> Finding:
 
 
 @torch.inference_mode()
-def _different(seen: list[LayerCall]) -> Finding:
+def _different(subject: Subject, seen: list[LayerCall]) -> Finding:
     """The outputs of any two experts of a layer on the same tokens."""
     distances = {}
-    for number, call in enumerate(seen):
+    for block, call in zip(subject.model.config.switch_blocks, seen, strict=True):
         y_ETD = call.every_output_ETD()
         for i, j in combinations(range(len(y_ETD)), 2):
             scale = torch.stack([y_ETD[i].norm(), y_ETD[j].norm()]).square().mean().sqrt().clamp(min=1e-20)
-            distances[number, i, j] = ((y_ETD[i] - y_ETD[j]).norm() / scale).item()
+            distances[block, i, j] = ((y_ETD[i] - y_ETD[j]).norm() / scale).item()
     if not distances:
         alone = "there is no other to be equal to"
         return Finding("experts differ", Verdict.PASS, "a single expert in a layer", alone)
-    layer, i, j = nearest = min(distances, key=lambda pair: distances[pair])
+    block, i, j = nearest = min(distances, key=lambda pair: distances[pair])
     distance = distances[nearest]
     return judged(
         "experts differ",
         distance > COPIES,
-        f"nearest pair {distance:.3g} apart (layer {layer:02d}, experts {i} and {j})",
+        f"nearest pair {distance:.3g} apart (layer {block:02d}, experts {i} and {j})",
         {"distance": distance},
         good="no two experts of a layer are copies (unrelated ones are 1.41 apart)",
         bad="experts are copies: not drawn independently, or taken from a dense run (init_from) and not trained since",
@@ -121,16 +124,16 @@ def _used(subject: Subject) -> Finding:
         output = subject.model(ids_BS)
         tally.add(language_loss(output.logits, target_BS), target_BS.numel(), output.routings)
     assert tally.load_LE is not None
-    share_LE = tally.load_LE / tally.load_LE.sum(dim=1, keepdim=True) * tally.load_LE.shape[1]
+    share_LE = tally.load_LE / tally.load_LE.sum(dim=1, keepdim=True).clamp(min=1) * tally.load_LE.shape[1]
     layer, expert = divmod(int(share_LE.argmin()), share_LE.shape[1])
+    idlest = f"layer {subject.model.config.switch_blocks[layer]:02d}, expert {expert}"
     idle, least, most = int((tally.load_LE == 0).sum()), share_LE.min().item(), share_LE.max().item()
     judgeable = subject.validation_ids.numel() >= ENOUGH * share_LE.shape[1]
     starving = f"{idle} of {share_LE.numel()} experts never get a character"
     return judged(
         "every expert used",
         idle == 0 or not judgeable,
-        f"the idlest gets {least:.2f} x an even share (layer {layer:02d}, expert {expert}), the busiest {most:.2f} x; "
-        f"val/loss {tally.loss:.4f}",
+        f"the idlest gets {least:.2f} x an even share ({idlest}), the busiest {most:.2f} x; val/loss {tally.loss:.4f}",
         {"least": least, "most": most, "idle": idle, "val_loss": tally.loss},
         good="no expert starves" if idle == 0 else f"{starving}, but the text is too short to judge",
         bad=starving,

@@ -142,8 +142,9 @@ def _broken(config: Config) -> list[str]:
         if key.rule is not None and values[key.name] is not None and not key.rule.holds(values[key.name])
     ]
     broken = [(key, rule, fix) for key, holds, rule, fix in COMBINATIONS if not holds(config)]
-    problems = config.router.problems(config.model.num_experts, config.balance)
-    broken += [(f"router.{key}", rule, fix) for key, rule, fix in problems]
+    model = config.model
+    problems = config.router.problems(model.num_experts, config.balance, model.capacity_factor)
+    broken += [(key if "." in key else f"router.{key}", rule, fix) for key, rule, fix in problems]
     return lines + [f"{key}={show(values[key])}: {rule}; {fix}" for key, rule, fix in broken]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from switch_lm.generation.trace import Choice, Traced
 from switch_lm.pages.coloured_text import NOBODY, LayerText, coloured_text
+from switch_lm.pages.expert_maps import layer_name
 from switch_lm.pages.page import render
 from switch_lm.storage.runs import run_name
 
@@ -23,6 +24,7 @@ class Sampling:
     top_k: int | None
     seed: int
     num_experts: int
+    blocks: Sequence[int]  # with a Switch layer
 
     @property
     def command(self) -> str:
@@ -36,7 +38,7 @@ class Sampling:
 def sample_page(traced: Sequence[Traced], sampling: Sampling) -> str:
     """The page as HTML without other files; for a dense model it shows the probability of each character."""
     text = "".join(one.character for one in traced)
-    layers = layer_texts(traced, num_experts=sampling.num_experts)
+    layers = layer_texts(traced, sampling.blocks, num_experts=sampling.num_experts)
     deepest = max(0, len(layers) - 1)  # the layer closest to the prediction
     part = coloured_text("sample", text, layers, odds=[one.odds for one in traced], first=deepest)
     title = f"A sample from {run_name(sampling.checkpoint)}"
@@ -58,16 +60,15 @@ def sample_page(traced: Sequence[Traced], sampling: Sampling) -> str:
     return render(title, body)
 
 
-def layer_texts(traced: Sequence[Traced], *, num_experts: int) -> list[LayerText]:
-    """The text as each Switch layer routed it; empty for a dense model."""
+def layer_texts(traced: Sequence[Traced], blocks: Sequence[int], *, num_experts: int) -> list[LayerText]:
+    """The text as the Switch layer of each of these blocks routed it; empty for a dense model."""
     unread = Choice(NOBODY, 0.0, NOBODY, 0.0)
-    num_layers = max((len(one.choices) for one in traced if one.choices is not None), default=0)
     layers = []
-    for number in range(num_layers):
+    for number, block in enumerate(blocks):
         of_layer = [unread if one.choices is None else one.choices[number] for one in traced]
         layers.append(
             LayerText(
-                label=f"layer {number:02d}",
+                label=layer_name(block),
                 num_experts=num_experts,
                 expert=[choice.expert for choice in of_layer],
                 gate=[choice.gate for choice in of_layer],

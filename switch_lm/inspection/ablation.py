@@ -1,5 +1,6 @@
 """Are the experts different? What the loss becomes when they are changed, and how alike their outputs are."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import combinations
@@ -80,8 +81,9 @@ class Ablation:
     loss: float
     layers: tuple[LayerAblation, ...]
 
-    def findings(self) -> list[str]:
-        return [f"Layer {number}: {'; '.join(layer.findings())}." for number, layer in enumerate(self.layers)]
+    def findings(self, blocks: Sequence[int]) -> list[str]:
+        """One sentence per layer, named by its block."""
+        return [f"Layer {n}: {'; '.join(layer.findings())}." for n, layer in zip(blocks, self.layers, strict=True)]
 
 
 def ablation(
@@ -96,7 +98,7 @@ def ablation(
     before_BS = nll_from(0)
 
     def cost(number: int, name: str, weights: Weights) -> Estimate:
-        say(f"ablation, layer {number}: {name}")
+        say(f"ablation, layer {model.config.switch_blocks[number]}: {name}")
         experts = layers[number].experts
         before = experts.w_in_EDF.data, experts.w_out_EFD.data
         experts.w_in_EDF.data, experts.w_out_EFD.data = weights
@@ -167,7 +169,7 @@ def similarities(model: SwitchLM, probe: Probe) -> list[Similarity]:
                     cosine_EE = (y_ETD.flatten(1) @ other_ETD.flatten(1).T) / probe.ids_BS.numel()
                     total_LEE[number] += cosine_EE.cpu()
                 load_LE[number] += call.routing.load_E.cpu()
-    share_LE = load_LE / load_LE.sum(dim=1, keepdim=True)
+    share_LE = load_LE / load_LE.sum(dim=1, keepdim=True).clamp(min=1)
     return [
         Similarity(tuple(share_E.tolist()), same_EE, _between(same_EE), _between(apart_EE) or 0.0)
         for share_E, same_EE, apart_EE in zip(share_LE, same_LEE, apart_LEE, strict=True)

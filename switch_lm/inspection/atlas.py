@@ -74,11 +74,11 @@ class Atlas:
     count_LVE: Tensor
     explained: tuple[tuple[Explained, ...], ...]
 
-    def findings(self) -> list[str]:
-        """One sentence per layer, and how many of their comparisons chance alone would let stand out."""
+    def findings(self, blocks: Sequence[int]) -> list[str]:
+        """One sentence per layer, named by its block; then how many comparisons chance alone would let stand out."""
         compared = sum(map(len, self.explained))
         by_chance = (1.0 - CONFIDENCE) * compared
-        return [_sentence(layer, of_layer) for layer, of_layer in enumerate(self.explained)] + [
+        return [_sentence(block, of_layer) for block, of_layer in zip(blocks, self.explained, strict=True)] + [
             f"Of these {compared} comparisons about {by_chance:.0f} would stand out by chance alone."
         ]
 
@@ -95,8 +95,8 @@ def atlas(
     """What each of `labels` explains of the first choice; all but the character and its class beyond the character."""
     character_T, shape = labels[CHARACTER].flatten(), (num_characters, reading.num_experts)
     counts, result = [], []
-    for layer, expert_T in enumerate(reading.expert_LBS.flatten(1)):
-        say(f"atlas, layer {layer}")
+    for block, expert_T in zip(reading.blocks, reading.expert_LBS.flatten(1), strict=True):
+        say(f"atlas, layer {block}")
         code_T = character_T * reading.num_experts + expert_T
         counts.append(torch.bincount(code_T, minlength=shape[0] * shape[1]).view(shape))
         of_layer = []
@@ -117,7 +117,7 @@ def atlas(
     return Atlas(torch.stack(counts), tuple(result))
 
 
-def _sentence(layer: int, labels: Sequence[Explained]) -> str:
+def _sentence(block: int, labels: Sequence[Explained]) -> str:
     clear = [label for label in labels if label.beyond_chance]
     groups = {
         "the choice of expert is explained by": [label for label in clear if label.given is None],
@@ -125,4 +125,4 @@ def _sentence(layer: int, labels: Sequence[Explained]) -> str:
         "no more than by chance by": [label for label in labels if not label.beyond_chance],
     }
     parts = [f"{words} {', '.join(map(str, group))}" for words, group in groups.items() if group]
-    return f"Layer {layer}: {'; '.join(parts)}."
+    return f"Layer {block}: {'; '.join(parts)}."

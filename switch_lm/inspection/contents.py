@@ -79,18 +79,21 @@ def _how(inspections: Sequence[Inspection], command: str) -> Section:
 
 
 def _explained_table(inspections: Sequence[Inspection]) -> Table:
-    """Labels down, layers across; beside each share what chance explains."""
-    num_layers = max(len(one.atlas.explained) for one in inspections)
+    """Labels down, the layers of all models across; beside each share what chance explains."""
+    blocks = sorted({block for one in inspections for block in one.blocks})
     rows = []
     for one in inspections:
         for of_label in zip(*one.atlas.explained, strict=True):
-            cells = [Cell(f"{x.share:.1%} ({x.chance:.1%})", x.share) for x in of_label]
+            cells = {
+                block: Cell(f"{x.share:.1%} ({x.chance:.1%})", x.share)
+                for block, x in zip(one.blocks, of_label, strict=True)
+            }
             beyond = f", beyond the {of_label[0].given}" if of_label[0].given else ""
             first = _named(inspections, one, of_label[0].label + beyond)
-            rows.append((first, *cells, *[Cell("-")] * (num_layers - len(cells))))
+            rows.append((first, *(cells.get(block, Cell("-")) for block in blocks)))
     return Table(
         "How much of the choice of expert a label explains",
-        ("label", *(layer_name(n) for n in range(num_layers))),
+        ("label", *map(layer_name, blocks)),
         tuple(rows),
         "The share of the choice's entropy: 0 % nothing, 100 % the label determines the expert. In brackets by chance: "
         "the same label shifted along the text, mean of 100 shifts.",
@@ -107,7 +110,7 @@ def _router_table(inspections: Sequence[Inspection]) -> Table:
             _nats(judged.best_gains),
         )
         for one in inspections
-        for number, pair in enumerate(zip(one.counterfactual.held, one.counterfactual.own, strict=True))
+        for number, *pair in zip(one.blocks, one.counterfactual.held, one.counterfactual.own, strict=True)
         for judged in pair
     ]
     return Table(
@@ -128,7 +131,7 @@ def _router_table(inspections: Sequence[Inspection]) -> Table:
 def _expert_table(inspections: Sequence[Inspection]) -> Table:
     rows = []
     for one in inspections:
-        for number, layer in enumerate(one.ablation.layers):
+        for number, layer in zip(one.blocks, one.ablation.layers, strict=True):
             worst = max(range(len(layer.off)), key=lambda e: layer.off[e].mean)
             swapped, similar = [cost.mean for cost in layer.swapped.values()], layer.similarity.between
             rows.append(

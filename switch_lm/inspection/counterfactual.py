@@ -1,6 +1,6 @@
 """Was the router right? The loss of a token's next character with every expert in place of the chosen one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +50,9 @@ class Judgement:
             else "better than a random one" if against.mean > 0 else "worse than a random one"
         )  # fmt: skip
         mean_rank = (self.num_experts + 1) / 2
+        experts = f"{self.num_experts:g}" if self.num_experts.is_integer() else f"{self.num_experts:.1f} (on average)"
         return [
-            f"With {self.gate} the chosen expert was the best of {self.num_experts:g} for {self.best.mean:.1%} of "
+            f"With {self.gate} the chosen expert was the best of {experts} for {self.best.mean:.1%} of "
             f"tokens (chance {self.chance:.1%}), its mean rank {self.rank.mean:.2f} (chance {mean_rank:.1f}); "
             f"it is {word}, by {nats(against)}. In hindsight the best one would have gained "
             f"{self.best_gains.mean:.4f} nats on it, and {self.best_gains_on_random.mean:.4f} on a random one."
@@ -66,9 +67,10 @@ class Counterfactual:
     own: tuple[Judgement, ...]
     num_tokens: int  # per layer
 
-    def findings(self) -> list[str]:
-        pairs = enumerate(zip(self.held, self.own, strict=True))
-        return [f"Layer {layer}: {text}" for layer, pair in pairs for one in pair for text in one.findings()]
+    def findings(self, blocks: Sequence[int]) -> list[str]:
+        """Two sentences per layer, named by its block."""
+        layers = zip(blocks, self.held, self.own, strict=True)
+        return [f"Layer {n}: {text}" for n, *pair in layers for one in pair for text in one.findings()]
 
 
 def counterfactual(model: SwitchLM, probe: Probe, *, positions: int = POSITIONS, say: Say = silent) -> Counterfactual:

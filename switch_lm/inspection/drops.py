@@ -1,5 +1,6 @@
 """Which tokens are dropped at the training capacity, and what each token's own drop costs it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,14 +47,14 @@ class Drops:
         """Of each layer's tokens."""
         return self.dropped_LBS.float().mean(dim=(1, 2)).tolist()
 
-    def findings(self) -> list[str]:
-        """One sentence each, also where there is no difference or no drop."""
+    def findings(self, blocks: Sequence[int]) -> list[str]:
+        """One sentence each, which names layers by their blocks, also where there is no difference or no drop."""
         shares = ", ".join(f"{share:.1%}" for share in self.share_L)
         setting = f"At capacity factor {self.capacity_factor:g}, {self.batch_size} rows per batch"
         if self.cost is None:
             return [f"{setting}, drops by layer: {shares}.", "No token of the probe was dropped."]
-        known = [f"layer {layer} {one.share:.1%} (chance {one.chance:.1%})" for layer, one in enumerate(self.character)
-                 if one.beyond_chance]  # fmt: skip
+        layers = zip(blocks, self.character, strict=True)
+        known = [f"layer {n} {x.share:.1%} (chance {x.chance:.1%})" for n, x in layers if x.beyond_chance]
         settled = "" if self.cost.resolved else ", which this probe cannot tell from 0"
         several, by_chance = sum(self.at_once[2:]), sum(self.at_once_by_chance[2:])
         return [

@@ -1,6 +1,6 @@
 """When did the experts specialise, and which routes were still changing at the end? From one run's checkpoints."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -52,10 +52,10 @@ class History:
         below = [n for n, value in enumerate(beyond) if value < SETTLED * beyond[-1]]
         return self.steps[below[-1] + 1 if below else 0]
 
-    def findings(self, characters: str) -> list[str]:
-        """`characters`: what each id stands for."""
+    def findings(self, blocks: Sequence[int], characters: str) -> list[str]:
+        """`blocks`: the names of the layers; `characters`: what each id stands for."""
         left_out = [f"Left out of the history: {reason}." for reason in self.skipped]
-        return left_out + [self._layer(layer, characters) for layer in range(len(self.character[0]))]
+        return left_out + [f"Layer {block}: {self._layer(layer, characters)}." for layer, block in enumerate(blocks)]
 
     def _layer(self, layer: int, characters: str) -> str:
         last, at = self.character[-1][layer], self.specialised_at(layer)
@@ -82,7 +82,7 @@ class History:
                 parts.append(f"most of all {', '.join(f'{characters[v]!r} {changing_V[v]:.0%}' for v in most)}")
         else:
             parts.append("a single checkpoint shows no change")
-        return f"Layer {layer}: {'; '.join(parts)}."
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True)

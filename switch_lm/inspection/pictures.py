@@ -24,7 +24,7 @@ def coloured(one: Inspection, key: str) -> ColouredText:
     facts = (reading.expert_LBS, reading.gate_LBS, reading.second_LBS, reading.second_probability_LBS)
     layers = [
         LayerText(layer_name(number), reading.num_experts, *(fact_BS.flatten().tolist() for fact_BS in of_layer))
-        for number, of_layer in enumerate(zip(*facts, strict=True))
+        for number, *of_layer in zip(reading.blocks, *facts, strict=True)
     ]
     text = "".join(characters[i] for i in one.probe.split_ids[:-1].tolist())
     caption = (
@@ -47,7 +47,7 @@ def atlases(one: Inspection, key: str) -> list[HeatMap]:
             name=f"atlas_{key}_{number:02d}",
             title=f"{one.name}, {layer_name(number)}: which expert gets which character",
         )
-        for number, share_VE in enumerate(share_LVE)
+        for number, share_VE in zip(one.blocks, share_LVE, strict=True)
     ]
 
 
@@ -69,7 +69,7 @@ def dropped_pictures(one: Inspection, key: str) -> list[Picture | HeatMap]:
                 alt=f"The share of tokens that is dropped against {label}, a line for each layer.",
                 x_label=label,
                 y_label="share dropped",
-                series=_lines(range(share_LN.shape[1]), share_LN),
+                series=_lines(one, range(share_LN.shape[1]), share_LN),
             )
             for what, (label, share_LN) in lines.items()
         ),
@@ -81,7 +81,7 @@ def dropped_pictures(one: Inspection, key: str) -> list[Picture | HeatMap]:
             y_label="layer",
             value_label="share of a character's occurrences that is dropped",
             x_names=tuple(visible(characters[i]) for i in columns),
-            y_names=tuple(layer_name(n) for n in range(len(drops.by_character_LV))),
+            y_names=tuple(map(layer_name, one.blocks)),
             values=tuple(map(tuple, drops.by_character_LV[:, columns].tolist())),
             low=0.0,
             high=rounded_up(max(drops.by_character_LV.nan_to_num(0.0).max().item(), 0.01)),
@@ -89,10 +89,11 @@ def dropped_pictures(one: Inspection, key: str) -> list[Picture | HeatMap]:
     ]
 
 
-def _lines(x: Iterable[int], value_LN: Tensor) -> tuple[Series, ...]:
+def _lines(one: Inspection, x: Iterable[int], value_LN: Tensor) -> tuple[Series, ...]:
     """One line per layer."""
     at = tuple(map(float, x))
-    return tuple(Series(layer_name(number), at, tuple(row)) for number, row in enumerate(value_LN.tolist()))
+    rows = zip(one.blocks, value_LN.tolist(), strict=True)
+    return tuple(Series(layer_name(number), at, tuple(row)) for number, row in rows)
 
 
 def router_picture(one: Inspection, key: str) -> Picture:
@@ -111,7 +112,7 @@ def router_picture(one: Inspection, key: str) -> Picture:
             Series("chosen expert", x, tuple(judged.best.mean for judged in held), *interval),
             Series("chance", x, tuple(judged.chance for judged in held)),
         ),
-        x_names=tuple(layer_name(n) for n in range(len(held))),
+        x_names=tuple(map(layer_name, one.blocks)),
     )
 
 
@@ -121,7 +122,7 @@ def expert_maps(one: Inspection, key: str) -> list[HeatMap]:
     off = tuple(tuple(cost.mean for cost in layer.off) for layer in layers)
     highest = rounded_up(max(0.01, *(abs(cost) for row in off for cost in row)))
     count = len(layers[0].off)
-    names, rows = stacked([layer.similarity.same_EE.tolist() for layer in layers], range(len(layers)))
+    names, rows = stacked([layer.similarity.same_EE.tolist() for layer in layers], one.blocks)
     return [
         HeatMap(
             name=f"switched_off_{key}",
@@ -131,7 +132,7 @@ def expert_maps(one: Inspection, key: str) -> list[HeatMap]:
             y_label="layer",
             value_label=f"nats per character, on {WINDOWS} windows",
             x_names=experts(count),
-            y_names=tuple(layer_name(n) for n in range(len(layers))),
+            y_names=tuple(map(layer_name, one.blocks)),
             values=off,
             low=-highest,
             high=highest,
@@ -174,7 +175,7 @@ def history_pictures(one: Inspection, key: str) -> list[Picture]:
             alt=f"{words} against the step of the checkpoint, a line for each layer.",
             x_label="training step",
             y_label=label,
-            series=_lines(history.steps, value_NL.T),
+            series=_lines(one, history.steps, value_NL.T),
         )
         for what, (words, label, value_NL) in curves.items()
     ]

@@ -1,5 +1,6 @@
 """The whole inspection of one trained model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,11 @@ class Inspection:
     history: History | None  # None: a checkpoint outside of a run's folder
 
     @property
+    def blocks(self) -> Sequence[int]:
+        """The numbers of the blocks with a Switch layer, which name the layers."""
+        return self.text.blocks
+
+    @property
     def warnings(self) -> list[str]:
         """What could not be read."""
         return [] if self.history is None else [f"left out of the history: {reason}" for reason in self.history.skipped]
@@ -52,11 +58,11 @@ class Inspection:
         nothing = ["It was trained without a capacity: nothing is dropped."]
         alone = ["The checkpoint lies in no run's folder: there is no other to compare it with."]
         return {
-            ATLAS: self.atlas.findings(),
-            DROPS: nothing if self.drops is None else self.drops.findings(),
-            ROUTER: self.counterfactual.findings(),
-            EXPERTS: self.ablation.findings(),
-            TIME: alone if self.history is None else self.history.findings(self.vocabulary.characters),
+            ATLAS: self.atlas.findings(self.blocks),
+            DROPS: nothing if self.drops is None else self.drops.findings(self.blocks),
+            ROUTER: self.counterfactual.findings(self.blocks),
+            EXPERTS: self.ablation.findings(self.blocks),
+            TIME: alone if self.history is None else self.history.findings(self.blocks, self.vocabulary.characters),
         }
 
 

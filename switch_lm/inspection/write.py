@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from switch_lm.inspection.ablation import Ablation
 from switch_lm.inspection.contents import build
 from switch_lm.inspection.drops import Drops
 from switch_lm.inspection.history import History
@@ -57,14 +56,14 @@ def _rows(one: Inspection) -> dict[str, list[Row]]:
     characters = [visible(character) for character in one.vocabulary.characters]
     atlas: list[Row] = [
         {"layer": layer, "character": character, "expert": expert, "count": count}
-        for layer, count_VE in enumerate(one.atlas.count_LVE.tolist())
+        for layer, count_VE in zip(one.blocks, one.atlas.count_LVE.tolist(), strict=True)
         for character, count_E in zip(characters, count_VE, strict=True)
         for expert, count in enumerate(count_E)
     ]
     explained: list[Row] = [
         {"layer": layer, "label": x.label, "given": x.given, "share": x.share, "chance": x.chance,
          "chance_95": x.chance_high}
-        for layer, of_layer in enumerate(one.atlas.explained)
+        for layer, of_layer in zip(one.blocks, one.atlas.explained, strict=True)
         for x in of_layer
     ]  # fmt: skip
     router: list[Row] = [
@@ -73,53 +72,53 @@ def _rows(one: Inspection) -> dict[str, list[Row]]:
             "gain_on_random": x.chosen_gains_on_random.mean, "low": x.chosen_gains_on_random.low,
             "high": x.chosen_gains_on_random.high, "best_gains": x.best_gains.mean,
         }
-        for layer, pair in enumerate(zip(one.counterfactual.held, one.counterfactual.own, strict=True))
+        for layer, *pair in zip(one.blocks, one.counterfactual.held, one.counterfactual.own, strict=True)
         for x in pair
     ]  # fmt: skip
-    result = {"atlas": atlas, "explained": explained, "router": router, "experts": _experts(one.ablation)}
+    result = {"atlas": atlas, "explained": explained, "router": router, "experts": _experts(one)}
     if one.drops is not None:
-        result["drops"] = _drops(one.drops, characters)
+        result["drops"] = _drops(one.drops, one.blocks, characters)
     if one.history is not None:
-        result["history"] = _history(one.history)
+        result["history"] = _history(one.history, one.blocks)
     return result
 
 
-def _experts(ablation: Ablation) -> list[Row]:
+def _experts(one: Inspection) -> list[Row]:
     rows: list[Row] = []
-    for layer, one in enumerate(ablation.layers):
-        changes = {f"without {e}": cost for e, cost in enumerate(one.off)}
-        changes |= {f"{i} and {j} swapped": cost for (i, j), cost in one.swapped.items()}
-        changes |= {"all averaged": one.averaged, "layer off": one.all_off}
+    for layer, changed in zip(one.blocks, one.ablation.layers, strict=True):
+        changes = {f"without {e}": cost for e, cost in enumerate(changed.off)}
+        changes |= {f"{i} and {j} swapped": cost for (i, j), cost in changed.swapped.items()}
+        changes |= {"all averaged": changed.averaged, "layer off": changed.all_off}
         rows += [
             {"layer": layer, "change": c, "nats": x.mean, "low": x.low, "high": x.high} for c, x in changes.items()
         ]
         rows += [
             {"layer": layer, "change": f"cosine of {j} and {i}", "nats": cosine}
-            for i, cosines in enumerate(one.similarity.same_EE.tolist())
+            for i, cosines in enumerate(changed.similarity.same_EE.tolist())
             for j, cosine in enumerate(cosines[:i])
         ]
     return rows
 
 
-def _drops(drops: Drops, characters: Sequence[str]) -> list[Row]:
+def _drops(drops: Drops, blocks: Sequence[int], characters: Sequence[str]) -> list[Row]:
     by = {"position": drops.by_position_LS, "row": drops.by_row_LR, "difficulty": drops.by_difficulty_LQ}
     return [
         {"layer": layer, "by": what, "value": characters[i] if what == "character" else i, "share_dropped": share}
         for what, share_LN in ({"character": drops.by_character_LV} | by).items()
-        for layer, share_N in enumerate(share_LN.tolist())
+        for layer, share_N in zip(blocks, share_LN.tolist(), strict=True)
         for i, share in enumerate(share_N)
         if not math.isnan(share)
     ]
 
 
-def _history(history: History) -> list[Row]:
+def _history(history: History, blocks: Sequence[int]) -> list[Row]:
     return [
         {
-            "step": step, "loss": history.loss[n], "layer": layer, "character_explains": explained.share,
+            "step": step, "loss": history.loss[n], "layer": block, "character_explains": explained.share,
             "chance": explained.chance,
             "changed_since_before": history.since_before[n - 1][layer].share if n else None,
             "differs_from_last": history.to_last[n][layer].share,
         }
         for n, step in enumerate(history.steps)
-        for layer, explained in enumerate(history.character[n])
+        for layer, (block, explained) in enumerate(zip(blocks, history.character[n], strict=True))
     ]  # fmt: skip

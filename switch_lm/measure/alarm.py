@@ -63,11 +63,15 @@ class RouterAlarm:
         )
 
     def _collapsed(self, layers: list[int], first: RouterHealth, step: int) -> str:
+        advice = (
+            f"{self._balance()} At the start of training, a larger router.jitter and a longer optim.warmup_steps help"
+        )
+        if not first.can_learn:
+            advice = "It is not trained: its rule alone decides that"
         return (
             f"step {step}: the router of {self._named(layers)} has collapsed: expert {first.busiest} gets "
             f"{first.max_share:.0%} of the characters, and {first.idle_share:.0%} of the experts get none "
-            f"{self._when()} (health.max_share={self.config.max_share:g}). {self._balance()} At the start of training, "
-            "a larger router.jitter and a longer optim.warmup_steps help"
+            f"{self._when()} (health.max_share={self.config.max_share:g}). {advice}"
         )
 
     def _balance(self) -> str:

@@ -107,9 +107,22 @@ class Ledger:
         }
 
 
-def run_ledger(config: Config, *, vocab_size: int, kept_L: Sequence[float] | None = None) -> Ledger:
-    """The ledger of a whole configured run. `kept_L`: as for `ledger`."""
-    batch = ledger(config.model, config.router, vocab_size=vocab_size, batch_size=config.data.batch_size, kept_L=kept_L)
+def run_ledger(
+    config: Config,
+    *,
+    vocab_size: int,
+    selected_L: Sequence[float] | None = None,
+    kept_L: Sequence[float] | None = None,
+) -> Ledger:
+    """The ledger of a whole configured run. `selected_L` and `kept_L`: as for `ledger`."""
+    batch = ledger(
+        config.model,
+        config.router,
+        vocab_size=vocab_size,
+        batch_size=config.data.batch_size,
+        selected_L=selected_L,
+        kept_L=kept_L,
+    )
     update = optimizer_flops(config.model, config.optim)
     trainer = config.trainer
     return replace(batch, accumulate=trainer.accumulate, max_steps=trainer.max_steps, optimizer_per_step=update)
@@ -124,30 +137,33 @@ def ledger(
     context: int | None = None,
     training: bool = True,
     capacity_factor: float | EllipsisType | None = ...,
+    selected_L: Sequence[float] | None = None,
     kept_L: Sequence[float] | None = None,
 ) -> Ledger:
     """The ledger of one micro-batch of `batch_size` rows of `context` tokens (default: the context length).
 
-    `capacity_factor`, if given, replaces that of training or evaluation. `kept_L`: the measured number of kept choices
-    per token in each Switch layer, ValueError unless there is one per layer; by default the load is assumed to be even.
-    `kept_L` does not change what is executed.
+    `capacity_factor`, if given, replaces that of training or evaluation. `selected_L` and `kept_L`: the measured
+    number of selected and of kept choices per token in each Switch layer, ValueError unless there is one per layer; by
+    default what the router states, and an even load. With a capacity they do not change what is executed.
     """
     context = context or model.context_length
     if isinstance(capacity_factor, EllipsisType):
         capacity_factor = model.capacity_factor if training else model.eval_capacity_factor
     group = batch_size * context // router.num_groups(batch_size)
-    capacity, selected = (
-        expert_capacity(group, model.num_experts, capacity_factor),
-        router.experts_per_token(model.num_experts),
-    )
-    slots = selected if capacity is None else model.num_experts * capacity / group  # per token
+    capacity = expert_capacity(group, model.num_experts, capacity_factor)
+    limit = model.capacity_factor if capacity_factor is None else capacity_factor  # of what routers have learned
+    if selected_L is None:
+        selected_L = [router.experts_per_token(model.num_experts, limit)] * model.num_switch_layers
+    fixed = None if capacity is None else model.num_experts * capacity / group
+    slots_L = [selected if fixed is None else fixed for selected in selected_L]  # per token
     if kept_L is None:
-        kept_L = [router.spared(training=training) * min(selected, slots)] * model.num_switch_layers
+        pairs = zip(selected_L, slots_L, strict=True)
+        kept_L = [router.spared(training=training) * min(selected, slots) for selected, slots in pairs]
     blocks = range(model.num_layers)
-    kept = dict(zip(filter(model.is_switch, blocks), kept_L, strict=True))
+    of_layers = zip(selected_L, slots_L, kept_L, strict=True)
+    work = dict(zip(filter(model.is_switch, blocks), of_layers, strict=True))
     layers = tuple(
-        _switch(model, router, context, slots=slots, kept=kept[block]) if block in kept else _dense(model, context)
-        for block in blocks
+        _switch(model, router, context, *work[block]) if block in work else _dense(model, context) for block in blocks
     )
     return Ledger(layers, head=2.0 * model.d_model * vocab_size, tokens=batch_size * context)
 
@@ -176,8 +192,10 @@ def _dense(model: ModelConfig, context: int) -> LayerWork:
     return LayerWork(attention, feed_forward=2.0 * 2 * model.d_model * model.d_ff)
 
 
-def _switch(model: ModelConfig, router: RouterOptions, context: int, *, slots: float, kept: float) -> LayerWork:
-    """`slots`: computed per token, in all experts together; `kept`: those that hold a choice."""
+def _switch(
+    model: ModelConfig, router: RouterOptions, context: int, selected: float, slots: float, kept: float
+) -> LayerWork:
+    """`selected`: experts of a token; `slots`: computed per token, in all of them; `kept`: those that hold a choice."""
     dense = _dense(model, context)
     expert = dense.feed_forward
     return replace(
@@ -186,7 +204,7 @@ def _switch(model: ModelConfig, router: RouterOptions, context: int, *, slots: f
         router=2.0 * router.num_params(model.d_model, model.num_experts),
         useful=kept * expert,
         padded=(slots - kept) * expert,
-        dropped=(router.experts_per_token(model.num_experts) - kept) * expert,
+        dropped=(selected - kept) * expert,
     )
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from switch_lm.routers.routing import Routing
 
+SMALLEST = 1e-12  # below the mean load of any layer with an assignment
+
 
 def dropped_choices(routing: Routing) -> Tensor:
     """How many choices are dropped, 0-d int64."""
@@ -82,7 +84,9 @@ class RoutingSums:
         choices = num_choices(routing)
         slots = choices if routing.capacity is None else routing.num_experts * routing.num_groups * routing.capacity
         used_N = routing.used_N
-        mean_gate = routing.gate_N.mean() if used_N is None else (routing.gate_N * used_N).sum() / used_N.sum()
+        mean_gate = (
+            routing.gate_N.mean() if used_N is None else (routing.gate_N * used_N).sum() / used_N.sum().clamp(min=1)
+        )
         means = routing.mean_prob_E, router_entropy(routing), mean_gate
         return cls(routing.load_E, routing.kept_E, dropped_choices(routing), *means, choices, slots)
 
@@ -91,15 +95,18 @@ class RoutingSums:
 
 
 def layer_scalars(sums: RoutingSums) -> dict[str, Tensor]:
-    """The figures of one layer by tag, as 0-d tensors. Tags of a single expert end in its number."""
+    """The figures of one layer by tag, as 0-d tensors. Tags of a single expert end in its number.
+
+    Shares and ratios are 0 where no expert takes a token.
+    """
     load_E, kept_E, mean_prob_E = sums.load_E.float(), sums.kept_E.float(), sums.mean_prob_E / sums.calls
-    dropped = sums.dropped.float()
+    dropped, mean_load = sums.dropped.float(), load_E.mean().clamp(min=SMALLEST)
     scalars = {
         "dropped": dropped,
-        "dropped_share": dropped / sums.choices,
-        "padded_share": 1.0 - sums.kept_E.sum() / sums.slots,
-        "load_max_over_mean": load_E.max() / load_E.mean(),
-        "load_cv": load_E.std(correction=0) / load_E.mean(),
+        "dropped_share": dropped / torch.as_tensor(sums.choices).clamp(min=1),
+        "padded_share": 1.0 - (sums.kept_E.sum() / sums.slots).nan_to_num(1.0),
+        "load_max_over_mean": load_E.max() / mean_load,
+        "load_cv": load_E.std(correction=0) / mean_load,
         "router_entropy": sums.entropy / sums.calls,
         "mean_gate": sums.mean_gate / sums.calls,
     }

@@ -96,6 +96,7 @@ def _health(
     norms = language_N.norm().item(), balance_N.norm().item()
     load_E, num_tokens, num_experts = routing.load_E, routing.num_tokens, routing.num_experts
     gate_N = routing.gate_N if routing.used_N is None else routing.gate_N[routing.used_N]
+    gate_N = gate_N if gate_N.numel() else gate_N.new_zeros(1)  # where no expert takes a token
     return RouterHealth(
         num_experts=num_experts,
         even_share=routing.num_assignments.item() / num_tokens / num_experts,

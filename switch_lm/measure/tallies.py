@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from switch_lm.measure.metrics import RoutingSums, dropped_choices, num_choices, router_entropy
+from switch_lm.measure.metrics import SMALLEST, RoutingSums, dropped_choices, num_choices, router_entropy
 from switch_lm.routers.routing import Routing
 
 
@@ -38,40 +38,49 @@ class DropTally:
 
     def __init__(self, num_layers: int) -> None:
         self._dropped_L = torch.zeros(num_layers, dtype=torch.float64)
-        self._choices = 0  # in one layer
-        self._stretch_began = [0.0, 0]  # at the last validation: drops in all layers, and choices in one
+        self._choices_L: list[int | Tensor] = [0] * num_layers  # tensors where tokens have any number of experts
+        self._tokens = 0  # in one layer
+        self._stretch_began = [0.0, 0]  # at the last validation: drops and choices in all layers
         self.last_stretch = 0.0  # the share dropped between the last two validations
 
     def add(self, routings: Sequence[Routing]) -> None:
         if routings:
             dropped_L = torch.stack([dropped_choices(routing) for routing in routings])
             self._dropped_L = self._dropped_L.to(dropped_L.device) + dropped_L
-            self._choices += int(num_choices(routings[0]))
+            self._choices_L = [sum_ + num_choices(r) for sum_, r in zip(self._choices_L, routings, strict=True)]
+            self._tokens += routings[0].num_tokens
 
     def end_stretch(self) -> None:
         """Call at each validation. Without a step since the last one, the share does not change."""
-        dropped, choices = float(self._dropped_L.sum()), self._choices
+        dropped, choices = float(self._dropped_L.sum()), sum(map(int, self._choices_L))
         dropped_before, choices_before = self._stretch_began
         if choices > choices_before:
-            self.last_stretch = (dropped - dropped_before) / ((choices - choices_before) * len(self._dropped_L))
+            self.last_stretch = (dropped - dropped_before) / (choices - choices_before)
         self._stretch_began = [dropped, choices]
 
     @property
     def whole_run_L(self) -> list[float]:
         """The share of choices that each layer dropped; 0 before the first step."""
-        return (self._dropped_L / max(1, self._choices)).tolist()
+        dropped_L, choices_L = self._dropped_L.tolist(), map(int, self._choices_L)
+        return [dropped / max(1, choices) for dropped, choices in zip(dropped_L, choices_L, strict=True)]
+
+    @property
+    def selected_L(self) -> list[float]:
+        """The experts that a token selected in each layer, on average; 0 before the first step."""
+        return [int(choices) / max(1, self._tokens) for choices in self._choices_L]
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "dropped_L": self._dropped_L.tolist(),
-            "choices": self._choices,
+            "choices_L": list(map(int, self._choices_L)),
+            "tokens": self._tokens,
             "stretch_began": self._stretch_began,
             "last_stretch": self.last_stretch,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._dropped_L = torch.tensor(state["dropped_L"], dtype=torch.float64)
-        self._choices = state["choices"]
+        self._choices_L, self._tokens = list(state["choices_L"]), state["tokens"]
         self._stretch_began, self.last_stretch = state["stretch_began"], state["last_stretch"]
 
 
@@ -110,11 +119,14 @@ class ValidationTally:
 
     @property
     def load_max_over_mean(self) -> float | None:
-        """The largest load of an expert over the mean load, in the worst layer; None for a dense model."""
+        """The largest load of an expert over the mean load, in the worst layer; None for a dense model.
+
+        0 where no expert takes a token.
+        """
         if self.load_LE is None:
             return None
         load_LE = self.load_LE.float()
-        return float((load_LE.amax(1) / load_LE.mean(1)).max())
+        return float((load_LE.amax(1) / load_LE.mean(1).clamp(min=SMALLEST)).max())
 
     @property
     def router_entropy(self) -> float | None:

@@ -86,7 +86,7 @@ class ModelConfig:
 
     def num_active_params(self, vocab_size: int, router: RouterOptions) -> int:
         """Parameters that one token meets: of each Switch layer the router and the experts that it selects."""
-        experts = self.num_switch_layers * router.experts_per_token(self.num_experts)
+        experts = self.num_switch_layers * router.experts_per_token(self.num_experts, self.capacity_factor)
         return self._shared_params(vocab_size, router) + round(experts * self._ffn_params())
 
     def _ffn_params(self) -> int:

@@ -121,6 +121,13 @@ class SwitchLM(nn.Module):
             num_experts=self.config.num_experts,
             balance=self.balance,
         )
+        stated = self.router_options.num_params(self.config.d_model, self.config.num_experts)
+        weights = sum(weight.numel() for weight in router.parameters())
+        if weights != stated:
+            raise ValueError(
+                f"router={self.router_options.name}: num_params of its Options states {stated:,} weights in a layer, "
+                f"and it has {weights:,}: let num_params return that, since the plan, the ledger and the report use it"
+            )
         return router
 
     @property

@@ -1,6 +1,6 @@
 """The text that every statistic reads, what a model does with each character, and what it would do if changed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
@@ -61,6 +61,7 @@ class Reading:
     second_probability_LBS: Tensor
     nll_BS: Tensor  # nats of the character that followed
     num_experts: int
+    blocks: Sequence[int]  # whose Switch layers these are: the names of the layers
 
 
 def switch_layers(model: SwitchLM) -> list[SwitchFeedForward]:
@@ -92,7 +93,8 @@ def _read(model: SwitchLM, batches: Iterator[tuple[Tensor, Tensor]], *, shape: t
         torch.stack([torch.cat([batch[layer][field] for batch in facts]).view(shape) for layer in range(len(layers))])
         for field in range(4)
     )
-    return Reading(expert, gate, second, second_probability, torch.cat(nll).view(shape), layers[0].num_experts)
+    num_experts, blocks = layers[0].num_experts, model.config.switch_blocks
+    return Reading(expert, gate, second, second_probability, torch.cat(nll).view(shape), num_experts, blocks)
 
 
 def rewind(cache: list[LayerCache], length: int) -> None:
@@ -104,10 +106,10 @@ def rewind(cache: list[LayerCache], length: int) -> None:
 def recorded(model: SwitchLM, probe: Probe) -> Callable[[int], Tensor]:
     """Reads the probe once, with nothing dropped, and keeps what reached each block. The model must be in `eval()`.
 
-    The result takes the number of a Switch layer and gives the nats (B, S) of each target, with the blocks from that
-    layer on as they are then: a change of one layer needs no others.
+    The result takes the index of a Switch layer among all and gives the nats (B, S) of each target, with the blocks
+    from that layer on as they are then: a change of one layer needs no others.
     """
-    numbers = [i for i, block in enumerate(model.blocks) if isinstance(block.ffn, SwitchFeedForward)]
+    numbers = model.config.switch_blocks
     reached: list[Tensor] = []  # (B, S, D) of each batch, and within it of each Switch layer
     with torch.inference_mode(), ExitStack() as hooks:
         for number in numbers:

@@ -7,7 +7,7 @@ from fractions import Fraction
 from switch_lm.config.families import family
 from switch_lm.config.keys import BELOW_ONE, Rule, at_least, key, one_of
 
-Problem = tuple[str, str, str]  # a key of the router, the rule that its value breaks, and the fix
+Problem = tuple[str, str, str]  # a key of the router (or another's whole name), the rule that it breaks, and the fix
 NAME_OF_ROUTER = "Which router it is; router=NAME chooses it with its options."
 TOP_K = "Experts per token: 1 (Switch), or with router=topk any number up to all. A capacity holds choices."
 
@@ -53,8 +53,8 @@ class RouterOptions:
         """How many groups of tokens have capacity slots of their own, in a batch of `num_rows` rows."""
         return num_rows if self.capacity_group == "sequence" else 1
 
-    def experts_per_token(self, num_experts: int) -> float:
-        """How many experts a token selects, on average."""
+    def experts_per_token(self, num_experts: int, capacity_factor: float | None) -> float:
+        """How many experts a token selects, on average; with the `capacity_factor` of training where none limits it."""
         return float(self.top_k)
 
     def spared(self, *, training: bool) -> float:
@@ -65,8 +65,8 @@ class RouterOptions:
         """The router's weights in one layer; each costs one multiplication per token."""
         return d_model * num_experts
 
-    def problems(self, num_experts: int, balance: "BalanceOptions") -> Iterator[Problem]:
-        """The rules between keys that do not hold."""
+    def problems(self, num_experts: int, balance: "BalanceOptions", capacity_factor: float | None) -> Iterator[Problem]:
+        """The rules between keys that do not hold. `capacity_factor`: that of training, None for no limit."""
         if self.top_k > num_experts >= 1:
             yield "top_k", "cannot be more than model.num_experts", "lower router.top_k or raise model.num_experts"
         if self.overflow == "reroute" and self.top_k > 1:
@@ -92,8 +92,8 @@ class SwitchOptions(RouterOptions):
         one_of("argmax", "sample"),
     )
 
-    def problems(self, num_experts: int, balance: "BalanceOptions") -> Iterator[Problem]:
-        yield from super().problems(num_experts, balance)
+    def problems(self, num_experts: int, balance: "BalanceOptions", capacity_factor: float | None) -> Iterator[Problem]:
+        yield from super().problems(num_experts, balance, capacity_factor)
         if type(self) is SwitchOptions and self.top_k > 1:
             yield "top_k", "router=switch sends a token to one expert", f"router=topk router.top_k={self.top_k}"
         if balance.moves_bias and self.selection != "argmax":
@@ -120,8 +120,8 @@ class TopKOptions(SwitchOptions):
         one_of("token", "choice"),
     )
 
-    def problems(self, num_experts: int, balance: "BalanceOptions") -> Iterator[Problem]:
-        yield from super().problems(num_experts, balance)
+    def problems(self, num_experts: int, balance: "BalanceOptions", capacity_factor: float | None) -> Iterator[Problem]:
+        yield from super().problems(num_experts, balance, capacity_factor)
         if self.renormalize_gates and self.top_k < 2:
             rule = "over a single choice the gate would be a constant 1, and the router would learn nothing from text"
             yield "renormalize_gates", rule, "router.renormalize_gates=false, or router.top_k=2"

@@ -109,8 +109,9 @@ class Routing:
     @property
     def fraction_E(self) -> Tensor:
         """f_i, the share of assignments that selected expert i, float32, no gradient (eq. 5)."""
-        all_of_them = self.num_assignments if self.choices_per_token is None else self.token_N.numel()
-        return self.load_E.float() / all_of_them
+        if self.choices_per_token is None:  # there may be none at all
+            return self.load_E.float() / self.num_assignments.clamp(min=1)
+        return self.load_E.float() / self.token_N.numel()
 
     @property
     def mean_prob_E(self) -> Tensor:

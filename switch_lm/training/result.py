@@ -63,10 +63,10 @@ def _at_training_capacity(training: Training) -> dict[str, float | None]:
 
 
 def _computation(training: Training) -> dict[str, Any]:
-    """The run's ledger with the measured drops, and the cost of a token at that capacity afterwards."""
+    """The run's ledger with the measured choices and drops, and the cost of a token at that capacity afterwards."""
     config, vocab_size = training.config, len(training.module.vocabulary)
-    selected = config.router.experts_per_token(config.model.num_experts)
-    kept_L = [selected * (1.0 - dropped) for dropped in training.module.drops.whole_run_L]
+    selected_L, dropped_L = training.module.drops.selected_L, training.module.drops.whole_run_L
+    kept_L = [selected * (1.0 - dropped) for selected, dropped in zip(selected_L, dropped_L, strict=True)]
     inference = ledger(
         config.model,
         config.router,
@@ -75,5 +75,5 @@ def _computation(training: Training) -> dict[str, Any]:
         training=False,
         capacity_factor=config.model.capacity_factor,
     )
-    plain = run_ledger(config, vocab_size=vocab_size, kept_L=kept_L).as_plain()
+    plain = run_ledger(config, vocab_size=vocab_size, selected_L=selected_L, kept_L=kept_L).as_plain()
     return plain | {"inference_per_token": inference.forward}

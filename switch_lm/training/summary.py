@@ -51,7 +51,8 @@ def _router(config: Config) -> str:
     experts, balance = config.model.num_experts, config.balance
     by = f"a bias that moves by {balance.rate:g}" if balance.moves_bias else "nothing"
     how = f"balance loss x {config.alpha:g} (alpha)" if balance.adds_loss else f"balanced by {by}, not by alpha"
-    return f"{config.router.name}, {config.router.experts_per_token(experts):g} of {experts} experts per token, {how}"
+    selected = config.router.experts_per_token(experts, config.model.capacity_factor)
+    return f"{config.router.name}, {selected:g} of {experts} experts per token, {how}"
 
 
 def print_result(console: Console, result: Mapping[str, Any], logger: LoggerConfig, *, run: Path) -> None:

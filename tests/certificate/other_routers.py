@@ -12,7 +12,7 @@ from torch import Tensor
 from switch_lm.config.keys import key
 from switch_lm.routers.base import Promise, Router
 from switch_lm.routers.options import NAME_OF_ROUTER, RouterOptions, SwitchOptions
-from switch_lm.routers.oracles import Expected, queued
+from switch_lm.routers.oracles import Expected
 from switch_lm.routers.routing import Routing
 from switch_lm.routers.switch import SwitchRouter
 
@@ -121,6 +121,9 @@ class CharacterOptions(RouterOptions):
 
     name: str = key("test_character", NAME_OF_ROUTER)
 
+    def num_params(self, d_model: int, num_experts: int) -> int:
+        return 0
+
 
 def character_plus_position(
     x_TD: Tensor,
@@ -139,7 +142,7 @@ def character_plus_position(
     one_hot_TE = torch.zeros(len(experts), 4)
     for t, (e,) in enumerate(experts):
         one_hot_TE[t, e] = 1.0
-    return queued(experts, one_hot_TE, one_hot_TE, options, capacity, num_groups, training=training)
+    return Expected.queued(experts, one_hot_TE, options, capacity=capacity, num_groups=num_groups, training=training)
 
 
 class ByCharacter(Router):

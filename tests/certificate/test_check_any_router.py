@@ -51,6 +51,13 @@ def test_it_leaks_in_training_as_it_promises_and_passes_everything_else() -> Non
     assert result["balance loss"].meaning == "this router has no balance loss: alpha does nothing"
 
 
+def test_a_router_that_gives_no_token_to_any_expert_is_found_out() -> None:
+    model = chosen(capacity_factor=None)
+    for router in model.routers:
+        router.get_buffer("cutoff_E").fill_(2.0)
+    assert failed(model) == {"router learns", "every expert used"}
+
+
 def test_without_a_capacity_it_leaks_nothing() -> None:
     assert set(verdicts(subject_of(chosen(capacity_factor=None))).values()) == {Verdict.PASS}
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import MakeRun, tiny_model
+from conftest import TEXT, MakeRun, checkpoint_of, tiny_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from switch_lm.check import main, parser
+from switch_lm.storage import checkpoint
 
 SMALL = ["data.path=text.txt", "model.num_layers=2", "model.d_model=16", "model.num_heads=2", "model.d_ff=16"]
 SMALL += ["model.context_length=8", "model.num_experts=4", "data.batch_size=4", "trainer.device=cpu"]
@@ -29,8 +32,30 @@ def test_the_certificate_of_a_run_is_printed_and_written_to_its_folder(
         assert finding["measured"] and finding["meaning"] and finding["figures"]
     counts = [sum(f["verdict"] == verdict for f in written["findings"]) for verdict in ("PASS", "LEAKS")]
     assert f"{counts[0]} PASS, {counts[1]} LEAKS" in out
-    (result,) = EventAccumulator(str(folder)).Reload().Tensors("certificate/text_summary")
-    assert b"own future, training" in result.tensor_proto.string_val[0]
+
+
+@pytest.mark.parametrize("board", ["tensorboard", "csv"])
+def test_the_certificate_is_a_text_in_tensorboard_if_that_is_a_board_of_the_run(board: str, make_run: MakeRun) -> None:
+    folder, content = make_run("tiny"), checkpoint_of(tiny_model(), TEXT, "fp32")
+    content["switch_lm"]["config"]["logger"] = {"boards": {board: {}}}
+    checkpoint.write(content, folder / "checkpoints" / "best.ckpt")
+    assert main(["--run", "tiny"]) == 0
+    tensors = EventAccumulator(str(folder)).Reload()
+    assert tensors.Tags()["tensors"] == ["certificate/text_summary"] * (board == "tensorboard")
+    if board == "tensorboard":
+        (result,) = tensors.Tensors("certificate/text_summary")
+        assert b"own future, training" in result.tensor_proto.string_val[0]
+
+
+@pytest.mark.parametrize("changes", [{"switch_layers": [1]}, {"switch_every": 2}], ids=str)
+def test_a_layer_is_called_by_the_number_of_its_block(
+    changes: dict[str, Any], make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run("second", model=tiny_model(**changes))
+    assert main(["--run", "second"]) == 0
+    assert set(re.findall(r"layer \d+", capsys.readouterr().out)) == {"layer 01"}
+    figures = {f["check"]: f["figures"] for f in json.loads((folder / "check.json").read_text())["findings"]}
+    assert list(figures["router learns"]) == ["layer 01"]
 
 
 def test_a_fault_gives_exit_code_1_and_is_in_the_file(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,6 +111,7 @@ def test_only_training_needs_the_optimizers_plugin(tmp_path: Path, monkeypatch: 
     config = (run_folder / "config.yaml").read_text()
     (run_folder / "config.yaml").write_text("plugins: [mine]\n" + config.replace("name: muon", "name: mine"))
     assert [reader(["--run", "old", *options]) for reader, options in READERS] == [0, 0, 0, 0]
+    (run_folder / "result.json").unlink()  # as if it were not finished
     done = train(tmp_path, "resume=old", plugins="")
     assert done.returncode == 2 and "there is no optimizer mine here" in done.stderr
     assert done.stderr.endswith("used: SWITCH_LM_PLUGINS=mine\n")

@@ -29,6 +29,7 @@ def sampling(**changes: Any) -> Sampling:
         "top_k": 5,
         "seed": 3,
         "num_experts": 4,
+        "blocks": [0, 1],
     }
     return Sampling(**given | changes)
 
@@ -52,8 +53,8 @@ def data_of(html: str) -> dict[str, Any]:
 
 def test_by_layer_each_character_has_its_choices_and_an_unread_one_has_none() -> None:
     choices = (Choice(3, 0.5, 1, 0.25), Choice(2, 0.75, 0, 0.125))
-    first, second = layer_texts([Traced("a", None, None), Traced("b", choices, None)], num_experts=4)
-    assert (first.label, second.label) == ("layer 00", "layer 01")
+    first, second = layer_texts([Traced("a", None, None), Traced("b", choices, None)], [1, 3], num_experts=4)
+    assert (first.label, second.label) == ("layer 01", "layer 03")
     assert (first.expert, first.gate, first.second, first.second_probability) == (
         [NOBODY, 3], [0.0, 0.5], [NOBODY, 1], [0.0, 0.25],
     )  # fmt: skip
@@ -101,8 +102,13 @@ def test_greedy_text_is_explained_to_show_the_models_own_probability() -> None:
     assert "the model’s own, as at temperature 1" in words_after(page(temperature=0.0))
 
 
+def test_a_page_without_a_character_still_says_that_the_model_has_experts() -> None:
+    html = page(prompt="", length=0)
+    assert data_of(html)["text"] == "" and "it has no experts" not in words_after(html)
+
+
 def test_a_dense_model_is_coloured_by_probability_alone_and_the_page_says_that_it_has_no_experts() -> None:
-    html = page(switch_every=0)
+    html = page(switch_every=0, blocks=[])
     assert [view["label"] for view in data_of(html)["views"]] == ["probability"]
     assert "it has no experts" in words_after(html)
     assert "processed" not in words_after(html)
@@ -146,7 +152,9 @@ def test_a_page_that_cannot_be_written_is_refused_in_one_line_before_anything_is
     assert captured.out == ""
 
 
-def test_a_page_in_a_new_folder_is_written(make_run: MakeRun) -> None:
-    make_run()
+def test_a_page_in_a_new_folder_is_written_and_calls_layers_by_their_blocks(make_run: MakeRun) -> None:
+    make_run(model=tiny_model(switch_layers=[1]))
     assert main(["--length", "3", "--html", "new/sample.html"]) == 0
-    assert "A sample from tiny" in Path("new/sample.html").read_text(encoding="utf-8")
+    page = Path("new/sample.html").read_text(encoding="utf-8")
+    assert "A sample from tiny" in page
+    assert [view["label"] for view in data_of(page)["views"]] == ["layer 01", "probability"]

@@ -99,7 +99,7 @@ def test_two_runs_stand_side_by_side_on_the_same_windows(make_run: MakeRun, caps
 
 @pytest.mark.parametrize(
     "changes",
-    [{"top_k": 2}, {"num_experts": 1}, {"switch_every": 2}, {"overflow": "reroute"}, {"context_length": 1}],
+    [{"top_k": 2}, {"num_experts": 1}, {"overflow": "reroute"}, {"context_length": 1}],
     ids=str,
 )
 def test_other_kinds_of_layers_can_be_inspected(
@@ -109,11 +109,37 @@ def test_other_kinds_of_layers_can_be_inspected(
     assert main(["--run", "tiny", "--out", "there"]) == 0
     experts = {row["expert"] for row in rows(Path("there/tables/atlas.csv"))}
     assert len(experts) == changes.get("num_experts", 4)
-    layers = {row["layer"] for row in rows(Path("there/tables/router.csv"))}
-    assert len(layers) == 2 // int(str(changes.get("switch_every", 1)))
     assert (
         "second choice" in Path("there/inspect.html").read_text()
     ) and "written: there/inspect.html" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [{"switch_layers": [1]}, {"switch_every": 2}], ids=str)
+def test_a_layer_is_called_by_the_number_of_its_block(
+    changes: dict[str, Any], make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_with_history(make_run, capacity_factor=0.5, **changes)
+    assert main(["--run", "tiny", "--out", "there"]) == 0
+    page = Path("there/inspect.html").read_text()
+    assert set(re.findall(r"[Ll]ayer \d+", capsys.readouterr().out)) == {"Layer 1", "layer 1"}
+    assert set(re.findall(r"[Ll]ayer \d+", page)) == {"Layer 1", "layer 1", "layer 01"}
+    for table in Path("there/tables").iterdir():
+        assert {row["layer"] for row in rows(table)} == {"1"}, table
+    assert [path.name for path in Path("there/pictures").glob("atlas_*")] == ["atlas_0_01.png"]
+
+
+def test_of_two_runs_with_different_blocks_each_cell_stands_under_its_block(make_run: MakeRun) -> None:
+    run_with_history(make_run, "first", switch_layers=[1])
+    run_with_history(make_run, "second", switch_layers=[0, 2], num_layers=3)
+    assert main(["--run", "first", "--compare", "second", "--out", "both"]) == 0
+    table = Path("both/inspect.html").read_text().split("</table>")[0]
+    assert re.findall(r"layer \d+", table) == ["layer 00", "layer 01", "layer 02"]
+    lines = [
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line, re.DOTALL)
+        for line in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    ]
+    known = {line[0].partition(":")[0]: [cell != "-" for cell in line[1:]] for line in lines[1:]}
+    assert known == {"first": [False, True, False], "second": [True, False, True]}
 
 
 def test_what_cannot_be_inspected_is_refused_in_one_line(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,7 +65,7 @@ def test_under_position_order_all_but_the_first_of_a_full_expert_are_dropped() -
     assert result.late_positions is not None and result.late_positions.mean == pytest.approx(0.25)
     assert result.at_once == pytest.approx((0.125, 0.0, 0.875))  # both layers drop the same tokens
     assert result.at_once_by_chance == pytest.approx((0.125**2, 2 * 0.125 * 0.875, 0.875**2))
-    assert any("later half of a batch's rows is dropped more often" in text for text in result.findings())
+    assert any("later half of a batch's rows is dropped more often" in text for text in result.findings([0, 1]))
 
 
 def test_with_a_single_layer_the_cost_is_the_difference_of_two_passes() -> None:
@@ -110,7 +110,7 @@ def test_experts_that_give_nothing_cost_nothing_to_drop() -> None:
 def test_a_model_that_drops_nothing_says_so() -> None:
     result = drops_of(tiny_model(len(VOCABULARY), capacity_factor=4.0))
     assert result.share_L == [0.0, 0.0] and result.cost is None
-    assert result.findings()[-1] == "No token of the probe was dropped."
+    assert result.findings([0, 1])[-1] == "No token of the probe was dropped."
 
 
 def test_a_model_without_a_capacity_needs_a_given_one() -> None:
@@ -138,14 +138,14 @@ def test_drops_of_the_hardest_fifth_are_detected() -> None:
     threshold = nll_BS.flatten().sort().values[int(0.8 * nll_BS.numel())]
     result = summarized(nll_BS >= threshold, nll_BS)
     assert result.by_difficulty_LQ[0].tolist() == pytest.approx([0, 0, 0, 0, 1], abs=0.02)
-    assert any("hardest to predict is dropped more often" in text for text in result.findings())
+    assert any("hardest to predict is dropped more often" in text for text in result.findings([0]))
 
 
 def test_drops_of_one_character_are_detected() -> None:
     result = summarized(PROBE.ids_BS == 5)
     assert result.by_character_LV[0, 5] == 1.0 and result.by_character_LV[0].nansum() == 1.0
     assert result.character[0].share == pytest.approx(1.0)
-    assert any("character explains who is dropped: layer 0 100.0%" in text for text in result.findings())
+    assert any("character explains who is dropped: layer 3 100.0%" in text for text in result.findings([3]))
 
 
 def test_drops_at_random_have_no_favourites() -> None:
@@ -155,8 +155,8 @@ def test_drops_at_random_have_no_favourites() -> None:
         assert sum(one is not None and one.resolved for one in compared) <= 5
     assert sum(t.character[0].beyond_chance for t in result) <= 5
     quiet = next(t for t in result if not (t.character[0].beyond_chance or (t.hardest and t.hardest.resolved)))
-    assert any("explains no more of who is dropped than by chance" in text for text in quiet.findings())
-    assert any("the easiest no difference shows" in text for text in quiet.findings())
+    assert any("explains no more of who is dropped than by chance" in text for text in quiet.findings([0]))
+    assert any("the easiest no difference shows" in text for text in quiet.findings([0]))
 
 
 def test_a_cost_is_distinguished_from_none() -> None:
@@ -165,8 +165,8 @@ def test_a_cost_is_distinguished_from_none() -> None:
     costly, free = (summarized(dropped_BS, cost_BS=noise_BS + shift) for shift in (1.0, -noise_BS[dropped_BS].mean()))
     assert costly.cost is not None and costly.cost.low is not None and 0.5 < costly.cost.low < 1.0
     assert free.cost is not None and free.cost.mean == pytest.approx(0.0, abs=1e-6)
-    assert any("which this probe cannot tell from 0" in text for text in free.findings())
-    assert not any("which this probe cannot tell" in text for text in costly.findings())
+    assert any("which this probe cannot tell from 0" in text for text in free.findings([0]))
+    assert not any("which this probe cannot tell" in text for text in costly.findings([0]))
 
 
 def test_independent_layers_drop_together_as_often_as_the_product_of_their_shares() -> None:

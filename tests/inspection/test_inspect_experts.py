@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,6 +99,8 @@ def test_a_router_that_is_always_wrong_is_detected() -> None:
     assert result.best_gains.mean > result.best_gains_on_random.mean > 0.1
     assert result.chosen_gains_on_random.mean < -0.1 and result.chosen_gains_on_random.resolved
     assert "worse than a random one" in result.findings()[0]
+    assert "was the best of 3 for" in replace(result, num_experts=3.0).findings()[0]
+    assert "was the best of 3.5 (on average) for" in replace(result, num_experts=3.51042).findings()[0]
 
 
 def test_a_router_that_is_always_right_is_detected() -> None:

@@ -43,7 +43,7 @@ def drawn(seed: int, high: int, tokens: int = 2000) -> Tensor:
 def reading_of(expert_BS: Tensor) -> Reading:
     """One layer of four experts, with what the atlas reads."""
     none_LBS = torch.zeros(1, *expert_BS.shape)
-    return Reading(expert_BS[None], none_LBS, expert_BS[None], none_LBS, none_LBS[0], num_experts=4)
+    return Reading(expert_BS[None], none_LBS, expert_BS[None], none_LBS, none_LBS[0], num_experts=4, blocks=[0])
 
 
 def atlas_of(reading: Reading, seed: int = 0) -> Atlas:
@@ -199,7 +199,7 @@ def test_an_expert_that_only_sees_vowels_is_detected() -> None:
     assert by_class.share > 0.3 and by_class.share > 5 * by_class.chance_high
     assert by_name[CHARACTER].share == pytest.approx(1.0)
     assert all(by_name[name].share == 0.0 for name in (NEXT, WINDOW))  # the character explains everything
-    sentence = result.findings()[0]
+    sentence = result.findings([0])[0]
     assert f"explained by {by_class.label}" in sentence or f", {by_class.label} " in sentence
 
 
@@ -210,8 +210,8 @@ def test_of_a_random_router_nothing_explains_more_than_chance() -> None:
         result = atlas_of(reading_of(expert_BS), seed=seed)
         outcomes += [one.beyond_chance for one in result.explained[0]]
     assert sum(outcomes) <= 4 and len(outcomes) == 30
-    assert "no more than by chance by" in result.findings()[0]
-    assert result.findings()[-1] == "Of these 6 comparisons about 0 would stand out by chance alone."
+    assert "no more than by chance by" in result.findings([0])[0]
+    assert result.findings([0])[-1] == "Of these 6 comparisons about 0 would stand out by chance alone."
 
 
 def test_a_router_that_depends_on_the_position_in_the_window_is_detected() -> None:

@@ -32,7 +32,7 @@ OPTIONS = {
 
 def allowed(rule: TopKOptions) -> bool:
     """Whether the configuration allows this combination of options."""
-    return not list(rule.problems(8, BalanceOptions()))
+    return not list(rule.problems(8, BalanceOptions(), 1.0))
 
 
 EVERY_RULE = [TopKOptions(**dict(zip(OPTIONS, values, strict=True))) for values in product(*OPTIONS.values())]  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from compare import same
-from conftest import folder_of
+from conftest import folder_of, logged
 from small_models import module_of, short_run
 from torch import Tensor
 
@@ -173,6 +173,7 @@ def test_only_a_step_changes_buffers_and_it_gets_all_micro_batches_without_gradi
         router = f"model.blocks.{block}.ffn.router"
         assert int(weights[f"{router}.steps"]) == 4
         assert int(weights[f"{router}.load_E"].sum()) == 4 * 2 * tokens
+    assert logged(folder_of(config))["train/sharpness_loss"].keys() == {1, 2, 3, 4}
     assert len(seen) == 2 * 4  # of two layers
     for routings in seen:
         assert [routing.num_tokens for routing in routings] == [tokens, tokens]
@@ -260,6 +261,7 @@ def test_alpha_changes_a_run_with_balance_loss_alone(name: str, tmp_path: Path) 
         one = replace(config, alpha=alpha, name=f"alpha_{alpha:.0f}")
         train(one)
         ends.append(state_of(one)["state_dict"])
+        assert min(logged(folder_of(one))["train/balance_loss"].values()) > 0.5
     assert same(*ends) == (name != "loss")
 
 

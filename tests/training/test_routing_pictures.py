@@ -14,9 +14,12 @@ from compare import same
 from conftest import TEXT, folder_of, logged, tiny_model
 from kept_board import kept
 from small_models import NOISE, noisy
+from torch import Tensor
 
 from switch_lm.config.schema import Config
 from switch_lm.pages.expert_maps import atlas, order, visible
+from switch_lm.routers.base import Router
+from switch_lm.routers.routing import Routing
 from switch_lm.storage import checkpoint
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.training.callbacks.routing_pictures import (
@@ -119,6 +122,33 @@ def test_shares_are_those_of_a_slow_count(changes: dict[str, Any]) -> None:
         for expert, share_V in enumerate(share_EV):
             expected = [got[layer, expert, c] / seen[c] if seen[c] else math.nan for c in range(len(VOCABULARY))]
             assert share_V == pytest.approx(expected, nan_ok=True)
+
+
+class AboveCutOff(Router):
+    """A token goes to every expert whose sigmoid exceeds 0.5: from none to all."""
+
+    def assign(self, x_TD: Tensor, logits_TE: Tensor, **_: Any) -> Routing:
+        scores_TE, (T, E) = logits_TE.sigmoid(), logits_TE.shape
+        token_N, expert_N = torch.arange(T).repeat_interleave(E), torch.arange(E).repeat(T)
+        used_N = (scores_TE > 0.5).flatten()
+        return Routing.listed(
+            token_N=token_N, expert_N=expert_N, gate_N=scores_TE.flatten(), scores_TE=scores_TE, used_N=used_N
+        )
+
+
+def test_shares_of_a_router_with_any_number_of_experts_per_token_are_those_of_a_slow_count() -> None:
+    model, ids = tiny_model(), VOCABULARY.encode(TEXT[:48]).view(3, 16)
+    for layer in model.switch_layers:
+        layer.router = AboveCutOff(d_model=model.config.d_model, num_experts=4)
+        torch.nn.init.normal_(torch.as_tensor(layer.router.w_DE))
+    with torch.no_grad():
+        routings = model.eval()(ids, capacity_factor=None).routings
+    assert {len(set(routing.used_N.view(-1, 4).sum(dim=1).tolist())) > 1 for routing in routings} == {True}
+    share_LEV, ids_T = shares_by_character(model, ids), ids.flatten()
+    for share_EV, routing in zip(share_LEV, routings, strict=True):
+        takes_TE = routing.used_N.view(-1, 4)
+        for c in set(ids_T.tolist()):
+            assert share_EV[:, c].tolist() == pytest.approx(takes_TE[ids_T == c].float().mean(dim=0).tolist())
 
 
 def test_an_atlas_has_a_row_per_expert_and_the_chosen_characters_in_order() -> None:

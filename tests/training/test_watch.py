@@ -248,6 +248,13 @@ def test_an_alarm_takes_several_checks_in_a_row_and_is_reported_once_also_after_
     assert again.check([COLLAPSED], step=4) == []
 
 
+def test_a_router_that_is_not_trained_is_given_no_advice_for_training() -> None:
+    alarm = RouterAlarm(HealthConfig(checks=1), alpha=0.01, blocks=range(9))
+    (message,) = alarm.check([replace(COLLAPSED, can_learn=False, language_gradient=0.0)], step=1)
+    assert message.endswith("It is not trained: its rule alone decides that")
+    assert "alpha" not in message and "router.jitter" not in message
+
+
 def test_a_single_expert_or_an_even_share_is_not_a_collapse() -> None:
     alarm = RouterAlarm(HealthConfig(checks=1), alpha=0.01, blocks=range(9))
     alone = replace(DEAD, num_experts=1, even_share=1.0, max_share=1.0)

@@ -56,14 +56,15 @@ class LoadHistory:
 def shares_by_character(model: SwitchLM, ids_BS: Tensor) -> Tensor:
     """The share of each character's occurrences that each expert gets, with nothing dropped (L, E, V).
 
-    NaN where a character does not occur. With top_k choices the shares of a character add up to top_k.
+    NaN where a character does not occur. The shares of a character add up to the experts that it gets.
     """
     with torch.inference_mode(), evaluating(model):
         routings = model(ids_BS, capacity_factor=None).routings
     ids_T, one = ids_BS.flatten(), torch.ones((), dtype=torch.double, device=ids_BS.device)
     count_LEV = one.new_zeros(len(routings), model.config.num_experts, model.vocab_size)
     for count_EV, routing in zip(count_LEV, routings, strict=True):
-        count_EV.index_put_((routing.expert_TK, ids_T[:, None]), one, accumulate=True)
+        used_N = one if routing.used_N is None else routing.used_N.to(one.dtype)
+        count_EV.index_put_((routing.expert_N, ids_T[routing.token_N]), used_N, accumulate=True)
     return count_LEV / torch.bincount(ids_T, minlength=model.vocab_size)
 
 
