@@ -145,9 +145,8 @@ def test_outputs_and_gradients_equal_a_loop_over_the_list(case: Case) -> None:
 @given(cases())
 def test_counts_of_a_list_add_up(case: Case) -> None:
     _, _, _, routing = case.build()
-    used = case.used or [True] * len(case.pairs)
+    used, kept = case.used or [True] * len(case.pairs), kept_by_hand(case)
     load = [sum(u and e == pair[1] for u, pair in zip(used, case.pairs, strict=True)) for e in range(case.experts)]
-    kept = kept_by_hand(case)
     assert routing.load_E.tolist() == load
     assert routing.kept_N.tolist() == kept
     by_expert = Counter(pair[1] for pair, k in zip(case.pairs, kept, strict=True) if k)
