@@ -28,7 +28,7 @@ def refused(key: str) -> str | None:
     if key in known or key == PREFIX + name:
         return None
     near = get_close_matches(key, known, n=1) or sorted(known)
-    return f"{key}: no such key; {f'did you mean {chr(32).join(near)}?' if near else f'{name} has no options'}"
+    return f"{key}: no such key; " + (f"did you mean {' or '.join(near)}?" if near else f"{name} has no options")
 
 
 def with_defaults(boards: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -46,16 +46,21 @@ def register(group: str, name: str, *, options: type, code: type) -> None:
 
     ValueError if another class has the name; TypeError if `options` is not made of keys.
     """
+    require_keys(options)
+    known = FAMILIES[group].get(name)
+    if known is not None and not _same(known.code, code):
+        raise ValueError(f"{group}={name}: there is one of this name already; give {code.__qualname__} another name")
+    FAMILIES[group].setdefault(name, Family(options, code))
+
+
+def require_keys(options: type) -> None:
+    """TypeError if a class is not made of keys: a dataclass whose fields have defaults."""
     if "__dataclass_fields__" not in vars(options):  # `is_dataclass` is true of what it inherits, too
         raise TypeError(f"{options.__qualname__} is not decorated with @dataclass, so its fields are no keys")
     try:
         options()
     except TypeError as error:
         raise TypeError(f"{options.__qualname__}: each field must have a default ({error})") from error
-    known = FAMILIES[group].get(name)
-    if known is not None and not _same(known.code, code):
-        raise ValueError(f"{group}={name}: there is one of this name already; give {code.__qualname__} another name")
-    FAMILIES[group].setdefault(name, Family(options, code))
 
 
 def _same(known: type | str, code: type) -> bool:

@@ -23,7 +23,6 @@ from switch_lm.config.rules import ConfigError, not_of, resolve, unknown_key
 from switch_lm.config.schema import KEYS, Config
 
 MOST_JOBS = 10_000
-BASE = "base"  # the file of a group that only the others include
 CHOICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # the name of a file in a group, and no path
 BASE = "base"  # the file of a group that holds what its choices share
 
@@ -70,6 +69,8 @@ def _require_keys_of_the_families(overrides: Sequence[Override]) -> None:
     """Each router and optimizer that the command line names has all the keys that it sets."""
     names = {str(override.key_or_group): _leaves(override.value()) for override in overrides}
     for group in FAMILIES:
+        if f"{group}.name" in names:
+            raise ConfigError(f"{group}.name: choose it, with the options of its own, by {group}=NAME")
         for override in overrides:
             key = str(override.key_or_group).removeprefix(f"{group}.")
             for name in names.get(group, []) if key != str(override.key_or_group) else []:
@@ -157,7 +158,7 @@ def explain(error: Exception, plugins: object = None) -> str:
         return text
     if match := re.search(r"Could not override '(logger\.boards\.([^.']+)[^']*)'", text):
         return f"{match[1]}: the board {match[2]} is not chosen; add logger={match[2]}, or name it in logger=[...]"
-    if match := re.search(r"Could not override '(\w+)\.(\w+)'", text):  # one that only another router or optimizer has
+    if (match := re.search(r"Could not override '(\w+)\.(\w+)'", text)) and match[1] in FAMILIES:  # only others have it
         having = [f"{match[1]}={name}" for name, one in FAMILIES[match[1]].items() if match[2] in keys_of(one.options)]
         return f"{match[1]}.{match[2]}: the chosen {match[1]} has no such key; choose {' or '.join(having)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]

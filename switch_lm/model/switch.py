@@ -45,6 +45,10 @@ class SwitchFeedForward(nn.Module):
                 f"the router is made for {self.router.num_experts} experts and the layer for {num_experts}: give both "
                 "the same num_experts"
             )
+        if (w_DE := self.router.w_DE) is not None and w_DE.shape[0] != d_model:
+            raise ValueError(
+                f"the router is made for d_model={w_DE.shape[0]} and the layer for {d_model}: give both the same"
+            )
         self.experts = Experts(
             num_experts=num_experts, d_model=d_model, d_ff=d_ff, activation=activation, dropout=expert_dropout
         )

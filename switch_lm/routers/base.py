@@ -47,9 +47,11 @@ class Router(nn.Module):
 
     def __init_subclass__(cls, **others: Any) -> None:
         super().__init_subclass__(**others)
-        if "forward" in vars(cls):
+        if cls.forward is not Router.forward:
             raise TypeError(f"{cls.__name__}.forward: the forward of a router is final; write assign instead")
         if "name" in vars(cls):
+            if cls.assign is Router.assign:
+                raise TypeError(f"{cls.__name__} is a router without an assign of its own; write assign")
             register("router", cls.name, options=cls.Options, code=cls)
 
     def __init__(
@@ -91,9 +93,12 @@ class Router(nn.Module):
                 x_TD = jitter(x_TD, self.options.jitter)
             x_TD = self.input_dropout(x_TD)
             logits_TE = None if self.w_DE is None else narrow_product(x_TD, self.w_DE)
-            return self.assign(
+            routing = self.assign(
                 x_TD, logits_TE, ids_T=ids_T, position_T=position_T, capacity=capacity, num_groups=num_groups
             )
+        if not isinstance(routing, Routing):
+            raise TypeError(f"{type(self).__name__}.assign gave a {type(routing).__name__}; it must return a Routing")
+        return routing
 
     def assign(
         self,

@@ -29,4 +29,5 @@ def importance_loss(routing: Routing) -> Tensor:
     gate_N = routing.gate_N if routing.used_N is None else routing.gate_N * routing.used_N
     zeros_E = torch.zeros_like(routing.mean_prob_E)
     importance_E = zeros_E.index_add(0, routing.assigned_N, gate_N)
-    return importance_E.var(correction=0) / importance_E.mean().square()
+    tiny = torch.finfo(importance_E.dtype).tiny  # a router may give no token an expert
+    return importance_E.var(correction=0) / importance_E.mean().square().clamp(min=tiny)

@@ -51,16 +51,21 @@ class Routing:
         logits_TE: Tensor | None = None,
         used_N: Tensor | None = None,
         capacity: int | None = None,
+        num_groups: int = 1,
     ) -> Self:
         """Any list of assignments, in which a token has from none to all experts, and each of them at most once.
 
-        The first `capacity` of each expert, in the order of the list, are kept; None keeps all. `used_N` marks the
-        entries that are assignments. `probs_TE`: by default each token's scores divided by their sum.
+        The first `capacity` of each expert and group, in the order of the list, are kept; None keeps all. `used_N`
+        marks the entries that are assignments. `probs_TE`: by default each token's scores divided by their sum.
         """
-        num_experts = scores_TE.shape[1]
-        queued_N = expert_N if used_N is None else torch.where(used_N, expert_N, num_experts)  # a queue of their own
-        queue = queue_slots(queued_N[None], num_experts + 1)
-        slot_N, load_E = queue.slot_GN[0], queue.load_GE[0, :num_experts]
+        num_tokens, num_experts = scores_TE.shape
+        if capacity is None:
+            num_groups = 1
+        num_queues = num_groups * num_experts  # of which each group has one per expert
+        queue_N = expert_N if num_groups == 1 else token_N // (num_tokens // num_groups) * num_experts + expert_N
+        queue_N = queue_N if used_N is None else torch.where(used_N, queue_N, num_queues)  # those have their own
+        queue = queue_slots(queue_N[None], num_queues + 1)
+        slot_N, load_E = queue.slot_GN[0], queue.load_GE[0, :num_queues].view(num_groups, num_experts).sum(dim=0)
         kept_N = torch.ones_like(slot_N, dtype=torch.bool) if used_N is None else used_N
         return cls(
             token_N=token_N,
@@ -71,10 +76,11 @@ class Routing:
             kept_N=kept_N if capacity is None else kept_N & (slot_N < capacity),
             load_E=load_E,
             scores_TE=scores_TE,
-            probs_TE=scores_TE / scores_TE.sum(dim=-1, keepdim=True) if probs_TE is None else probs_TE,
+            probs_TE=scores_TE / scores_TE.sum(dim=-1, keepdim=True).clamp(min=1e-20) if probs_TE is None else probs_TE,
             logits_TE=logits_TE,
             used_N=used_N,
             capacity=capacity,
+            num_groups=num_groups,
         )
 
     @property

@@ -83,6 +83,9 @@ def read_model(path: Path) -> tuple[SwitchLM, Header]:
     load_plugins()
     path = find_checkpoint(path)
     content = read(path)
+    if "router" not in content[KEY]:
+        fix = "train the run again, or use the version that wrote it"
+        raise CheckpointError(f"{path} is of an older version of switch_lm, which stored no router; {fix}")
     try:
         header = Header(**content[KEY])
         if (name := str(header.router["name"])) not in FAMILIES["router"]:

@@ -18,13 +18,13 @@ STEPS = ("trainer.max_steps=20", "trainer.val_every=10")
 @pytest.mark.row(7, 22)
 @pytest.mark.long
 def test_one_job_fails_and_the_others_equal_runs_alone(tmp_path: Path) -> None:
-    done = finished(tmp_path, "-m", *STEPS, "optim.lr=0.003,1e37,0.004", "optim.name=adamw", "name=three")
+    done = finished(tmp_path, "-m", *STEPS, "optim.lr=0.003,1e37,0.004", "optim=adamw", "name=three")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (failed,) = (line for line in done.stdout.splitlines() if "FAILED" in line)
     assert failed.lstrip().startswith("2/3") and "at step" in failed  # the step at which it became infinite
     sweep = tmp_path / "outputs/sweeps/three"
     assert sorted(path.parent.name for path in sweep.glob("*/result.json")) == ["optim.lr=0.003", "optim.lr=0.004"]
-    alone = finished(tmp_path, *STEPS, "optim.lr=0.004", "optim.name=adamw", "name=alone")
+    alone = finished(tmp_path, *STEPS, "optim.lr=0.004", "optim=adamw", "name=alone")
     assert alone.returncode == 0
     assert sha256(sweep / "optim.lr=0.004") == sha256(tmp_path / "outputs/runs/alone")
 

@@ -297,5 +297,5 @@ def test_a_single_expert_is_compared_with_none() -> None:
     layer = ablation(model, PROBE).layers[0]
     assert layer.swapped == {} and layer.similarity.between is None
     assert layer.averaged.mean == pytest.approx(0.0, abs=1e-6) and len(layer.findings()) == 1
-    only: Counterfactual = counterfactual(model, PROBE, positions=2)
-    assert (only.held[0].best.mean, only.held[0].rank.mean, only.held[0].best_gains.mean) == (1.0, 1.0, 0.0)
+    only = counterfactual(model, PROBE, positions=2).held[0]
+    assert (only.best.mean, only.rank.mean, only.best_gains.mean) == (1.0, 1.0, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,7 @@ from switch_lm.measure.metrics import dropped_choices, num_choices
 from switch_lm.model.dispatch import TokenRows
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.routers.base import Router
-from switch_lm.routers.losses import load_balancing_loss
+from switch_lm.routers.losses import importance_loss, load_balancing_loss
 from switch_lm.routers.options import TopKOptions
 from switch_lm.routers.routing import Routing
 
@@ -79,6 +80,7 @@ class Case:
     experts: int
     capacity: int | None
     seed: int
+    groups: int = 1
 
     def build(self) -> tuple[SwitchFeedForward, Tensor, Tensor, Routing]:
         module, draw = layer(self.experts), torch.Generator().manual_seed(self.seed)
@@ -92,27 +94,29 @@ class Case:
             scores_TE=torch.rand(self.tokens, self.experts, generator=draw),
             used_N=None if self.used is None else torch.tensor(self.used),
             capacity=self.capacity,
+            num_groups=self.groups,
         )
         return module, x_TD, gate_N, routing
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    T, E = draw(st.integers(1, 24)), draw(st.integers(1, 6))
+    groups, E = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    T = groups * draw(st.integers(1, 6))
     every = [(t, e) for t in range(T) for e in range(E)]
     pairs = draw(st.lists(st.sampled_from(every), min_size=1, max_size=len(every), unique=True))
     marks = st.lists(st.booleans(), min_size=len(pairs), max_size=len(pairs))
     capacity = draw(st.one_of(st.none(), st.integers(1, T)))
-    return Case(pairs, draw(st.one_of(st.none(), marks)), T, E, capacity, draw(st.integers(0, 1000)))
+    return Case(pairs, draw(st.one_of(st.none(), marks)), T, E, capacity, draw(st.integers(0, 1000)), groups)
 
 
 def kept_by_hand(case: Case) -> list[bool]:
-    """In the order of the list, whoever comes to a full expert is dropped; what is not used takes no slot."""
-    taken, kept = [0] * case.experts, []
-    for number, (_, expert) in enumerate(case.pairs):
-        used = case.used is None or case.used[number]
-        kept.append(used and (case.capacity is None or taken[expert] < case.capacity))
-        taken[expert] += used
+    """Whoever comes to an expert that is full for its group is dropped; what is not used takes no slot."""
+    taken, kept = Counter[tuple[int, int]](), []
+    for number, (token, expert) in enumerate(case.pairs):
+        used, queue = case.used is None or case.used[number], (token * case.groups // case.tokens, expert)
+        kept.append(used and (case.capacity is None or taken[queue] < case.capacity))
+        taken[queue] += used
     return kept
 
 
@@ -127,9 +131,8 @@ def test_outputs_and_gradients_equal_a_loop_over_the_list(case: Case) -> None:
             rows[t] = rows[t] + gate_N[number] * (hidden_F @ module.experts.w_out_EFD[e])
     want_TD, y_TD = torch.stack(rows), module.combined(x_TD, routing)
     torch.testing.assert_close(y_TD, want_TD, rtol=1e-5, atol=1e-5)
-    idle = [
-        t for t in range(case.tokens) if not any(k and t == pair[0] for k, pair in zip(kept, case.pairs, strict=True))
-    ]
+    busy = {pair[0] for k, pair in zip(kept, case.pairs, strict=True) if k}
+    idle = [t for t in range(case.tokens) if t not in busy]
     assert torch.equal(y_TD[idle], torch.zeros(len(idle), D))  # exactly
     if any(kept):
         over = [x_TD, gate_N, *module.experts.parameters()]
@@ -142,12 +145,12 @@ def test_outputs_and_gradients_equal_a_loop_over_the_list(case: Case) -> None:
 @given(cases())
 def test_counts_of_a_list_add_up(case: Case) -> None:
     _, _, _, routing = case.build()
-    used = case.used or [True] * len(case.pairs)
+    used, kept = case.used or [True] * len(case.pairs), kept_by_hand(case)
     load = [sum(u and e == pair[1] for u, pair in zip(used, case.pairs, strict=True)) for e in range(case.experts)]
-    kept = kept_by_hand(case)
     assert routing.load_E.tolist() == load
     assert routing.kept_N.tolist() == kept
-    assert routing.kept_E.tolist() == [n if case.capacity is None else min(n, case.capacity) for n in load]
+    by_expert = Counter(pair[1] for pair, k in zip(case.pairs, kept, strict=True) if k)
+    assert routing.kept_E.tolist() == [by_expert[e] for e in range(case.experts)]
     assert int(routing.num_assignments) == int(num_choices(routing)) == sum(used)
     assert int(dropped_choices(routing)) == sum(used) - sum(kept)
     if any(used):
@@ -193,8 +196,8 @@ def test_the_length_of_a_list_depends_on_shapes_alone_and_nothing_recompiles(fam
 def test_a_layer_whose_list_is_all_unused_adds_exactly_nothing_and_its_gradients_are_finite() -> None:
     module, x_BSD = layer_with(AboveCutOff, capacity_factor=None), torch.zeros(2, 5, D, requires_grad=True)
     y_BSD, routing = module(x_BSD)
-    y_BSD.sum().backward()
-    assert int(routing.num_assignments) == 0 and torch.equal(y_BSD, torch.zeros(2, 5, D))
+    (y_BSD.sum() + (importance := importance_loss(routing))).backward()
+    assert int(routing.num_assignments) == 0 == importance.item() and torch.equal(y_BSD, torch.zeros(2, 5, D))
     assert all(p.grad is not None and p.grad.isfinite().all() for p in (x_BSD, *module.parameters()))
 
 

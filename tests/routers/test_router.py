@@ -83,6 +83,13 @@ def test_a_forward_of_its_own_is_refused_where_the_class_is_written() -> None:
             def forward(self, x_TD: Tensor) -> Routing:  # type: ignore[override,misc]
                 raise AssertionError
 
+    class Mixin:
+        def forward(self, x_TD: Tensor) -> Routing:
+            raise AssertionError
+
+    with pytest.raises(TypeError, match=r"Inherited\.forward: the forward of a router is final"):
+        type("Inherited", (Mixin, SwitchRouter), {})
+
 
 def test_a_router_without_assign_says_so() -> None:
     class Empty(Router):
@@ -90,6 +97,9 @@ def test_a_router_without_assign_says_so() -> None:
 
     with pytest.raises(NotImplementedError, match="Empty writes no assign"):
         Empty(d_model=2, num_experts=2)(torch.ones(1, 2))
+    with pytest.raises(TypeError, match="Chosen is a router without an assign of its own; write assign"):
+        type("Chosen", (Router,), {"name": "chosen"})
+    assert "chosen" not in FAMILIES["router"]
 
 
 class Recorder(SwitchRouter):
@@ -136,6 +146,8 @@ def test_autocast_is_off_inside_assign_and_its_input_is_float32() -> None:
 def test_a_router_made_for_other_sizes_is_refused() -> None:
     with pytest.raises(ValueError, match="made for 3 experts and the layer for 4: give both the same num_experts"):
         SwitchFeedForward(d_model=8, d_ff=12, num_experts=4, router=SwitchRouter(d_model=8, num_experts=3))
+    with pytest.raises(ValueError, match="made for d_model=9 and the layer for 8: give both the same"):
+        SwitchFeedForward(d_model=8, d_ff=12, num_experts=4, router=SwitchRouter(d_model=9, num_experts=4))
 
 
 def test_two_classes_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,6 +239,12 @@ def test_a_second_board_of_a_name_is_refused() -> None:
     assert isinstance(BOARDS["csv"], str) or BOARDS["csv"].__name__ == "Csv"
 
 
+def test_a_board_whose_options_are_no_keys_is_refused_where_the_class_is_written() -> None:
+    with pytest.raises(TypeError, match="Plain is not decorated with @dataclass, so its fields are no keys"):
+        type("Other", (Board,), {"name": "other", "Options": type("Plain", (), {})})
+    assert "other" not in BOARDS
+
+
 # --- The configuration files
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from switch_lm.config.families import require_keys
+
 if TYPE_CHECKING:
     from switch_lm.training.boards.base import Board
 
@@ -16,7 +18,8 @@ BOARDS: dict[str, type[Board] | str] = {  # a class, or where it is: "module:Cla
 
 
 def register(name: str, board: type[Board]) -> None:
-    """Adds a board. ValueError if another class has its name."""
+    """Adds a board. ValueError if another class has its name; TypeError if its `Options` is not made of keys."""
+    require_keys(board.Options)
     if (known := BOARDS.get(name)) is not None and _place(known) != _place(board):
         raise ValueError(f"{_place(board)}: a board named {name} exists already ({_place(known)}); choose another name")
     BOARDS[name] = board
