@@ -36,7 +36,9 @@ def test_every_shipped_choice_is_a_valid_configuration() -> None:
 
 @pytest.mark.parametrize("group", FAMILIES)
 def test_every_family_has_a_file_of_its_name_with_the_defaults_of_its_options(group: str) -> None:
-    for name, family in FAMILIES[group].items():
+    ours = {name: family for name, family in FAMILIES[group].items() if isinstance(family.code, str)}  # no plugin's
+    assert len(ours) >= 2
+    for name, family in ours.items():
         assert getattr(composed(f"{group}={name}"), group) == family.options()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from switch_lm.inspection.ablation import Ablation, ablation, similarities
-from switch_lm.inspection.counterfactual import HELD, Counterfactual, counterfactual, judge
+from switch_lm.inspection.counterfactual import HELD, counterfactual, judge
 from switch_lm.measure.scoring import negative_log_likelihood, whole
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.reading import Probe, recorded
