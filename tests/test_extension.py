@@ -36,7 +36,7 @@ COMMANDS = {
     "fault": f"check {SMALL} {OURS} router=ranked_with_a_fault router.rank=2 --steps 2 --json fault.json",
     "inspect": "inspect --run one --out inspected",
     "generate": "generate --run one --prompt a --length 20 --html page.html",
-    "sweep": f"train -m {SMALL} trainer.max_steps=3 router=switch,ranked optim=lion,adamw router.jitter=0.0 name=four",
+    "sweep": f"train -m {SMALL} trainer.max_steps=3 router=switch,ranked optim=lion router.jitter=0.0 name=four",
     "wrong rank": f"train {SMALL} router=ranked router.rank=9",
     "report": "report outputs/sweeps/four --out reported",
 }
@@ -136,5 +136,5 @@ def test_its_own_oracle_passes_it_and_finds_the_planted_fault(
 def test_the_sweep_and_the_report_name_the_router(ran: tuple[Path, dict[str, int], Mapping[str, str]]) -> None:
     place, _, _ = ran
     jobs = [json.loads(path.read_text()) for path in place.glob("outputs/sweeps/four/*/result.json")]
-    assert len(jobs) == 4
+    assert len(jobs) == 2
     assert "ranked" in (place / "reported" / "report.md").read_text()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM, SwitchOutput
 from switch_lm.routers.base import Promise, Router
-from switch_lm.routers.noise import Dropout
+from switch_lm.routers.noise import Dropout, seed_noise
 from switch_lm.routers.routing import Routing
 from switch_lm.text.windows import fixed_windows
 
@@ -159,7 +159,7 @@ def largest(moves: list[Tensor]) -> float:
 def noise(seed: int, device: torch.device) -> Iterator[None]:
     """Noise that depends only on the seed; the global random state is restored."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        seed_noise(seed, device)
         yield
 
 

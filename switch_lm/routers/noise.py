@@ -5,6 +5,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def seed_noise(seed: int, device: torch.device) -> None:
+    """Seeds the global random state of the CPU and of `device`.
+
+    `torch.manual_seed` does so for every kind of accelerator too: where there is none that takes as long as a pass over
+    a few characters, and torch keeps each call forever.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+
+
 def random_bytes(like: Tensor) -> Tensor:
     """Independent, uniform bytes (uint8) in the shape and on the device of `like`, from torch's global random state."""
     draws = torch.randint(-(2**63), 2**63 - 1, (-(-like.numel() // 8),), device=like.device)

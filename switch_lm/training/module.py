@@ -17,6 +17,7 @@ from switch_lm.model.transformer import SwitchLM
 from switch_lm.optim.base import build_optimizer
 from switch_lm.optim.schedule import learning_rate_factor
 from switch_lm.routers.losses import importance_loss, router_z_loss
+from switch_lm.routers.noise import seed_noise
 from switch_lm.routers.routing import Routing
 from switch_lm.storage.checkpoint import KEY, Header
 from switch_lm.text.vocabulary import Vocabulary
@@ -99,7 +100,7 @@ class SwitchModule(lightning.LightningModule):
     def _seed_noise(self, batch_idx: int) -> None:
         """Makes all noise of a micro-batch a function of its number: no restart and nothing before it changes it."""
         number = batch_idx % self.trainer.accumulate_grad_batches
-        torch.manual_seed(derive_seed(self.config.seed, self.global_step, number, self.global_rank))
+        seed_noise(derive_seed(self.config.seed, self.global_step, number, self.global_rank), self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> MicroBatch:
         losses, step = self.losses(batch.ids, batch.targets), self.global_step + 1

@@ -10,6 +10,7 @@ from torch import Tensor
 from switch_lm.config.schema import Config
 from switch_lm.measure.alarm import RouterAlarm, RouterAlarmError
 from switch_lm.measure.router_health import router_health
+from switch_lm.routers.noise import seed_noise
 from switch_lm.text.windows import fixed_windows
 from switch_lm.training.callbacks.base import Measurement, MicroBatch
 
@@ -43,7 +44,7 @@ class RouterWatch(Measurement):
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             torch.compiler.set_stance("force_eager"),
         ):
-            torch.manual_seed(self.config.seed)
+            seed_noise(self.config.seed, device)
             ids_BS, target_BS = (tensor.to(device) for tensor in self.windows)
             layers = router_health(module.model, ids_BS, target_BS, alpha=self.config.balance_weight)
             figures = {
