@@ -21,7 +21,8 @@ from switch_lm.commandline.command import (
     whole_number,
     write_json,
 )
-from switch_lm.config.rules import ConfigError, refusal
+from switch_lm.config.keys import ConfigError
+from switch_lm.config.rules import refusal
 from switch_lm.storage.run_folder import CONFIG, Stopped, TrainingError
 from switch_lm.storage.runs import run_of
 

@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.config import overrides as cli
-from switch_lm.config.keys import NAME
+from switch_lm.config.keys import NAME, ConfigError
 from switch_lm.config.paths import config_dir, interpreter
-from switch_lm.config.rules import ConfigError, refusal
+from switch_lm.config.rules import refusal
 from switch_lm.storage.run_folder import Stopped, TrainingError, plugins_of
 from switch_lm.storage.runs import OUTPUTS
 from switch_lm.sweep import jobs as sweep

@@ -9,6 +9,10 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 
+class ConfigError(Exception):
+    """What is wrong with a configuration: each line names key, value, rule and fix."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """What a value must meet, in words and as a test; null, where the type allows it, always meets it."""

@@ -16,10 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from switch_lm.config import boards
 from switch_lm.config.families import FAMILIES
-from switch_lm.config.keys import keys_of
+from switch_lm.config.keys import ConfigError, keys_of
 from switch_lm.config.paths import config_dir
 from switch_lm.config.plugins import NOUNS, how_to_name, load_plugins, plugin_configs
-from switch_lm.config.rules import ConfigError, not_of, resolve, unknown_key
+from switch_lm.config.rules import not_of, resolve, unknown_key
 from switch_lm.config.schema import KEYS, Config
 
 MOST_JOBS = 10_000

@@ -15,8 +15,8 @@ from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from switch_lm.config.keys import ConfigError
 from switch_lm.config.paths import config_dir
-from switch_lm.config.rules import ConfigError
 from switch_lm.config.schema import KEYS, every_key
 
 VARIABLE = "SWITCH_LM_PLUGINS"

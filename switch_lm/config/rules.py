@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from switch_lm.config import boards
 from switch_lm.config.families import FAMILIES
-from switch_lm.config.keys import keys_of
+from switch_lm.config.keys import ConfigError, keys_of
 from switch_lm.config.schema import KEYS, Config, keys_in
 
 REMOVED = {"data.num_workers": "no such key any more; batches need no workers: leave it out"}
@@ -24,10 +24,6 @@ MOVED = {
     "model.router_input_dropout": "router.input_dropout",
     "model.selection_bias_rate": "balance=sign balance.rate=RATE",
 } | {f"model.{name}": f"router.{name}" for name in OF_ROUTER}
-
-
-class ConfigError(Exception):
-    """What is wrong with a configuration: each line names key, value, rule and fix."""
 
 
 def refusal(error: ConfigError) -> str:

@@ -76,7 +76,7 @@ class SwitchFeedForward(nn.Module):
         routing = self.router(
             x_TD,
             ids_T=None if ids_BS is None else ids_BS.flatten(),
-            position_T=None if position_S is None else position_S.expand(num_rows, -1).flatten(),
+            position_T=position_S if position_S is None or num_rows == 1 else position_S.repeat(num_rows),
             capacity=expert_capacity(x_TD.shape[0] // num_groups, self.num_experts, capacity_factor),
             num_groups=num_groups,
         )

@@ -9,7 +9,8 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from switch_lm.config.rules import ConfigError, flatten, show
+from switch_lm.config.keys import ConfigError
+from switch_lm.config.rules import flatten, show
 from switch_lm.storage import metrics
 from switch_lm.storage.run_folder import CONFIG, JOB, RESULT, SWEEP, read_config
 from switch_lm.storage.runs import OUTPUTS, RunError, find_run

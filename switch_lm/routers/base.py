@@ -1,6 +1,7 @@
 """What every router is: noise on its input, its scores, and its promises. A family writes `assign`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -87,7 +88,8 @@ class Router(nn.Module):
         tokens are `num_groups` groups of equal length, one after the other; each expert has `capacity` slots for each
         group, None is dropless.
         """
-        with torch.autocast(x_TD.device.type, enabled=False):
+        device = x_TD.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             x_TD = x_TD.float()
             if self.training and self.options.jitter > 0.0:
                 x_TD = jitter(x_TD, self.options.jitter)
@@ -134,10 +136,9 @@ class Router(nn.Module):
         default the scores. `by_choice`: all first choices queue before all second ones.
         """
         options, (num_tokens, top_k) = self.options, expert_TK.shape
-        limited = capacity is not None
+        limited, expert_N = capacity is not None, expert_TK.flatten()
         if capacity is None:
-            num_groups, expert_N = 1, expert_TK.flatten()
-            assigned_TK = expert_TK
+            num_groups, assigned_TK = 1, expert_TK
             queue = queue_slots(expert_N[None], scores_TE.shape[1])
         else:
             expert_GtK, scores_GtE = (x.unflatten(0, (num_groups, -1)) for x in (expert_TK, scores_TE))
@@ -157,15 +158,15 @@ class Router(nn.Module):
         drops_at_random = self.training and options.random_drop_rate > 0.0
         if drops_at_random:  # its slot stays empty: the other choices keep what they have
             kept_N = kept_N & (torch.rand_like(gate_TK) >= options.random_drop_rate).flatten()
-        token_N = torch.arange(num_tokens, device=slot_N.device)
+        token_N = slot_N if num_tokens == 1 == top_k else torch.arange(num_tokens, device=slot_N.device)  # 0, or all
         return Routing(
             token_N=token_N if top_k == 1 else token_N.repeat_interleave(top_k),
-            expert_N=expert_TK.flatten(),
-            assigned_N=assigned_TK.flatten(),
+            expert_N=expert_N,
+            assigned_N=assigned_TK.flatten() if limited else expert_N,
             slot_N=slot_N,
             gate_N=gate_TK.flatten(),
             kept_N=kept_N,
-            load_E=queue.load_GE.sum(dim=0),
+            load_E=queue.load_GE.sum(dim=0) if num_groups > 1 else queue.load_GE[0],
             scores_TE=scores_TE,
             probs_TE=scores_TE if probs_TE is None else probs_TE,
             logits_TE=logits_TE,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from switch_lm.config.rules import ConfigError
+from switch_lm.config.keys import ConfigError
 from switch_lm.storage.files import replacing
 
 METRICS = "metrics.jsonl"

@@ -18,8 +18,9 @@ from typing import Any, Self
 from omegaconf import OmegaConf
 
 from switch_lm.config.families import FAMILIES
+from switch_lm.config.keys import ConfigError
 from switch_lm.config.plugins import load_plugins, not_loaded
-from switch_lm.config.rules import ConfigError, flatten, show
+from switch_lm.config.rules import flatten, show
 from switch_lm.config.schema import Config, changes_result, keys_of_choice
 from switch_lm.storage.files import remove_parts, replace_text
 from switch_lm.storage.runs import CHECKPOINTS, LAST, damage, newest_whole

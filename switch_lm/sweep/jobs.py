@@ -25,8 +25,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
-from switch_lm.config.keys import NAME
-from switch_lm.config.rules import ConfigError, refusal, show
+from switch_lm.config.keys import NAME, ConfigError
+from switch_lm.config.rules import refusal, show
 from switch_lm.config.schema import changes_result
 from switch_lm.storage.files import replace_text
 from switch_lm.storage.run_folder import JOB, RESULT, SWEEP, Lock, RunFolder, Stopped, TrainingError

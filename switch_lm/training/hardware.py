@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from switch_lm.config.rules import ConfigError
+from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
 
 # Compiling costs half a minute on two CPU cores and saves a third of a step, so it pays above about this much work.

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.logging import RichHandler
 
-from switch_lm.config.rules import ConfigError
+from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import run_ledger
 from switch_lm.model.upcycle import upcycle

@@ -13,10 +13,10 @@ import pytest
 
 from switch_lm.config import plugins
 from switch_lm.config.families import FAMILIES
+from switch_lm.config.keys import ConfigError
 from switch_lm.config.overrides import composed, explain
 from switch_lm.config.paths import config_dir
 from switch_lm.config.plugins import VARIABLE, PluginError, load_plugins, not_loaded
-from switch_lm.config.rules import ConfigError
 from switch_lm.config.schema import KEYS, Config
 from switch_lm.storage.run_folder import FORMAT, as_yaml, read_config
 

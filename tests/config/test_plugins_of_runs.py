@@ -15,9 +15,9 @@ from sweep_runs import SMALL, run
 import switch_lm
 from switch_lm import check, evaluate, generate, inspect, report
 from switch_lm.config.families import FAMILIES
+from switch_lm.config.keys import ConfigError
 from switch_lm.config.overrides import composed
 from switch_lm.config.plugins import VARIABLE, PluginError
-from switch_lm.config.rules import ConfigError
 from switch_lm.storage import checkpoint
 from switch_lm.sweep.jobs import read_jobs
 from switch_lm.training import start

@@ -16,7 +16,7 @@ from processes import state
 
 import switch_lm
 from switch_lm import evaluate, generate
-from switch_lm.config.rules import ConfigError
+from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
 from switch_lm.routers.options import TopKOptions
 from switch_lm.storage import run_folder

@@ -12,8 +12,9 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from switch_lm import train as command
+from switch_lm.config.keys import ConfigError
 from switch_lm.config.overrides import check
-from switch_lm.config.rules import MOVED, ConfigError, resolve
+from switch_lm.config.rules import MOVED, resolve
 from switch_lm.config.schema import KEYS
 from switch_lm.storage import run_folder
 

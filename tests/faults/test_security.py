@@ -22,7 +22,7 @@ from mirror_servers import refusal
 
 import switch_lm
 from switch_lm import evaluate, generate
-from switch_lm.config.rules import ConfigError
+from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
 from switch_lm.storage.checkpoint import CheckpointError
 from switch_lm.storage.run_folder import as_yaml

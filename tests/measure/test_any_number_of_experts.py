@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from switch_lm.config.families import FAMILIES
-from switch_lm.config.rules import ConfigError, resolve
+from switch_lm.config.keys import ConfigError
+from switch_lm.config.rules import resolve
 from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import ledger
 from switch_lm.measure.metrics import RoutingSums, layer_scalars

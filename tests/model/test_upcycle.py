@@ -12,7 +12,7 @@ import torch
 from conftest import logged, tiny_model
 from small_models import short_run
 
-from switch_lm.config.rules import ConfigError
+from switch_lm.config.keys import ConfigError
 from switch_lm.model.upcycle import upcycle
 from switch_lm.routers.options import SwitchOptions
 from switch_lm.training.start import train

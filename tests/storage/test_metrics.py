@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from switch_lm.config.rules import ConfigError
+from switch_lm.config.keys import ConfigError
 from switch_lm.storage.metrics import MetricsFile, read, series
 
 

@@ -22,9 +22,9 @@ from sweep_runs import run as run_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from switch_lm.config.boards import keys_of_board
-from switch_lm.config.keys import at_least, key
+from switch_lm.config.keys import ConfigError, at_least, key
 from switch_lm.config.paths import config_dir
-from switch_lm.config.rules import ConfigError, resolve
+from switch_lm.config.rules import resolve
 from switch_lm.config.schema import Config
 from switch_lm.storage.run_folder import TrainingError
 from switch_lm.training.boards.base import Board

@@ -18,7 +18,7 @@ from compare import same
 from conftest import TEXT, MakeRun, checkpoint_of, folder_of, tiny_model
 
 from switch_lm import check, evaluate, generate, inspect
-from switch_lm.config.rules import ConfigError
+from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
 from switch_lm.storage import checkpoint
 from switch_lm.storage.run_folder import Lock, Stopped, choose

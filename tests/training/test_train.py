@@ -15,7 +15,7 @@ from compare import same
 from conftest import folder_of, logged
 
 import switch_lm
-from switch_lm.config.rules import ConfigError
+from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
 from switch_lm.storage import checkpoint
 from switch_lm.training.module import SwitchModule

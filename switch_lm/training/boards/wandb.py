@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from switch_lm.config.keys import key, one_of
-from switch_lm.config.rules import ConfigError
+from switch_lm.config.keys import ConfigError, key, one_of
 from switch_lm.config.schema import Config
 from switch_lm.storage.files import replace_text
 from switch_lm.training.boards.base import Board
