@@ -43,6 +43,8 @@ class Judged:
         missing, scores_TE = list(left), expected.scores_TE.tolist()
 
         def equal(one: tuple[int, int], other: tuple[int, int]) -> bool:
+            if max(one[0], other[0]) >= len(scores_TE):  # a token that there is not
+                return False
             return abs(scores_TE[one[0]][one[1]] - scores_TE[other[0]][other[1]]) <= TIE
 
         wrong, tied = 0, False

@@ -158,7 +158,7 @@ class Router(nn.Module):
         drops_at_random = self.training and options.random_drop_rate > 0.0
         if drops_at_random:  # its slot stays empty: the other choices keep what they have
             kept_N = kept_N & (torch.rand_like(gate_TK) >= options.random_drop_rate).flatten()
-        token_N = slot_N if num_tokens == 1 == top_k else torch.arange(num_tokens, device=slot_N.device)  # 0, or all
+        token_N = torch.arange(num_tokens, device=slot_N.device)
         return Routing(
             token_N=token_N if top_k == 1 else token_N.repeat_interleave(top_k),
             expert_N=expert_N,
