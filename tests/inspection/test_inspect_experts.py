@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import TEXT, tiny_model
 from torch import Tensor
-from torch.nn import functional as F
 
 from switch_lm.inspection.ablation import Ablation, ablation, similarities
 from switch_lm.inspection.counterfactual import HELD, counterfactual, judge
@@ -41,7 +40,7 @@ def one_useful_expert(chosen: int) -> SwitchLM:
     layer, letter_D = model.switch_layers[0], model.embedding.weight.data[3]
     with torch.no_grad():
         h_D = block.norm_ffn(letter_D)
-        layer.experts.w_in_EDF[:] = F.normalize(h_D, dim=0)[None, :, None]
+        layer.experts.w_in_EDF[:] = torch.nn.functional.normalize(h_D, dim=0)[None, :, None]
         layer.experts.w_out_EFD[:] = model.head.weight[3] * torch.tensor([1.0, 0.0, 0.0, -1.0])[:, None, None]
         (w_DE,) = model.router_parameters()
         w_DE.zero_()
@@ -288,14 +287,14 @@ def test_unrelated_experts_are_no_more_alike_than_by_chance() -> None:
 
 def test_the_swaps_of_many_experts_are_drawn_and_the_same_each_time() -> None:
     model = tiny_model(len(VOCABULARY), num_experts=8)
-    first, again = (ablation(model, PROBE, num_windows=2, pairs=5).layers[0].swapped for _ in range(2))
-    assert len(first) == 5 and first == again
+    swaps = [ablation(model, PROBE, num_windows=2, pairs=5).layers[0].swapped for _ in range(2)]
+    assert len(swaps[0]) == 5 and swaps[0] == swaps[1]
 
 
 def test_a_single_expert_is_compared_with_none() -> None:
     model = tiny_model(len(VOCABULARY), num_experts=1)
     layer = ablation(model, PROBE).layers[0]
-    assert layer.swapped == {} and layer.similarity.between is None
-    assert layer.averaged.mean == pytest.approx(0.0, abs=1e-6) and len(layer.findings()) == 1
+    assert (layer.swapped, layer.similarity.between, len(layer.findings())) == ({}, None, 1)
+    assert layer.averaged.mean == pytest.approx(0.0, abs=1e-6)
     only = counterfactual(model, PROBE, positions=2).held[0]
     assert (only.best.mean, only.rank.mean, only.best_gains.mean) == (1.0, 1.0, 0.0)

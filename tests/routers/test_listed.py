@@ -6,7 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import pytest
@@ -285,9 +285,7 @@ def test_a_tokens_outputs_are_added_in_rank_order_and_rounded_once(top_k: int, d
     routing = router.assign(logits_TE, logits_TE, ids_T=None, position_T=None, capacity=None, num_groups=1)
     listed = replace(routing, choices_per_token=None)
     y_ND = torch.randn(300 * top_k, 16).to(dtype)
-    total, *others = y_ND.float().view(300, top_k, 16).unbind(1)
-    for other in others:
-        total = total + other
+    total = reduce(torch.add, y_ND.float().view(300, top_k, 16).unbind(1))
     for of_kind in (routing, listed):
         assert torch.equal(TokenRows.of(of_kind).sum(y_ND), total.to(dtype))
 

@@ -47,7 +47,7 @@ class Wandb(Board):
         import wandb
 
         self._wandb = wandb
-        mode = options.mode or os.environ.get("WANDB_MODE") or "offline"
+        mode: Any = options.mode or os.environ.get("WANDB_MODE") or "offline"
         self._session = wandb.init(
             project=options.project,
             name=run.name,
