@@ -20,7 +20,7 @@ setup: $(VENV)/.setup ## Create .venv and install what a run needs
 train: setup ## Train, e.g. ARGS="experiment=smoke model.num_experts=4"
 	$(RUN) switch_lm.train $(ARGS)
 
-sweep: setup ## What capacity costs and buys: 30 short runs, then a report
+sweep: setup ## What capacity costs and buys: 35 short runs, then a report
 	$(RUN) switch_lm.train experiment=capacity_sweep $(ARGS)
 
 report: setup ## Compare runs in words, tables and pictures, e.g. ARGS=outputs/sweeps/capacity_sweep
