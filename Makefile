@@ -10,7 +10,7 @@ VERSIONS = pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train sweep report generate evaluate certificate inspect tensorboard test test-faults soak peers launchers boards benchmark benchmark-quick benchmark-loss check format clean
+.PHONY: help setup train sweep report generate evaluate certificate inspect tensorboard test test-faults test-calibration soak peers launchers boards benchmark benchmark-quick benchmark-loss check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ test: $(VENV)/.test ## Run the tests, e.g. ARGS="-k routing"
 
 test-faults: $(VENV)/.test ## Kill, starve and misconfigure runs: all tests of tests/faults
 	$(RUN) pytest tests/faults --numprocesses 2 --dist worksteal $(ARGS)
+
+test-calibration: $(VENV)/.test ## See whether every kind of interval holds as often as it says, in simulations
+	$(RUN) pytest tests/calibration --numprocesses 2 --dist load $(ARGS)
 
 soak: setup ## Run a sweep of 200 jobs in one process and see whether it grows, some minutes
 	$(VENV)/bin/python scripts/soak.py $(ARGS)
