@@ -1,4 +1,4 @@
-"""What `make test-calibration` asks of every kind of interval, and the table of docs/statistics.md that it must equal."""
+"""What `make test-calibration` asks of every kind of interval; docs/statistics.md must state the same figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "statistics.md"
 
 
 def calibrated(interval: str, data: str, *, covers: Sequence[bool] = (), false: Sequence[bool] = ()) -> None:
-    """`covers`: whether each interval of a planted effect holds it. `false`: whether a repeat resolves a planted null."""
+    """`covers`: whether each interval holds the planted effect. `false`: whether a repeat resolves a planted null."""
     shares = [None if not held else fmean(held) for held in (covers, false)]
     row = f"| {interval} | {data} | {' | '.join('-' if share is None else f'{share:.1%}' for share in shares)} |"
     assert all(len(held) >= REPEATS for held in (covers, false) if held), f"too few repeats: {row}"

@@ -24,7 +24,7 @@ class Estimate:
     freedom: float | None = None
 
     def half(self, comparisons: int = 1) -> float | None:
-        """Half of the 95 % interval: what ± means. With several comparisons, so wide that all hold at once (Bonferroni)."""
+        """Half of the 95 % interval, which ± states; of several comparisons, so wide that all hold (Bonferroni)."""
         if self.error is None or self.freedom is None:
             return None
         return t_quantile(self.freedom, 1.0 - (1.0 - CONFIDENCE) / max(1, comparisons)) * self.error

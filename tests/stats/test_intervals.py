@@ -1,12 +1,13 @@
-"""Intervals and pairs, against closed forms."""
+"""Single intervals, against closed forms."""
 
 from __future__ import annotations
 
 import math
 
 import pytest
+from scipy import stats
 
-from switch_lm.stats.intervals import Estimate, estimate, paired, t_quantile
+from switch_lm.stats.intervals import Estimate, estimate, t_quantile, welch
 
 
 def test_the_quantile_has_its_closed_forms_and_those_of_the_tables() -> None:
@@ -20,25 +21,45 @@ def test_the_quantile_has_its_closed_forms_and_those_of_the_tables() -> None:
 def test_an_interval_is_the_mean_plus_minus_t_times_its_standard_error() -> None:
     result = estimate([1.0, 2.0, 3.0])  # deviation 1
     assert result is not None
-    assert (result.mean, result.count, result.deviation) == (2.0, 3, 1.0)
+    assert (result.mean, result.count, result.freedom) == (2.0, 3, 2)
     half = 4.302652729911275 / math.sqrt(3)
-    assert result.low == pytest.approx(2.0 - half) and result.high == pytest.approx(2.0 + half)
-    assert not result.resolved  # -0.48 to 4.48
+    assert result.half() == pytest.approx(half)
+    assert result.interval() == pytest.approx((2.0 - half, 2.0 + half))
+    assert not result.resolved()  # -0.48 to 4.48
+    assert result.p_value == pytest.approx(stats.ttest_1samp([1.0, 2.0, 3.0], 0.0).pvalue)
 
 
-def test_one_value_has_no_interval_and_is_not_resolved() -> None:
-    assert estimate([7.0]) == Estimate(7.0, 1)
-    assert not Estimate(7.0, 1).resolved
+def test_of_several_comparisons_each_interval_is_so_wide_that_all_hold() -> None:
+    values = [0.9, 1.0, 1.1, 0.95, 1.05]
+    result = estimate(values)
+    assert result is not None
+    assert result.half(5) == pytest.approx(t_quantile(4, 0.99) * result.error)  # 5 % / 5
+    assert result.resolved() and result.resolved(5) and not result.resolved(10**6)
+
+
+def test_an_effect_is_detectable_where_four_of_five_repeats_would_resolve_it() -> None:
+    result = Estimate(0.0, 5, error=1.0, freedom=4)
+    assert result.detectable == pytest.approx(2.776445 + 0.940965, abs=1e-5)  # t at 0.975 and at 0.8
+
+
+@pytest.mark.parametrize("values", [[7.0], [0.1 + 0.2] * 4, [0.3, 0.1 + 0.2, 0.3]], ids=["one", "equal", "rounding"])
+def test_one_value_and_equal_values_have_no_interval_and_are_not_resolved(values: list[float]) -> None:
+    result = estimate(values)
+    assert result is not None and result.count == len(values)
+    assert result.half() is result.interval() is result.p_value is result.detectable is None
+    assert not result.resolved()
+
+
+def test_no_values_have_no_mean() -> None:
     assert estimate([]) is None
 
 
-def test_a_pair_is_of_equal_seeds_and_a_seed_of_one_side_or_an_unknown_one_is_left_out() -> None:
-    result = paired({0: 1.0, 1: 2.0, 2: 9.0, None: 5.0}, {0: 1.5, 1: 2.5, 3: 0.0, None: 9.0})
-    assert result is not None and result.resolved
-    assert (result.mean, result.count, result.low, result.high) == (-0.5, 2, -0.5, -0.5)
-    assert paired({0: 1.0, None: 1.0}, {1: 1.0, None: 1.0}) is None
-
-
-def test_pairing_resolves_what_the_spread_over_seeds_hides() -> None:
-    result = paired({0: 1.0, 1: 2.0, 2: 3.0}, {0: 1.11, 1: 2.1, 2: 3.09})
-    assert result is not None and result.resolved and result.mean == pytest.approx(-0.1)
+def test_means_of_unequal_spread_are_compared_as_welch_does() -> None:
+    ours, theirs = [1.0, 1.1, 0.9], [2.0, 3.0, 1.0, 5.0]
+    first, second = estimate(ours), estimate(theirs)
+    assert first is not None and second is not None
+    known, result = stats.ttest_ind(ours, theirs, equal_var=False), welch(first, second)
+    assert (result.mean, result.count) == (pytest.approx(-1.75), 3)
+    assert result.freedom == pytest.approx(known.df) and result.p_value == pytest.approx(known.pvalue)
+    assert result.interval() == pytest.approx(tuple(known.confidence_interval(0.95)))
+    assert welch(first, Estimate(2.0, 1)) == Estimate(-1.0, 1)  # one value has no spread
