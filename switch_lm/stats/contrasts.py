@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import variance
 from typing import Generic, NamedTuple
 
 from switch_lm.stats.corrections import Compared, critical, detectable_errors
@@ -39,24 +38,20 @@ class Pool(Generic[V]):
 
     @cached_property
     def connected(self) -> bool:
-        """Whether seeds link every variant to every other, perhaps through others; else seeds are not used."""
-        groups: list[set[int]] = []
-        for own in self.values.values():
-            linked = [group for group in groups if group & own.keys()]
-            groups = [group for group in groups if group not in linked] + [set(own).union(*linked)]
-        return len(groups) <= 1
+        """Whether seeds link all variants; else seeds are not used."""
+        return self._of_all.connected
 
     @cached_property
     def _spreads(self) -> tuple[dict[V, Spread], dict[V, Spread]]:
         """Of the variants that are left out, the widest first, and of all others without them."""
-        left_out, inside = dict[V, Spread](), dict(self.values)
+        left_out, inside = dict[V, Spread](), self._of_all
         while self.connected and (spreads := _spreads(inside)):
             widest = max(spreads, key=lambda variant: spreads[variant].ratio)
             ratio, chance, _ = spreads[widest]
             if ratio <= LEFT_OUT or chance * len(spreads) >= LEFT_OUT_BY_CHANCE:
                 return left_out, spreads
             left_out[widest] = spreads[widest]
-            del inside[widest]
+            inside = inside.without(widest)
         return left_out, {}
 
     @cached_property
@@ -72,13 +67,9 @@ class Pool(Generic[V]):
         return left_out | {v: spread for v, spread in several.items() if spread.chance < WIDER_BY_CHANCE}
 
     @cached_property
-    def _inside(self) -> Values[V]:
-        return {variant: own for variant, own in self.values.items() if variant not in self.left_out}
-
-    @cached_property
     def least_squares(self) -> LeastSquares[V]:
         """Of all that is not left out."""
-        return LeastSquares.of(self._inside)
+        return LeastSquares.of({v: own for v, own in self.values.items() if v not in self.left_out})
 
     @cached_property
     def _of_all(self) -> LeastSquares[V]:
@@ -142,23 +133,23 @@ class Pool(Generic[V]):
         return detectable_errors(self.critical(pooled), self.least_squares.freedom) * error
 
 
-def _spreads(values: Values[V]) -> dict[V, Spread]:
+def _spreads(fit: LeastSquares[V]) -> dict[V, Spread]:
     """Of the variants with two seeds or more, where two others are there to compare them with."""
-    spreads = {variant: _spread(variant, values) for variant in values}
+    spreads = {variant: _spread(variant, fit) for variant in fit.place}
     return {variant: spread for variant, spread in spreads.items() if spread is not None}
 
 
-def _spread(variant: V, values: Values[V]) -> Spread | None:
+def _spread(variant: V, fit: LeastSquares[V]) -> Spread | None:
     from scipy.special import fdtrc
 
-    others = Pool({other: own for other, own in values.items() if other != variant})
-    if len(others.values) < 2 or not others.connected:
+    if len(fit.place) < 3 or not (others := fit.without(variant)).connected or others.deviation == 0.0:
         return None
-    fit = LeastSquares.of(others.values)
-    rest = [y - fit.seeds[seed] for seed, y in values[variant].items() if seed in fit.seeds]
-    if len(rest) < 2 or fit.deviation == 0.0:
+    number = fit.place[variant]
+    shared_S = fit.ran_VS[number] & others.ran_VS.any(axis=0)
+    if shared_S.sum() < 2:
         return None
-    square, known = variance(rest) / fit.deviation**2, 1 / len(others.values)  # that of the seeds' effects
+    rest_S = fit.value_VS[number, shared_S] - others.seed_S[shared_S]
+    square, known = rest_S.var(ddof=1) / others.deviation**2, 1 / len(others.place)  # that of the seeds' effects
     ratio = math.sqrt(max(0.0, square - known))
-    chance = float(fdtrc(len(rest) - 1, fit.freedom, square / (1 + known)))
-    return Spread(ratio, chance, ratio * fit.deviation)
+    chance = float(fdtrc(len(rest_S) - 1, others.freedom, square / (1 + known)))
+    return Spread(ratio, chance, ratio * others.deviation)

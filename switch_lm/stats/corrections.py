@@ -10,7 +10,7 @@ import numpy as np
 from switch_lm.stats.intervals import CONFIDENCE, POWER, Estimate, t_quantile
 
 ASSUMED = 0.010  # nats; the deviation of a run, before there is one
-POINTS = 16  # as a power of 2: puts a critical value within 1e-3
+POINTS, MOST = 16, 23  # as powers of 2: puts a critical value within 1e-3; numbers in memory, with many comparisons
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def critical(correlation: tuple[tuple[float, ...], ...], freedom: float, confide
     size = len(correlation)
     value_C, vector_CC = np.linalg.eigh(np.array(correlation))
     root_CC = vector_CC * np.sqrt(value_C.clip(min=0.0))
-    normal_NC = ndtri(qmc.Sobol(size, seed=0).random_base2(POINTS)) @ root_CC.T
+    points = min(POINTS, MOST - size.bit_length())
+    normal_NC = ndtri(qmc.Sobol(size, seed=0).random_base2(points)) @ root_CC.T
     square_N = np.square(normal_NC).max(axis=1)
 
     def above(q: float) -> float:

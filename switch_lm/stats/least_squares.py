@@ -1,8 +1,9 @@
-"""Values of variants that ran with the same seeds, as variant + seed + noise."""
+"""Values of variants that ran with the same seeds, as variant + seed + noise (Scheffé 1959, chapter 4)."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, Self, TypeVar
 
 import numpy as np
@@ -16,51 +17,93 @@ Values = Mapping[V, Mapping[int, float]]  # by variant and seed
 Pair = tuple[V, V]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LeastSquares(Generic[V]):
-    """Value = variant + seed + noise of one deviation, also where a run is missing; Scheffé 1959, chapter 4."""
+    """A fit to V variants and S seeds, of which any run may be missing; each variant and seed has one."""
 
     place: dict[V, int]  # of a variant in what follows
-    effect_V: Floats
-    seeds: dict[int, float]  # the effect of each, 0 for the first
-    covariance_VV: Floats  # of the effects, for a deviation of 1
-    deviation: float  # of one run; 0: there is nothing to know it from
-    freedom: int
+    ran_VS: NDArray[np.bool_]
+    value_VS: Floats  # 0 where it did not run
 
     @classmethod
     def of(cls, values: Values[V]) -> Self:
         seeds = sorted({seed for own in values.values() for seed in own})
-        runs = [(v, seeds.index(seed), y) for v, own in enumerate(values.values()) for seed, y in own.items()]
-        num_variants, num_runs = len(values), len(runs)
-        design_NP = np.zeros((num_runs, num_variants + len(seeds)))
-        design_NP[range(num_runs), [v for v, _, _ in runs]] = 1.0
-        design_NP[range(num_runs), [num_variants + s for _, s, _ in runs]] = 1.0
-        design_NP = np.delete(design_NP, num_variants, axis=1)  # the first seed's effect is 0
-        y_N = np.array([y for _, _, y in runs])
-        inverse_PP = np.linalg.pinv(design_NP.T @ design_NP).astype(np.float64)
-        effect_P = inverse_PP @ (design_NP.T @ y_N)
-        residual_N, freedom = y_N - design_NP @ effect_P, num_runs - design_NP.shape[1]
-        deviation = math.sqrt(residual_N @ residual_N / freedom) if freedom > 0 else 0.0
-        deviation = 0.0 if deviation <= ROUNDING * np.abs(y_N).max() else deviation
-        return cls(
-            {variant: number for number, variant in enumerate(values)},
-            effect_P[:num_variants],
-            dict(zip(seeds, [0.0, *effect_P[num_variants:].tolist()], strict=True)),
-            inverse_PP[:num_variants, :num_variants],
-            deviation,
-            max(0, freedom),
-        )
+        value_VS = np.array([[own.get(seed, 0.0) for seed in seeds] for own in values.values()])
+        ran_VS = np.array([[seed in own for seed in seeds] for own in values.values()])
+        return cls({variant: number for number, variant in enumerate(values)}, ran_VS, value_VS)
+
+    def without(self, variant: V) -> Self:
+        """The fit to all others; a seed that none of them has stays, and no figure depends on it."""
+        keep = [number for other, number in self.place.items() if other != variant]
+        place = {other: number for number, other in enumerate(other for other in self.place if other != variant)}
+        return type(self)(place, self.ran_VS[keep], self.value_VS[keep])
+
+    @cached_property
+    def connected(self) -> bool:
+        """Whether seeds link every variant to every other, perhaps through others."""
+        return bool(np.linalg.matrix_rank(self._seeds_SS, hermitian=True) == self.ran_VS.any(axis=0).sum() - 1)
+
+    @cached_property
+    def seed_S(self) -> Floats:
+        """The effect of each seed, up to a constant."""
+        return np.asarray(self._inverse_SS @ (self._centered_VS.sum(axis=0)))
+
+    @cached_property
+    def freedom(self) -> int:
+        num_seeds, num_variants = int(self.ran_VS.any(axis=0).sum()), len(self.ran_VS)
+        return int(self.ran_VS.sum()) - num_variants - num_seeds + 1
+
+    @cached_property
+    def deviation(self) -> float:
+        """Of one run; 0 where there is nothing to know it from."""
+        rest_VS = self._centered_VS - self._center(np.broadcast_to(self.seed_S, self.ran_VS.shape))
+        deviation = math.sqrt(np.square(rest_VS).sum() / self.freedom) if self.freedom > 0 else 0.0
+        return 0.0 if deviation <= ROUNDING * np.abs(self.value_VS).max() else deviation
 
     def difference(self, pair: Pair[V]) -> tuple[float, float]:
-        """Of two variants, and its standard error for a deviation of 1."""
+        """Of the first variant less the second, and its standard error for a deviation of 1."""
         contrast_V = self._contrast_V(pair)
-        return float(contrast_V @ self.effect_V), math.sqrt(contrast_V @ self.covariance_VV @ contrast_V)
+        effect_V = self._mean(self.value_VS - np.where(self.ran_VS, self.seed_S, 0.0))
+        return float(contrast_V @ effect_V), math.sqrt(contrast_V @ self._covariance_VV @ contrast_V)
 
     def correlation(self, pairs: Sequence[Pair[V]]) -> Floats:
+        """Of C differences (C, C)."""
         contrast_CV = np.stack([self._contrast_V(pair) for pair in pairs])
-        covariance_CC = contrast_CV @ self.covariance_VV @ contrast_CV.T
+        covariance_CC = contrast_CV @ self._covariance_VV @ contrast_CV.T
         error_C = np.sqrt(covariance_CC.diagonal())
         return np.asarray(covariance_CC / np.outer(error_C, error_C))
+
+    @cached_property
+    def _count_V(self) -> Floats:
+        return self.ran_VS.sum(axis=1).astype(np.float64)
+
+    def _mean(self, value_VS: Floats) -> Floats:
+        return np.asarray(value_VS.sum(axis=1) / self._count_V)
+
+    def _center(self, value_VS: Floats) -> Floats:
+        """Less each variant's mean over its seeds."""
+        value_VS = np.where(self.ran_VS, value_VS, 0.0)
+        return np.where(self.ran_VS, value_VS - self._mean(value_VS)[:, None], 0.0)
+
+    @cached_property
+    def _centered_VS(self) -> Floats:
+        return self._center(self.value_VS)
+
+    @cached_property
+    def _seeds_SS(self) -> Floats:
+        """The normal equations of the seeds' effects, after those of the variants are solved."""
+        share_VS = self.ran_VS / self._count_V[:, None]
+        return np.asarray(np.diag(self.ran_VS.sum(axis=0)) - self.ran_VS.T @ share_VS)
+
+    @cached_property
+    def _inverse_SS(self) -> Floats:
+        return np.linalg.pinv(self._seeds_SS, hermitian=True).astype(np.float64)
+
+    @cached_property
+    def _covariance_VV(self) -> Floats:
+        """Of the variants' effects, for a deviation of 1."""
+        share_VS = self.ran_VS / self._count_V[:, None]
+        return np.asarray(np.diag(1.0 / self._count_V) + share_VS @ self._inverse_SS @ share_VS.T)
 
     def _contrast_V(self, pair: Pair[V]) -> Floats:
         contrast_V = np.zeros(len(self.place))
