@@ -62,16 +62,22 @@ class LeastSquares(Generic[V]):
 
     def difference(self, pair: Pair[V]) -> tuple[float, float]:
         """Of the first variant less the second, and its standard error for a deviation of 1."""
-        contrast_V = self._contrast_V(pair)
-        effect_V = self._mean(self.value_VS - np.where(self.ran_VS, self.seed_S, 0.0))
-        return float(contrast_V @ effect_V), math.sqrt(contrast_V @ self._covariance_VV @ contrast_V)
+        ours, theirs = (self.place[variant] for variant in pair)
+        (a, ab), (_, b) = self._covariance_VV[np.ix_([ours, theirs], [ours, theirs])].tolist()
+        return float(self._effect_V[ours] - self._effect_V[theirs]), math.sqrt(a - 2 * ab + b)
 
     def correlation(self, pairs: Sequence[Pair[V]]) -> Floats:
         """Of C differences (C, C)."""
-        contrast_CV = np.stack([self._contrast_V(pair) for pair in pairs])
+        contrast_CV, rows = np.zeros((len(pairs), len(self.place))), range(len(pairs))
+        contrast_CV[rows, [self.place[ours] for ours, _ in pairs]] = 1.0
+        contrast_CV[rows, [self.place[theirs] for _, theirs in pairs]] = -1.0
         covariance_CC = contrast_CV @ self._covariance_VV @ contrast_CV.T
         error_C = np.sqrt(covariance_CC.diagonal())
         return np.asarray(covariance_CC / np.outer(error_C, error_C))
+
+    @cached_property
+    def _effect_V(self) -> Floats:
+        return self._mean(self.value_VS - np.where(self.ran_VS, self.seed_S, 0.0))
 
     @cached_property
     def _count_V(self) -> Floats:
@@ -104,8 +110,3 @@ class LeastSquares(Generic[V]):
         """Of the variants' effects, for a deviation of 1."""
         share_VS = self.ran_VS / self._count_V[:, None]
         return np.asarray(np.diag(1.0 / self._count_V) + share_VS @ self._inverse_SS @ share_VS.T)
-
-    def _contrast_V(self, pair: Pair[V]) -> Floats:
-        contrast_V = np.zeros(len(self.place))
-        contrast_V[[self.place[variant] for variant in pair]] = 1.0, -1.0
-        return contrast_V
