@@ -14,7 +14,7 @@ from switch_lm.certificate.choices import _is_capacity
 from switch_lm.certificate.finding import Finding, Verdict
 from switch_lm.certificate.policies import measure, policies
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.subject import Gap, Subject, promised, seeded
+from switch_lm.probe.subject import Subject, promised, seeded
 from switch_lm.routers.options import BalanceOptions
 from switch_lm.text.vocabulary import Vocabulary
 
@@ -154,9 +154,3 @@ def test_a_capacity_is_judged_in_fractions(
     capacity: int | None, tokens: int, experts: int, factor: float | None, right: bool
 ) -> None:
     assert _is_capacity(capacity, tokens, experts, factor) == right
-
-
-def test_a_gap_is_paired_with_windows_as_the_independent_draws() -> None:
-    gap = Gap.of(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), torch.tensor([[1.0, 1.0], [5.0, 5.0]]))
-    assert gap.mean == -1.0  # windows: +1 and -3
-    assert gap.standard_error == pytest.approx(2.0)  # their deviation, sqrt(8), over sqrt(2)
