@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from switch_lm.probe.subject import LEAST_UNITS

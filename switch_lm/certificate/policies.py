@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from switch_lm.certificate.finding import Verdict, leak
-from switch_lm.certificate.leaks import MOVED, intervene
 from switch_lm.certificate.gaps import gap
+from switch_lm.certificate.leaks import MOVED, intervene
 from switch_lm.certificate.scores import future_gap, in_batches, rounding
 from switch_lm.config.families import load
 from switch_lm.measure.scoring import character_by_character

@@ -15,7 +15,7 @@ from switch_lm.stats.intervals import Estimate
 
 SAME = 1e-4  # of the largest logit, float32: products of other shapes round differently
 ROUNDING = 1e-5  # of the largest logit, in nats: what rounding may change of a mean loss
-POSITIONS = 8  # in each window, at which its future is taken away
+POSITIONS = 4  # in each window, at which its future is taken away
 
 
 def check(subject: Subject) -> list[Finding]:

@@ -42,9 +42,7 @@ def test_fewer_than_eight_batches_give_no_interval_and_say_so() -> None:
     one = gap(*per_window(UNITS[:7].repeat_interleave(4)), rows=4)
     assert (one.mean, one.count, one.error) == (4.0, 7, None)
     words = measured(one, rows=4)
-    assert words == (
-        "+4.0000 nats per character (no interval: the text has 7 batches of 4 windows, and 8 are needed)"
-    )
+    assert words == ("+4.0000 nats per character (no interval: the text has 7 batches of 4 windows, and 8 are needed)")
     assert "without an interval" in unseen(one)
 
 
@@ -63,7 +61,9 @@ def test_plus_minus_is_half_of_the_95_percent_interval_and_never_0() -> None:
     assert plus_minus(Estimate(0.5, 8)) == "+0.5000"
 
 
-@pytest.mark.parametrize(("batch_size", "length", "windows"), [(4, 700, 40), (4, 1500, 64), (16, 3000, 128), (64, 700, 43)])
+@pytest.mark.parametrize(
+    ("batch_size", "length", "windows"), [(4, 700, 40), (4, 1500, 64), (16, 3000, 128), (64, 700, 43)]
+)
 def test_eight_batches_are_read_where_the_text_has_them_and_only_whole_ones(
     batch_size: int, length: int, windows: int
 ) -> None:
