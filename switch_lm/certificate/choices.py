@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from switch_lm.certificate.finding import Finding, judged
-from switch_lm.certificate.layers import TIE, Case, Judged, run, selected_by_token
+from switch_lm.certificate.layers import Case, Judged, run, selected_by_token
 from switch_lm.probe.subject import noise, used
 from switch_lm.routers.base import Router
 from switch_lm.routers.routing import Routing
@@ -30,7 +30,7 @@ def selected(cases: Sequence[Case]) -> Finding:
         if case.promise.draws:
             share, expected, bound = _drawn(case, result.expected.probs_TE)
             note = note or f"; drawn: {share:.1%} the most probable, by p {expected:.1%}"
-            wrong += int(not abs(share - expected) <= bound + TIE)
+            wrong += int(not abs(share - expected) <= bound)
             total += 1
         else:
             wrong += result.wrong

@@ -16,13 +16,24 @@ from switch_lm.certificate import scores, show
 from switch_lm.certificate.choices import _drawn
 from switch_lm.certificate.finding import Verdict
 from switch_lm.certificate.gaps import gap, measured, plus_minus, unseen
+from switch_lm.certificate.layers import Judged
 from switch_lm.certificate.policies import Measured
 from switch_lm.probe.subject import Subject
+from switch_lm.routers.oracles import Expected
 from switch_lm.routers.routing import Routing
 from switch_lm.stats.intervals import Estimate
 
 UNITS = torch.arange(1.0, 9.0)  # eight values: mean 4.5, variance 6
 ERROR = math.sqrt(6 / 8)
+
+
+def routed(expert_T: Tensor, scores_TE: Tensor) -> Routing:
+    """One expert for each token, which nothing limits."""
+    T = len(expert_T)
+    return Routing.listed(
+        token_N=torch.arange(T), expert_N=expert_T, gate_N=torch.ones(T), scores_TE=scores_TE, logits_TE=None,
+        used_N=None, capacity=None,
+    )  # fmt: skip
 
 
 def per_window(value_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,15 +164,22 @@ def test_an_effect_in_the_table_of_policies_is_corrected_for_all_intervals_in_it
     assert "+0.2500 ± 0.1998" in lines[0] and "all 20 of this table" in " ".join(out.split())
 
 
+@pytest.mark.parametrize(("scale", "apart", "wrong"), [(1e4, 1e-6, 0), (1e4, 1e-4, 1), (1e-4, 1e-3, 1)])
+def test_scores_are_tied_if_they_differ_by_rounding_of_the_largest(scale: float, apart: float, wrong: int) -> None:
+    """The oracle takes expert 1, whose score is higher by `apart` of it; the router takes expert 0."""
+    scores_TE = scale * torch.tensor([[1.0 - apart, 1.0]], dtype=torch.float64)
+    one = torch.ones(1)
+    expected = Expected(
+        token=[0], selected=[1], assigned=[1], kept=[True], gate_N=one, scores_TE=scores_TE, probs_TE=scores_TE
+    )
+    assert Judged.of(routed(torch.tensor([0]), scores_TE), expected).wrong == wrong
+
+
 def test_rare_misses_of_a_draw_are_chance_and_many_are_not() -> None:
     """Of 100 draws with p = 0.999, two others have probability 0.005; eleven have 1e-19."""
     probs_TE = torch.tensor([[0.999, 0.001]]).repeat(100, 1)
     for misses, by_chance in ((2, True), (11, False)):
-        expert_N = (torch.arange(100) < misses).long()
-        routing = Routing.listed(
-            token_N=torch.arange(100), expert_N=expert_N, gate_N=torch.ones(100), scores_TE=probs_TE,
-            logits_TE=None, used_N=None, capacity=None,
-        )  # fmt: skip
+        routing = routed((torch.arange(100) < misses).long(), probs_TE)
         case: Any = SimpleNamespace(quiet=SimpleNamespace(routing=routing))
         share, expected, bound = _drawn(case, probs_TE)
         assert (abs(share - expected) <= bound) == by_chance
