@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
@@ -23,6 +22,7 @@ from switch_lm.commandline.command import (
     whole_number,
     write_json,
 )
+from switch_lm.stats.intervals import estimate
 from switch_lm.storage.runs import run_of
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
@@ -132,7 +132,8 @@ def _heading(model: SwitchLM, ids: Tensor, batch_size: int, precision: str, num_
     windows = f"{len(ids) - 1:,} predictions in windows of {model.config.context_length}"
     columns = f"{'capacity factor':>15}{'loss':>10}{'perplexity':>13}{'bits/char':>12}{'dropped':>10}"
     if num_draws:
-        columns += f"   nanoGPT's estimate, {num_draws} draw{'s' * (num_draws > 1)}"
+        spread = "s, ± half of the 95 % interval" if num_draws > 1 else ""
+        columns += f"   nanoGPT's estimate, {num_draws} draw{spread}"
     return f"validation split: {windows}; capacity for batches of {batch_size} windows; {precision}\n\n{columns}"
 
 
@@ -146,9 +147,9 @@ def _entry(factor: float | None, result: Evaluation, losses: list[float], seed: 
         "dropped_per_layer": list(result.dropped_per_layer),
         "predictions": result.predictions,
     }
-    if losses:
-        spread = stdev(losses) if len(losses) > 1 else None
-        entry["nanogpt_protocol"] = {"mean": fmean(losses), "standard_deviation": spread, "draws": losses, "seed": seed}
+    if (drawn := estimate(losses)) is not None:
+        half = drawn.half()  # None: a single draw, or all are equal
+        entry["nanogpt_protocol"] = {"mean": drawn.mean, "half_of_95_interval": half, "draws": losses, "seed": seed}
     return entry
 
 
@@ -158,8 +159,8 @@ def _row(entry: dict[str, Any]) -> str:
     row = f"{factor:>15}{loss:>10.4f}{perplexity:>13.3f}{bits:>12.4f}{entry['dropped']:>10.2%}"
     if nanogpt := entry.get("nanogpt_protocol"):
         row += f"   {nanogpt['mean']:.4f}"
-        if nanogpt["standard_deviation"] is not None:
-            row += f" (standard deviation {nanogpt['standard_deviation']:.4f})"
+        if (half := nanogpt["half_of_95_interval"]) is not None:
+            row += f" ± {half:{'.4f' if half >= 5e-5 else '.0e'}}"
     return row
 
 

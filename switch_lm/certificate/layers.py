@@ -12,13 +12,13 @@ from torch import Tensor
 from switch_lm.certificate.leaks import named
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.subject import LayerCall, Subject, calls, noise, seeded, tried, used
+from switch_lm.probe.subject import LayerCall, Subject, calls, largest, noise, seeded, tried, used
 from switch_lm.routers.base import Promise
 from switch_lm.routers.options import RouterOptions
 from switch_lm.routers.oracles import Expected
 from switch_lm.routers.routing import Routing
 
-TIE = 1e-6  # between two scores
+TIE = 1e-5  # of the largest score, between two of them
 Factor = float | EllipsisType | None  # ...: as the layer has it
 
 
@@ -41,11 +41,12 @@ class Judged:
         place = [-1 if choice is None else left.pop(choice, -1) for choice in choices]
         extra = [choice for choice, n in zip(choices, place, strict=True) if choice is not None and n < 0]
         missing, scores_TE = list(left), expected.scores_TE.tolist()
+        near = TIE * largest([expected.scores_TE])
 
         def equal(one: tuple[int, int], other: tuple[int, int]) -> bool:
             if max(one[0], other[0]) >= len(scores_TE):  # a token that there is not
                 return False
-            return abs(scores_TE[one[0]][one[1]] - scores_TE[other[0]][other[1]]) <= TIE
+            return abs(scores_TE[one[0]][one[1]] - scores_TE[other[0]][other[1]]) <= near
 
         wrong, tied = 0, False
         for t, e in extra:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from switch_lm.certificate.finding import Finding, Verdict, leak
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.subject import Subject, Windows, largest, seeded, tried, used, without_slot
+from switch_lm.probe.subject import Subject, Windows, seeded, share, tried, used, without_slot
 
-MOVED = 1e-5  # a logit; by rounding it moves less
+MOVED = 1e-5  # of the largest logit; by rounding one moves less
 CASES = 12  # interventions on each rule at each capacity
 
 
@@ -20,8 +20,8 @@ CASES = 12  # interventions on each rule at each capacity
 class Moves:
     """The results of all interventions on one rule."""
 
-    by_future: float  # the largest move of a logit at or before t, by later characters of its row
-    by_rows: float  # the largest move of a row's logits, by the other rows
+    by_future: float  # how far later characters of a row move a logit at or before t: a share of the largest logit
+    by_rows: float  # the same of a row's logits, by the other rows
     without_slot: float  # mean share of assignments that the selected expert did not compute
 
 
@@ -35,7 +35,7 @@ def intervene(model: SwitchLM, text: Windows, *, capacity_factor: float | Ellips
         router.float()  # as they promise
     other_BS = ids_BS.roll(1, dims=0).roll(1, dims=1)
     draw = torch.Generator().manual_seed(0)
-    by_future, by_rows, share = list[Tensor](), list[Tensor](), 0.0
+    by_future, by_rows, logits, lost = list[Tensor](), list[Tensor](), list[Tensor](), 0.0
     for case in range(CASES):
         row = (len(ids_BS) - 1 - case // 2) % len(ids_BS)  # in order of position the last rows are dropped
         t = int(torch.randint(max(1, ids_BS.shape[1] - 1), (), generator=draw))
@@ -47,10 +47,11 @@ def intervene(model: SwitchLM, text: Windows, *, capacity_factor: float | Ellips
         )
         by_future.append((future.logits - before.logits)[row, : t + 1])
         by_rows.append((rows.logits - before.logits)[row])
+        logits.append(before.logits)
         if model.routers:
             lost_N = torch.cat([without_slot(routing)[used(routing)] for routing in before.routings])
-            share += lost_N.sum().item() / max(1, lost_N.numel()) / CASES
-    return Moves(largest(by_future), largest(by_rows), share)
+            lost += lost_N.sum().item() / max(1, lost_N.numel()) / CASES
+    return Moves(share(by_future, logits), share(by_rows, logits), lost)
 
 
 # What it means, by verdict; of a PASS also where the rule is known to leak, and nothing was seen.
@@ -115,7 +116,7 @@ def _finding(
     figures = {f"move, {named(factor)}": move for factor, move in largest_move.items()}
     figures |= {f"without a slot, {named(factor)}": moved.without_slot for factor, moved in moves.items()}
     meaning = meanings[worst, worst != Verdict.FAIL and any(known.values())]
-    return Finding(name, worst, f"logit moves {measured}", meaning, figures)
+    return Finding(name, worst, f"logit moves, as shares of the largest logit: {measured}", meaning, figures)
 
 
 def named(factor: float | None) -> str:

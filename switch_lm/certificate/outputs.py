@@ -7,11 +7,11 @@ from torch import Tensor
 
 from switch_lm.certificate.finding import Finding, Verdict, judged
 from switch_lm.certificate.layers import Case, Judged, by_a_loop, by_oracle
-from switch_lm.probe.subject import LayerCall, Subject, calls, largest, noise, used
+from switch_lm.probe.subject import LayerCall, Subject, calls, largest, noise, share, used
 from switch_lm.routers.options import RouterOptions
 
 SAME = 1e-4  # of the largest output or gradient, float32
-SAME_LOGITS = 1e-5  # of the largest one; a bf16 product is off by 1e-3 and more
+SAME_LOGITS = 1e-5  # of the largest logit or gate; a bf16 product is off by 1e-3 and more
 ENOUGH = 16  # gates, before it shows that they are all the same
 
 
@@ -92,11 +92,12 @@ def _gradients(call: LayerCall, options: RouterOptions) -> list[tuple[str, float
 
 def gates(cases: Sequence[Case]) -> Finding:
     """Each gate against the oracle's."""
-    off, constant = list[Tensor](), False
+    off, expected, constant = list[Tensor](), list[Tensor](), False
     for case in cases:
         result, routing = case.judged, case.quiet.routing
         gate_N = case.routing.gate_N[used(case.routing)]
-        off.append((routing.gate_N - result.gate_N(routing))[used(routing)])
+        expected.append(result.gate_N(routing)[used(routing)])
+        off.append(routing.gate_N[used(routing)] - expected[-1])
         varies = case.promise.varies_gates and case.layer.num_experts > 1 and gate_N.numel() >= ENOUGH
         constant |= varies and bool(gate_N.max() == gate_N.min())
     gate_N = torch.cat([case.routing.gate_N[used(case.routing)] for case in cases])
@@ -104,11 +105,11 @@ def gates(cases: Sequence[Case]) -> Finding:
         return Finding(
             "gates", Verdict.PASS, "none: no expert takes any of these tokens", "there is nothing to compare"
         )
-    low, high, furthest = gate_N.min().item(), gate_N.max().item(), largest([torch.cat(off)])
+    low, high, furthest = gate_N.min().item(), gate_N.max().item(), share([torch.cat(off)], [torch.cat(expected)])
     return judged(
         "gates",
         furthest <= SAME_LOGITS and not constant,
-        f"{low:.3f} .. {high:.3f}, off by {furthest:.1e}",
+        f"{low:.3f} .. {high:.3f}, off by {furthest:.1e} of the largest",
         {"lowest": low, "highest": high, "off": furthest},
         good="what the rule makes of the token's score for the expert",
         bad="not what the rule makes of the token's score for the expert "

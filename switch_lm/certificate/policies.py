@@ -8,17 +8,19 @@ import torch
 from torch import Tensor
 
 from switch_lm.certificate.finding import Verdict, leak
+from switch_lm.certificate.gaps import gap
 from switch_lm.certificate.leaks import MOVED, intervene
-from switch_lm.certificate.scores import future_gap, in_batches
+from switch_lm.certificate.scores import future_gap, in_batches, rounding
 from switch_lm.config.families import load
 from switch_lm.measure.scoring import character_by_character
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.progress import Say, silent
-from switch_lm.probe.subject import Gap, Subject, promised, tried
+from switch_lm.probe.subject import Subject, promised, tried
 from switch_lm.routers.options import RouterOptions, TopKOptions
 from switch_lm.routers.queueing import DROP_ORDERS
 from switch_lm.routers.switch import SwitchRouter
 from switch_lm.routers.topk import TopKRouter
+from switch_lm.stats.intervals import Estimate
 
 OVERFLOWS = ("drop", "reroute", "passthrough")
 SWITCH: dict[str, Any] = {
@@ -42,12 +44,12 @@ class Measured:
     policy: str
     sees_future: Verdict
     depends_on_rows: Verdict
-    by_future: float  # the largest move of a logit, at any capacity tried
+    by_future: float  # the largest move of a logit, at any capacity tried, as a share of the largest logit
     by_rows: float
     without_slot: float  # at the capacity of training, as what follows
     loss: float  # nats per character, as training scores
-    gap: Gap  # to scoring character by character
-    future: Gap | None  # how much of it the future makes; None: nothing of it can
+    gap: Estimate  # to scoring character by character
+    future: Estimate | None  # how much of it the future makes; None: nothing of it can
 
 
 def refusal(options: RouterOptions) -> str | None:
@@ -71,7 +73,7 @@ def policies(subject: Subject) -> dict[str, dict[str, Any]]:
 
 def measure(subject: Subject, *, factor: float, say: Say = silent) -> list[Measured]:
     """Each in training without dropout and jitter, with `factor` as its capacity factor."""
-    text, result = subject.scored, []
+    text, tolerance, result = subject.scored, rounding(subject), []
     one_by_one: dict[tuple[int, bool], Tensor] = {}  # the same for all rules that select the same experts
     for name, changes in policies(subject).items():
         say(name, stage=True)
@@ -80,6 +82,7 @@ def measure(subject: Subject, *, factor: float, say: Say = silent) -> list[Measu
             _bias(model)
         limit = None if name == NO_LIMIT else factor
         promise = promised(model, training=True, limited=limit is not None)
+        rows = subject.unit(promise)
         moves = {tight: intervene(model, subject.few, capacity_factor=tight) for tight in tried(limit)}
         by_future, by_rows = torch.tensor([[m.by_future, m.by_rows] for m in moves.values()]).amax(0).tolist()  # or NaN
         together_BS = in_batches(model, text, batch_size=subject.batch_size, capacity_factor=limit)
@@ -96,8 +99,10 @@ def measure(subject: Subject, *, factor: float, say: Say = silent) -> list[Measu
                 by_rows,
                 moves[limit].without_slot,
                 together_BS.double().mean().item(),
-                Gap.of(together_BS, one_by_one[selects]),
-                future_gap(model, text, batch_size=subject.batch_size, capacity_factor=limit)
+                gap(together_BS, one_by_one[selects], rows=rows, rounding=tolerance),
+                future_gap(
+                    model, text, batch_size=subject.batch_size, capacity_factor=limit, rows=rows, rounding=tolerance
+                )
                 if promise.sees_future
                 else None,
             )

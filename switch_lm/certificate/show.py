@@ -12,18 +12,21 @@ from rich.console import Console
 from rich.table import Table
 
 from switch_lm.certificate.finding import Finding, Verdict
+from switch_lm.certificate.gaps import plus_minus
 from switch_lm.certificate.policies import Measured
-from switch_lm.probe.subject import TIGHT
+from switch_lm.probe.subject import LEAST_UNITS, TIGHT
+from switch_lm.stats.intervals import Estimate
 
 NOTES = (
-    "Own future, other rows: whether they move a token, and by how much a logit at most, at tighter factors "
-    f"({' and '.join(f'{factor:g}' for factor in TIGHT)}) too. No slot: choices that the selected expert did not "
-    "compute. Loss: nats per character, as training scores, without dropout and jitter. Gap: that, less the loss read "
-    "character by character, ± its standard error. Of the future: the loss where the true next character follows, less "
-    "that where another does; both before the same other text."
+    "Own future, other rows: whether they move a token, and by how much a logit at most, as a share of the largest "
+    f"logit, at tighter factors ({' and '.join(f'{factor:g}' for factor in TIGHT)}) too. No slot: choices that the "
+    "selected expert did not compute. Loss: nats per character, as training scores, without dropout and jitter. Gap: "
+    "that, less the loss read character by character. Of the future: the loss where the true next character follows, "
+    "less that where another does; both before the same other text. "
 )
 LINE_WIDTH = 120  # where the console is no terminal
-POLICIES_WIDTH = 124  # no column is cut, whatever the terminal
+POLICIES_WIDTH = 126  # no column is cut, whatever the terminal
+EFFECT = "*"
 CELL_WIDTH = 28  # characters: beside longer lines TensorBoard breaks the words of the short columns
 STYLES = {Verdict.PASS: "green", Verdict.LEAKS: "yellow", Verdict.FAIL: "bold red"}
 
@@ -44,6 +47,8 @@ def certificate(findings: Sequence[Finding]) -> None:
 def policies(measured: Sequence[Measured], *, factor: float) -> None:
     """Every rule on the same weights."""
     table = _table(f"Every rule on the same weights, capacity factor {factor:g}")
+    effects = [effect for one in measured for effect in (one.gap, one.future) if effect is not None]
+    comparisons = sum(effect.error is not None for effect in effects)
     for heading in ("rule", "own future", "other rows"):
         table.add_column(heading, no_wrap=True)
     for heading in ("no slot", "loss", "gap", "of the future"):
@@ -55,11 +60,24 @@ def policies(measured: Sequence[Measured], *, factor: float) -> None:
             _seen(one.depends_on_rows, one.by_rows),
             f"{one.without_slot:.1%}",
             f"{one.loss:.4f}",
-            str(one.gap),
-            "" if one.future is None else str(one.future),
+            *("" if effect is None else _effect(effect, comparisons) for effect in (one.gap, one.future)),
         )
     _console(POLICIES_WIDTH).print(table)
-    _console().print(NOTES, markup=False)
+    _console().print(NOTES + _of_effects(comparisons), markup=False)
+
+
+def _effect(one: Estimate, comparisons: int) -> str:
+    """In equal columns, whether there is a mark or not."""
+    return plus_minus(one) + (EFFECT if one.resolved(comparisons) else " ")
+
+
+def _of_effects(comparisons: int) -> str:
+    if not comparisons:
+        return f"No ±: the text has fewer than {LEAST_UNITS} batches or windows, which an interval needs."
+    return (
+        f"±: half of the 95 % interval of that gap alone, over batches where rows share places, else over windows; "
+        f"{EFFECT}: not 0, by intervals so wide that all {comparisons} of this table hold at once (Bonferroni)."
+    )
 
 
 def _table(title: str) -> Table:

@@ -1,13 +1,12 @@
 """A model and a text to check, and how its layers are watched. Whatever would change the model runs on a copy."""
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import EllipsisType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from switch_lm.text.windows import fixed_windows
 
 ROWS = 4  # windows in a batch that is only compared with another: few, so that each takes much of the common capacity
 SCORED = 64  # windows, at least, for a difference between losses
+LEAST_UNITS = 8  # batches or windows that were sampled independently: with fewer a difference has no interval
 # Capacity factors below that of training: one at which some experts overflow while others have slots left (which
 # rerouting needs), and one that drops many tokens whatever the router does.
 TIGHT = (1.0, 0.5)
@@ -52,8 +52,16 @@ class Subject:
 
     @cached_property
     def scored(self) -> Windows:
-        """Windows for a difference of losses, in whole batches of training where the text is long enough."""
-        return self.windows(-(-SCORED // self.batch_size) * self.batch_size)
+        """Windows for a difference of losses: 8 whole batches of training, or as many as the text has."""
+        num_batches = max(-(-SCORED // self.batch_size), LEAST_UNITS)
+        inputs_BS, targets_BS = self.windows(num_batches * self.batch_size)
+        num_windows = len(inputs_BS)
+        kept = num_windows - num_windows % self.batch_size or num_windows
+        return (inputs_BS, targets_BS) if kept == num_windows else self.windows(kept)
+
+    def unit(self, promise: Promise) -> int:
+        """How many consecutive windows of `scored` are one independent unit: a batch, if its rows share places."""
+        return self.batch_size if promise.depends_on_rows else 1
 
     def limited(self, capacity_factor: float | None) -> bool:
         """Whether such a factor limits the experts; a dense model has none."""
@@ -119,27 +127,6 @@ def calls(model: nn.Module) -> Iterator[list[LayerCall]]:
         yield seen
 
 
-@dataclass(frozen=True)
-class Gap:
-    """A difference in nats per character, and its standard error."""
-
-    mean: float
-    standard_error: float
-
-    @classmethod
-    def of(cls, first_BN: Tensor, second_BN: Tensor) -> Self:
-        """Paired, with windows as the independent draws: characters of one window are alike."""
-        per_window_B = (first_BN.double() - second_BN.double()).mean(dim=1)
-        error = per_window_B.std().item() / len(per_window_B) ** 0.5 if len(per_window_B) > 1 else math.nan
-        return cls(per_window_B.mean().item(), error)
-
-    def __str__(self) -> str:
-        if self.mean == self.standard_error == 0.0:
-            return "0"
-        form = "+.0e" if abs(self.mean) < 5e-5 and not self.standard_error >= 5e-5 else "+.4f"
-        return f"{self.mean:{form}} ± {self.standard_error:{form[1:]}}"
-
-
 def used(routing: Routing) -> Tensor:
     """Which entries of the list are assignments (N), bool."""
     return torch.ones_like(routing.kept_N) if routing.used_N is None else routing.used_N
@@ -153,6 +140,11 @@ def without_slot(routing: Routing) -> Tensor:
 def largest(moves: list[Tensor]) -> float:
     """The largest absolute value in several tensors: NaN if one contains a NaN, 0 if there are none."""
     return torch.stack([move.abs().max() for move in moves]).max().item() if moves else 0.0
+
+
+def share(moves: list[Tensor], logits: list[Tensor]) -> float:
+    """The largest move as a share of the largest logit, whose rounding grows with it; NaN if one contains a NaN."""
+    return largest(moves) / max(largest(logits), 1e-20)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from conftest import tiny_model
 from test_check import subject_of, verdicts
 from torch import Tensor
 
+from switch_lm.certificate import leaks, scores
 from switch_lm.certificate.finding import Verdict
 from switch_lm.model import attention, experts, switch
 from switch_lm.model.transformer import SwitchLM
@@ -245,6 +246,22 @@ def test_a_planted_fault_fails(fault: Break, monkeypatch: pytest.MonkeyPatch) ->
     fault(monkeypatch, model)
     result = verdicts(subject_of(model))
     assert {check for check in wanted if result[check] != Verdict.FAIL} == set()
+
+
+@pytest.mark.parametrize(
+    ("fault", "wanted"),
+    [(attention_without_a_mask, EVERY_FUTURE | {"cache"}),
+     (drops_in_evaluation, {"other rows, evaluation", "batch size, evaluation"})],
+    ids=lambda value: getattr(value, "__name__", ""),
+)  # fmt: skip
+def test_a_planted_fault_fails_with_tiny_logits_too(
+    fault: Break, wanted: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    fault(monkeypatch, model)
+    model.head.weight.data *= 1e-6
+    found = [*leaks.check(subject_of(model)), *scores.check(subject_of(model))]
+    assert wanted <= {one.check for one in found if one.verdict == Verdict.FAIL}
 
 
 def test_every_check_has_a_fault_that_fails_it() -> None:

@@ -183,14 +183,30 @@ def test_outputs_says_where_the_run_is_searched_and_its_results_go(make_run: Mak
 
 
 def test_nanogpts_protocol_is_reported_beside_the_whole_split(
-    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = make_run(model=uniform_model())
+    """With half of the 95 % interval over draws: of three t(2) = 4.303 times their deviation over sqrt(3)."""
+    run = make_run()
+    monkeypatch.setattr("switch_lm.measure.evaluation.nanogpt_estimates", lambda *_, **__: [1.9, 2.0, 2.1])
     assert main(["--nanogpt-protocol", "3"]) == 0
     entry = json.loads((run / "evaluate.json").read_text())["results"][0]["nanogpt_protocol"]
-    assert entry["draws"] == pytest.approx([math.log(V)] * 3, abs=1e-6)
-    assert (entry["mean"], entry["standard_deviation"]) == pytest.approx((math.log(V), 0.0), abs=1e-6)
-    assert f"{math.log(V):.4f} (standard deviation 0.0000)" in capsys.readouterr().out
+    half = 4.30265 * 0.1 / math.sqrt(3)
+    assert (entry["mean"], entry["half_of_95_interval"]) == pytest.approx((2.0, half), rel=1e-5)
+    assert entry["draws"] == [1.9, 2.0, 2.1] and "standard_deviation" not in entry
+    out = capsys.readouterr().out
+    assert f"2.0000 ± {half:.4f}" in out and "3 draws, ± half of the 95 % interval" in out
+
+
+@pytest.mark.parametrize("num_draws", [1, 3])
+def test_a_single_draw_of_nanogpts_estimate_and_equal_ones_have_no_interval(
+    num_draws: int, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(model=uniform_model())
+    assert main(["--nanogpt-protocol", str(num_draws)]) == 0
+    entry = json.loads((run / "evaluate.json").read_text())["results"][0]["nanogpt_protocol"]
+    assert entry["draws"] == pytest.approx([math.log(V)] * num_draws, abs=1e-6)
+    assert entry["mean"] == pytest.approx(math.log(V), abs=1e-6) and entry["half_of_95_interval"] is None
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"   {math.log(V):.4f}")
 
 
 def test_nanogpts_protocol_is_refused_where_no_window_fits(

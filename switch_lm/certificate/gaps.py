@@ -1,0 +1,67 @@
+"""Differences between losses in nats per character, over units of the text that were sampled independently."""
+
+import math
+
+from torch import Tensor
+
+from switch_lm.probe.subject import LEAST_UNITS
+from switch_lm.stats.intervals import Estimate, estimate
+
+SHOWN = 5e-5  # what four decimals show
+
+
+def gap(first_BS: Tensor, second_BS: Tensor, *, rows: int, rounding: float = 0.0) -> Estimate:
+    """The mean of the first losses less the second ones, paired by character.
+
+    A unit is `rows` consecutive windows: a batch of training where rows share their experts' places, so that what one
+    of them takes the others lack, else 1: characters of one window are alike in any case. A text with fewer than 8
+    units gives no interval. Values within `rounding` are 0.
+    """
+    difference_B = (first_BS.double() - second_BS.double()).mean(dim=1)
+    num_units = len(difference_B) // rows
+    if bool((difference_B.abs() <= rounding).all()):
+        return Estimate(0.0, num_units)
+    mean = difference_B.mean().item()
+    if num_units < LEAST_UNITS or not math.isfinite(mean):
+        return Estimate(mean, num_units)
+    unit_U = difference_B[: num_units * rows].view(num_units, rows).mean(dim=1)
+    return estimate(unit_U.tolist()) or Estimate(mean, num_units)
+
+
+def plus_minus(one: Estimate) -> str:
+    """The mean ± half of its 95 % interval, where there is one; 0 where all is equal up to rounding."""
+    half = one.half()
+    if one.mean == 0.0 and half is None:
+        return "0"
+    mean = f"{one.mean:+.0e}" if max(abs(one.mean), half or 0.0) < SHOWN else f"{one.mean:+.4f}"
+    return mean if half is None else f"{mean} ± {half:{'.0e' if half < SHOWN else '.4f'}}"
+
+
+def measured(one: Estimate, *, rows: int) -> str:
+    """The same in words, with the number of units, or why there is no interval."""
+    units = f"{one.count} {'windows' if rows == 1 else f'batches of {rows} windows'}"
+    if one.mean == 0.0 and one.error is None:
+        return f"equal up to rounding ({units})"
+    if one.error is not None:
+        return f"{plus_minus(one)} nats per character ({units})"
+    why = f"the text has {units}, and {LEAST_UNITS} are needed" if one.count < LEAST_UNITS else f"all {units} are equal"
+    return f"{plus_minus(one)} nats per character (no interval: {why})"
+
+
+def unseen(one: Estimate) -> str:
+    """What the interval of an effect that is not seen rules out."""
+    if one.mean == 0.0 and one.error is None:
+        return "no score differs by more than rounding"
+    if one.detectable is None:
+        return "without an interval nothing is known of other texts"
+    return f"an effect of {one.detectable:.2g} nats would have been seen in 80 % of such texts"
+
+
+def figures(one: Estimate, name: str = "") -> dict[str, float | None]:
+    """As plain numbers."""
+    return {
+        f"{name}nats": one.mean,
+        f"{name}half of the 95 % interval": one.half(),
+        f"{name}units": one.count,
+        f"{name}detectable": one.detectable,
+    }
