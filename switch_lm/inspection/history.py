@@ -46,9 +46,9 @@ class History:
 
         None if it explains no more than chance at the end.
         """
-        if not self.character[-1][layer].beyond_chance:
+        if not self.character[-1][layer].beyond_chance(len(self.character[-1])):
             return None
-        beyond = [layers[layer].share - layers[layer].chance for layers in self.character]
+        beyond = [layers[layer].beyond.mean for layers in self.character]
         below = [n for n, value in enumerate(beyond) if value < SETTLED * beyond[-1]]
         return self.steps[below[-1] + 1 if below else 0]
 
@@ -60,7 +60,7 @@ class History:
     def _layer(self, layer: int, characters: str) -> str:
         last, at = self.character[-1][layer], self.specialised_at(layer)
         if at is None:
-            parts = [f"at the end the {last} explains no more of the choice than by chance"]
+            parts = [f"that the character explains the choice at the end, more than by chance, does not show: {last}"]
         elif len(self.steps) == 1:
             parts = [f"at step {self.steps[0]:,} the choice is explained by {last}"]
         else:
@@ -129,7 +129,7 @@ def compared(
         loss=tuple(one.loss for one in moments),
         character=tuple(
             tuple(
-                explained(expert_BS.flatten(), character_T, label=CHARACTER, seed=seed, shifts=shifts)
+                explained(expert_BS, probe.ids_BS, label=CHARACTER, seed=seed, shifts=shifts)
                 for expert_BS in one.expert_LBS
             )
             for one in moments

@@ -89,7 +89,7 @@ def inspect(
     explained = atlas(reading, labels(probe, vocabulary), num_characters=len(vocabulary), say=say)
     say("drops", stage=True)
     batch_size, limited = header.config["data"]["batch_size"], model.config.capacity_factor is not None
-    dropped = drops(model, probe, reading, batch_size=batch_size, say=say) if limited else None
+    dropped = drops(model, probe, batch_size=batch_size, say=say) if limited else None
     say("counterfactual", stage=True)
     judged = counterfactual(model, probe, say=say)
     say("ablation", stage=True)
