@@ -91,13 +91,16 @@ class LayerAblation:
         return result
 
     def _switched_off(self, comparisons: int) -> list[str]:
-        share_E, (expert, cost) = self.similarity.share_E, (self.costliest.expert, self.costliest.cost)
+        share_E, expert, cost = self.similarity.share_E, self.costliest.expert, self.costliest.cost
         idle = [e for e, share in enumerate(share_E) if share == 0.0]
         needless = [e for e, change in enumerate(self.off) if not costs(change, comparisons) and e not in idle]
         bounded, unknown = ([e for e in needless if (self.off[e].error is None) is none] for none in (False, True))
-        result = []
-        if costs(cost, comparisons):
-            result.append(f"switching off expert {expert} costs most, {nats(cost)}; it has {share_E[expert]:.0%}")
+        result = [
+            f"switching off expert {expert}, the costliest on half of the windows, costs {nats(cost)} on the others; "
+            f"it has {share_E[expert]:.0%} of the tokens"
+        ]
+        if not needless and len(self.off) > 1:
+            result.append(f"switching off any {'other one' if idle else 'one'} costs something")
         if idle:
             result.append(f"without a token of the probe: expert {_list(idle)}")
         if bounded:

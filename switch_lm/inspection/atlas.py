@@ -116,7 +116,7 @@ def _sentence(block: int, labels: Sequence[Explained], comparisons: int) -> str:
     groups = {
         "more than by chance, the choice of expert is explained by": [x for x in clear if x.given is None],
         "beyond the character by": [x for x in clear if x.given is not None],
-        "no more than by chance shows for": [label for label in labels if label not in clear],
+        "more than by chance does not show for": [label for label in labels if label not in clear],
     }
     parts = [f"{words} {', '.join(map(str, group))}" for words, group in groups.items() if group]
     return f"Layer {block}: {'; '.join(parts)}."

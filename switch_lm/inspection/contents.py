@@ -99,8 +99,8 @@ def _explained_table(inspections: Sequence[Inspection]) -> Table:
         "How much of the choice of expert a label explains",
         ("label", *map(layer_name, blocks)),
         tuple(rows),
-        "The share of the choice's entropy less what chance explains. In brackets, chance: the same label shifted along "
-        f"the text, mean of {SHIFTS} shifts. {_stars(inspections, lambda one: one.atlas)}",
+        "The share of the choice's entropy less what chance explains. In brackets, chance: the same label shifted "
+        f"along the text, mean of {SHIFTS} shifts. {_stars(inspections, lambda one: one.atlas)}",
     )
 
 
@@ -152,8 +152,8 @@ def _expert_table(inspections: Sequence[Inspection]) -> Table:
         ("layer", "the costliest one off", "two swapped (mean)", "all averaged into one", "the layer off", "cosine"),
         tuple(rows),
         f"Nats per character on {WINDOWS} windows, the router as it is. The costliest one is chosen on half of them "
-        "and estimated on the others. Averaged: all give the mean of their outputs. Cosine of two experts' outputs for one "
-        "token, in brackets for two unrelated ones. " + _stars(inspections, lambda one: one.ablation),
+        "and estimated on the others. Averaged: all give the mean of their outputs. Cosine of two experts' outputs for "
+        "one token, in brackets for two unrelated ones. " + _stars(inspections, lambda one: one.ablation),
     )
 
 

@@ -58,8 +58,8 @@ class Judgement:
         return [
             f"With {self.gate} the chosen expert was the best of {experts} for {plus_minus(self.best, '.1%')} of "
             f"tokens (chance {self.chance:.1%}), its mean rank {plus_minus(self.rank, '.2f')} (chance "
-            f"{mean_rank:.1f}); {verdict}. In hindsight the best one would have gained {nats(self.best_gains)} on it, and "
-            f"{nats(self.best_gains_on_random)} on a random one."
+            f"{mean_rank:.1f}); {verdict}. In hindsight the best one would have gained {nats(self.best_gains)} on it, "
+            f"and {nats(self.best_gains_on_random)} on a random one."
         ]
 
 

@@ -62,13 +62,13 @@ class History:
         if at is None:
             parts = [f"that the character explains the choice at the end, more than by chance, does not show: {last}"]
         elif len(self.steps) == 1:
-            parts = [f"at step {self.steps[0]:,} the choice is explained by {last}"]
+            parts = [f"at step {self.steps[0]:,} the choice is explained, more than by chance, by {last}"]
         else:
             moved = self.to_last[self.steps.index(at)][layer].share
             first = " (the first checkpoint)" if at == self.steps[0] else ""
             parts = [
-                f"in the end the choice is explained by {last}, and nearly as much since step {at:,}{first}, though "
-                f"{moved:.0%} of tokens have changed their expert since"
+                f"in the end the choice is explained, more than by chance, by {last}, and nearly as much since step "
+                f"{at:,}{first}, though {moved:.0%} of tokens have changed their expert since"
             ]
         if self.since_before:
             change = self.since_before[-1][layer]

@@ -67,7 +67,8 @@ def explained(
     chance_N = (known - torch.tensor(joint, dtype=torch.float64)) / free
     chance = chance_N.mean().item()
     deviation = chance_N.std(correction=0).item()
-    spread = jackknife(share, _share_without(choice_BS, label_BS, given_BS), count=groups, effective=groups, scale=1.0)
+    without_G = _share_without(choice_BS, label_BS, given_BS)  # all higher by what fewer tokens fit by chance
+    spread = jackknife(without_G.mean().item(), without_G, count=groups, effective=groups, scale=1.0)
     error = max(spread.error or 0.0, deviation)
     interval = (error, groups - 1.0) if groups >= LEAST and error > NOTHING else ()
     return Explained(label, given, share, chance, Estimate(share - chance, groups, *interval))
