@@ -100,7 +100,7 @@ class LayerAblation:
             f"it has {share_E[expert]:.0%} of the tokens"
         ]
         if not needless and len(self.off) > 1:
-            result.append(f"switching off any {'other one' if idle else 'one'} costs something")
+            result.append(f"switching off any {'other' if idle else 'single'} expert costs something")
         if idle:
             result.append(f"without a token of the probe: expert {_list(idle)}")
         if bounded:

@@ -55,7 +55,7 @@ def _summary(one: Inspection) -> str:
     by = f", by {min(better):.2f} to {max(better):.2f} nats" if better else ""
     worth = sum(costs(layer.averaged, one.ablation.comparisons) for layer in one.ablation.layers)
     return (
-        f"In `{one.name}` the character itself explains {explained} of the choice of expert more than by chance; the "
+        f"In `{one.name}` the character itself explains {explained} of the choice of expert beyond chance; the "
         f"router beats a random one in {len(better)} of {len(gains)} layers{by}; and its experts "
         f"are worth more than their mean in {worth} of {len(one.ablation.layers)}."
     )
@@ -71,15 +71,24 @@ def _how(inspections: Sequence[Inspection], command: str) -> Section:
             Text(
                 f"On {B} windows of {S} characters, {B * S:,} in all, spread evenly over the validation split: the "
                 "same for every model with this text. Nothing is dropped unless stated. Of several choices the "
-                "first counts as a token's expert. ± is half of a 95 % interval, with windows as the units that were "
-                "sampled independently. What is said of it holds for the interval that is corrected for all intervals "
-                "of its section, so that at most one section in twenty has a false one. "
+                "first counts as a token's expert. ± is half of a 95 % interval. Windows are the units: they were "
+                f"sampled independently, characters were not. {_drops_read(inspections)}What is claimed holds for intervals "
+                "that are corrected for all of their section: in 19 sections of 20 none is false. "
                 f"The router is judged on {judged:,} of these characters per layer, the experts on {WINDOWS} windows."
             ),
             Bullets(checkpoints),
             Code(command),
         ),
     )
+
+
+def _drops_read(inspections: Sequence[Inspection]) -> str:
+    units = [
+        f"of `{one.name}` on {one.drops.dropped_LBS.shape[1]} windows, each {one.drops.unit} a unit"
+        for one in inspections
+        if one.drops is not None
+    ]
+    return f"Drops are read {'; '.join(units)}. " if units else ""
 
 
 def _explained_table(inspections: Sequence[Inspection]) -> Table:

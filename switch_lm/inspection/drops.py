@@ -69,12 +69,10 @@ class Drops:
         most = f": {at_most([self.cost], self.comparisons)}" if unsettled else ""
         several, by_chance = sum(self.at_once[2:]), sum(self.at_once_by_chance[2:])
         batches = self.dropped_LBS.shape[1] // self.batch_size
-        few = (
-            f"Rows of a batch share places, so that batches are compared, and an interval needs {LEAST}: this text has"
-        )
+        few = f"Rows of a batch share places, so that a batch is one unit; an interval needs {LEAST}, and this text has"
         return [
             f"{setting}, drops by layer: {shares}.",
-            *([f"{few} {batches} that do not overlap."] if self.unit == "batch" and batches < LEAST else []),
+            *([f"{few} {batches}."] if self.unit == "batch" and batches < LEAST else []),
             self._compared("the later half of a window", "the earlier one", self.late_positions),
             self._compared("the later half of a batch's rows", "the earlier one", self.late_rows),
             self._compared("the fifth that is hardest to predict", "the easiest", self.hardest),

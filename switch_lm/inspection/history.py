@@ -41,12 +41,17 @@ class History:
     count_V: Tensor
     skipped: tuple[str, ...]  # checkpoints that could not be read, and why
 
+    @property
+    def comparisons(self) -> int:
+        """How many intervals decide: those of the last checkpoint."""
+        return len(self.character[-1])
+
     def specialised_at(self, layer: int) -> int | None:
         """The step from which on the character explains at least 90 % of what it explains at the end, beyond chance.
 
         None if it explains no more than chance at the end.
         """
-        if not self.character[-1][layer].beyond_chance(len(self.character[-1])):
+        if not self.character[-1][layer].beyond_chance(self.comparisons):
             return None
         beyond = [layers[layer].beyond.mean for layers in self.character]
         below = [n for n, value in enumerate(beyond) if value < SETTLED * beyond[-1]]

@@ -62,19 +62,21 @@ def jackknife(center: float, without_G: Tensor, *, count: int, effective: float,
 
 def nats(estimate: Estimate, unit: str = "window") -> str:
     """The mean ± half of its 95 % interval, signed."""
-    half = estimate.half()
-    form = _form(estimate.mean if half is None else half)
-    return (
-        f"{estimate.mean:+{form}} nats ({without_interval(estimate, unit)})"
-        if half is None
-        else (f"{estimate.mean:+{form}} ± {half:{form}} nats")
-    )
+    reason = f" ({without_interval(estimate, unit)})" if estimate.error is None else ""
+    return f"{_mean_and_half(estimate, '+.4f')} nats{reason}"
 
 
 def plus_minus(estimate: Estimate, form: str, unit: str = "window") -> str:
-    """The same in a form of format()."""
-    half, mean = estimate.half(), f"{estimate.mean:{form}}"
-    return f"{mean} ({without_interval(estimate, unit)})" if half is None else f"{mean} ± {half:{form.lstrip('+')}}"
+    """The same in a form of format(), such as +.2%."""
+    reason = f" ({without_interval(estimate, unit)})" if estimate.error is None else ""
+    return f"{_mean_and_half(estimate, form)}{reason}"
+
+
+def _mean_and_half(estimate: Estimate, form: str) -> str:
+    if (half := estimate.half()) is None:
+        return f"{estimate.mean:{form}}"
+    form = _precise(half, form)
+    return f"{estimate.mean:{form}} ± {half:{form.lstrip('+')}}"
 
 
 def without_interval(estimate: Estimate, unit: str = "window") -> str:
@@ -95,9 +97,12 @@ def bound(estimates: Iterable[Estimate], comparisons: int, *, either_way: bool =
 def at_most(estimates: Iterable[Estimate], comparisons: int, *, either_way: bool = False) -> str:
     """That bound in nats."""
     value = bound(estimates, comparisons, either_way=either_way)
-    return f"at most {value:{_form(value)}} nats"
+    return f"at most {value:{_precise(value, '.4f')}} nats"
 
 
-def _form(size: float) -> str:
-    """Four digits, or for what these would show as 0 the power of ten."""
-    return ".4f" if size == 0.0 or abs(size) >= 5e-5 else ".0e"
+def _precise(size: float, form: str) -> str:
+    """With so many digits that what is not 0 does not look like it."""
+    digits = int(form[-2])
+    while size > 0.0 and digits < 9 and float(f"{size:.{digits}{form[-1]}}".rstrip("%")) == 0.0:
+        digits += 1
+    return f"{form[:-2]}{digits}{form[-1]}"

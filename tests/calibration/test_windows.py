@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from statistics import fmean
+
 import pytest
 import torch
-from calibration_table import REPEATS, calibrated
+from calibration_table import COVERAGE, REPEATS, calibrated
 from torch import Tensor
 
 from switch_lm.inspection.ablation import costliest
@@ -69,6 +72,16 @@ def test_a_mean_over_clumped_marks(windows: int) -> None:
         covers=[holds(mean_where(value_BN + TRUTH, where_BN), TRUTH) for value_BN, where_BN in planted],
         false=[resolved(mean_where(value_BN, where_BN)) for value_BN, where_BN in null],
     )
+
+
+def test_marks_that_are_clumped_need_the_effective_number_of_windows() -> None:
+    """What holds above does so by the degrees of freedom: with windows - 1, too few intervals cover."""
+    covers = []
+    for value_BN, where_BN in zip(losses(2, 32), clumped(4, 32), strict=True):
+        result = mean_where(value_BN, where_BN)
+        assert result is not None
+        covers.append(holds(replace(result, freedom=result.count - 1.0), 0.0))
+    assert fmean(covers) < COVERAGE
 
 
 @pytest.mark.parametrize("windows", [128, LEAST])

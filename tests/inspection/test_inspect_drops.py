@@ -218,7 +218,7 @@ def test_a_text_too_short_for_eight_batches_gives_no_interval_and_says_so() -> N
     result = drops(tiny_model(len(VOCABULARY), capacity_factor=0.5), PROBE, batch_size=8)  # 54 windows are 6 batches
     assert result.cost is not None and result.cost == Estimate(result.cost.mean, 6)
     text = result.findings([0, 1])
-    assert text[1].endswith("an interval needs 8: this text has 6 that do not overlap.")
+    assert text[1].endswith("an interval needs 8, and this text has 6.")
     assert sum("(6 batches: no interval)" in sentence for sentence in text) == 4
 
 

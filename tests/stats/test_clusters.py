@@ -20,17 +20,20 @@ def marks(*numbers: int) -> Tensor:
     return torch.arange(30) < torch.tensor([*numbers] + [0] * (12 - len(numbers)))[:, None]
 
 
+def values(estimate: Estimate) -> tuple[float, ...]:
+    assert estimate.error is not None and estimate.freedom is not None
+    return estimate.mean, estimate.count, estimate.error, estimate.freedom
+
+
 def test_windows_not_characters_are_the_units() -> None:
     expected = estimate(VALUE_BN.mean(dim=1).tolist())
     assert expected is not None and expected.error is not None
-    error, freedom = pytest.approx(expected.error), pytest.approx(11.0)
-    assert mean(VALUE_BN) == Estimate(pytest.approx(expected.mean), 12, error, freedom)
+    assert values(mean(VALUE_BN)) == pytest.approx((expected.mean, 12, expected.error, 11.0))
 
 
 def test_only_windows_that_hold_marks_count() -> None:
     result, alone = mean_where(VALUE_BN, marks(*[7] * 9)), mean(VALUE_BN[:9, :7])
-    assert result is not None and alone.error is not None
-    assert result == Estimate(pytest.approx(alone.mean), 9, pytest.approx(alone.error), pytest.approx(8.0))
+    assert result is not None and values(result) == pytest.approx((alone.mean, 9, alone.error, 8.0))
 
 
 def test_the_error_of_marked_values_is_that_of_leaving_out_one_window_after_the_other() -> None:
@@ -86,7 +89,8 @@ def test_estimates_are_printed_with_half_of_their_single_interval() -> None:
     one = Estimate(0.0123, 9, 0.002, 8.0)
     half = 0.002 * t_quantile(8.0)
     assert nats(one) == f"+0.0123 ± {half:.4f} nats" and plus_minus(one, "+.2%") == f"+1.23% ± {half:.2%}"
-    assert nats(Estimate(2e-7, 9, 1e-7, 8.0)) == "+2e-07 ± 2e-07 nats"
+    assert nats(Estimate(2e-7, 9, 1e-7, 8.0)) == "+0.0000002 ± 0.0000002 nats"
+    assert plus_minus(Estimate(1e-6, 9, 1e-5, 8.0), ".1%") == "0.000% ± 0.002%"
     assert plus_minus(Estimate(0.5, 3), ".1%", "batch") == "50.0% (3 batches: no interval)"
 
 
