@@ -72,8 +72,8 @@ def _how(inspections: Sequence[Inspection], command: str) -> Section:
                 f"On {B} windows of {S} characters, {B * S:,} in all, spread evenly over the validation split: the "
                 "same for every model with this text. Nothing is dropped unless stated. Of several choices the "
                 "first counts as a token's expert. ± is half of a 95 % interval. Windows are the units: they were "
-                f"sampled independently, characters were not. {_drops_read(inspections)}What is claimed holds for intervals "
-                "that are corrected for all of their section: in 19 sections of 20 none is false. "
+                f"sampled independently, characters were not. {_drops_read(inspections)}What is claimed holds for "
+                "intervals that are corrected for all of their section: in 19 sections of 20 none is false. "
                 f"The router is judged on {judged:,} of these characters per layer, the experts on {WINDOWS} windows."
             ),
             Bullets(checkpoints),

@@ -65,7 +65,7 @@ def test_a_difference_of_two_marks_is_that_of_their_means_and_has_the_windows_of
     result = difference(VALUE_BN, first_BN, second_BN)
     assert result is not None
     assert result.mean == pytest.approx((VALUE_BN[first_BN].mean() - VALUE_BN[second_BN].mean()).item())
-    assert (result.count, result.freedom) == (9, pytest.approx(8.0))
+    assert result.count == 9 and result.freedom == pytest.approx(8.0)
     pairs = difference(VALUE_BN, marks(*[5] * 12), ~marks(*[5] * 12))
     paired = estimate((VALUE_BN[:, :5].mean(dim=1) - VALUE_BN[:, 5:].mean(dim=1)).tolist())
     assert pairs is not None and paired is not None and pairs.error == pytest.approx(paired.error)
