@@ -105,7 +105,8 @@ class LayerAblation:
             result.append(f"without a token of the probe: expert {_list(idle)}")
         if bounded:
             bound = at_most([self.off[e] for e in bounded], comparisons)
-            result.append(f"switching off expert {_list(bounded)} costs {bound}{' each' * (len(bounded) > 1)}")
+            named = f"expert {_list(bounded)}" if len(bounded) < len(self.off) else "any single expert"
+            result.append(f"switching off {named} costs {bound}{' each' * (len(bounded) > 1)}")
         if unknown:
             result.append(f"switching off expert {_list(unknown)}: no interval")
         return result

@@ -133,6 +133,8 @@ def test_what_costs_nothing_that_shows_costs_at_most_the_upper_end_of_the_correc
         low, high = cheap.interval(comparisons) or (0.0, 0.0)
         text = "; ".join(layer.findings(comparisons))
         assert f"switching off expert 0, 3 costs at most {high:.4f} nats each" in text
+        every = replace(layer, off=(cheap,) * 4).findings(comparisons)
+        assert f"switching off any single expert costs at most {high:.4f} nats each" in every
         assert f"at most {high:.4f} nats each for 1 of 2 pairs (0 and 1)" in text
         assert f"averaging all into one changes the loss by +0.0020 ± 0.0024 nats, at most {high:.4f} nats" in text
 
