@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import TEXT
+from conftest import TEXT, tiny_model
 from torch import Tensor
 
 from switch_lm.config.schema import Config, DataConfig, LoggerConfig, TrainerConfig
@@ -116,3 +116,12 @@ def router_of(
     """A router with the options `rule`; the default jitter counts as none."""
     rule = replace(rule, jitter=0.0) if rule.jitter == RouterOptions().jitter else rule
     return TopKRouter(rule, d_model=d_model, num_experts=num_experts, balance=balance)
+
+
+def copies(**changes: Any) -> SwitchLM:
+    """All experts of a layer are the first one."""
+    model = tiny_model(**changes)
+    for layer in model.switch_layers:
+        for weight in layer.experts.parameters():
+            weight.data[:] = weight.data[0].clone()
+    return model

@@ -14,7 +14,7 @@ from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.reading import Probe, recorded, switch_layers
 from switch_lm.probe.subject import calls
-from switch_lm.stats.clusters import mean, nats
+from switch_lm.stats.clusters import at_most, mean, nats
 from switch_lm.stats.intervals import Estimate
 
 WINDOWS = 32
@@ -36,41 +36,79 @@ class Similarity:
 
 
 @dataclass(frozen=True)
+class Costliest:
+    """The expert that costs most without it on every other window, and what it costs on the windows between these.
+
+    Were it chosen and estimated on the same windows, it would seem to cost more than it does.
+    """
+
+    expert: int
+    cost: Estimate
+
+
+@dataclass(frozen=True)
 class LayerAblation:
     """What each change of one layer's experts adds to the loss, in nats per character; the router stays as it is."""
 
     off: tuple[Estimate, ...]  # the expert gives 0
+    costliest: Costliest
     swapped: dict[Pair, Estimate]  # the two exchange their weights
+    any_swapped: Estimate | None  # the mean over these pairs; None for a single expert
     averaged: Estimate  # all give the mean of their outputs, times the gate: one dense feed-forward
     all_off: Estimate  # the whole layer gives 0: what there is to lose
     similarity: Similarity
 
-    def findings(self) -> list[str]:
-        """What each expert is worth, which pairs are interchangeable, what it is worth that they differ."""
-        share_E = self.similarity.share_E
-        idle = [e for e, share in enumerate(share_E) if share == 0.0]
-        needless = [e for e, change in enumerate(self.off) if not _costs(change) and e not in idle]
-        worst = max(range(len(self.off)), key=lambda e: self.off[e].mean)
-        if _costs(self.off[worst]):
-            result = [f"switching off expert {worst} costs most, {nats(self.off[worst])}; it has {share_E[worst]:.0%}"]
-            result += [f"without a token of the probe: expert {_list(idle)}"] if idle else []
-            result += [f"switching off expert {_list(needless)} has no visible cost"] if needless else []
-        else:
-            result = ["switching off any one expert has no visible cost"]
-        if self.swapped:
-            alike = [f"{i} and {j}" for (i, j), change in self.swapped.items() if not _costs(change)]
-            mean_cost = sum(change.mean for change in self.swapped.values()) / len(self.swapped)
-            named = f" ({', '.join(alike)})" if 0 < len(alike) <= PAIRS_SHOWN else ""
-            exceptions = f"no visible cost for {len(alike)} of {len(self.swapped)} pairs{named}"
-            result.append(f"swapping two costs {mean_cost:+.4f} nats on average, {exceptions}")
+    @property
+    def comparisons(self) -> int:
+        """How many intervals there are."""
+        return len(self.off) + len(self.swapped) + (self.any_swapped is not None) + 3
+
+    def findings(self, comparisons: int) -> list[str]:
+        """What each expert is worth, which pairs are interchangeable, what it is worth that they differ.
+
+        `comparisons`: of all layers, for which intervals are corrected.
+        """
+        result = self._switched_off(comparisons)
+        if self.any_swapped is not None:
+            alike = {f"{i} and {j}": x for (i, j), x in self.swapped.items() if not costs(x, comparisons)}
+            bounded = {name: x for name, x in alike.items() if x.error is not None}
+            result.append(f"swapping two costs {nats(self.any_swapped)} on average")
+            if bounded:
+                named = f" ({', '.join(bounded)})" if len(bounded) <= PAIRS_SHOWN else ""
+                pairs = f"{len(bounded)} of {len(self.swapped)} pairs{named}"
+                result.append(f"{at_most(bounded.values(), comparisons)} each for {pairs}")
+            if unknown := len(alike) - len(bounded):
+                result.append(f"no interval for {unknown} of {len(self.swapped)} pairs")
         if (between := self.similarity.between) is not None:
-            settled = "" if _costs(self.averaged) else ": no visible loss"
+            unsettled = self.averaged.error is not None and not costs(self.averaged, comparisons)
+            bound = f", {at_most([self.averaged], comparisons)}" if unsettled else ""
             result += [
-                f"averaging all into one changes the loss by {nats(self.averaged)}{settled}; without the whole layer "
+                f"averaging all into one changes the loss by {nats(self.averaged)}{bound}; without the whole layer "
                 f"it changes by {nats(self.all_off)}",
                 f"two outputs for one token have a cosine of {between:.2f}, for unrelated tokens "
                 f"{self.similarity.chance:.2f}",
             ]
+        return result
+
+    def _switched_off(self, comparisons: int) -> list[str]:
+        share_E, expert, cost = self.similarity.share_E, self.costliest.expert, self.costliest.cost
+        idle = [e for e, share in enumerate(share_E) if share == 0.0]
+        needless = [e for e, change in enumerate(self.off) if not costs(change, comparisons) and e not in idle]
+        bounded, unknown = ([e for e in needless if (self.off[e].error is None) is none] for none in (False, True))
+        result = [
+            f"switching off expert {expert}, the costliest on half of the windows, costs {nats(cost)} on the others; "
+            f"it has {share_E[expert]:.0%} of the tokens"
+        ]
+        if not needless and len(self.off) > 1:
+            result.append(f"switching off any {'other' if idle else 'single'} expert costs something")
+        if idle:
+            result.append(f"without a token of the probe: expert {_list(idle)}")
+        if bounded:
+            bound = at_most([self.off[e] for e in bounded], comparisons)
+            named = f"expert {_list(bounded)}" if len(bounded) < len(self.off) else "any single expert"
+            result.append(f"switching off {named} costs {bound}{' each' * (len(bounded) > 1)}")
+        if unknown:
+            result.append(f"switching off expert {_list(unknown)}: no interval")
         return result
 
 
@@ -81,9 +119,15 @@ class Ablation:
     loss: float
     layers: tuple[LayerAblation, ...]
 
+    @property
+    def comparisons(self) -> int:
+        """How many intervals there are, of all layers: each is corrected for all."""
+        return sum(layer.comparisons for layer in self.layers)
+
     def findings(self, blocks: Sequence[int]) -> list[str]:
         """One sentence per layer, named by its block."""
-        return [f"Layer {n}: {'; '.join(layer.findings())}." for n, layer in zip(blocks, self.layers, strict=True)]
+        layers = zip(blocks, self.layers, strict=True)
+        return [f"Layer {n}: {'; '.join(layer.findings(self.comparisons))}." for n, layer in layers]
 
 
 def ablation(
@@ -97,24 +141,34 @@ def ablation(
     layers, nll_from = switch_layers(copied), recorded(copied, probe)
     before_BS = nll_from(0)
 
-    def cost(number: int, name: str, weights: Weights) -> Estimate:
+    def change_B1(number: int, name: str, weights: Weights) -> Tensor:
         say(f"ablation, layer {model.config.switch_blocks[number]}: {name}")
         experts = layers[number].experts
         before = experts.w_in_EDF.data, experts.w_out_EFD.data
         experts.w_in_EDF.data, experts.w_out_EFD.data = weights
         after_BS = nll_from(number)
         experts.w_in_EDF.data, experts.w_out_EFD.data = before
-        return mean(after_BS - before_BS)
+        return (after_BS - before_BS).double().mean(dim=1, keepdim=True)
 
     result = []
     for number, similarity in enumerate(similarities(copied, probe)):
         experts, every = layers[number].experts, range(layers[number].num_experts)
-        off = tuple(cost(number, f"without expert {e}", _without(experts, [e])) for e in every)
+        off = [change_B1(number, f"without expert {e}", _without(experts, [e])) for e in every]
         drawn = _pairs(len(every), pairs, seed)
-        swapped = {(i, j): cost(number, f"{i} and {j} swapped", _swapped(experts, i, j)) for i, j in drawn}
-        averaged = cost(number, "all averaged", _averaged(experts))
-        all_off = cost(number, "without any expert", _without(experts, list(every)))
-        result.append(LayerAblation(off, swapped, averaged, all_off, similarity))
+        swapped = {(i, j): change_B1(number, f"{i} and {j} swapped", _swapped(experts, i, j)) for i, j in drawn}
+        averaged = change_B1(number, "all averaged", _averaged(experts))
+        all_off = change_B1(number, "without any expert", _without(experts, list(every)))
+        result.append(
+            LayerAblation(
+                off=tuple(map(mean, off)),
+                costliest=costliest(torch.cat(off, dim=1)),
+                swapped={pair: mean(changed_B1) for pair, changed_B1 in swapped.items()},
+                any_swapped=mean(torch.cat(list(swapped.values()), dim=1)) if swapped else None,
+                averaged=mean(averaged),
+                all_off=mean(all_off),
+                similarity=similarity,
+            )
+        )
     return Ablation(before_BS.double().mean().item(), tuple(result))
 
 
@@ -146,8 +200,16 @@ def _pairs(num_experts: int, limit: int, seed: int) -> list[Pair]:
     return sorted(every[i] for i in order.tolist())
 
 
-def _costs(change: Estimate) -> bool:
-    return change.resolved and change.mean > 0.0
+def costliest(change_BE: Tensor) -> Costliest:
+    """Chosen on every other of B windows, from what each expert's absence adds to the loss of each window."""
+    expert = int(change_BE[::2].mean(dim=0).argmax())
+    others_BE = change_BE[1::2] if len(change_BE) > 1 else change_BE
+    return Costliest(expert, mean(others_BE[:, [expert]]))
+
+
+def costs(change: Estimate, comparisons: int) -> bool:
+    """Whether a change makes the loss larger, corrected for so many comparisons."""
+    return change.mean > 0.0 and change.resolved(comparisons)
 
 
 def _list(experts: list[int]) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.reading import Probe, Reading
-from switch_lm.stats.information import CONFIDENCE, SHIFTS, Explained, explained
+from switch_lm.stats.information import SHIFTS, Explained, explained
 from switch_lm.text.vocabulary import Vocabulary
 
 CHARACTER, NEXT, CLASS = "character", "next character", "character class"
@@ -74,13 +74,15 @@ class Atlas:
     count_LVE: Tensor
     explained: tuple[tuple[Explained, ...], ...]
 
+    @property
+    def comparisons(self) -> int:
+        """How many intervals there are: each is corrected for all."""
+        return sum(map(len, self.explained))
+
     def findings(self, blocks: Sequence[int]) -> list[str]:
-        """One sentence per layer, named by its block; then how many comparisons chance alone would let stand out."""
-        compared = sum(map(len, self.explained))
-        by_chance = (1.0 - CONFIDENCE) * compared
-        return [_sentence(block, of_layer) for block, of_layer in zip(blocks, self.explained, strict=True)] + [
-            f"Of these {compared} comparisons about {by_chance:.0f} would stand out by chance alone."
-        ]
+        """One sentence per layer, named by its block."""
+        layers = zip(blocks, self.explained, strict=True)
+        return [_sentence(block, of_layer, self.comparisons) for block, of_layer in layers]
 
 
 def atlas(
@@ -93,36 +95,28 @@ def atlas(
     say: Say = silent,
 ) -> Atlas:
     """What each of `labels` explains of the first choice; all but the character and its class beyond the character."""
-    character_T, shape = labels[CHARACTER].flatten(), (num_characters, reading.num_experts)
+    character_BS, shape = labels[CHARACTER], (num_characters, reading.num_experts)
     counts, result = [], []
-    for block, expert_T in zip(reading.blocks, reading.expert_LBS.flatten(1), strict=True):
+    for block, expert_BS in zip(reading.blocks, reading.expert_LBS, strict=True):
         say(f"atlas, layer {block}")
-        code_T = character_T * reading.num_experts + expert_T
-        counts.append(torch.bincount(code_T, minlength=shape[0] * shape[1]).view(shape))
+        code_BS = character_BS * reading.num_experts + expert_BS
+        counts.append(torch.bincount(code_BS.flatten(), minlength=shape[0] * shape[1]).view(shape))
         of_layer = []
         for name, label_BS in labels.items():
-            given_T, given = (None, None) if name in PLAIN else (character_T, CHARACTER)
+            given_BS, given = (None, None) if name in PLAIN else (character_BS, CHARACTER)
             of_layer.append(
-                explained(
-                    expert_T,
-                    label_BS.flatten(),
-                    label=name,
-                    given_T=given_T,
-                    given=given,
-                    seed=seed,
-                    shifts=shifts,
-                )
+                explained(expert_BS, label_BS, label=name, given_BS=given_BS, given=given, seed=seed, shifts=shifts)
             )
         result.append(tuple(of_layer))
     return Atlas(torch.stack(counts), tuple(result))
 
 
-def _sentence(block: int, labels: Sequence[Explained]) -> str:
-    clear = [label for label in labels if label.beyond_chance]
+def _sentence(block: int, labels: Sequence[Explained], comparisons: int) -> str:
+    clear = [label for label in labels if label.beyond_chance(comparisons)]
     groups = {
-        "the choice of expert is explained by": [label for label in clear if label.given is None],
-        "beyond the character by": [label for label in clear if label.given is not None],
-        "no more than by chance by": [label for label in labels if not label.beyond_chance],
+        "more than by chance, the choice of expert is explained by": [x for x in clear if x.given is None],
+        "beyond the character by": [x for x in clear if x.given is not None],
+        "more than by chance does not show for": [label for label in labels if label not in clear],
     }
     parts = [f"{words} {', '.join(map(str, group))}" for words, group in groups.items() if group]
     return f"Layer {block}: {'; '.join(parts)}."

@@ -1,12 +1,16 @@
 """What the page of an inspection says about one model, or about two side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from switch_lm.inspection import pictures
-from switch_lm.inspection.ablation import WINDOWS
+from switch_lm.inspection.ablation import WINDOWS, Ablation, costs
+from switch_lm.inspection.atlas import Atlas
+from switch_lm.inspection.counterfactual import Counterfactual
 from switch_lm.inspection.study import ATLAS, DROPS, EXPERTS, ROUTER, TIME, Inspection
 from switch_lm.pages.document import Bullets, Cell, Code, Document, Part, Section, Table, Text
 from switch_lm.pages.expert_maps import layer_name
+from switch_lm.stats.clusters import plus_minus
+from switch_lm.stats.information import SHIFTS
 from switch_lm.stats.intervals import Estimate
 
 MOST_EXPERTS = 64  # that a coloured text tells apart
@@ -44,18 +48,16 @@ def build(inspections: Sequence[Inspection], *, command: str) -> Document:
 
 def _summary(one: Inspection) -> str:
     """The main figures, from the lowest to the highest of a model's layers."""
-    character = [layer[0].share for layer in one.atlas.explained]
-    chance = max(layer[0].chance for layer in one.atlas.explained)
+    character = [layer[0].beyond.mean for layer in one.atlas.explained]
     explained = f"{character[0]:.0%}" if len(character) == 1 else f"{min(character):.0%} to {max(character):.0%}"
     gains = [judged.chosen_gains_on_random for judged in one.counterfactual.held]
-    better = [gain.mean for gain in gains if gain.resolved and gain.mean > 0]
+    better = [gain.mean for gain in gains if gain.mean > 0 and gain.resolved(one.counterfactual.comparisons)]
     by = f", by {min(better):.2f} to {max(better):.2f} nats" if better else ""
-    costs = [layer.averaged for layer in one.ablation.layers]
-    worth = sum(cost.resolved and cost.mean > 0 for cost in costs)
+    worth = sum(costs(layer.averaged, one.ablation.comparisons) for layer in one.ablation.layers)
     return (
-        f"In `{one.name}` the character itself explains {explained} of the choice of expert (chance at most "
-        f"{chance:.1%}); the router beats a random one in {len(better)} of {len(gains)} layers{by}; and its experts "
-        f"are worth more than their mean in {worth} of {len(costs)}."
+        f"In `{one.name}` the character itself explains {explained} of the choice of expert beyond chance; the "
+        f"router beats a random one in {len(better)} of {len(gains)} layers{by}; and its experts "
+        f"are worth more than their mean in {worth} of {len(one.ablation.layers)}."
     )
 
 
@@ -69,13 +71,24 @@ def _how(inspections: Sequence[Inspection], command: str) -> Section:
             Text(
                 f"On {B} windows of {S} characters, {B * S:,} in all, spread evenly over the validation split: the "
                 "same for every model with this text. Nothing is dropped unless stated. Of several choices the "
-                "first counts as a token's expert. Intervals are of 95 %, with windows as the independent draws. "
+                "first counts as a token's expert. ± is half of a 95 % interval. Windows are the units: they were "
+                f"sampled independently, characters were not. {_drops_read(inspections)}What is claimed holds for "
+                "intervals that are corrected for all of their section: in 19 sections of 20 none is false. "
                 f"The router is judged on {judged:,} of these characters per layer, the experts on {WINDOWS} windows."
             ),
             Bullets(checkpoints),
             Code(command),
         ),
     )
+
+
+def _drops_read(inspections: Sequence[Inspection]) -> str:
+    units = [
+        f"of `{one.name}` on {one.drops.dropped_LBS.shape[1]} windows, each {one.drops.unit} a unit"
+        for one in inspections
+        if one.drops is not None
+    ]
+    return f"Drops are read {'; '.join(units)}. " if units else ""
 
 
 def _explained_table(inspections: Sequence[Inspection]) -> Table:
@@ -85,7 +98,7 @@ def _explained_table(inspections: Sequence[Inspection]) -> Table:
     for one in inspections:
         for of_label in zip(*one.atlas.explained, strict=True):
             cells = {
-                block: Cell(f"{x.share:.1%} ({x.chance:.1%})", x.share)
+                block: _estimate(x.beyond, one.atlas.comparisons, ".1%", f" ({x.chance:.1%})")
                 for block, x in zip(one.blocks, of_label, strict=True)
             }
             beyond = f", beyond the {of_label[0].given}" if of_label[0].given else ""
@@ -95,8 +108,8 @@ def _explained_table(inspections: Sequence[Inspection]) -> Table:
         "How much of the choice of expert a label explains",
         ("label", *map(layer_name, blocks)),
         tuple(rows),
-        "The share of the choice's entropy: 0 % nothing, 100 % the label determines the expert. In brackets by chance: "
-        "the same label shifted along the text, mean of 100 shifts.",
+        "The share of the choice's entropy less what chance explains. In brackets, chance: the same label shifted "
+        f"along the text, mean of {SHIFTS} shifts. {_stars(inspections, lambda one: one.atlas)}",
     )
 
 
@@ -104,10 +117,10 @@ def _router_table(inspections: Sequence[Inspection]) -> Table:
     rows = [
         (
             _named(inspections, one, f"{layer_name(number)}, {judged.gate}"),
-            Cell(f"{judged.best.mean:.1%} ({judged.chance:.1%})", judged.best.mean),
-            Cell(f"{judged.rank.mean:.2f}", judged.rank.mean),
-            _nats(judged.chosen_gains_on_random),
-            _nats(judged.best_gains),
+            Cell(f"{plus_minus(judged.best, '.1%')} ({judged.chance:.1%})", judged.best.mean),
+            Cell(plus_minus(judged.rank, ".2f"), judged.rank.mean),
+            _estimate(judged.chosen_gains_on_random, one.counterfactual.comparisons),
+            Cell(plus_minus(judged.best_gains, "+.4f"), judged.best_gains.mean),
         )
         for one in inspections
         for number, *pair in zip(one.blocks, one.counterfactual.held, one.counterfactual.own, strict=True)
@@ -123,8 +136,8 @@ def _router_table(inspections: Sequence[Inspection]) -> Table:
             "the best gains on it",
         ),
         tuple(rows),
-        "In brackets by chance. Nats of the token's next character, with 95 % intervals. The best one is known in "
-        "hindsight only.",
+        "In brackets by chance. Gains are nats of the token's next character. The best one is known in hindsight only. "
+        + _stars(inspections, lambda one: one.counterfactual),
     )
 
 
@@ -132,15 +145,14 @@ def _expert_table(inspections: Sequence[Inspection]) -> Table:
     rows = []
     for one in inspections:
         for number, layer in zip(one.blocks, one.ablation.layers, strict=True):
-            worst = max(range(len(layer.off)), key=lambda e: layer.off[e].mean)
-            swapped, similar = [cost.mean for cost in layer.swapped.values()], layer.similarity.between
+            number_of, similar = one.ablation.comparisons, layer.similarity.between
             rows.append(
                 (
                     _named(inspections, one, layer_name(number)),
-                    Cell(f"expert {worst}: {layer.off[worst].mean:+.4f}", layer.off[worst].mean),
-                    Cell(f"{sum(swapped) / len(swapped):+.4f}") if swapped else Cell("-"),
-                    _nats(layer.averaged),
-                    Cell(f"{layer.all_off.mean:+.4f}", layer.all_off.mean),
+                    _estimate(layer.costliest.cost, number_of, before=f"expert {layer.costliest.expert}: "),
+                    _estimate(layer.any_swapped, number_of) if layer.any_swapped else Cell("-"),
+                    _estimate(layer.averaged, number_of),
+                    _estimate(layer.all_off, number_of),
                     Cell("-" if similar is None else f"{similar:.2f} ({layer.similarity.chance:.2f})", similar),
                 )
             )
@@ -148,8 +160,9 @@ def _expert_table(inspections: Sequence[Inspection]) -> Table:
         "What changing the experts does to the loss",
         ("layer", "the costliest one off", "two swapped (mean)", "all averaged into one", "the layer off", "cosine"),
         tuple(rows),
-        f"Nats per character on {WINDOWS} windows, the router as it is. Averaged: all give the mean of their outputs. "
-        "Cosine of two experts' outputs for one token, in brackets for two unrelated ones.",
+        f"Nats per character on {WINDOWS} windows, the router as it is. The costliest one is chosen on half of them "
+        "and estimated on the others. Averaged: all give the mean of their outputs. Cosine of two experts' outputs for "
+        "one token, in brackets for two unrelated ones. " + _stars(inspections, lambda one: one.ablation),
     )
 
 
@@ -158,6 +171,13 @@ def _named(inspections: Sequence[Inspection], one: Inspection, name: str) -> Cel
     return Cell(name if len(inspections) == 1 else f"{one.name}: {name}")
 
 
-def _nats(estimate: Estimate) -> Cell:
-    interval = "" if estimate.low is None else f" ({estimate.low:+.4f} to {estimate.high:+.4f})"
-    return Cell(f"{estimate.mean:+.4f}{interval}", estimate.mean)
+def _estimate(estimate: Estimate, comparisons: int, form: str = "+.4f", after: str = "", before: str = "") -> Cell:
+    star = " *" if estimate.resolved(comparisons) else ""
+    return Cell(f"{before}{plus_minus(estimate, form)}{star}{after}", estimate.mean)
+
+
+def _stars(inspections: Sequence[Inspection], part: Callable[[Inspection], Atlas | Counterfactual | Ablation]) -> str:
+    """What ± and * mean in a table, and for how many intervals of each model they are corrected."""
+    several = len(inspections) > 1
+    counts = (f"{part(one).comparisons}{f' of {one.name}' if several else ''}" for one in inspections)
+    return f"± is half of a 95 % interval; * differs from 0, corrected for all {' and '.join(counts)} intervals here."

@@ -16,12 +16,13 @@ from switch_lm.model.transformer import SwitchLM, evaluating
 from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.reading import Probe, rewind, switch_layers
 from switch_lm.probe.subject import LayerCall, calls, used
-from switch_lm.stats.clusters import mean, nats
+from switch_lm.stats.clusters import at_most, mean, nats, plus_minus, without_interval
 from switch_lm.stats.intervals import Estimate
 
 POSITIONS = 12  # in each window
 SAME = 1e-5  # nats; losses that are closer differ only by rounding
 SAME_GATE = 1e-4
+INTERVALS = 5  # of each judgement
 HELD, OWN = "the chosen expert's gate", "its own gate"
 
 
@@ -43,19 +44,22 @@ class Judgement:
     best_gains_on_random: Estimate  # mean loss of all experts less that of the best one
     chosen_gains_on_random: Estimate  # mean loss of all experts less that of the chosen one
 
-    def findings(self) -> list[str]:
+    def findings(self, comparisons: int) -> list[str]:
+        """`comparisons`: of all layers and gates, for which intervals are corrected."""
         against = self.chosen_gains_on_random
-        word = (
-            "not better or worse than a random one by any visible amount" if not against.resolved
-            else "better than a random one" if against.mean > 0 else "worse than a random one"
-        )  # fmt: skip
+        if against.error is None:
+            verdict = f"whether it is better than a random one is open ({without_interval(against)})"
+        elif against.resolved(comparisons):
+            verdict = f"it is {'better' if against.mean > 0 else 'worse'} than a random one, by {nats(against)}"
+        else:
+            verdict = f"it differs from a random one by {at_most([against], comparisons, either_way=True)}"
         mean_rank = (self.num_experts + 1) / 2
         experts = f"{self.num_experts:g}" if self.num_experts.is_integer() else f"{self.num_experts:.1f} (on average)"
         return [
-            f"With {self.gate} the chosen expert was the best of {experts} for {self.best.mean:.1%} of "
-            f"tokens (chance {self.chance:.1%}), its mean rank {self.rank.mean:.2f} (chance {mean_rank:.1f}); "
-            f"it is {word}, by {nats(against)}. In hindsight the best one would have gained "
-            f"{self.best_gains.mean:.4f} nats on it, and {self.best_gains_on_random.mean:.4f} on a random one."
+            f"With {self.gate} the chosen expert was the best of {experts} for {plus_minus(self.best, '.1%')} of "
+            f"tokens (chance {self.chance:.1%}), its mean rank {plus_minus(self.rank, '.2f')} (chance "
+            f"{mean_rank:.1f}); {verdict}. In hindsight the best one would have gained {nats(self.best_gains)} on it, "
+            f"and {nats(self.best_gains_on_random)} on a random one."
         ]
 
 
@@ -67,10 +71,15 @@ class Counterfactual:
     own: tuple[Judgement, ...]
     num_tokens: int  # per layer
 
+    @property
+    def comparisons(self) -> int:
+        """How many intervals there are: each is corrected for all."""
+        return INTERVALS * (len(self.held) + len(self.own))
+
     def findings(self, blocks: Sequence[int]) -> list[str]:
         """Two sentences per layer, named by its block."""
         layers = zip(blocks, self.held, self.own, strict=True)
-        return [f"Layer {n}: {text}" for n, *pair in layers for one in pair for text in one.findings()]
+        return [f"Layer {n}: {text}" for n, *pair in layers for one in pair for text in one.findings(self.comparisons)]
 
 
 def counterfactual(model: SwitchLM, probe: Probe, *, positions: int = POSITIONS, say: Say = silent) -> Counterfactual:

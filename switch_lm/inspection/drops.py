@@ -10,10 +10,10 @@ from switch_lm.inspection.atlas import CHARACTER
 from switch_lm.measure.scoring import negative_log_likelihood
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.progress import Say, silent
-from switch_lm.probe.reading import Probe, Reading, rewind, switch_layers
-from switch_lm.probe.subject import Subject, noise, without_slot
+from switch_lm.probe.reading import Probe, read, rewind, switch_layers
+from switch_lm.probe.subject import Subject, noise, promised, without_slot
 from switch_lm.routers.routing import Routing
-from switch_lm.stats.clusters import difference, mean_where, nats
+from switch_lm.stats.clusters import LEAST, at_most, bound, difference, mean_where, nats, plus_minus, without_interval
 from switch_lm.stats.information import Explained, explained
 from switch_lm.stats.intervals import Estimate
 
@@ -29,6 +29,7 @@ class Drops:
 
     capacity_factor: float
     batch_size: int
+    unit: str  # what was sampled independently: "batch" if its rows share places, else "window"
     dropped_LBS: Tensor
     by_character_LV: Tensor
     by_position_LS: Tensor
@@ -43,6 +44,11 @@ class Drops:
     at_once_by_chance: tuple[float, ...]  # if layers dropped independently
 
     @property
+    def comparisons(self) -> int:
+        """How many intervals there are: each is corrected for all."""
+        return len(self.character) + 4
+
+    @property
     def share_L(self) -> list[float]:
         """Of each layer's tokens."""
         return self.dropped_LBS.float().mean(dim=(1, 2)).tolist()
@@ -54,25 +60,47 @@ class Drops:
         if self.cost is None:
             return [f"{setting}, drops by layer: {shares}.", "No token of the probe was dropped."]
         layers = zip(blocks, self.character, strict=True)
-        known = [f"layer {n} {x.share:.1%} (chance {x.chance:.1%})" for n, x in layers if x.beyond_chance]
-        settled = "" if self.cost.resolved else ", which this probe cannot tell from 0"
+        known = [
+            f"layer {n} {plus_minus(x.beyond, '.1%')} (chance {x.chance:.1%})"
+            for n, x in layers
+            if x.beyond_chance(self.comparisons)
+        ]
+        unsettled = self.cost.error is not None and not self.cost.resolved(self.comparisons)
+        most = f": {at_most([self.cost], self.comparisons)}" if unsettled else ""
         several, by_chance = sum(self.at_once[2:]), sum(self.at_once_by_chance[2:])
+        batches = self.dropped_LBS.shape[1] // self.batch_size
+        few = f"Rows of a batch share places, so that a batch is one unit; an interval needs {LEAST}, and this text has"
         return [
             f"{setting}, drops by layer: {shares}.",
-            _compared("the later half of a window", "the earlier one", self.late_positions),
-            _compared("the later half of a batch's rows", "the earlier one", self.late_rows),
-            _compared("the fifth that is hardest to predict", "the easiest", self.hardest),
-            f"The character explains who is dropped: {', '.join(known)}." if known
-            else "The character explains no more of who is dropped than by chance.",
-            f"Its own drops change a dropped token's loss by {nats(self.cost)}{settled}.",
+            *([f"{few} {batches}."] if self.unit == "batch" and batches < LEAST else []),
+            self._compared("the later half of a window", "the earlier one", self.late_positions),
+            self._compared("the later half of a batch's rows", "the earlier one", self.late_rows),
+            self._compared("the fifth that is hardest to predict", "the easiest", self.hardest),
+            f"The character explains who is dropped, beyond chance: {', '.join(known)}." if known
+            else "That the character explains who is dropped does not show.",
+            f"Its own drops change a dropped token's loss by {nats(self.cost, self.unit)}{most}.",
             f"{several:.2%} of tokens are dropped in several layers ({by_chance:.2%} if layers were independent).",
         ]  # fmt: skip
+
+    def _compared(self, one: str, other: str, estimate: Estimate | None) -> str:
+        if estimate is None:
+            return f"{one.capitalize()} could not be compared with {other}: the probe is too small."
+        share = f"{plus_minus(estimate, '+.2%', self.unit)} of tokens"
+        if estimate.error is None:
+            reason = without_interval(estimate, self.unit)
+            return (
+                f"Whether {one} is dropped more often than {other} is open: {estimate.mean:+.2%} of tokens ({reason})."
+            )
+        if not estimate.resolved(self.comparisons):
+            most = bound([estimate], self.comparisons, either_way=True)
+            return f"Between {one} and {other} no difference shows: {share}, at most {most:.2%} either way."
+        often = "more" if estimate.mean > 0 else "less"
+        return f"{one.capitalize()} is dropped {often} often than {other}: {share}."
 
 
 def drops(
     model: SwitchLM,
     probe: Probe,
-    reading: Reading,
     *,
     batch_size: int,
     capacity_factor: float | None = None,
@@ -81,12 +109,16 @@ def drops(
 ) -> Drops:
     """Runs the model as in training, in whole batches of `batch_size` windows, without dropout, jitter, random drops.
 
-    `capacity_factor`: that of training, unless given; a ValueError where there is none. A router that draws its experts
-    routes as in evaluation.
+    If rows of a batch share places, a batch is one unit: then as many windows are read as LEAST batches have, where the
+    text is long enough. `capacity_factor`: that of training, unless given; a ValueError where there is none. A router
+    that draws its experts routes as in evaluation.
     """
     capacity_factor = capacity_factor or model.config.capacity_factor
     if capacity_factor is None:
         raise ValueError("trained without a capacity: nothing is dropped; give a capacity_factor to try one")
+    if shared := promised(model, training=True, limited=True).depends_on_rows:
+        B, S = probe.ids_BS.shape
+        probe = Probe.of(probe.split_ids, context_length=S, num_windows=max(B, LEAST * batch_size))
     batch_size = min(batch_size, len(probe.ids_BS))
     dropped_LBS, cost_BS = costs(model, probe, batch_size, capacity_factor, seed=seed, say=say)
     windows = len(cost_BS)
@@ -94,10 +126,11 @@ def drops(
         dropped_LBS,
         cost_BS,
         ids_BS=probe.ids_BS[:windows],
-        nll_BS=reading.nll_BS[:windows],
+        nll_BS=read(model, probe).nll_BS[:windows],
         num_characters=model.vocab_size,
         capacity_factor=capacity_factor,
         batch_size=batch_size,
+        shared=shared,
         seed=seed,
     )
 
@@ -157,11 +190,12 @@ def summary(
     num_characters: int,
     capacity_factor: float,
     batch_size: int,
+    shared: bool,
     seed: int = 0,
 ) -> Drops:
     """`Drops` from what was dropped (L, B, S) and what its own drops add to each token's loss (B, S), in nats.
 
-    `nll_BS` is the difficulty.
+    `nll_BS` is the difficulty. `shared`: whether the rows of a batch share places, so that batches are the units.
     """
     (L, B, S), device = dropped_LBS.shape, dropped_LBS.device
     mean_BS, layers_BS = dropped_LBS.float().mean(dim=0), dropped_LBS.sum(dim=0)
@@ -169,26 +203,29 @@ def summary(
     row_BS = (torch.arange(B, device=device) % batch_size)[:, None].expand(B, S)
     fifth_BS = (nll_BS.flatten().argsort(stable=True).argsort() * FIFTHS // nll_BS.numel()).view(B, S)
 
-    def halves(index_BS: Tensor, size: int, rows: int) -> Estimate | None:
-        late_BS, early_BS = index_BS >= (size + 1) // 2, index_BS < size // 2
-        return difference(*(x_BS.reshape(rows, -1) for x_BS in (mean_BS, late_BS, early_BS)))
+    def units(value_BS: Tensor) -> Tensor:
+        """One row for each unit."""
+        return value_BS.reshape(B // batch_size if shared else B, -1)
+
+    def halves(index_BS: Tensor, size: int) -> Estimate | None:
+        return difference(*map(units, (mean_BS, index_BS >= (size + 1) // 2, index_BS < size // 2)))
 
     return Drops(
         capacity_factor,
         batch_size,
+        "batch" if shared else "window",
         dropped_LBS,
         by_character_LV=_shares(dropped_LBS, ids_BS, num_characters),
         by_position_LS=_shares(dropped_LBS, position_BS, S),
         by_row_LR=_shares(dropped_LBS, row_BS, batch_size),
         by_difficulty_LQ=_shares(dropped_LBS, fifth_BS, FIFTHS),
         character=tuple(
-            explained(dropped_BS.flatten().long(), ids_BS.flatten(), label=CHARACTER, seed=seed)
-            for dropped_BS in dropped_LBS
+            explained(units(dropped_BS).long(), units(ids_BS), label=CHARACTER, seed=seed) for dropped_BS in dropped_LBS
         ),
-        late_positions=halves(position_BS, S, B),
-        late_rows=halves(row_BS, batch_size, B // batch_size),  # rows of a batch share their experts' capacity
-        hardest=difference(mean_BS, fifth_BS == FIFTHS - 1, fifth_BS == 0),
-        cost=mean_where(cost_BS, layers_BS > 0),
+        late_positions=halves(position_BS, S),
+        late_rows=halves(row_BS, batch_size),
+        hardest=difference(*map(units, (mean_BS, fifth_BS == FIFTHS - 1, fifth_BS == 0))),
+        cost=mean_where(units(cost_BS), units(layers_BS > 0)),
         at_once=tuple((layers_BS == n).float().mean().item() for n in range(L + 1)),
         at_once_by_chance=independent(dropped_LBS.double().mean(dim=(1, 2)).tolist()),
     )
@@ -209,15 +246,3 @@ def independent(share_L: list[float]) -> tuple[float, ...]:
         here, one_more = [p * (1 - share) for p in probability] + [0.0], [0.0] + [p * share for p in probability]
         probability = [a + b for a, b in zip(here, one_more, strict=True)]
     return tuple(probability)
-
-
-def _compared(one: str, other: str, estimate: Estimate | None) -> str:
-    if estimate is None:
-        return f"{one.capitalize()} could not be compared with {other}: the probe is too small."
-    if estimate.low is None or estimate.high is None:
-        return f"Whether {one} is dropped more often than {other} cannot be told from one batch."
-    if not estimate.resolved:
-        interval = f"{estimate.mean:+.2%} of tokens, 95 % interval {estimate.low:+.2%} to {estimate.high:+.2%}"
-        return f"Between {one} and {other} no difference shows ({interval})."
-    often = "more" if estimate.mean > 0 else "less"
-    return f"{one.capitalize()} is dropped {often} often than {other}: {estimate.mean:+.2%} of tokens."

@@ -41,14 +41,19 @@ class History:
     count_V: Tensor
     skipped: tuple[str, ...]  # checkpoints that could not be read, and why
 
+    @property
+    def comparisons(self) -> int:
+        """How many intervals decide: those of the last checkpoint."""
+        return len(self.character[-1])
+
     def specialised_at(self, layer: int) -> int | None:
         """The step from which on the character explains at least 90 % of what it explains at the end, beyond chance.
 
         None if it explains no more than chance at the end.
         """
-        if not self.character[-1][layer].beyond_chance:
+        if not self.character[-1][layer].beyond_chance(self.comparisons):
             return None
-        beyond = [layers[layer].share - layers[layer].chance for layers in self.character]
+        beyond = [layers[layer].beyond.mean for layers in self.character]
         below = [n for n, value in enumerate(beyond) if value < SETTLED * beyond[-1]]
         return self.steps[below[-1] + 1 if below else 0]
 
@@ -60,15 +65,15 @@ class History:
     def _layer(self, layer: int, characters: str) -> str:
         last, at = self.character[-1][layer], self.specialised_at(layer)
         if at is None:
-            parts = [f"at the end the {last} explains no more of the choice than by chance"]
+            parts = [f"that the character explains the choice at the end, more than by chance, does not show: {last}"]
         elif len(self.steps) == 1:
-            parts = [f"at step {self.steps[0]:,} the choice is explained by {last}"]
+            parts = [f"at step {self.steps[0]:,} the choice is explained, more than by chance, by {last}"]
         else:
             moved = self.to_last[self.steps.index(at)][layer].share
             first = " (the first checkpoint)" if at == self.steps[0] else ""
             parts = [
-                f"in the end the choice is explained by {last}, and nearly as much since step {at:,}{first}, though "
-                f"{moved:.0%} of tokens have changed their expert since"
+                f"in the end the choice is explained, more than by chance, by {last}, and nearly as much since step "
+                f"{at:,}{first}, though {moved:.0%} of tokens have changed their expert since"
             ]
         if self.since_before:
             change = self.since_before[-1][layer]
@@ -129,7 +134,7 @@ def compared(
         loss=tuple(one.loss for one in moments),
         character=tuple(
             tuple(
-                explained(expert_BS.flatten(), character_T, label=CHARACTER, seed=seed, shifts=shifts)
+                explained(expert_BS, probe.ids_BS, label=CHARACTER, seed=seed, shifts=shifts)
                 for expert_BS in one.expert_LBS
             )
             for one in moments

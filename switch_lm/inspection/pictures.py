@@ -100,8 +100,8 @@ def router_picture(one: Inspection, key: str) -> Picture:
     """How often the chosen expert was the best, beside chance."""
     held = one.counterfactual.held
     x = tuple(float(n) for n in range(len(held)))
-    low, high = ([getattr(judged.best, end) for judged in held] for end in ("low", "high"))
-    interval = (None, None) if None in low else (tuple(low), tuple(high))
+    intervals = [interval for judged in held if (interval := judged.best.interval()) is not None]
+    low_high = zip(*intervals, strict=True) if len(intervals) == len(held) else ()
     return Picture(
         name=f"router_{key}",
         title=f"{one.name}: how often the chosen expert was the best",
@@ -109,7 +109,7 @@ def router_picture(one: Inspection, key: str) -> Picture:
         x_label="layer",
         y_label="share of tokens",
         series=(
-            Series("chosen expert", x, tuple(judged.best.mean for judged in held), *interval),
+            Series("chosen expert", x, tuple(judged.best.mean for judged in held), *low_high),
             Series("chance", x, tuple(judged.chance for judged in held)),
         ),
         x_names=tuple(map(layer_name, one.blocks)),

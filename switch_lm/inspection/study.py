@@ -28,6 +28,13 @@ ATLAS, DROPS, ROUTER, EXPERTS, TIME = (
 )
 
 
+def corrected(comparisons: int) -> str:
+    """For the end of a list of findings."""
+    return (
+        f"± is half of a 95 % interval; what is claimed or bounded is corrected for all {comparisons} intervals here."
+    )
+
+
 @dataclass(frozen=True)
 class Inspection:
     """All results for one model, and the probe that they were measured on."""
@@ -58,12 +65,18 @@ class Inspection:
         nothing = ["It was trained without a capacity: nothing is dropped."]
         alone = ["The checkpoint lies in no run's folder: there is no other to compare it with."]
         return {
-            ATLAS: self.atlas.findings(self.blocks),
-            DROPS: nothing if self.drops is None else self.drops.findings(self.blocks),
-            ROUTER: self.counterfactual.findings(self.blocks),
-            EXPERTS: self.ablation.findings(self.blocks),
-            TIME: alone if self.history is None else self.history.findings(self.blocks, self.vocabulary.characters),
+            ATLAS: [*self.atlas.findings(self.blocks), corrected(self.atlas.comparisons)],
+            DROPS: nothing if self.drops is None else self._drops(self.drops),
+            ROUTER: [*self.counterfactual.findings(self.blocks), corrected(self.counterfactual.comparisons)],
+            EXPERTS: [*self.ablation.findings(self.blocks), corrected(self.ablation.comparisons)],
+            TIME: alone if self.history is None else self._history(self.history),
         }
+
+    def _drops(self, drops: Drops) -> list[str]:
+        return drops.findings(self.blocks) + [corrected(drops.comparisons)] * (drops.cost is not None)
+
+    def _history(self, history: History) -> list[str]:
+        return [*history.findings(self.blocks, self.vocabulary.characters), corrected(history.comparisons)]
 
 
 def inspect(
@@ -89,7 +102,7 @@ def inspect(
     explained = atlas(reading, labels(probe, vocabulary), num_characters=len(vocabulary), say=say)
     say("drops", stage=True)
     batch_size, limited = header.config["data"]["batch_size"], model.config.capacity_factor is not None
-    dropped = drops(model, probe, reading, batch_size=batch_size, say=say) if limited else None
+    dropped = drops(model, probe, batch_size=batch_size, say=say) if limited else None
     say("counterfactual", stage=True)
     judged = counterfactual(model, probe, say=say)
     say("ablation", stage=True)

@@ -13,6 +13,7 @@ from switch_lm.inspection.study import Inspection
 from switch_lm.pages.expert_maps import visible
 from switch_lm.pages.page import to_html
 from switch_lm.pages.pictures import files_of
+from switch_lm.stats.intervals import Estimate
 from switch_lm.storage.files import replacing
 
 Row = dict[str, object]
@@ -61,17 +62,16 @@ def _rows(one: Inspection) -> dict[str, list[Row]]:
         for expert, count in enumerate(count_E)
     ]
     explained: list[Row] = [
-        {"layer": layer, "label": x.label, "given": x.given, "share": x.share, "chance": x.chance,
-         "chance_95": x.chance_high}
+        {"layer": layer, "label": x.label, "given": x.given, "share": x.share, "chance": x.chance}
+        | _estimate("beyond_chance", x.beyond, one.atlas.comparisons)
         for layer, of_layer in zip(one.blocks, one.atlas.explained, strict=True)
         for x in of_layer
     ]  # fmt: skip
     router: list[Row] = [
         {
             "layer": layer, "gate": x.gate, "best": x.best.mean, "best_by_chance": x.chance, "mean_rank": x.rank.mean,
-            "gain_on_random": x.chosen_gains_on_random.mean, "low": x.chosen_gains_on_random.low,
-            "high": x.chosen_gains_on_random.high, "best_gains": x.best_gains.mean,
-        }
+            "best_gains": x.best_gains.mean,
+        } | _estimate("gain_on_random", x.chosen_gains_on_random, one.counterfactual.comparisons)
         for layer, *pair in zip(one.blocks, one.counterfactual.held, one.counterfactual.own, strict=True)
         for x in pair
     ]  # fmt: skip
@@ -83,14 +83,22 @@ def _rows(one: Inspection) -> dict[str, list[Row]]:
     return result
 
 
+def _estimate(name: str, estimate: Estimate, comparisons: int) -> Row:
+    """Its 95 % interval, and whether it differs from 0 when corrected for so many comparisons."""
+    low, high = estimate.interval() or (None, None)
+    return {name: estimate.mean, "low": low, "high": high, "resolved": estimate.resolved(comparisons)}
+
+
 def _experts(one: Inspection) -> list[Row]:
     rows: list[Row] = []
     for layer, changed in zip(one.blocks, one.ablation.layers, strict=True):
+        costliest = changed.costliest
         changes = {f"without {e}": cost for e, cost in enumerate(changed.off)}
         changes |= {f"{i} and {j} swapped": cost for (i, j), cost in changed.swapped.items()}
         changes |= {"all averaged": changed.averaged, "layer off": changed.all_off}
+        changes |= {f"without {costliest.expert}, which was chosen on the other windows": costliest.cost}
         rows += [
-            {"layer": layer, "change": c, "nats": x.mean, "low": x.low, "high": x.high} for c, x in changes.items()
+            {"layer": layer, "change": c} | _estimate("nats", x, one.ablation.comparisons) for c, x in changes.items()
         ]
         rows += [
             {"layer": layer, "change": f"cosine of {j} and {i}", "nats": cosine}

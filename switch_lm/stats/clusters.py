@@ -1,52 +1,108 @@
-"""Means over characters whose windows, not characters, are the independent draws."""
+"""Means over characters whose windows, not characters, were sampled independently, and how they are printed."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from switch_lm.stats.intervals import Estimate, t_quantile
+from switch_lm.stats.intervals import ROUNDING, Estimate
+
+LEAST = 8  # rows; fewer give no interval: see docs/statistics.md
+DECIDED = 2.0  # effective rows; with fewer one row decides, and there is no interval
 
 
 def mean(value_BN: Tensor) -> Estimate:
-    """With a 95 % interval over the B rows; `count`: rows."""
-    return _estimate(*_part(value_BN.double(), torch.ones_like(value_BN, dtype=torch.bool)))
+    """Over all values, with the B rows as the units: t with B - 1 degrees of freedom."""
+    return _marked(value_BN.double(), [torch.ones_like(value_BN, dtype=torch.bool)])
 
 
 def mean_where(value_BN: Tensor, where_BN: Tensor) -> Estimate | None:
-    """The same of the values marked; None if none is.
-
-    Linearised, since rows may hold unequal numbers of them (Cochran, Sampling Techniques, 6.3).
-    """
-    return _estimate(*_part(value_BN.double(), where_BN)) if where_BN.any() else None
+    """The same over the values marked; None if none is. Only rows that hold marks count."""
+    return _marked(value_BN.double(), [where_BN]) if where_BN.any() else None
 
 
 def difference(value_BN: Tensor, first_BN: Tensor, second_BN: Tensor) -> Estimate | None:
-    """The mean of the values marked `first` less that of those marked `second`; None if one mark is nowhere."""
-    if not (first_BN.any() and second_BN.any()):
-        return None
-    (first, first_B), (second, second_B) = (_part(value_BN.double(), where_BN) for where_BN in (first_BN, second_BN))
-    return _estimate(first - second, first_B - second_B)
+    """The mean of the values marked `first` less that of those marked `second`; None if one mark is nowhere.
+
+    `count`: rows with the mark that fewer rows hold.
+    """
+    return _marked(value_BN.double(), [first_BN, second_BN]) if first_BN.any() and second_BN.any() else None
 
 
-def _part(value_BN: Tensor, where_BN: Tensor) -> tuple[float, Tensor]:
-    """A mean, and how far each row moves it."""
-    count = int(where_BN.sum())
-    center = value_BN[where_BN].sum().item() / count
-    return center, ((value_BN - center) * where_BN).sum(dim=1) / count
+def _marked(value_BN: Tensor, marks: Sequence[Tensor]) -> Estimate:
+    """The mean of the first marks, less that of the second if there are any."""
+    number_MB = torch.stack([where_BN.sum(dim=1) for where_BN in marks]).double()
+    total_MB = torch.stack([(value_BN * where_BN).sum(dim=1) for where_BN in marks])
+    number_M1, total_M1 = number_MB.sum(dim=1, keepdim=True), total_MB.sum(dim=1, keepdim=True)
+    center, count = _first_less_second(total_M1 / number_M1).item(), int((number_MB > 0).sum(dim=1).min())
+    if count < LEAST:
+        return Estimate(center, count)
+    without_B = _first_less_second((total_M1 - total_MB) / (number_M1 - number_MB))
+    effective = (number_M1[:, 0].square() / number_MB.square().sum(dim=1)).min().item()
+    scale = value_BN.abs().max().item()
+    return jackknife(center, without_B[(number_MB > 0).any(dim=0)], count=count, effective=effective, scale=scale)
 
 
-def _estimate(center: float, residual_B: Tensor) -> Estimate:
-    rows = residual_B.numel()
-    if rows < 2:
-        return Estimate(center, rows)
-    error = math.sqrt(rows / (rows - 1) * residual_B.square().sum().item())
-    half = t_quantile(rows - 1) * error
-    return Estimate(center, rows, error * math.sqrt(rows), center - half, center + half)
+def _first_less_second(mean_MB: Tensor) -> Tensor:
+    return mean_MB[0] if len(mean_MB) == 1 else mean_MB[0] - mean_MB[1]
 
 
-def nats(estimate: Estimate) -> str:
-    """The mean with its interval, signed."""
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:+.4f} nats (one window: no interval)"
-    return f"{estimate.mean:+.4f} nats (95 % interval {estimate.low:+.4f} to {estimate.high:+.4f})"
+def jackknife(center: float, without_G: Tensor, *, count: int, effective: float, scale: float) -> Estimate:
+    """From a statistic and its values without each of G units (delete-one jackknife).
+
+    `effective`: Kish's number of units, (sum n)^2 / sum n^2 for n marks in a unit, which is G if all have equally many;
+    degrees of freedom are one less. `scale`: of the values; a spread that is only their rounding gives no interval.
+    """
+    units = len(without_G)
+    error = math.sqrt((units - 1) / units * (without_G - center).square().sum().item())
+    holds = error > ROUNDING * scale and effective >= DECIDED
+    return Estimate(center, count, error, effective - 1.0) if holds else Estimate(center, count)
+
+
+def nats(estimate: Estimate, unit: str = "window") -> str:
+    """The mean ± half of its 95 % interval, signed."""
+    reason = f" ({without_interval(estimate, unit)})" if estimate.error is None else ""
+    return f"{_mean_and_half(estimate, '+.4f')} nats{reason}"
+
+
+def plus_minus(estimate: Estimate, form: str, unit: str = "window") -> str:
+    """The same in a form of format(), such as +.2%."""
+    reason = f" ({without_interval(estimate, unit)})" if estimate.error is None else ""
+    return f"{_mean_and_half(estimate, form)}{reason}"
+
+
+def _mean_and_half(estimate: Estimate, form: str) -> str:
+    if (half := estimate.half()) is None:
+        return f"{estimate.mean:{form}}"
+    form = _precise(half, form)
+    return f"{estimate.mean:{form}} ± {half:{form.lstrip('+')}}"
+
+
+def without_interval(estimate: Estimate, unit: str = "window") -> str:
+    """Why an estimate has no interval."""
+    units = unit if estimate.count == 1 else f"{unit}es" if unit.endswith("ch") else f"{unit}s"
+    alike = ", all equal or decided by one" if estimate.count >= LEAST else ""
+    return f"{'one' if estimate.count == 1 else estimate.count} {units}{alike}: no interval"
+
+
+def bound(estimates: Iterable[Estimate], comparisons: int, *, either_way: bool = False) -> float:
+    """The largest upper end of the corrected intervals, at least 0; `either_way`: what none exceeds in size."""
+    ends = [0.0]
+    for low, high in filter(None, (one.interval(comparisons) for one in estimates)):
+        ends.append(max(-low, high) if either_way else high)
+    return max(ends)
+
+
+def at_most(estimates: Iterable[Estimate], comparisons: int, *, either_way: bool = False) -> str:
+    """That bound in nats."""
+    value = bound(estimates, comparisons, either_way=either_way)
+    return f"at most {value:{_precise(value, '.4f')}} nats"
+
+
+def _precise(size: float, form: str) -> str:
+    """With so many digits that what is not 0 does not look like it."""
+    digits = int(form[-2])
+    while size > 0.0 and digits < 9 and float(f"{size:.{digits}{form[-1]}}".rstrip("%")) == 0.0:
+        digits += 1
+    return f"{form[:-2]}{digits}{form[-1]}"

@@ -12,18 +12,19 @@ from torch import Tensor
 from switch_lm.inspection.drops import Drops, costs, drops, independent, summary
 from switch_lm.measure.scoring import whole
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.reading import Probe, read
-from switch_lm.stats.clusters import difference, mean, mean_where
-from switch_lm.stats.intervals import t_quantile
+from switch_lm.probe.reading import Probe
+from switch_lm.stats.clusters import at_most, nats, plus_minus
+from switch_lm.stats.intervals import Estimate
 from switch_lm.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(TEXT)
 PROBE = Probe.of(VOCABULARY.encode(TEXT), context_length=16, num_windows=16)
 BATCH_SIZE = 4
+LONGER = Probe.of(PROBE.split_ids, context_length=16, num_windows=8 * BATCH_SIZE)
 
 
 def drops_of(model: SwitchLM, **options: Any) -> Drops:
-    return drops(model, PROBE, read(model, PROBE), batch_size=BATCH_SIZE, **options)
+    return drops(model, PROBE, batch_size=BATCH_SIZE, **options)
 
 
 def all_to_one(model: SwitchLM) -> SwitchLM:
@@ -33,22 +34,25 @@ def all_to_one(model: SwitchLM) -> SwitchLM:
     return model
 
 
-def summarized(dropped_BS: Tensor, nll_BS: Tensor | None = None, cost_BS: Tensor | None = None) -> Drops:
-    """One layer's drops, by hand."""
+def summarized(
+    dropped_BS: Tensor, nll_BS: Tensor | None = None, cost_BS: Tensor | None = None, *, shared: bool = False
+) -> Drops:
+    """One layer's drops, by hand; unless `shared`, every row has its own places."""
     nothing_BS = torch.zeros(dropped_BS.shape)
     return summary(
         dropped_BS[None],
         nothing_BS if cost_BS is None else cost_BS,
-        ids_BS=PROBE.ids_BS,
+        ids_BS=LONGER.ids_BS if len(dropped_BS) > len(PROBE.ids_BS) else PROBE.ids_BS,
         nll_BS=nothing_BS if nll_BS is None else nll_BS,
         num_characters=len(VOCABULARY),
         capacity_factor=1.0,
         batch_size=BATCH_SIZE,
+        shared=shared,
     )
 
 
-def at_random(share: float, seed: int = 0) -> Tensor:
-    return torch.rand(PROBE.ids_BS.shape, generator=torch.Generator().manual_seed(seed)) < share
+def at_random(share: float, seed: int = 0, probe: Probe = PROBE) -> Tensor:
+    return torch.rand(probe.ids_BS.shape, generator=torch.Generator().manual_seed(seed)) < share
 
 
 # --- In a model
@@ -61,22 +65,25 @@ def test_under_position_order_all_but_the_first_of_a_full_expert_are_dropped() -
     assert result.by_row_LR.tolist() == [[0.5, 1.0, 1.0, 1.0]] * 2
     assert result.by_position_LS.tolist() == [[0.75] * 8 + [1.0] * 8] * 2
     assert result.share_L == [0.875, 0.875]
-    assert result.late_rows is not None and result.late_rows.mean == pytest.approx(0.25) and result.late_rows.resolved
+    assert result.late_rows is not None and result.late_rows == Estimate(0.25, 8)  # in all 8 batches
     assert result.late_positions is not None and result.late_positions.mean == pytest.approx(0.25)
     assert result.at_once == pytest.approx((0.125, 0.0, 0.875))  # both layers drop the same tokens
     assert result.at_once_by_chance == pytest.approx((0.125**2, 2 * 0.125 * 0.875, 0.875**2))
-    assert any("later half of a batch's rows is dropped more often" in text for text in result.findings([0, 1]))
+    open_text = (
+        "Whether the later half of a batch's rows is dropped more often than the earlier one is open: +25.00% of "
+    )
+    assert any(text.startswith(f"{open_text}tokens (8 batches, all equal") for text in result.findings([0, 1]))
 
 
 def test_with_a_single_layer_the_cost_is_the_difference_of_two_passes() -> None:
     """There a drop moves nobody else's logits."""
     model = tiny_model(len(VOCABULARY), num_layers=1, capacity_factor=0.5)
     result = drops_of(model)
-    rows = zip(PROBE.ids_BS.split(BATCH_SIZE), PROBE.target_BS.split(BATCH_SIZE), strict=True)
+    rows = LONGER.batches(BATCH_SIZE)
     with_drops_BS = torch.cat([whole(model, *batch, capacity_factor=0.5) for batch in rows])
-    without_BS = whole(model, PROBE.ids_BS, PROBE.target_BS, capacity_factor=None)
+    without_BS = whole(model, LONGER.ids_BS, LONGER.target_BS, capacity_factor=None)
     assert result.cost is not None and 0.1 < result.share_L[0] < 0.9
-    _, cost_BS = costs(model, PROBE, BATCH_SIZE, 0.5)
+    _, cost_BS = costs(model, LONGER, BATCH_SIZE, 0.5)
     assert torch.allclose(cost_BS, with_drops_BS - without_BS, atol=1e-4)
     expected = (with_drops_BS - without_BS)[result.dropped_LBS[0]].mean().item()
     assert result.cost.mean == pytest.approx(expected, abs=1e-4) and abs(expected) > 1e-3
@@ -136,61 +143,85 @@ def test_random_drops_follow_from_the_seed_and_leave_model_and_random_state_alon
 def test_drops_of_the_hardest_fifth_are_detected() -> None:
     nll_BS = torch.rand(PROBE.ids_BS.shape, generator=torch.Generator().manual_seed(0))
     threshold = nll_BS.flatten().sort().values[int(0.8 * nll_BS.numel())]
-    result = summarized(nll_BS >= threshold, nll_BS)
-    assert result.by_difficulty_LQ[0].tolist() == pytest.approx([0, 0, 0, 0, 1], abs=0.02)
-    assert any("hardest to predict is dropped more often" in text for text in result.findings([0]))
+    result = summarized((nll_BS >= threshold) & at_random(0.9, seed=3), nll_BS)
+    assert result.by_difficulty_LQ[0].tolist() == pytest.approx([0, 0, 0, 0, 0.9], abs=0.05)
+    assert result.hardest is not None
+    expected = f"is dropped more often than the easiest: {plus_minus(result.hardest, '+.2%')} of tokens."
+    assert f"The fifth that is hardest to predict {expected}" in result.findings([0])
 
 
 def test_drops_of_one_character_are_detected() -> None:
     result = summarized(PROBE.ids_BS == 5)
     assert result.by_character_LV[0, 5] == 1.0 and result.by_character_LV[0].nansum() == 1.0
     assert result.character[0].share == pytest.approx(1.0)
-    assert any("character explains who is dropped: layer 3 100.0%" in text for text in result.findings([3]))
+    (text,) = (text for text in result.findings([3]) if "character explains" in text)
+    assert text.startswith(
+        f"The character explains who is dropped, beyond chance: layer 3 {1 - result.character[0].chance:.1%} ±"
+    )
 
 
 def test_drops_at_random_have_no_favourites() -> None:
     nll_BS = torch.rand(PROBE.ids_BS.shape, generator=torch.Generator().manual_seed(1))
     result = [summarized(at_random(0.2, seed), nll_BS) for seed in range(30)]
     for compared in ([t.late_positions for t in result], [t.late_rows for t in result], [t.hardest for t in result]):
-        assert sum(one is not None and one.resolved for one in compared) <= 5
-    assert sum(t.character[0].beyond_chance for t in result) <= 5
-    quiet = next(t for t in result if not (t.character[0].beyond_chance or (t.hardest and t.hardest.resolved)))
-    assert any("explains no more of who is dropped than by chance" in text for text in quiet.findings([0]))
-    assert any("the easiest no difference shows" in text for text in quiet.findings([0]))
+        assert sum(one is not None and one.resolved() for one in compared) <= 5
+        assert sum(one is not None and one.resolved(5) for one in compared) <= 1
+    assert sum(t.character[0].beyond_chance(1) for t in result) <= 5
+    assert "That the character explains who is dropped does not show." in result[0].findings([0])
+    hardest = result[0].hardest
+    low, high = (hardest and hardest.interval(5)) or (0.0, 0.0)
+    expected = f"{plus_minus(hardest, '+.2%')} of tokens, at most {max(-low, high):.2%} either way." if hardest else ""
+    shown = f"Between the fifth that is hardest to predict and the easiest no difference shows: {expected}"
+    assert shown in result[0].findings([0])
 
 
 def test_a_cost_is_distinguished_from_none() -> None:
     dropped_BS = at_random(0.3)
     noise_BS = torch.randn(PROBE.ids_BS.shape, generator=torch.Generator().manual_seed(2))
     costly, free = (summarized(dropped_BS, cost_BS=noise_BS + shift) for shift in (1.0, -noise_BS[dropped_BS].mean()))
-    assert costly.cost is not None and costly.cost.low is not None and 0.5 < costly.cost.low < 1.0
+    assert costly.cost is not None and 0.5 < (costly.cost.interval() or (0.0,))[0] < 1.0
     assert free.cost is not None and free.cost.mean == pytest.approx(0.0, abs=1e-6)
-    assert any("which this probe cannot tell from 0" in text for text in free.findings([0]))
-    assert not any("which this probe cannot tell" in text for text in costly.findings([0]))
+    begin = "Its own drops change a dropped token's loss by"
+    assert free.comparisons == 5  # late positions and rows, the hardest, the cost, and the character of one layer
+    assert f"{begin} {nats(free.cost)}: {at_most([free.cost], 5)}." in free.findings([0])
+    assert f"{begin} {nats(costly.cost)}." in costly.findings([0])
+
+
+# --- What was sampled independently
+
+
+def test_rows_that_share_places_are_one_unit_and_rows_with_places_of_their_own_are_units() -> None:
+    dropped_BS, shape = at_random(0.3, probe=LONGER), LONGER.ids_BS.shape
+    cost_BS, nll_BS = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    batches, windows = (summarized(dropped_BS, nll_BS, cost_BS, shared=shared) for shared in (True, False))
+    for name, of_windows in {"late_positions": 32, "late_rows": 16, "hardest": 31, "cost": 32}.items():
+        assert (getattr(batches, name).count, getattr(windows, name).count) == (8, of_windows), name
+        assert getattr(batches, name).mean == pytest.approx(getattr(windows, name).mean)
+    values = [cost_BS[b : b + 4][dropped_BS[b : b + 4]] for b in range(0, 32, 4)]
+    rest = [torch.cat([*values[:b], *values[b + 1 :]]).mean().item() for b in range(8)]
+    error = (7 / 8 * sum((one - batches.cost.mean) ** 2 for one in rest)) ** 0.5 if batches.cost else 0.0
+    assert batches.cost is not None and batches.cost.error == pytest.approx(error, rel=1e-4)
+    assert batches.cost.freedom == pytest.approx(7.0, abs=0.1)
+    assert (batches.character[0].beyond.count, windows.character[0].beyond.count) == (8, 32)
+
+
+@pytest.mark.parametrize(("group", "rows", "unit"), [("batch", 32, "batch"), ("sequence", 16, "window")])
+def test_as_many_windows_are_read_as_eight_batches_have_where_rows_share_places(
+    group: str, rows: int, unit: str
+) -> None:
+    result = drops_of(tiny_model(len(VOCABULARY), capacity_factor=0.5, capacity_group=group))
+    assert (result.dropped_LBS.shape[1], result.unit) == (rows, unit)
+    assert result.cost is not None and result.cost.error is not None
+
+
+def test_a_text_too_short_for_eight_batches_gives_no_interval_and_says_so() -> None:
+    result = drops(tiny_model(len(VOCABULARY), capacity_factor=0.5), PROBE, batch_size=8)  # 54 windows are 6 batches
+    assert result.cost is not None and result.cost == Estimate(result.cost.mean, 6)
+    text = result.findings([0, 1])
+    assert text[1].endswith("an interval needs 8, and this text has 6.")
+    assert sum("(6 batches: no interval)" in sentence for sentence in text) == 4
 
 
 def test_independent_layers_drop_together_as_often_as_the_product_of_their_shares() -> None:
     assert independent([0.5, 0.5]) == (0.25, 0.5, 0.25)
     assert independent([0.0, 1.0, 0.1]) == pytest.approx((0.0, 0.9, 0.1, 0.0))
-
-
-# --- Estimates over windows
-
-
-def test_windows_not_characters_are_the_independent_draws() -> None:
-    result = mean(torch.tensor([[1.0, 1.0, 1.0], [3.0, 3.0, 3.0]]))
-    error = 1.0  # their deviation, sqrt(2), over sqrt(2)
-    assert result.mean == 2.0 and result.count == 2
-    assert result.high == pytest.approx(2.0 + t_quantile(1) * error)
-
-
-def test_marked_values_and_their_differences_have_means_of_their_own() -> None:
-    value_BN = torch.tensor([[1.0, 2.0, 9.0], [3.0, 4.0, 9.0]])
-    first_BN = torch.tensor([[True, False, False], [True, False, False]])
-    second_BN = torch.tensor([[False, True, False], [False, True, False]])
-    marked, less = mean_where(value_BN, first_BN), difference(value_BN, first_BN, second_BN)
-    assert marked is not None and marked.mean == 2.0
-    assert less is not None and (less.mean, less.low, less.high) == (-1.0, -1.0, -1.0)  # the same in both windows
-    assert mean_where(value_BN, first_BN & second_BN) is None
-    assert difference(value_BN, first_BN, first_BN & second_BN) is None
-    assert mean(value_BN[:1]).low is None

@@ -1,4 +1,4 @@
-"""Was the router right, and do experts differ? Against slow oracles, a router that is always wrong, and copies."""
+"""Do experts differ? Copies, swaps, experts that are off, and what the loss is worth without them."""
 
 from __future__ import annotations
 
@@ -9,151 +9,20 @@ from typing import Any
 import pytest
 import torch
 from conftest import TEXT, tiny_model
+from small_models import copies
 from torch import Tensor
 
-from switch_lm.inspection.ablation import Ablation, ablation, similarities
-from switch_lm.inspection.counterfactual import HELD, counterfactual, judge
-from switch_lm.measure.scoring import negative_log_likelihood, whole
+from switch_lm.inspection.ablation import Ablation, Costliest, ablation, costliest, costs, similarities
+from switch_lm.inspection.counterfactual import counterfactual
+from switch_lm.measure.scoring import whole
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.reading import Probe, recorded
+from switch_lm.stats.clusters import at_most, mean
+from switch_lm.stats.intervals import Estimate
 from switch_lm.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(TEXT)
 PROBE = Probe.of(VOCABULARY.encode(TEXT), context_length=16, num_windows=8)
-ONE_LETTER = Probe.of(torch.full((400,), 3), context_length=16, num_windows=8)
-
-
-def copies(**changes: Any) -> SwitchLM:
-    """All experts of a layer are the first one."""
-    model = tiny_model(len(VOCABULARY), **changes)
-    for layer in model.switch_layers:
-        for weight in layer.experts.parameters():
-            weight.data[:] = weight.data[0].clone()
-    return model
-
-
-def one_useful_expert(chosen: int) -> SwitchLM:
-    """For a text of one letter: expert 0 predicts it, 1 and 2 contribute nothing, 3 makes it less probable."""
-    model = tiny_model(len(VOCABULARY), num_layers=1)
-    block: Any = model.blocks[0]
-    block.attention.out.weight.data.zero_()
-    layer, letter_D = model.switch_layers[0], model.embedding.weight.data[3]
-    with torch.no_grad():
-        h_D = block.norm_ffn(letter_D)
-        layer.experts.w_in_EDF[:] = torch.nn.functional.normalize(h_D, dim=0)[None, :, None]
-        layer.experts.w_out_EFD[:] = model.head.weight[3] * torch.tensor([1.0, 0.0, 0.0, -1.0])[:, None, None]
-        (w_DE,) = model.router_parameters()
-        w_DE.zero_()
-        w_DE[:, chosen] = 0.05 * h_D
-    return model
-
-
-# --- Counterfactual
-
-
-def slow(model: SwitchLM, layer: int, gate: str, *, positions: list[int]) -> Any:
-    """One window, position and expert at a time: the text up to there, and at its end another expert's output."""
-    chosen_layer, kinds = model.switch_layers[layer], (len(PROBE.ids_BS), len(positions))
-    nll_EBN = torch.zeros(chosen_layer.num_experts, *kinds)
-    chosen_BN = torch.zeros(kinds, dtype=torch.long)
-
-    def forced(module: Any, inputs: tuple[Tensor], output: tuple[Tensor, Any]) -> Any:
-        y_BSD, routing = output[0].clone(), output[1]
-        w_in_DF, w_out_FD = module.experts.w_in_EDF[expert], module.experts.w_out_EFD[expert]
-        probs_E, first = routing.probs_TE[-1], int(routing.expert_TK[-1, 0])
-        chosen_BN[b, n] = first
-        y_BSD[0, -1] = module.experts.activation(inputs[0][0, -1] @ w_in_DF) @ w_out_FD
-        y_BSD[0, -1] *= probs_E[first if gate == HELD else expert]
-        return y_BSD, routing
-
-    hook = chosen_layer.register_forward_hook(forced)
-    for b in range(kinds[0]):
-        for n, t in enumerate(positions):
-            for expert in range(chosen_layer.num_experts):
-                logits = model(PROBE.ids_BS[b : b + 1, : t + 1], capacity_factor=None).logits
-                nll_EBN[expert, b, n] = negative_log_likelihood(logits[:, -1:], PROBE.target_BS[b, t].view(1, 1))
-    hook.remove()
-    return judge(nll_EBN, chosen_BN=chosen_BN, open_EBN=torch.ones_like(nll_EBN, dtype=torch.bool), gate=gate)
-
-
-@pytest.mark.parametrize("changes", [{}, {"position": "learned", "num_layers": 4, "switch_every": 2}], ids=str)
-@torch.no_grad()
-def test_every_expert_is_scored_as_a_slow_loop_scores_it(changes: dict[str, Any]) -> None:
-    model = tiny_model(len(VOCABULARY), **changes)
-    result = counterfactual(model, PROBE, positions=2)
-    assert result.num_tokens == 16
-    for layer in range(2):
-        for one in (result.held[layer], result.own[layer]):
-            expected = slow(model, layer, one.gate, positions=[4, 12])
-            for name in ("best", "rank", "best_gains", "best_gains_on_random", "chosen_gains_on_random"):
-                mine, theirs = getattr(one, name), getattr(expected, name)
-                assert mine.mean == pytest.approx(theirs.mean, abs=1e-5), name
-                assert mine.low == pytest.approx(theirs.low, abs=1e-4), name
-    assert result.held[0] != result.own[0] and result.held[0].best_gains.mean > 1e-3
-
-
-def test_a_router_that_is_always_wrong_is_detected() -> None:
-    result = counterfactual(one_useful_expert(chosen=3), ONE_LETTER).held[0]
-    assert (result.best.mean, result.rank.mean, result.chance) == (0.0, 4.0, 0.25)
-    assert result.best_gains.mean > result.best_gains_on_random.mean > 0.1
-    assert result.chosen_gains_on_random.mean < -0.1 and result.chosen_gains_on_random.resolved
-    assert "worse than a random one" in result.findings()[0]
-    assert "was the best of 3 for" in replace(result, num_experts=3.0).findings()[0]
-    assert "was the best of 3.5 (on average) for" in replace(result, num_experts=3.51042).findings()[0]
-
-
-def test_a_router_that_is_always_right_is_detected() -> None:
-    result = counterfactual(one_useful_expert(chosen=0), ONE_LETTER)
-    for one in (result.held[0], result.own[0]):
-        assert (one.best.mean, one.rank.mean, one.best_gains.mean) == (1.0, 1.0, 0.0)
-        assert one.chosen_gains_on_random.mean == pytest.approx(one.best_gains_on_random.mean) != 0.0
-        assert "better than a random one" in one.findings()[0]
-
-
-def test_two_experts_that_contribute_nothing_share_their_rank() -> None:
-    result = counterfactual(one_useful_expert(chosen=1), ONE_LETTER).held[0]
-    assert (result.best.mean, result.rank.mean) == (0.0, 2.5)
-
-
-def test_between_copies_there_is_nothing_to_gain() -> None:
-    result = counterfactual(copies(), PROBE)
-    for one in result.held:
-        assert (one.best.mean, one.rank.mean) == (0.25, 2.5)  # as by chance
-        assert one.best_gains.mean == pytest.approx(0.0, abs=1e-5)
-        assert one.chosen_gains_on_random.mean == pytest.approx(0.0, abs=1e-5)
-    assert all(one.best_gains_on_random.mean > 0 for one in result.own)  # their gates still differ
-
-
-def test_a_router_that_chooses_at_random_is_no_better_than_a_random_one() -> None:
-    draw, judgements = torch.Generator().manual_seed(0), []
-    for _ in range(40):
-        nll_EBN, chosen_BN = torch.rand(4, 30, 10, generator=draw), torch.randint(4, (30, 10), generator=draw)
-        judgements.append(
-            judge(nll_EBN, chosen_BN=chosen_BN, open_EBN=torch.ones(4, 30, 10, dtype=torch.bool), gate=HELD)
-        )
-    assert sum(one.chosen_gains_on_random.resolved for one in judgements) <= 6
-    assert sum(one.best.low <= 0.25 <= one.best.high for one in judgements) >= 34  # type: ignore[operator]
-    quiet = next(one for one in judgements if not one.chosen_gains_on_random.resolved)
-    assert "not better or worse than a random one by any visible amount" in quiet.findings()[0]
-
-
-def test_losses_are_judged_by_hand() -> None:
-    nll_EBN = torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1).expand(3, 2, 1)
-    chosen_BN = torch.tensor([[1], [1]])
-    result = judge(nll_EBN, chosen_BN=chosen_BN, open_EBN=torch.ones_like(nll_EBN, dtype=torch.bool), gate=HELD)
-    assert (result.best.mean, result.rank.mean, result.best_gains.mean) == (0.0, 2.0, 1.0)
-    assert result.chosen_gains_on_random.mean == pytest.approx(1 / 3)
-    closed_EBN = torch.tensor([False, True, True]).view(3, 1, 1).expand(3, 2, 1)
-    closed = judge(nll_EBN, chosen_BN=chosen_BN, open_EBN=closed_EBN, gate=HELD)
-    assert (closed.num_experts, closed.best.mean, closed.rank.mean, closed.best_gains.mean) == (2, 1.0, 1.0, 0.0)
-
-
-@pytest.mark.parametrize("renormalize", [False, True])
-def test_with_two_choices_the_second_one_stays(renormalize: bool) -> None:
-    model = tiny_model(len(VOCABULARY), top_k=2, renormalize_gates=renormalize)
-    result = counterfactual(model, PROBE, positions=3)
-    assert {one.num_experts for one in result.held} == {3}
-    assert all(1.0 <= one.rank.mean <= 3.0 and one.best_gains.mean >= 0.0 for one in (*result.held, *result.own))
 
 
 def states(model: SwitchLM) -> dict[str, Tensor]:
@@ -180,13 +49,13 @@ def test_a_model_with_a_capacity_in_evaluation_is_read_without_it() -> None:
     limits: dict[str, Any] = {"overflow": "passthrough", "eval_capacity_factor": 0.5}
     limited, free = (tiny_model(len(VOCABULARY), **changes) for changes in (limits, {}))
     assert counterfactual(limited, PROBE, positions=2) == counterfactual(free, PROBE, positions=2)
-    assert costs(ablation(limited, PROBE)) == costs(ablation(free, PROBE))
+    assert means(ablation(limited, PROBE)) == means(ablation(free, PROBE))
 
 
 # --- Ablation
 
 
-def costs(result: Ablation) -> list[float]:
+def means(result: Ablation) -> list[float]:
     return [one.mean for layer in result.layers for one in (*layer.off, *layer.swapped.values(), layer.averaged)]
 
 
@@ -205,7 +74,7 @@ def test_swapping_two_experts_is_swapping_their_columns_in_the_router(changes: d
             w_DE = other.router_parameters()[number].data
             w_DE[:, [i, j]] = w_DE[:, [j, i]].clone()
             assert cost.mean == pytest.approx(loss(other) - loss(model), abs=1e-5)
-    assert max(map(abs, costs(result))) > 1e-3
+    assert max(map(abs, means(result))) > 1e-3
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_layers": 4, "switch_every": 2}, {"position": "none"}], ids=str)
@@ -239,7 +108,49 @@ def test_an_expert_without_tokens_costs_nothing_to_switch_off() -> None:
     w_DE[:, 2] = w_DE[:, 1]  # among equal experts the first is selected
     layer = ablation(model, PROBE).layers[0]
     assert layer.similarity.share_E[2] == 0.0 and layer.off[2].mean == 0.0
-    assert any("without a token of the probe: expert 2" in text for text in layer.findings())
+    assert layer.off[2].error is None and not layer.off[2].resolved()
+    assert any("without a token of the probe: expert 2" in text for text in layer.findings(1))
+
+
+def test_an_expert_that_gives_nothing_costs_nothing_and_has_no_interval_of_width_zero() -> None:
+    model = tiny_model(len(VOCABULARY))
+    for layer in model.switch_layers:
+        layer.experts.w_out_EFD.data[2] = 0.0
+    result = ablation(model, PROBE)
+    for one in result.layers:
+        assert one.off[2] == Estimate(0.0, 8) and one.similarity.share_E[2] > 0.0
+        assert "switching off expert 2: no interval" in one.findings(result.comparisons)
+    assert "± 0.0000" not in " ".join(result.findings([0, 1]))
+
+
+def test_what_costs_nothing_that_shows_costs_at_most_the_upper_end_of_the_corrected_interval() -> None:
+    layer = ablation(tiny_model(len(VOCABULARY)), PROBE).layers[0]
+    cheap, costly = (Estimate(mean, 8, 0.001, 7.0) for mean in (0.002, 0.1))
+    layer = replace(layer, off=(cheap, costly, costly, cheap), swapped={(0, 1): cheap, (1, 2): costly})
+    layer = replace(layer, averaged=cheap)
+    for comparisons in (1, 150):
+        assert costs(cheap, comparisons) is False
+        low, high = cheap.interval(comparisons) or (0.0, 0.0)
+        text = "; ".join(layer.findings(comparisons))
+        assert f"switching off expert 0, 3 costs at most {high:.4f} nats each" in text
+        every = replace(layer, off=(cheap,) * 4).findings(comparisons)
+        assert f"switching off any single expert costs at most {high:.4f} nats each" in every
+        assert f"at most {high:.4f} nats each for 1 of 2 pairs (0 and 1)" in text
+        assert f"averaging all into one changes the loss by +0.0020 ± 0.0024 nats, at most {high:.4f} nats" in text
+
+
+def test_the_costliest_expert_is_chosen_on_every_other_window_and_estimated_on_those_between() -> None:
+    change_BE = torch.zeros(16, 3).double()
+    change_BE[::2, 1] = 5.0
+    change_BE[1::2] = torch.arange(8.0).double()[:, None] * torch.tensor([3.0, 1.0, 2.0])
+    result = costliest(change_BE)
+    assert result == Costliest(1, mean(torch.arange(8.0)[:, None])) and result.cost.mean == 3.5
+
+
+def test_every_interval_of_the_experts_is_counted() -> None:
+    result = ablation(tiny_model(len(VOCABULARY)), PROBE)
+    assert result.comparisons == 2 * (4 + 6 + 4)  # off, swapped; the costliest, swapped on average, averaged, all off
+    assert counterfactual(tiny_model(len(VOCABULARY)), PROBE, positions=2).comparisons == 2 * 2 * 5
 
 
 def test_copies_can_be_swapped_and_averaged_for_nothing() -> None:
@@ -249,8 +160,10 @@ def test_copies_can_be_swapped_and_averaged_for_nothing() -> None:
         assert layer.averaged.mean == pytest.approx(0.0, abs=1e-6)
         assert layer.similarity.between == pytest.approx(1.0, abs=1e-5)
         assert layer.similarity.chance < 0.95
-        assert "no visible cost for 6 of 6 pairs" in layer.findings()[-3]
-        assert "no visible loss" in layer.findings()[-2]
+        assert not any(cost.resolved() for cost in layer.swapped.values())
+        assert "no interval for 6 of 6 pairs" in layer.findings(1)
+        low, high = layer.averaged.interval(100) or (0.0, 0.0)
+        assert low < 0.0 < high < 1e-6 and at_most([layer.averaged], 100) in layer.findings(100)[-2]
     assert max(cost.mean for cost in layers[0].off) > 1e-4  # though each has its tokens
 
 
@@ -294,7 +207,7 @@ def test_the_swaps_of_many_experts_are_drawn_and_the_same_each_time() -> None:
 def test_a_single_expert_is_compared_with_none() -> None:
     model = tiny_model(len(VOCABULARY), num_experts=1)
     layer = ablation(model, PROBE).layers[0]
-    assert (layer.swapped, layer.similarity.between, len(layer.findings())) == ({}, None, 1)
+    assert (layer.swapped, layer.similarity.between, len(layer.findings(1))) == ({}, None, 1)
     assert layer.averaged.mean == pytest.approx(0.0, abs=1e-6)
     only = counterfactual(model, PROBE, positions=2).held[0]
     assert (only.best.mean, only.rank.mean, only.best_gains.mean) == (1.0, 1.0, 0.0)

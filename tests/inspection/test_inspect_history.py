@@ -78,7 +78,10 @@ def test_a_run_that_never_specialised_says_so() -> None:
     never = [one for one in runs if one.specialised_at(0) is None]
     assert len(never) >= 16
     for one in never:
-        assert "explains no more of the choice than by chance" in one.findings([0], VOCABULARY.characters)[0]
+        assert (
+            "explains the choice at the end, more than by chance, does not show"
+            in one.findings([0], VOCABULARY.characters)[0]
+        )
         last = one.since_before[-1][0]
         assert last.share == pytest.approx(last.chance, abs=0.05)  # as for unrelated routers
 

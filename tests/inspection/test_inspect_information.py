@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +25,7 @@ from switch_lm.inspection.atlas import (
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.reading import Probe, Reading, read
 from switch_lm.routers.options import BalanceOptions
-from switch_lm.stats.information import Explained, entropy, explained, shifted_within
+from switch_lm.stats.information import Explained
 from switch_lm.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(TEXT)
@@ -98,83 +97,6 @@ def test_the_next_character_is_what_the_model_predicts() -> None:
     assert torch.equal(LABELS[NEXT][:, :-1], LABELS[CHARACTER][:, 1:])
 
 
-# --- Information
-
-
-def test_entropy_of_an_even_joint_distribution_is_the_log_of_its_cells() -> None:
-    a_T, b_T = torch.arange(12) % 3, torch.arange(12) % 4
-    assert entropy(a_T) == pytest.approx(math.log(3))
-    assert entropy(a_T, b_T) == pytest.approx(math.log(12))
-
-
-def test_a_label_that_determines_the_choice_explains_all_and_an_even_one_nothing() -> None:
-    choice_T = drawn(0, 4)
-    assert explained(choice_T, 3 - choice_T, label="it").share == pytest.approx(1.0)
-    even_T = torch.arange(2000)
-    assert explained(even_T % 4, even_T // 4 % 5, label="it").share == pytest.approx(0.0, abs=1e-12)
-
-
-def test_half_of_a_choice_of_four_is_explained_by_one_of_its_two_bits() -> None:
-    choice_T = torch.arange(4).repeat(500)[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
-    assert explained(choice_T, choice_T // 2, label="it").share == pytest.approx(0.5)
-    beyond = explained(choice_T, choice_T, label="it", given_T=choice_T // 2, given="bit")
-    assert beyond.share == pytest.approx(1.0) and beyond.beyond_chance
-
-
-def test_with_a_single_expert_there_is_nothing_to_explain() -> None:
-    result = explained(torch.zeros(50, dtype=torch.long), drawn(1, 5, 50), label="it")
-    assert (result.share, result.chance, result.beyond_chance) == (0.0, 0.0, False)
-
-
-def test_labels_are_shifted_in_a_circle_within_their_group_and_never_stay() -> None:
-    group_T = drawn(2, 3, 60)
-    for source_T in shifted_within(group_T, 20, torch.Generator().manual_seed(0)):
-        assert torch.equal(source_T.sort().values, torch.arange(60))
-        assert torch.equal(group_T[source_T], group_T)
-        for group in range(3):
-            token_N, source_N = torch.where(group_T == group)[0], source_T[group_T == group]
-            offset = int((token_N == source_N[0]).nonzero())
-            assert offset > 0 and torch.equal(source_N, token_N.roll(-offset))
-
-
-def stands_out(seed: int, choice_T: Tensor, label_T: Tensor, **options: Any) -> bool:
-    return explained(choice_T, label_T, label="it", seed=seed, **options).beyond_chance
-
-
-def test_a_random_choice_stands_out_about_one_time_in_twenty() -> None:
-    runs_T = drawn(3, 6, 200).repeat_interleave(10)  # labels that change slowly
-    outcomes = [stands_out(seed, drawn(100 + seed, 4), runs_T) for seed in range(100)]
-    assert 0 < sum(outcomes) <= 12
-
-
-def in_runs(seed: int) -> Tensor:
-    """Values that stay for 1 to 99 tokens."""
-    return drawn(seed, 4, 200).repeat_interleave(drawn(seed + 1000, 99, 200) + 1)[:2000]
-
-
-def test_runs_of_a_choice_beside_runs_of_a_label_are_not_called_a_discovery() -> None:
-    """Labels drawn one by one would find something in every one of these."""
-    runs = [(in_runs(s), in_runs(500 + s)) for s in range(40)]
-    shuffled = [(choice_T, label_T[torch.randperm(2000)]) for choice_T, label_T in runs]
-    assert sum(stands_out(0, *pair) for pair in runs) <= 6
-    drawn_high = max(explained(*pair, label="it").share for pair in shuffled)
-    assert sum(explained(*pair, label="it").share > drawn_high for pair in runs) == 40
-
-
-def test_what_the_character_explains_is_not_attributed_to_a_label_that_depends_on_it() -> None:
-    character_T = drawn(4, 8)
-    label_T = (character_T + drawn(5, 3)) % 8  # depends on the character
-    choice_T = torch.where(drawn(6, 10) < 7, character_T % 4, drawn(7, 4))  # depends on the character alone
-    alone = explained(choice_T, label_T, label="it")
-    assert alone.share > 5 * alone.chance_high
-    beyond = [
-        stands_out(s, torch.where(drawn(900 + s, 10) < 7, character_T % 4, drawn(300 + s, 4)), label_T,
-                   given_T=character_T, given=CHARACTER)
-        for s in range(40)
-    ]  # fmt: skip
-    assert sum(beyond) <= 6
-
-
 # --- The atlas of a model
 
 
@@ -196,7 +118,7 @@ def test_an_expert_that_only_sees_vowels_is_detected() -> None:
     others = [i for i in range(len(VOCABULARY)) if i not in VOWELS]
     assert count_VE[VOWELS, 0].sum() == count_VE[VOWELS].sum() > 0 and count_VE[others, 0].sum() == 0
     by_class = by_name[CLASS]
-    assert by_class.share > 0.3 and by_class.share > 5 * by_class.chance_high
+    assert by_class.share > 0.3 and by_class.share > 5 * by_class.chance and by_class.beyond_chance(6)
     assert by_name[CHARACTER].share == pytest.approx(1.0)
     assert all(by_name[name].share == 0.0 for name in (NEXT, WINDOW))  # the character explains everything
     sentence = result.findings([0])[0]
@@ -208,17 +130,16 @@ def test_of_a_random_router_nothing_explains_more_than_chance() -> None:
     for seed in range(5):
         expert_BS = drawn(20 + seed, 4, PROBE.ids_BS.numel()).view_as(PROBE.ids_BS)
         result = atlas_of(reading_of(expert_BS), seed=seed)
-        outcomes += [one.beyond_chance for one in result.explained[0]]
-    assert sum(outcomes) <= 4 and len(outcomes) == 30
-    assert "no more than by chance by" in result.findings([0])[0]
-    assert result.findings([0])[-1] == "Of these 6 comparisons about 0 would stand out by chance alone."
+        outcomes += [one.beyond_chance(6) for one in result.explained[0]]
+    assert sum(outcomes) <= 1 and len(outcomes) == 30
+    assert result.comparisons == 6 and "more than by chance does not show for" in result.findings([0])[0]
 
 
 def test_a_router_that_depends_on_the_position_in_the_window_is_detected() -> None:
     """Shifted along the text such labels would stay in step with the windows; within a character they do not."""
     position_BS = torch.arange(16).expand_as(PROBE.ids_BS)
     window = by_label(atlas_of(reading_of(position_BS // 4)))[WINDOW]
-    assert window.share > 0.5 and window.share > 2 * window.chance_high
+    assert window.share > 0.5 and window.share > 2 * window.chance and window.beyond_chance(6)
 
 
 def test_the_same_seed_gives_the_same_atlas() -> None:
