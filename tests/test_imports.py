@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "text": {"storage.files"},
     "measure": {"routers", "model", "config", "optim.options", "text"},
     "generation": {"routers", "model", "measure", "text", "storage", "storage.checkpoint", "pages"},
-    "probe": {"routers", "model", "measure", "text"},
+    "probe": {"routers", "model", "measure", "stats", "text"},
     "training": {
         "routers",
         "model",

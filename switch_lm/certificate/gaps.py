@@ -1,11 +1,9 @@
 """Differences between losses in nats per character, over units of the text that were sampled independently."""
 
-import math
-
 from torch import Tensor
 
-from switch_lm.probe.subject import LEAST_UNITS
-from switch_lm.stats.intervals import Estimate, estimate
+from switch_lm.stats.clusters import LEAST, mean
+from switch_lm.stats.intervals import Estimate
 
 SHOWN = 5e-5  # what four decimals show
 
@@ -17,15 +15,13 @@ def gap(first_BS: Tensor, second_BS: Tensor, *, rows: int, rounding: float = 0.0
     of them takes the others lack, else 1: characters of one window are alike in any case. A text with fewer than 8
     units gives no interval. Values within `rounding` are 0.
     """
-    difference_B = (first_BS.double() - second_BS.double()).mean(dim=1)
-    num_units = len(difference_B) // rows
-    if bool((difference_B.abs() <= rounding).all()):
+    difference_BS = first_BS.double() - second_BS.double()
+    num_units = len(difference_BS) // rows
+    if bool((difference_BS.mean(dim=1).abs() <= rounding).all()):
         return Estimate(0.0, num_units)
-    mean = difference_B.mean().item()
-    if num_units < LEAST_UNITS or not math.isfinite(mean):
-        return Estimate(mean, num_units)
-    unit_U = difference_B[: num_units * rows].view(num_units, rows).mean(dim=1)
-    return estimate(unit_U.tolist()) or Estimate(mean, num_units)
+    if num_units == 0 or not difference_BS.isfinite().all():
+        return Estimate(difference_BS.mean().item(), num_units)
+    return mean(difference_BS[: num_units * rows].reshape(num_units, -1))
 
 
 def plus_minus(one: Estimate) -> str:
@@ -33,8 +29,8 @@ def plus_minus(one: Estimate) -> str:
     half = one.half()
     if one.mean == 0.0 and half is None:
         return "0"
-    mean = f"{one.mean:+.0e}" if max(abs(one.mean), half or 0.0) < SHOWN else f"{one.mean:+.4f}"
-    return mean if half is None else f"{mean} ± {half:{'.0e' if half < SHOWN else '.4f'}}"
+    size = f"{one.mean:+.0e}" if max(abs(one.mean), half or 0.0) < SHOWN else f"{one.mean:+.4f}"
+    return size if half is None else f"{size} ± {half:{'.0e' if half < SHOWN else '.4f'}}"
 
 
 def measured(one: Estimate, *, rows: int) -> str:
@@ -44,7 +40,7 @@ def measured(one: Estimate, *, rows: int) -> str:
         return f"equal up to rounding ({units})"
     if one.error is not None:
         return f"{plus_minus(one)} nats per character ({units})"
-    why = f"the text has {units}, and {LEAST_UNITS} are needed" if one.count < LEAST_UNITS else f"all {units} are equal"
+    why = f"the text has {units}, and {LEAST} are needed" if one.count < LEAST else f"all {units} are equal"
     return f"{plus_minus(one)} nats per character (no interval: {why})"
 
 

@@ -14,7 +14,8 @@ from rich.table import Table
 from switch_lm.certificate.finding import Finding, Verdict
 from switch_lm.certificate.gaps import plus_minus
 from switch_lm.certificate.policies import Measured
-from switch_lm.probe.subject import LEAST_UNITS, TIGHT
+from switch_lm.probe.subject import TIGHT
+from switch_lm.stats.clusters import LEAST
 from switch_lm.stats.intervals import Estimate
 
 NOTES = (
@@ -73,7 +74,7 @@ def _effect(one: Estimate, comparisons: int) -> str:
 
 def _of_effects(comparisons: int) -> str:
     if not comparisons:
-        return f"No ±: the text has fewer than {LEAST_UNITS} batches or windows, which an interval needs."
+        return f"No ±: the text has fewer than {LEAST} batches or windows, which an interval needs."
     return (
         f"±: half of the 95 % interval of that gap alone, over batches where rows share places, else over windows; "
         f"{EFFECT}: not 0, by intervals so wide that all {comparisons} of this table hold at once (Bonferroni)."

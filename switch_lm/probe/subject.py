@@ -16,11 +16,11 @@ from switch_lm.model.transformer import SwitchLM, SwitchOutput
 from switch_lm.routers.base import Promise, Router
 from switch_lm.routers.noise import Dropout, seed_noise
 from switch_lm.routers.routing import Routing
+from switch_lm.stats.clusters import LEAST
 from switch_lm.text.windows import fixed_windows
 
 ROWS = 4  # windows in a batch that is only compared with another: few, so that each takes much of the common capacity
 SCORED = 64  # windows, at least, for a difference between losses
-LEAST_UNITS = 8  # batches or windows that were sampled independently: with fewer a difference has no interval
 # Capacity factors below that of training: one at which some experts overflow while others have slots left (which
 # rerouting needs), and one that drops many tokens whatever the router does.
 TIGHT = (1.0, 0.5)
@@ -53,7 +53,7 @@ class Subject:
     @cached_property
     def scored(self) -> Windows:
         """Windows for a difference of losses: 8 whole batches of training, or as many as the text has."""
-        num_batches = max(-(-SCORED // self.batch_size), LEAST_UNITS)
+        num_batches = max(-(-SCORED // self.batch_size), LEAST)
         inputs_BS, targets_BS = self.windows(num_batches * self.batch_size)
         num_windows = len(inputs_BS)
         kept = num_windows - num_windows % self.batch_size or num_windows
