@@ -1,41 +1,45 @@
 """The tables of a report: Table 1 of the paper, comparisons, balance, the frontier, computation, what was run."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 
 from switch_lm.config.rules import show
 from switch_lm.pages.document import Bullets, Cell, Code, Part, Table
 from switch_lm.reporting.comparisons import (
-    AXES,
-    LOSS,
-    MACHINE,
-    MEGA,
-    PER_TOKEN,
+    FAMILIES,
+    LEFT_OUT_MARK,
     SECONDS,
-    TERA,
-    TRAIN_CAPACITY,
-    TRAINING,
+    WIDE_MARK,
     Difference,
     Study,
-    more_training,
 )
-from switch_lm.reporting.records import DONE, Crossing, Record, read_json
-from switch_lm.reporting.variants import Variant
-from switch_lm.reporting.words import MISSING, count, figures, interval, plain, spread
+from switch_lm.reporting.controls import EQUAL_COMPUTATION, EQUAL_TOTAL, LOSS, MACHINE, TRAIN_CAPACITY, TRAINING
+from switch_lm.reporting.frontier import AXES, MEGA, PER_TOKEN, TERA
+from switch_lm.reporting.records import DONE, TAIL_DROPPED, Crossing, Record, read_json
+from switch_lm.reporting.times import RUNG
+from switch_lm.reporting.variants import CAPACITY, EXPERTS, RANDOM_DROPS, Variant
+from switch_lm.reporting.words import MISSING, count, figures, interval, missed, percents, plain, ratios, spread
+from switch_lm.stats.contrasts import LEFT_OUT, OWN_SPREAD
 from switch_lm.stats.intervals import Estimate, estimate
 from switch_lm.storage.run_folder import SWEEP
 
 WORK = ("useful", "padded", "dropped", "router", "feed_forward", "attention", "head", "executed")
-DROPS = ("dropped", "dropped_whole_run", "train_capacity_dropped")
+DROPS = (TAIL_DROPPED, "dropped_whole_run", "train_capacity_dropped")
 BALANCE = (
     "Model", "Capacity factor", "Alpha", "Dropped at the end", "Dropped in the whole run", "Dropped in validation",
     "Busiest expert / mean", "Router entropy (nats)", "Loss", "Loss at capacity",
 )  # fmt: skip
+KINDS = {
+    EQUAL_COMPUTATION: "equal: the model's products", EQUAL_TOTAL: "equal: all products", CAPACITY: "capacity factor",
+    EXPERTS: "experts", RANDOM_DROPS: "random drops",
+}  # fmt: skip
 DEFINITIONS = (
     "The loss is the language loss alone, in nats per character, over the whole validation split, each prediction "
     "once, at the last step. The lowest of all validations is not compared: it is chosen by the same split, so "
     "it is too low.",
-    "An interval is a 95 % interval by Student's t over the seeds; differences are paired by seed. Runs that repeat a "
-    "seed of the same variant are averaged: they are no further sample. A run of unknown seed stands alone.",
+    "± is half of a 95 % interval by Student's t, of this figure alone. Differences of losses: least squares on "
+    "variant and seed, over runs that differ in nothing else than what was varied. Runs that repeat a seed of the same "
+    "variant are averaged: they are no further sample. A run of unknown seed stands alone.",
     "A threshold counts as reached on the straight line between two validations, the first time. With a learning rate "
     "that falls to the end of a run, all runs reach a loss near the final one late: see the seconds of all steps. "
     "The line lies above a curve that flattens, so times are a little long, by less than the time between validations.",
@@ -51,7 +55,7 @@ def table_1(study: Study) -> Table:
     after = f"Loss after {steps.pop():,} steps" if len(steps) == 1 else "Loss at the last step"
     to = f"to a loss of {round(study.threshold.loss, 4):g}" if study.threshold else "to the threshold"
     note = (
-        "Mean ± standard deviation over seeds. Loss: nats per character on the whole validation split, nothing "
+        "Mean ± half of its 95 % interval over seeds. Loss: nats per character on the whole validation split, nothing "
         "dropped, at the last step, not at the best one."
     )
     if study.threshold:
@@ -64,7 +68,7 @@ def table_1(study: Study) -> Table:
             _crossed(crossings := study.crossings(variant), "steps", 0),
             _crossed(crossings, "seconds", 1),
             _mean(variant.estimate("tokens_per_second"), 0),
-            Cell(str(len(variant.by_seed(LOSS)))),
+            Cell(str(variant.seeds)),
         )
         for variant in study.variants
     ]
@@ -84,44 +88,83 @@ def _capacity(variant: Variant) -> Cell:
 
 
 def _crossed(crossings: dict[int | None, Crossing | None], key: str, digits: int) -> Cell:
-    """Mean ± deviation of the seeds that reach the threshold, and how many do if not all."""
+    """Mean ± of the seeds, and how many did not reach the threshold: then the mean alone, of those that did."""
     hits = [crossing for crossing in crossings.values() if crossing is not None]
+    short_of = f"{len(crossings) - len(hits)} of {len(crossings)} did not reach it"
     if not hits:
-        return Cell("not reached", float("inf")) if crossings else Cell(MISSING)
+        return Cell(short_of, float("inf")) if crossings else Cell(MISSING)
     time = estimate([float(value) for hit in hits if (value := getattr(hit, key)) is not None])
-    text = ("at most " if any(hit.at_most for hit in hits) else "") + spread(time, digits)
+    text = "at most " if any(hit.at_most for hit in hits) else ""
     if len(hits) < len(crossings):
-        text += f" (not reached in {len(crossings) - len(hits)} of {len(crossings)} seeds)"
+        text += f"{plain(time.mean if time else None, digits)} ({short_of})"
+    else:
+        text += spread(time, digits)
     return Cell(text, time.mean if time else None)
 
 
-def comparison_table(differences: Iterable[Difference]) -> Table:
+def comparison_table(differences: Sequence[Difference]) -> Table:
     return Table(
-        "All comparisons, paired by seed",
-        ("First", "Second", "What", "First minus second", "95 % interval", "Seeds", "Resolved", "Kind"),
-        tuple(_comparison(difference) for difference in differences),
-        "Below 0 the first is lower. At capacity: that of training. Seconds: to the threshold. Interval: Student's t "
-        "over the seeds that both have. Fewer than 5 seeds are not resolved unless the interval excludes 0; with 5 or "
-        "more that include 0, no difference is shown. Not compared: no seed in common; for seconds also a seed that "
-        "does not reach the threshold, or different machines. Kind: what is equal, or the key in which they differ, "
-        "and in brackets how much more the first computes in training, without the optimizer; nothing follows from "
-        "unequal computation about equal.",
+        "All comparisons",
+        ("First", "Second", "What", "Difference ±", "Corrected interval", "Resolved", "Family", "Kind"),
+        tuple(map(_comparison, differences)),
+        f"First less second: below 0 the first is lower. {_families(differences)} Resolved: the corrected 95 % "
+        "interval excludes 0 (1 for a ratio); ±, and an interval in brackets, are of this comparison alone. "
+        f"{_exceptions(differences)}Kind: what is equal, or the keys in which they differ; in brackets how many more "
+        "products the first takes in training: the model's, and all with the optimizer's. Nothing follows from unequal "
+        "computation about equal.",
     )
 
 
+def _families(differences: Sequence[Difference]) -> str:
+    """How many, and how each is corrected; each group of runs has a family of comparisons with its control."""
+    methods = dict(zip(FAMILIES, ("all at once by the multivariate t", "by Holm", "by Holm"), strict=True))
+    numbers = {family: sum(d.family == family for d in differences) for family in FAMILIES}
+    texts = [f"{family} ({number}, {methods[family]})" for family, number in numbers.items() if number]
+    start = f"{count(len(differences), 'comparison')}, families fixed beforehand"
+    return f"{start}: {', '.join(texts)}. A family errs in 5 % of sweeps at most."
+
+
+def _exceptions(differences: Sequence[Difference]) -> str:
+    """What the marks mean that are there."""
+    marks = {mark for difference in differences for mark in difference.marks}
+    verdicts = {difference.verdict for difference in differences}
+    rules = (
+        (WIDE_MARK in marks, f"{WIDE_MARK}: over {OWN_SPREAD:g} times the others' spread, compared by its own seeds. "),
+        (
+            LEFT_OUT_MARK in marks,
+            f"{LEFT_OUT_MARK}: over {LEFT_OUT:g} times, so left out of the common deviation too. ",
+        ),
+        ("no spread" in verdicts, "No spread: all differences are equal, which is no deviation of 0. "),
+        ("not compared" in verdicts, "Not compared: no seed in common, no curve, or different machines. "),
+        (
+            any(d.figure == SECONDS for d in differences),
+            f"Time: a ratio, paired by seed, to the lowest multiple of {RUNG} that at least half of the seeds of both "
+            "reached; a seed that did not counts as the slowest. ",
+        ),
+    )
+    return "".join(rule for holds, rule in rules if holds)
+
+
 def _comparison(difference: Difference) -> tuple[Cell, ...]:
-    result, digits = difference.estimate, 1 if difference.figure == SECONDS else 4
-    more = more_training(difference.ours, difference.theirs)
-    kind = difference.kind.removeprefix("model.").replace("_", " ")
+    result, what = difference.estimate, {LOSS: "loss", TRAIN_CAPACITY: "loss at capacity", SECONDS: SECONDS}
+    more, corrected = percents([difference], ""), difference.compared.interval if difference.compared else None
+    kind = KINDS.get(difference.kind, difference.kind)
+    if difference.time is not None:
+        text = f"time to {difference.time.loss:g}{missed(difference)}"
+        mean = f"{plain(math.exp(difference.time.estimate.mean), 2)} times"
+        alone = difference.time.estimate.interval()
+        size, ends = f"{mean} ({ratios(alone)})" if alone else mean, ratios(corrected)
+    else:
+        text, size, ends = what[difference.figure], spread(result, 4), interval(corrected, 4)
     return (
-        Cell(difference.ours.label),
-        Cell(difference.theirs.label),
-        Cell({LOSS: "loss", TRAIN_CAPACITY: "loss at capacity", SECONDS: "seconds"}[difference.figure]),
-        Cell(plain(result.mean if result else None, digits)),
-        Cell(interval(result, digits), result.low if result else None),
-        Cell(str(result.count if result else 0)),
+        Cell(f"{difference.ours.label}{difference.marks[0]}"),
+        Cell(f"{difference.theirs.label}{difference.marks[1]}"),
+        Cell(text),
+        Cell(size, result.mean if result else None),
+        Cell(ends, corrected[0] if corrected else None),
         Cell(difference.verdict),
-        Cell(kind if more is None else f"{kind} ({more * 100:+.1f} %)"),
+        Cell(difference.family),
+        Cell(f"{kind} ({more})" if more else kind),
     )
 
 
@@ -143,8 +186,8 @@ def balance_table(study: Study) -> Table:
         "Who drops, and who balances",
         BALANCE,
         tuple(rows),
-        "Means over seeds. Dropped: share of choices that found no slot, in training since the validation before the "
-        "last, in all of it, and in validation at the training capacity. Busiest expert: of the worst layer, over the "
+        "Means over seeds. Dropped: share of choices that found no slot, over the last fifth of the planned steps, in "
+        "the whole run, and in validation at the training capacity. Busiest expert: of the worst layer, over the "
         "validation split. Entropy: of the router's probabilities at the last validation, mean over layers. Loss at "
         "capacity: the whole split with the capacity of training.",
     )
