@@ -135,6 +135,10 @@ def compare(study: Study) -> list[Difference]:
     control = [difference for cohort in study.cohorts for difference in _with_control(cohort)]
     ladder = [difference for cohort in study.cohorts for difference in _steps(cohort)]
     rest = [difference for cohort in study.cohorts for difference in _rest(cohort, control)]
+    stated = {frozenset((one.ours, one.theirs)) for one in control}  # once is enough
+    ladder, rest = (
+        [d for d in every if d.figure != LOSS or {d.ours, d.theirs} not in stated] for every in (ladder, rest)
+    )
     return [*control, *_corrected(ladder), *_corrected(rest)]
 
 
@@ -191,10 +195,9 @@ def _rest(cohort: Cohort, control: Iterable[Difference]) -> Iterator[Difference]
             if not one.ours.dropless and one.ours.by_seed(TRAIN_CAPACITY):
                 yield _difference(cohort, one.ours, one.theirs, one.kind, REST, TRAIN_CAPACITY)
             yield _times(one.ours, one.theirs)
-    controlled = {(one.ours, one.theirs) for one in control}
     for sparse in cohort.variants:
         for dense in cohort.variants:
-            if not sparse.dense and (sparse, dense) not in controlled and matches_parameters(sparse, dense):
+            if not sparse.dense and matches_parameters(sparse, dense):
                 yield _difference(cohort, sparse, dense, EQUAL_PARAMETERS, REST)
     yield from _along_ladders(cohort)
     yield from _random_drops(cohort)
@@ -213,11 +216,11 @@ def _along_ladders(cohort: Cohort) -> Iterator[Difference]:
         ends = pairs(ladder)[len(ladder) - 1 :]
         yield from (_difference(cohort, upper, lower, key, REST) for lower, upper in ends)
         if key == CAPACITY:
-            for lower, upper in pairs(ladder):
-                at_capacity = _difference(cohort, upper, lower, key, REST, TRAIN_CAPACITY)
-                loss = cohort.pools[LOSS].difference((upper, lower))
-                if at_capacity.estimate is not None and at_capacity.estimate.mean != loss.mean:
-                    yield at_capacity
+            yield from (
+                _difference(cohort, upper, lower, key, REST, TRAIN_CAPACITY)
+                for lower, upper in pairs(ladder)
+                if any(v.by_seed(TRAIN_CAPACITY) not in ({}, v.by_seed(LOSS)) for v in (lower, upper))
+            )
 
 
 def _random_drops(cohort: Cohort) -> Iterator[Difference]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from switch_lm.reporting.keys import is_routing
-from switch_lm.reporting.variants import EXPERTS, Variant, short
+from switch_lm.reporting.variants import EXPERTS, Variant
 
 LOSS, TRAIN_CAPACITY = "val_loss", "val_loss_train_capacity"
 EQUAL_COMPUTATION = "equal computation by the model's products"
@@ -69,7 +69,7 @@ def kind_of(ours: Variant, theirs: Variant) -> str:
         return next((kind for kind, matches in rules.items() if matches(ours, theirs)), UNEQUAL)
     keys = sorted(ours.config.keys() | theirs.config.keys())
     differing = [key for key in keys if ours.config.get(key) != theirs.config.get(key)]
-    return ", ".join(map(short, differing)) if len(differing) <= MANY_KEYS else f"{len(differing)} keys"
+    return ", ".join(differing) if len(differing) <= MANY_KEYS else f"{len(differing)} keys"
 
 
 def controls(variant: Variant, others: Sequence[Variant], overall: Variant) -> list[Variant]:

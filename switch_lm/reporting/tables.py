@@ -17,7 +17,7 @@ from switch_lm.reporting.controls import EQUAL_COMPUTATION, EQUAL_TOTAL, LOSS, M
 from switch_lm.reporting.frontier import AXES, MEGA, PER_TOKEN, TERA
 from switch_lm.reporting.records import DONE, TAIL_DROPPED, Crossing, Record, read_json
 from switch_lm.reporting.times import RUNG
-from switch_lm.reporting.variants import CAPACITY, EXPERTS, RANDOM_DROPS, Variant
+from switch_lm.reporting.variants import Variant, short
 from switch_lm.reporting.words import MISSING, count, figures, interval, missed, percents, plain, ratios, spread
 from switch_lm.stats.contrasts import LEFT_OUT, OWN_SPREAD
 from switch_lm.stats.intervals import Estimate, estimate
@@ -29,10 +29,7 @@ BALANCE = (
     "Model", "Capacity factor", "Alpha", "Dropped at the end", "Dropped in the whole run", "Dropped in validation",
     "Busiest expert / mean", "Router entropy (nats)", "Loss", "Loss at capacity",
 )  # fmt: skip
-KINDS = {
-    EQUAL_COMPUTATION: "equal: the model's products", EQUAL_TOTAL: "equal: all products", CAPACITY: "capacity factor",
-    EXPERTS: "experts", RANDOM_DROPS: "random drops",
-}  # fmt: skip
+KINDS = {EQUAL_COMPUTATION: "equal: the model's products", EQUAL_TOTAL: "equal: all products"}
 DEFINITIONS = (
     "The loss is the language loss alone, in nats per character, over the whole validation split, each prediction "
     "once, at the last step. The lowest of all validations is not compared: it is chosen by the same split, so "
@@ -148,7 +145,7 @@ def _exceptions(differences: Sequence[Difference]) -> str:
 def _comparison(difference: Difference) -> tuple[Cell, ...]:
     result, what = difference.estimate, {LOSS: "loss", TRAIN_CAPACITY: "loss at capacity", SECONDS: SECONDS}
     more, corrected = percents([difference], ""), difference.compared.interval if difference.compared else None
-    kind = KINDS.get(difference.kind, difference.kind)
+    kind = KINDS.get(difference.kind) or ", ".join(map(short, difference.kind.split(", ")))
     if difference.time is not None:
         text = f"time to {difference.time.loss:g}{missed(difference)}"
         mean = f"{plain(math.exp(difference.time.estimate.mean), 2)} times"

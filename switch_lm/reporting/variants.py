@@ -19,7 +19,7 @@ RESOLVED = {"trainer.device": "hardware.device", "trainer.precision": "hardware.
 RANDOM_DROPS = "router.random_drop_rate"
 FIRST = (EXPERTS, "model.switch_every", "model.d_ff", ALPHA, RANDOM_DROPS)  # in a label; other keys follow
 APART = (*FIRST, "router.name", "router.top_k", CAPACITY)  # what a label states in its family, or in its own place
-
+KEY_NAMES = {CAPACITY: "capacity factor", EXPERTS: "experts", RANDOM_DROPS: "random drops"}
 FAMILY_NAMES = {"switch": "Switch", "topk": "top-{top_k}"}
 
 
@@ -211,5 +211,5 @@ def _part(key: str, value: object) -> str:
 
 
 def short(key: str) -> str:
-    """A key without the group that it is in, where that says little."""
-    return re.sub(r"^(model|router|trainer)[.]", "", key)
+    """A key in words, or without the group that it is in, where that says little."""
+    return KEY_NAMES.get(key) or re.sub(r"^(model|router|trainer)[.]", "", key)

@@ -1,8 +1,10 @@
 """How a report writes numbers, and its few sentences: what won, whether that is resolved, and what cannot be said."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from switch_lm.config.rules import show
 from switch_lm.reporting.cohorts import cohort_keys
 from switch_lm.reporting.comparisons import CONTROL, REST, SECONDS, Difference, Study, family_pairs
 from switch_lm.reporting.controls import (
@@ -14,8 +16,10 @@ from switch_lm.reporting.controls import (
     more_in_all,
     more_training,
 )
+from switch_lm.reporting.keys import is_ignored
 from switch_lm.reporting.records import DONE, FAILED, NOT_RUN, UNFINISHED
 from switch_lm.reporting.variants import RANDOM_DROPS, Variant
+from switch_lm.stats.contrasts import ASSUMED, planned
 from switch_lm.stats.intervals import POWER, Estimate
 
 MISSING = "-"
@@ -63,6 +67,18 @@ def percents(differences: Sequence[Difference], between: str = "with the optimiz
 
 def count(number: int, one: str) -> str:
     return f"{number} {one}" if number == 1 else f"{number} {one}s"
+
+
+def planned_words(jobs: Sequence[Mapping[str, Any]]) -> str:
+    """The difference that so many variants and seeds resolve; nothing for a search, or where nothing is compared."""
+    variants = {tuple(show(value) for key, value in job.items() if not is_ignored(key)) for job in jobs}
+    seeds = {show(job["seed"]) for job in jobs if "seed" in job}
+    if len(variants) < 2:
+        return ""
+    if (difference := planned(len(variants), len(seeds))) is None:
+        return "no difference, with one seed; several: seed=0,1,2,3,4"
+    runs = f"{len(variants)} variants, {len(seeds)} seeds, a deviation of {ASSUMED:.3f} assumed"
+    return f"a difference of {difference:.3f} nats from the control, in {POWER * 100:.0f} % of such sweeps ({runs})"
 
 
 def lead(study: Study, differences: Sequence[Difference]) -> str:
@@ -119,7 +135,8 @@ def _outcome(difference: Difference) -> str:
     if difference.compared is None:
         return "not compared"
     mean, ends, digits, unit = difference.compared.estimate.mean, difference.compared.interval, 4, "nats"
-    size = f"{'lower' if mean < 0.0 else 'higher'} by {plain(abs(mean), digits)} nats" if mean else "equal"
+    size = f"{'lower' if mean < 0.0 else 'higher'} by {plain(abs(mean), digits)} nats"
+    size = "equal" if math.isclose(mean, 0.0, abs_tol=1e-9) else size  # least squares rounds
     if difference.time is not None:
         size, unit = f"{math.exp(mean):.2f} times as long", "times as long"
     if ends is None:
@@ -158,9 +175,10 @@ def _statistics(study: Study) -> Iterator[str]:
         pool, pairs = cohort.pools[LOSS], family_pairs(cohort)
         if (smallest := pool.detectable(pairs)) is not None:
             name = f" (control `{cohort.control.label}`)" if len(study.cohorts) > 1 else ""
+            deviation = plain(pool.least_squares.deviation, 4)
             yield (
-                f"The deviation of a run is {plain(pool.least_squares.deviation, 4)} nats{name}: such a sweep resolves a "
-                f"difference of {plain(smallest, 3)} nats from the control in {POWER * 100:.0f} % of repeats."
+                f"The deviation of a run is {deviation} nats{name}: such a sweep resolves a difference of "
+                f"{plain(smallest, 3)} nats from the control in {POWER * 100:.0f} % of repeats."
             )
         if not pool.connected:
             yield "Seeds do not link all variants: they are compared one-way, by Welch's t, as if seeds had no effect."
