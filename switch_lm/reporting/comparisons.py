@@ -42,6 +42,7 @@ class Difference:
     kind: str
     figure: str
     family: str
+    cohort: Cohort
     compared: Compared | None = None
     time: TimeRatio | None = None
     marks: tuple[str, str] = ("", "")
@@ -172,7 +173,7 @@ def _difference(
     known = ours in pool.values and theirs in pool.values
     compared = Compared(pool.difference((ours, theirs))) if known else None
     marks = (_mark(pool, ours), _mark(pool, theirs))
-    return Difference(ours, theirs, kind, figure, family, compared, marks=marks)
+    return Difference(ours, theirs, kind, figure, family, cohort, compared, marks=marks)
 
 
 def _mark(pool: Pool[Variant], variant: Variant) -> str:
@@ -191,10 +192,10 @@ def _ladders(cohort: Cohort) -> list[tuple[str, tuple[Variant, ...]]]:
 
 def _rest(cohort: Cohort, control: Iterable[Difference]) -> Iterator[Difference]:
     for one in control:
-        if one.kind == EQUAL_COMPUTATION and one.ours in cohort.variants:
+        if one.kind == EQUAL_COMPUTATION and one.cohort is cohort:
             if not one.ours.dropless and one.ours.by_seed(TRAIN_CAPACITY):
                 yield _difference(cohort, one.ours, one.theirs, one.kind, REST, TRAIN_CAPACITY)
-            yield _times(one.ours, one.theirs)
+            yield _times(cohort, one.ours, one.theirs)
     for sparse in cohort.variants:
         for dense in cohort.variants:
             if not sparse.dense and matches_parameters(sparse, dense):
@@ -203,11 +204,11 @@ def _rest(cohort: Cohort, control: Iterable[Difference]) -> Iterator[Difference]
     yield from _random_drops(cohort)
 
 
-def _times(sparse: Variant, dense: Variant) -> Difference:
+def _times(cohort: Cohort, sparse: Variant, dense: Variant) -> Difference:
     """Only on one machine."""
     time = time_ratio(sparse.validations, dense.validations) if len(machines(sparse, dense)) == 1 else None
     compared = None if time is None else Compared(time.estimate)
-    return Difference(sparse, dense, EQUAL_COMPUTATION, SECONDS, REST, compared, time)
+    return Difference(sparse, dense, EQUAL_COMPUTATION, SECONDS, REST, cohort, compared, time)
 
 
 def _along_ladders(cohort: Cohort) -> Iterator[Difference]:

@@ -1,11 +1,12 @@
 """The tables of a report: Table 1 of the paper, comparisons, balance, the frontier, computation, what was run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from switch_lm.config.rules import show
 from switch_lm.pages.document import Bullets, Cell, Code, Part, Table
 from switch_lm.reporting.comparisons import (
+    CONTROL,
     FAMILIES,
     LEFT_OUT_MARK,
     SECONDS,
@@ -20,7 +21,7 @@ from switch_lm.reporting.times import RUNG
 from switch_lm.reporting.variants import Variant, short
 from switch_lm.reporting.words import MISSING, count, figures, interval, missed, percents, plain, ratios, spread
 from switch_lm.stats.contrasts import LEFT_OUT, OWN_SPREAD
-from switch_lm.stats.intervals import Estimate, estimate
+from switch_lm.stats.intervals import Estimate
 from switch_lm.storage.run_folder import SWEEP
 
 WORK = ("useful", "padded", "dropped", "router", "feed_forward", "attention", "head", "executed")
@@ -62,8 +63,8 @@ def table_1(study: Study) -> Table:
             Cell(variant.model),
             _capacity(variant),
             _mean(variant.estimate(LOSS), 4),
-            _crossed(crossings := study.crossings(variant), "steps", 0),
-            _crossed(crossings, "seconds", 1),
+            _crossed(variant, crossings := study.crossings(variant), "steps", 0),
+            _crossed(variant, crossings, "seconds", 1),
             _mean(variant.estimate("tokens_per_second"), 0),
             Cell(str(variant.seeds)),
         )
@@ -84,13 +85,13 @@ def _capacity(variant: Variant) -> Cell:
     return Cell("dropless", float("inf")) if factor is None else Cell(show(factor), factor)
 
 
-def _crossed(crossings: dict[int | None, Crossing | None], key: str, digits: int) -> Cell:
+def _crossed(variant: Variant, crossings: Mapping[int | None, Crossing | None], key: str, digits: int) -> Cell:
     """Mean ± of the seeds, and how many did not reach the threshold: then the mean alone, of those that did."""
     hits = [crossing for crossing in crossings.values() if crossing is not None]
     short_of = f"{len(crossings) - len(hits)} of {len(crossings)} did not reach it"
     if not hits:
         return Cell(short_of, float("inf")) if crossings else Cell(MISSING)
-    time = estimate([float(value) for hit in hits if (value := getattr(hit, key)) is not None])
+    time = variant.over_seeds([float(value) for hit in hits if (value := getattr(hit, key)) is not None])
     text = "at most " if any(hit.at_most for hit in hits) else ""
     if len(hits) < len(crossings):
         text += f"{plain(time.mean if time else None, digits)} ({short_of})"
@@ -117,20 +118,19 @@ def _families(differences: Sequence[Difference]) -> str:
     methods = dict(zip(FAMILIES, ("all at once by the multivariate t", "by Holm", "by Holm"), strict=True))
     numbers = {family: sum(d.family == family for d in differences) for family in FAMILIES}
     texts = [f"{family} ({number}, {methods[family]})" for family, number in numbers.items() if number]
-    start = f"{count(len(differences), 'comparison')}, families fixed beforehand"
-    return f"{start}: {', '.join(texts)}. A family errs in 5 % of sweeps at most."
+    families = len({(d.family, id(d.cohort) if d.family == CONTROL else 0) for d in differences})
+    start = f"{count(len(differences), 'comparison')} in {families} {'family' if families == 1 else 'families'}"
+    return f"{start} fixed beforehand: {', '.join(texts)}. A family errs in 5 % of sweeps at most."
 
 
 def _exceptions(differences: Sequence[Difference]) -> str:
     """What the marks mean that are there."""
     marks = {mark for difference in differences for mark in difference.marks}
     verdicts = {difference.verdict for difference in differences}
+    wide = "a spread over {:g} times the others', so compared by its own seeds"
     rules = (
-        (WIDE_MARK in marks, f"{WIDE_MARK}: over {OWN_SPREAD:g} times the others' spread, compared by its own seeds. "),
-        (
-            LEFT_OUT_MARK in marks,
-            f"{LEFT_OUT_MARK}: over {LEFT_OUT:g} times, so left out of the common deviation too. ",
-        ),
+        (WIDE_MARK in marks, f"{WIDE_MARK}: {wide.format(OWN_SPREAD)}. "),
+        (LEFT_OUT_MARK in marks, f"{LEFT_OUT_MARK}: {wide.format(LEFT_OUT)} and left out of the common deviation. "),
         ("no spread" in verdicts, "No spread: all differences are equal, which is no deviation of 0. "),
         ("not compared" in verdicts, "Not compared: no seed in common, no curve, or different machines. "),
         (

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from switch_lm.reporting.records import Point, crossing
 from switch_lm.stats.intervals import Estimate, estimate
 
 RUNG = 0.05  # nats from one loss that is tried to the next
-Curves = Mapping[int | None, Sequence[Point]]  # the validations by seed, in order of steps
+Curves = Mapping[Any, Sequence[Point]]  # the validations by seed, in order of steps
 
 
 @dataclass(frozen=True)

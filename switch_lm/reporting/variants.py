@@ -70,8 +70,11 @@ class Variant:
         return len(self.by_seed("val_loss"))
 
     def estimate(self, key: str) -> Estimate | None:
-        """The mean over seeds; without an interval for trials of a search, which were chosen by their results."""
-        result = estimate(list(self.by_seed(key).values()))
+        return self.over_seeds(list(self.by_seed(key).values()))
+
+    def over_seeds(self, values: Sequence[float]) -> Estimate | None:
+        """The mean; without an interval for trials of a search, which were chosen by their results."""
+        result = estimate(values)
         return Estimate(result.mean, result.count) if result and self.searched else result
 
     @property

@@ -6,7 +6,7 @@ from typing import Any
 
 from switch_lm.config.rules import show
 from switch_lm.reporting.cohorts import cohort_keys
-from switch_lm.reporting.comparisons import CONTROL, REST, SECONDS, Difference, Study, family_pairs
+from switch_lm.reporting.comparisons import CONTROL, KINDS, REST, SECONDS, Difference, Study, family_pairs
 from switch_lm.reporting.controls import (
     EQUAL,
     EQUAL_COMPUTATION,
@@ -87,17 +87,17 @@ def lead(study: Study, differences: Sequence[Difference]) -> str:
         return "No run is finished: there is nothing to compare yet."
     control = [d for d in differences if d.family == CONTROL]
     controlled = [d for d in control if d.kind in EQUAL]
-    shown = controlled or control
+    shown = controlled or [d for d in control if d.kind in KINDS or d.ours.dense == d.theirs.dense]
     groups: dict[tuple[Variant, str], list[Difference]] = {}
     for one in shown:
-        groups.setdefault((one.theirs, one.kind if controlled else ""), []).append(one)
+        groups.setdefault((one.theirs, one.kind if one.kind in KINDS else ""), []).append(one)
     parts = [] if controlled else [_without_control(study)]
     parts += [_against(study, members, kind, first=not n) for n, ((_, kind), members) in enumerate(groups.items())]
     if any(one.compared and one.compared.interval for one in shown):
         seeds = sorted({one.estimate.count for one in shown if one.estimate})
         numbers = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
-        corrected = f"corrected for {count(len(control), 'comparison')} with a control"
-        parts.append(f"(95 % intervals, {corrected}; {numbers} seeds.)")
+        all_of = "all with a control" if len(study.cohorts) == 1 else "those with a control in each group of runs"
+        parts.append(f"(95 % intervals, corrected for {count(len(control), 'comparison')}, {all_of}; {numbers} seeds.)")
     return " ".join(parts)
 
 
@@ -107,7 +107,7 @@ def _without_control(study: Study) -> str:
     if study.sparse and study.dense:
         why = (
             "No dense run here is a control of equal computation (that takes top-1 at factor 1.0 or dropless, with "
-            "equal sizes and training, or as many products in all): nothing is said of Switch against dense."
+            "equal sizes and training, or as many products in all): whether Switch beats dense cannot be said."
         )
     best = min(study.variants, key=lambda variant: variant.mean(LOSS) or math.inf)
     loss = f"that of `{best.label}`, {spread(best.estimate(LOSS), 4)}"
@@ -125,7 +125,7 @@ def _against(study: Study, members: Sequence[Difference], kind: str, *, first: b
     if len(members) <= FEW:
         return start + "; ".join(f"`{one.ours.label}` {_outcome(one)}" for one in members) + "."
     signs = [one.estimate.mean < 0.0 for one in members if one.estimate is not None and one.resolved]
-    words = ("won", "lost") if kind else ("lower", "higher")
+    words = ("won", "lost") if kind in EQUAL else ("lower", "higher")
     numbers = f"{sum(signs)} {words[0]}, {len(signs) - sum(signs)} {words[1]}, {len(members) - len(signs)} not resolved"
     return f"{start}of {len(members)} variants {numbers}."
 

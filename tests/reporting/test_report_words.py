@@ -33,7 +33,7 @@ def test_switch_wins_or_loses_where_the_interval_excludes_0_and_nowhere_else(
 ) -> None:
     top, text = words(studied(tmp_path, {"dense": dense, "dropless": dropless}))
     assert top.startswith(AGAINST_DENSE) and f"): `Switch, dropless` {outcome}." in top
-    assert ("(95 % intervals, corrected for 1 comparison with a control;" in top) is ("to" in outcome)
+    assert ("(95 % intervals, corrected for 1 comparison, all with a control;" in top) is ("to" in outcome)
     assert ("wins per step" in top or "loses per step" in top) is ("Switch" in outcome) and "per step" not in text
     assert ("Each variant has one seed: no difference is resolved." in text) is (len(dense) == 1)
 
@@ -84,6 +84,7 @@ def test_a_dense_run_of_unequal_computation_is_compared_and_nobody_wins(
     result = studied(tmp_path, {control: [1.5, 1.6], name: [1.4, 1.5]})
     top, text = words(result)
     assert "No dense run here is a control of equal computation" in top
+    assert f"of {kind} ({work.replace(', ', ', with the optimizer' + chr(39) + 's ')}): `" in top
     assert "wins" not in text + top
     assert [(*row[2:4], *row[5:]) for row in rows(result)] == [
         ("loss", loss, "no spread", "control", f"{kind} ({work})"),
@@ -122,7 +123,7 @@ def test_two_controls_have_a_sentence_each_and_the_measure_is_named() -> None:
         "Switch wins per step. Against `dense, d_ff 600` of equal computation by all products (-3.5 %, with the "
         "optimizer's +0.7 %): `Switch, factor 1.0` higher by 0.0197 nats (" in top
     )
-    assert "corrected for 3 comparisons with a control; 3 seeds.)" in top
+    assert "corrected for 3 comparisons, all with a control; 3 seeds.)" in top
     control = [(*row[:2], row[-1].partition(" (")[0]) for row in rows(result) if row[6] == "control"]
     assert control == [
         ("Switch, factor 1.0", "dense", "equal: the model's products"),
@@ -186,7 +187,7 @@ def test_the_note_states_the_families_and_how_many_comparisons_each_has(tmp_path
     losses = {"dense": [1.5, 1.6], "one": [1.4, 1.5], "dropless": [1.4, 1.5]}
     note = comparison_table(compare(studied(tmp_path, losses))).note
     assert (
-        "7 comparisons, families fixed beforehand: control (2, all at once by the multivariate t), ladder (1, by "
+        "7 comparisons in 3 families fixed beforehand: control (2, all at once by the multivariate t), ladder (1, by "
         "Holm), rest (4, by Holm)." in note
     )
 
