@@ -20,7 +20,8 @@ from switch_lm.reporting.controls import (
 from switch_lm.reporting.records import TAIL_DROPPED, Crossing, Record, crossing
 from switch_lm.reporting.times import RUNG, TimeRatio, lowest_rung, time_ratio
 from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, RANDOM_DROPS, Variant, group, ladders, pairs
-from switch_lm.stats.contrasts import Compared, Pool, holm
+from switch_lm.stats.contrasts import Pool
+from switch_lm.stats.corrections import Compared, holm
 from switch_lm.stats.intervals import Estimate
 
 SECONDS = "time to a loss"
@@ -177,7 +178,7 @@ def _difference(
 
 
 def _mark(pool: Pool[Variant], variant: Variant) -> str:
-    return LEFT_OUT_MARK if variant in pool.left_out else WIDE_MARK if variant in pool.wide else ""
+    return LEFT_OUT_MARK if variant in pool.left_out else WIDE_MARK if variant in pool.wider else ""
 
 
 def _steps(cohort: Cohort) -> Iterator[Difference]:

@@ -20,7 +20,7 @@ from switch_lm.reporting.records import TAIL_DROPPED, Crossing
 from switch_lm.reporting.times import RUNG
 from switch_lm.reporting.variants import Variant, short
 from switch_lm.reporting.words import MISSING, count, figures, interval, missed, percents, plain, ratios, spread
-from switch_lm.stats.contrasts import LEFT_OUT, OWN_SPREAD
+from switch_lm.stats.contrasts import LEFT_OUT, WIDER_BY_CHANCE
 from switch_lm.stats.intervals import Estimate
 
 WORK = ("useful", "padded", "dropped", "router", "feed_forward", "attention", "head", "executed")
@@ -112,10 +112,15 @@ def _exceptions(differences: Sequence[Difference]) -> str:
     """What the marks mean that are there."""
     marks = {mark for difference in differences for mark in difference.marks}
     verdicts = {difference.verdict for difference in differences}
-    wide = "a spread over {:g} times the others', so compared by its own seeds"
     rules = (
-        (WIDE_MARK in marks, f"{WIDE_MARK}: {wide.format(OWN_SPREAD)}. "),
-        (LEFT_OUT_MARK in marks, f"{LEFT_OUT_MARK}: {wide.format(LEFT_OUT)} and left out of the common deviation. "),
+        (
+            WIDE_MARK in marks,
+            f"{WIDE_MARK}: wider than the others' spread (F test, {WIDER_BY_CHANCE * 100:.0f} %): its own counts. ",
+        ),
+        (
+            LEFT_OUT_MARK in marks,
+            f"{LEFT_OUT_MARK}: over {LEFT_OUT:g} times the others' spread: not counted for them. ",
+        ),
         ("no spread" in verdicts, "No spread: all differences are equal, which is no deviation of 0. "),
         ("not compared" in verdicts, "Not compared: no seed in common, no curve, or different machines. "),
         (

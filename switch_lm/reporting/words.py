@@ -19,7 +19,7 @@ from switch_lm.reporting.controls import (
 from switch_lm.reporting.keys import is_ignored
 from switch_lm.reporting.records import DONE, FAILED, NOT_RUN, UNFINISHED
 from switch_lm.reporting.variants import RANDOM_DROPS, Variant
-from switch_lm.stats.contrasts import ASSUMED, planned
+from switch_lm.stats.corrections import ASSUMED, planned
 from switch_lm.stats.intervals import POWER, Estimate
 
 MISSING = "-"
