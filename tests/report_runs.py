@@ -122,7 +122,8 @@ def words(study: Study) -> tuple[str, str]:
 
 def rows(study: Study) -> list[tuple[str, ...]]:
     """The table of all comparisons: first, second, what, difference, interval, verdict, family, kind."""
-    return [tuple(cell.text for cell in row) for row in comparison_table(compare(study)).rows]
+    texts = [[cell.text for cell in row] for row in comparison_table(compare(study)).rows]
+    return [(*others, *last.split(": ", 1)) for *others, last in texts]
 
 
 def write_curve(folder: Path, curve: Sequence[tuple[int, float, float | None]]) -> None:

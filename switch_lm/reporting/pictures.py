@@ -12,7 +12,7 @@ from switch_lm.reporting.records import Point
 from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, Variant, family, ladders
 from switch_lm.stats.intervals import Estimate, estimate
 
-INTERVAL = "Bars and bands: 95 % t interval over seeds; none for one seed."
+INTERVAL = "Bars and bands: 95 % intervals; none for one seed."
 NO_INTERVAL = (math.nan, math.nan)
 FAR = 3.0  # costs that lie further apart are shown by their ratios
 NAMES = {CAPACITY: "capacity factor", ALPHA: "alpha"}

@@ -29,7 +29,7 @@ BALANCE = (
     "Model", "Capacity factor", "Alpha", "Dropped at the end", "Dropped in the whole run", "Dropped in validation",
     "Busiest expert / mean", "Router entropy (nats)", "Loss", "Loss at capacity",
 )  # fmt: skip
-KINDS = {EQUAL_COMPUTATION: "equal: the model's products", EQUAL_TOTAL: "equal: all products"}
+KINDS = {EQUAL_COMPUTATION: "equal in the model's products", EQUAL_TOTAL: "equal in all products"}
 
 
 def table_1(study: Study) -> Table:
@@ -88,7 +88,7 @@ def _crossed(variant: Variant, crossings: Mapping[int | None, Crossing | None], 
 def comparison_table(differences: Sequence[Difference]) -> Table:
     return Table(
         "All comparisons",
-        ("First", "Second", "What", "Difference ±", "Corrected interval", "Resolved", "Family", "Kind"),
+        ("First", "Second", "What", "Difference ±", "Corrected interval", "Resolved", "Family: kind"),
         tuple(map(_comparison, differences)),
         f"First less second: below 0 the first is lower. {_families(differences)} Resolved: the corrected 95 % "
         "interval excludes 0 (1 for a ratio); ±, and an interval in brackets, are of this comparison alone. "
@@ -137,8 +137,8 @@ def _comparison(difference: Difference) -> tuple[Cell, ...]:
     more, corrected = percents([difference], ""), difference.compared.interval if difference.compared else None
     kind = KINDS.get(difference.kind) or ", ".join(map(short, difference.kind.split(", ")))
     if difference.time is not None:
-        text = f"time to {difference.time.loss:g}{missed(difference)}"
-        mean = f"{plain(math.exp(difference.time.estimate.mean), 2)} times"
+        text = f"time ratio to {difference.time.loss:g}{missed(difference)}"
+        mean = plain(math.exp(difference.time.estimate.mean), 2)
         alone = difference.time.estimate.interval()
         size, ends = f"{mean} ({ratios(alone)})" if alone else mean, ratios(corrected)
     else:
@@ -150,8 +150,7 @@ def _comparison(difference: Difference) -> tuple[Cell, ...]:
         Cell(size, result.mean if result else None),
         Cell(ends, corrected[0] if corrected else None),
         Cell(difference.verdict),
-        Cell(difference.family),
-        Cell(f"{kind} ({more})" if more else kind),
+        Cell(f"{difference.family}: {kind}{f' ({more})' if more else ''}"),
     )
 
 

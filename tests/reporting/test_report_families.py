@@ -133,7 +133,7 @@ def test_dense_variants_and_those_of_unequal_computation_have_a_control_too(tmp_
     losses = {"dense": [1.5, 1.6], "wide": [1.4, 1.5], "one": [1.5, 1.6], "top2": [1.4, 1.5]}
     control = [row for row in rows(studied(tmp_path, losses)) if row[6] == "control"]
     assert [(row[0], row[1], row[7].partition(" (")[0]) for row in control] == [
-        ("Switch, factor 1.0", "dense", "equal: the model's products"),
+        ("Switch, factor 1.0", "dense", "equal in the model's products"),
         ("top-2, factor 2.5", "dense", "unequal computation"),
         ("dense, d_ff 4096", "dense", "d_ff"),
     ]

@@ -126,8 +126,8 @@ def test_two_controls_have_a_sentence_each_and_the_measure_is_named() -> None:
     assert "corrected for 3 comparisons, all with a control; 3 seeds.)" in top
     control = [(*row[:2], row[-1].partition(" (")[0]) for row in rows(result) if row[6] == "control"]
     assert control == [
-        ("Switch, factor 1.0", "dense", "equal: the model's products"),
-        ("Switch, factor 1.0", "dense, d_ff 600", "equal: all products"),
+        ("Switch, factor 1.0", "dense", "equal in the model's products"),
+        ("Switch, factor 1.0", "dense, d_ff 600", "equal in all products"),
         ("dense, d_ff 600", "dense", "d_ff"),
     ]
 
