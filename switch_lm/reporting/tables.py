@@ -91,7 +91,7 @@ def comparison_table(differences: Sequence[Difference]) -> Table:
         ("First", "Second", "What", "Difference ±", "Corrected interval", "Resolved", "Family: kind"),
         tuple(map(_comparison, differences)),
         f"First less second: below 0 the first is lower. {_families(differences)} Resolved: the corrected 95 % "
-        "interval excludes 0 (1 for a ratio); ±, and an interval in brackets, are of this comparison alone. "
+        "interval excludes 0 (1 for a ratio); ±, and the interval beside a ratio, are of this comparison alone. "
         f"{_exceptions(differences)}Kind: what is equal, or the keys in which they differ; in brackets how many more "
         "products the first takes in training: the model's, and all with the optimizer's. Nothing follows from unequal "
         "computation about equal.",
@@ -140,7 +140,7 @@ def _comparison(difference: Difference) -> tuple[Cell, ...]:
         text = f"time ratio to {difference.time.loss:g}{missed(difference)}"
         mean = plain(math.exp(difference.time.estimate.mean), 2)
         alone = difference.time.estimate.interval()
-        size, ends = f"{mean} ({ratios(alone)})" if alone else mean, ratios(corrected)
+        size, ends = f"{mean}, {ratios(alone)}" if alone else mean, ratios(corrected)
     else:
         text, size, ends = what[difference.figure], spread(result, 4), interval(corrected, 4)
     return (
