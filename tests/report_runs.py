@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from small_models import OF_ROUTER, router_options
 
+from switch_lm.config.rules import flatten
 from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import ledger, run_ledger
 from switch_lm.model.config import ModelConfig
+from switch_lm.reporting.comparisons import Study, compare, study
+from switch_lm.reporting.records import Record, find_sources, read_records
+from switch_lm.reporting.tables import comparison_table
+from switch_lm.reporting.words import bullets, lead
 from switch_lm.storage.metrics import MetricsFile
 from switch_lm.storage.run_folder import as_yaml
 
@@ -93,6 +99,33 @@ def write_run(
     return folder
 
 
+def record(config: Config, loss: float = 1.5, *, sweep: str | None = None, **changes: Any) -> Record:
+    """A finished run, without files or a curve."""
+    where = Path(sweep) if sweep else None
+    result = flatten(result_of(config, loss, **changes))
+    return Record("run", "done", sweep=where, config=flatten(asdict(config)), result=result)
+
+
+def studied(
+    folder: Path, losses: Mapping[str, Sequence[float | None]], threshold: float | None = None, **changes: Any
+) -> Study:
+    """A sweep of some of MODELS, each with a loss for every seed."""
+    sweep = write_sweep(folder / "sweep", {name: MODELS[name] for name in losses}, losses, **changes)
+    return study(read_records(find_sources([sweep])), threshold=threshold)
+
+
+def words(study: Study) -> tuple[str, str]:
+    """The lead, and the bullets as lines."""
+    differences = compare(study)
+    return lead(study, differences), "\n".join(bullets(study, differences))
+
+
+def rows(study: Study) -> list[tuple[str, ...]]:
+    """The table of all comparisons: first, second, what, difference, interval, verdict, family, kind."""
+    texts = [[cell.text for cell in row] for row in comparison_table(compare(study)).rows]
+    return [(*others, *last.split(": ", 1)) for *others, last in texts]
+
+
 def write_curve(folder: Path, curve: Sequence[tuple[int, float, float | None]]) -> None:
     file = MetricsFile(folder, first_step=0)
     for step, loss, seconds in curve:
@@ -102,25 +135,40 @@ def write_curve(folder: Path, curve: Sequence[tuple[int, float, float | None]]) 
 
 
 def write_sweep(
-    sweep: Path, variants: Mapping[str, Mapping[str, Any]], losses: Mapping[str, Sequence[float]], **changes: Any
+    sweep: Path, variants: Mapping[str, Mapping[str, Any]], losses: Mapping[str, Sequence[float | None]], **changes: Any
 ) -> Path:
-    """A sweep of `variants` (keys of the model) with a loss for each seed; `changes` go to every result."""
+    """A sweep of `variants` (keys of the model) with a loss for each seed, None if that failed.
+
+    `changes` go to every result.
+    """
     planned: list[object] = []
     for name, keys in variants.items():
         for seed, loss in enumerate(losses[name]):
             job = {"job": len(planned), "overrides": {"seed": seed, "variant": name}, "status": "done", "seconds": 1.0}
             planned.append(job["overrides"])
+            if loss is None:
+                failed = sweep / f"seed={seed},variant={name}"
+                failed.mkdir(parents=True)
+                (failed / "job.json").write_text(json.dumps(job | {"status": "failed", "error": "too hot"}))
+                continue
             write_run(sweep / f"seed={seed},variant={name}", config_of(seed, **keys), loss, job=job, **changes)
     write_plan(sweep, planned)
     return sweep
 
 
-def write_plan(sweep: Path, jobs: Sequence[object]) -> None:
+def write_plan(sweep: Path, jobs: Sequence[object] | None) -> None:
+    """`jobs` None: a search."""
     sweep.mkdir(parents=True, exist_ok=True)
-    plan = {"command": "python -m switch_lm.train experiment=test", "jobs": list(jobs), "commit": "0123456789ab"}
+    planned = None if jobs is None else list(jobs)
+    plan = {"command": "python -m switch_lm.train experiment=test", "jobs": planned, "commit": "0123456789ab"}
     (sweep / "sweep.json").write_text(json.dumps(plan | {"started": "2026-01-01T00:00:00"}))
 
 
 DENSE: dict[str, Any] = {"switch_every": 0}
 ONE: dict[str, Any] = {"capacity_factor": 1.0}
 DROPLESS: dict[str, Any] = {"capacity_factor": None}
+MODELS: dict[str, dict[str, Any]] = {
+    "dense": DENSE, "wide": DENSE | {"d_ff": 4096}, "one": ONE, "1.25": {}, "2.0": {"capacity_factor": 2.0},
+    "dropless": DROPLESS, "top2": {"top_k": 2, "capacity_factor": 2.5}, "random": DROPLESS | {"random_drop_rate": 0.07},
+    "half": DROPLESS | {"switch_every": 2},
+}  # fmt: skip

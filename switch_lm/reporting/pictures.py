@@ -5,12 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from switch_lm.pages.document import Picture, Series
-from switch_lm.reporting.comparisons import AXES, LOSS, TRAINING, Axis, Study, dropped_of
+from switch_lm.reporting.comparisons import Study, dropped_of
+from switch_lm.reporting.controls import LOSS, TRAINING
+from switch_lm.reporting.frontier import AXES, Axis
 from switch_lm.reporting.records import Point
 from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, Variant, family, ladders
 from switch_lm.stats.intervals import Estimate, estimate
 
-INTERVAL = "Bars and bands: 95 % t interval over seeds; none for one seed."
+INTERVAL = "Bars and bands: 95 % intervals; none for one seed."
+NO_INTERVAL = (math.nan, math.nan)
 FAR = 3.0  # costs that lie further apart are shown by their ratios
 NAMES = {CAPACITY: "capacity factor", ALPHA: "alpha"}
 ROUTING = {
@@ -52,13 +55,14 @@ def routing_pictures(study: Study) -> list[Picture]:
 
 def _series(label: str, places: Places, *, labels: Sequence[str] = (), marked: Sequence[bool] = ()) -> Series:
     """A line of means with their intervals; with `marked`, points. NaN is the end of an interval that is missing."""
-    some = any(y.low is not None for _, y in places)
+    intervals = [y.interval() for _, y in places]
+    ends = [NO_INTERVAL if interval is None else interval for interval in intervals] if any(intervals) else None
     return Series(
         label,
         x=tuple(x for x, _ in places),
         y=tuple(y.mean for _, y in places),
-        low=tuple(math.nan if y.low is None else y.low for _, y in places) if some else None,
-        high=tuple(math.nan if y.high is None else y.high for _, y in places) if some else None,
+        low=tuple(low for low, _ in ends) if ends else None,
+        high=tuple(high for _, high in ends) if ends else None,
         labels=tuple(labels) or None,
         marked=tuple(marked) or None,
         line=not marked,
@@ -91,7 +95,8 @@ def _frontier(axis: Axis, study: Study) -> Picture:
 
 
 def _curves(name: str, title: str, x_label: str, y_label: str, places: Mapping[Variant, Places]) -> Picture:
-    series = tuple(_series(variant.label, curve) for variant, curve in places.items() if len(curve) >= 2)
+    shown = {v: [(x, Estimate(y.mean, y.count)) for x, y in own] if v.searched else own for v, own in places.items()}
+    series = tuple(_series(variant.label, curve) for variant, curve in shown.items() if len(curve) >= 2)
     alt = f"{title}, a line for each of: {', '.join(one.label for one in series)}."
     note = f"Mean over seeds, at the steps that all of them have. {INTERVAL}"
     return Picture(name, title, alt, x_label, y_label, series, note=note)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from glob import glob
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from switch_lm.config.keys import ConfigError
@@ -19,6 +20,8 @@ FIX = "give a sweep's folder, runs or a glob, for example outputs/sweeps/NAME"
 DONE, FAILED, UNFINISHED, NOT_RUN = "done", "failed", "unfinished", "not run"
 LONGEST_REASON, LONGEST_FAULT = 300, 200
 TAGS = ("val/loss", "perf/training_seconds", "train/loss")
+DROPPED_SHARE = re.compile(r"moe/layer_\d+/dropped_share")
+TAIL, TAIL_DROPPED = 1 / 5, "dropped_tail"  # of the planned steps; the share dropped there
 
 
 class ReportError(Exception):
@@ -50,7 +53,15 @@ class Curves:
     validations: tuple[Point, ...] = ()
     training: tuple[tuple[int, float], ...] = ()
     last_step: int | None = None  # of anything written
+    dropped: tuple[tuple[int, float], ...] = ()  # the share of choices dropped in training by step, mean over layers
     fault: str = ""
+
+    def tail_dropped(self, max_steps: object) -> float | None:
+        """The mean share dropped over the last fifth of the planned steps; None if nothing was written there."""
+        if not isinstance(max_steps, int):
+            return None
+        shares = [share for step, share in self.dropped if step > (1 - TAIL) * max_steps]
+        return fmean(shares) if shares else None
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,9 @@ class Record:
     result: Mapping[str, Any] = field(default_factory=dict)
     curves: Curves = field(default_factory=Curves)
     faults: tuple[str, ...] = ()  # what could not be read of it
+    searched: bool = False  # by a sweep that chose its trials by their results
+    job: int | None = None  # its number in its sweep
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # what varies in its sweep
 
     @property
     def seed(self) -> int | None:
@@ -160,11 +174,15 @@ def _jobs(sweep: Path) -> Iterator[Record]:
         if not {number, name} & started:
             words = [f"{key}={show(value)}" for key, value in overrides.items()]
             reason = f"planned, not started: {' '.join(words)}" if words else "planned, not started"
-            yield Record(f"{sweep.name}/{name or number}", NOT_RUN, None, sweep, reason, overrides)
+            record = Record(f"{sweep.name}/{name or number}", NOT_RUN, None, sweep, reason, overrides)
+            yield replace(record, job=number, overrides=overrides)
 
 
 def read_records(sources: Iterable[Record]) -> tuple[Record, ...]:
-    return tuple(_read(record, record.folder) if record.folder else record for record in sources)
+    records = [_read(record, record.folder) if record.folder else record for record in sources]
+    plans = {sweep: read_json(sweep / SWEEP) for sweep in {record.sweep for record in records} if sweep}
+    searches = {sweep for sweep, plan in plans.items() if plan and plan.get("jobs", []) is None}
+    return tuple(replace(record, searched=record.sweep in searches) for record in records)
 
 
 def _read(record: Record, folder: Path) -> Record:
@@ -179,7 +197,12 @@ def _read(record: Record, folder: Path) -> Record:
         UNFINISHED: f"no step of {of} recorded" if last is None else f"step {last} of {of} is the last one recorded",
     }
     flat = flatten(result or {})
+    if result and (dropped := curves.tail_dropped(config.get("trainer.max_steps"))) is not None:
+        flat[TAIL_DROPPED] = dropped
     record = replace(record, status=status, reason=reasons[status], config=config, result=flat, curves=curves)
+    number, overrides = job.get("job"), job.get("overrides")
+    record = replace(record, job=number if isinstance(number, int) else None)
+    record = replace(record, overrides=overrides if isinstance(overrides, dict) else {})
     faults = [fault]
     if result is None and (folder / RESULT).exists():
         faults.append(f"{RESULT} cannot be read: it is cut off, or is not JSON")
@@ -216,11 +239,18 @@ def read_curves(folder: Path) -> Curves:
     except (ConfigError, OSError) as error:
         return Curves(fault=f"{_one_line(error, LONGEST_FAULT)}: no learning curve")
     losses, seconds, training = (metrics.series(rows, tag) for tag in TAGS)
+    dropped = {row["step"]: fmean(shares) for row in rows if (shares := _dropped_shares(row))}
     points = tuple(Point(step, loss, finite(seconds.get(step))) for step, loss in _finite(losses))
     fault = "" if losses else f"there is no validation in its {metrics.METRICS}: no learning curve"
     if len(points) < len(losses):
         fault = "its learning curve holds NaN or infinity, left out"
-    return Curves(points, _finite(training), max({*losses, *seconds, *training}, default=None), fault)
+    last = max({*losses, *seconds, *training}, default=None)
+    return Curves(points, _finite(training), last, tuple(sorted(dropped.items())), fault)
+
+
+def _dropped_shares(row: metrics.Row) -> list[float]:
+    values = [finite(value) for tag, value in row.items() if DROPPED_SHARE.fullmatch(tag)]
+    return [value for value in values if value is not None]
 
 
 def _finite(points: Mapping[int, float]) -> tuple[tuple[int, float], ...]:

@@ -1,48 +1,35 @@
-"""The tables of a report: Table 1 of the paper, comparisons, balance, the frontier, computation, what was run."""
+"""The tables of a report: Table 1 of the paper, comparisons, balance, the frontier, computation."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from switch_lm.config.rules import show
-from switch_lm.pages.document import Bullets, Cell, Code, Part, Table
+from switch_lm.pages.document import Cell, Table
 from switch_lm.reporting.comparisons import (
-    AXES,
-    LOSS,
-    MACHINE,
-    MEGA,
-    PER_TOKEN,
+    CONTROL,
+    FAMILIES,
+    LEFT_OUT_MARK,
     SECONDS,
-    TERA,
-    TRAIN_CAPACITY,
-    TRAINING,
+    WIDE_MARK,
     Difference,
     Study,
-    more_training,
 )
-from switch_lm.reporting.records import DONE, Crossing, Record, read_json
-from switch_lm.reporting.variants import Variant
-from switch_lm.reporting.words import MISSING, count, figures, interval, plain, spread
-from switch_lm.stats.intervals import Estimate, estimate
-from switch_lm.storage.run_folder import SWEEP
+from switch_lm.reporting.controls import EQUAL_COMPUTATION, EQUAL_TOTAL, LOSS, TRAIN_CAPACITY, TRAINING
+from switch_lm.reporting.frontier import AXES, MEGA, PER_TOKEN, TERA
+from switch_lm.reporting.records import TAIL_DROPPED, Crossing
+from switch_lm.reporting.times import RUNG
+from switch_lm.reporting.variants import Variant, short
+from switch_lm.reporting.words import MISSING, count, figures, interval, missed, percents, plain, ratios, spread
+from switch_lm.stats.contrasts import LEFT_OUT, WIDER_BY_CHANCE
+from switch_lm.stats.intervals import Estimate
 
 WORK = ("useful", "padded", "dropped", "router", "feed_forward", "attention", "head", "executed")
-DROPS = ("dropped", "dropped_whole_run", "train_capacity_dropped")
+DROPS = (TAIL_DROPPED, "dropped_whole_run", "train_capacity_dropped")
 BALANCE = (
     "Model", "Capacity factor", "Alpha", "Dropped at the end", "Dropped in the whole run", "Dropped in validation",
     "Busiest expert / mean", "Router entropy (nats)", "Loss", "Loss at capacity",
 )  # fmt: skip
-DEFINITIONS = (
-    "The loss is the language loss alone, in nats per character, over the whole validation split, each prediction "
-    "once, at the last step. The lowest of all validations is not compared: it is chosen by the same split, so "
-    "it is too low.",
-    "An interval is a 95 % interval by Student's t over the seeds; differences are paired by seed. Runs that repeat a "
-    "seed of the same variant are averaged: they are no further sample. A run of unknown seed stands alone.",
-    "A threshold counts as reached on the straight line between two validations, the first time. With a learning rate "
-    "that falls to the end of a run, all runs reach a loss near the final one late: see the seconds of all steps. "
-    "The line lies above a curve that flattens, so times are a little long, by less than the time between validations.",
-    "Seconds are those of training steps alone, without validation, samples and compiling.",
-    "A dense run is a control of equal computation only for a Switch at factor 1.0 or dropless, with top-1, no shared "
-    "expert, and equal sizes and training. The router's own products are not in dense and come on top.",
-)
+KINDS = {EQUAL_COMPUTATION: "equal in the model's products", EQUAL_TOTAL: "equal in all products"}
 
 
 def table_1(study: Study) -> Table:
@@ -51,7 +38,7 @@ def table_1(study: Study) -> Table:
     after = f"Loss after {steps.pop():,} steps" if len(steps) == 1 else "Loss at the last step"
     to = f"to a loss of {round(study.threshold.loss, 4):g}" if study.threshold else "to the threshold"
     note = (
-        "Mean ± standard deviation over seeds. Loss: nats per character on the whole validation split, nothing "
+        "Mean ± half of its 95 % interval over seeds. Loss: nats per character on the whole validation split, nothing "
         "dropped, at the last step, not at the best one."
     )
     if study.threshold:
@@ -61,10 +48,10 @@ def table_1(study: Study) -> Table:
             Cell(variant.model),
             _capacity(variant),
             _mean(variant.estimate(LOSS), 4),
-            _crossed(crossings := study.crossings(variant), "steps", 0),
-            _crossed(crossings, "seconds", 1),
+            _crossed(variant, crossings := study.crossings(variant), "steps", 0),
+            _crossed(variant, crossings, "seconds", 1),
             _mean(variant.estimate("tokens_per_second"), 0),
-            Cell(str(len(variant.by_seed(LOSS)))),
+            Cell(str(variant.seeds)),
         )
         for variant in study.variants
     ]
@@ -83,45 +70,87 @@ def _capacity(variant: Variant) -> Cell:
     return Cell("dropless", float("inf")) if factor is None else Cell(show(factor), factor)
 
 
-def _crossed(crossings: dict[int | None, Crossing | None], key: str, digits: int) -> Cell:
-    """Mean ± deviation of the seeds that reach the threshold, and how many do if not all."""
+def _crossed(variant: Variant, crossings: Mapping[int | None, Crossing | None], key: str, digits: int) -> Cell:
+    """Mean ± of the seeds, and how many did not reach the threshold: then the mean alone, of those that did."""
     hits = [crossing for crossing in crossings.values() if crossing is not None]
+    short_of = f"{len(crossings) - len(hits)} of {len(crossings)} did not reach it"
     if not hits:
-        return Cell("not reached", float("inf")) if crossings else Cell(MISSING)
-    time = estimate([float(value) for hit in hits if (value := getattr(hit, key)) is not None])
-    text = ("at most " if any(hit.at_most for hit in hits) else "") + spread(time, digits)
+        return Cell(short_of, float("inf")) if crossings else Cell(MISSING)
+    time = variant.over_seeds([float(value) for hit in hits if (value := getattr(hit, key)) is not None])
+    text = "at most " if any(hit.at_most for hit in hits) else ""
     if len(hits) < len(crossings):
-        text += f" (not reached in {len(crossings) - len(hits)} of {len(crossings)} seeds)"
+        text += f"{plain(time.mean if time else None, digits)} ({short_of})"
+    else:
+        text += spread(time, digits)
     return Cell(text, time.mean if time else None)
 
 
-def comparison_table(differences: Iterable[Difference]) -> Table:
+def comparison_table(differences: Sequence[Difference]) -> Table:
     return Table(
-        "All comparisons, paired by seed",
-        ("First", "Second", "What", "First minus second", "95 % interval", "Seeds", "Resolved", "Kind"),
-        tuple(_comparison(difference) for difference in differences),
-        "Below 0 the first is lower. At capacity: that of training. Seconds: to the threshold. Interval: Student's t "
-        "over the seeds that both have. Fewer than 5 seeds are not resolved unless the interval excludes 0; with 5 or "
-        "more that include 0, no difference is shown. Not compared: no seed in common; for seconds also a seed that "
-        "does not reach the threshold, or different machines. Kind: what is equal, or the key in which they differ, "
-        "and in brackets how much more the first computes in training, without the optimizer; nothing follows from "
-        "unequal computation about equal.",
+        "All comparisons",
+        ("First", "Second", "What", "Difference ±", "Corrected interval", "Resolved", "Family: kind"),
+        tuple(map(_comparison, differences)),
+        f"First less second: below 0 the first is lower. {_families(differences)} Resolved: the corrected 95 % "
+        "interval excludes 0 (1 for a ratio); ±, and the interval beside a ratio, are of this comparison alone. "
+        f"{_exceptions(differences)}Kind: what is equal, or the keys in which they differ; in brackets how many more "
+        "products the first takes in training: the model's, and all with the optimizer's. Nothing follows from unequal "
+        "computation about equal.",
     )
 
 
+def _families(differences: Sequence[Difference]) -> str:
+    """How many, and how each is corrected; each group of runs has a family of comparisons with its control."""
+    methods = dict(zip(FAMILIES, ("all at once by the multivariate t", "by Holm", "by Holm"), strict=True))
+    numbers = {family: sum(d.family == family for d in differences) for family in FAMILIES}
+    texts = [f"{family} ({number}, {methods[family]})" for family, number in numbers.items() if number]
+    families = len({(d.family, id(d.cohort) if d.family == CONTROL else 0) for d in differences})
+    start = f"{count(len(differences), 'comparison')} in {families} {'family' if families == 1 else 'families'}"
+    return f"{start} fixed beforehand: {', '.join(texts)}. A family errs in 5 % of sweeps at most."
+
+
+def _exceptions(differences: Sequence[Difference]) -> str:
+    """What the marks mean that are there."""
+    marks = {mark for difference in differences for mark in difference.marks}
+    verdicts = {difference.verdict for difference in differences}
+    rules = (
+        (
+            WIDE_MARK in marks,
+            f"{WIDE_MARK}: wider than the others' spread (F test, {WIDER_BY_CHANCE * 100:.0f} %): its own counts. ",
+        ),
+        (
+            LEFT_OUT_MARK in marks,
+            f"{LEFT_OUT_MARK}: over {LEFT_OUT:g} times the others' spread: not counted for them. ",
+        ),
+        ("no spread" in verdicts, "No spread: all differences are equal, which is no deviation of 0. "),
+        ("not compared" in verdicts, "Not compared: no seed in common, no curve, or different machines. "),
+        (
+            any(d.figure == SECONDS for d in differences),
+            f"Time: a ratio, paired by seed, to the lowest multiple of {RUNG} that at least half of the seeds of both "
+            "reached; a seed that did not counts as the slowest. ",
+        ),
+    )
+    return "".join(rule for holds, rule in rules if holds)
+
+
 def _comparison(difference: Difference) -> tuple[Cell, ...]:
-    result, digits = difference.estimate, 1 if difference.figure == SECONDS else 4
-    more = more_training(difference.ours, difference.theirs)
-    kind = difference.kind.removeprefix("model.").replace("_", " ")
+    result, what = difference.estimate, {LOSS: "loss", TRAIN_CAPACITY: "loss at capacity", SECONDS: SECONDS}
+    more, corrected = percents([difference], ""), difference.compared.interval if difference.compared else None
+    kind = KINDS.get(difference.kind) or ", ".join(map(short, difference.kind.split(", ")))
+    if difference.time is not None:
+        text = f"time ratio to {difference.time.loss:g}{missed(difference)}"
+        mean = plain(math.exp(difference.time.estimate.mean), 2)
+        alone = difference.time.estimate.interval()
+        size, ends = f"{mean}, {ratios(alone)}" if alone else mean, ratios(corrected)
+    else:
+        text, size, ends = what[difference.figure], spread(result, 4), interval(corrected, 4)
     return (
-        Cell(difference.ours.label),
-        Cell(difference.theirs.label),
-        Cell({LOSS: "loss", TRAIN_CAPACITY: "loss at capacity", SECONDS: "seconds"}[difference.figure]),
-        Cell(plain(result.mean if result else None, digits)),
-        Cell(interval(result, digits), result.low if result else None),
-        Cell(str(result.count if result else 0)),
+        Cell(f"{difference.ours.label}{difference.marks[0]}"),
+        Cell(f"{difference.theirs.label}{difference.marks[1]}"),
+        Cell(text),
+        Cell(size, result.mean if result else None),
+        Cell(ends, corrected[0] if corrected else None),
         Cell(difference.verdict),
-        Cell(kind if more is None else f"{kind} ({more * 100:+.1f} %)"),
+        Cell(f"{difference.family}: {kind}{f' ({more})' if more else ''}"),
     )
 
 
@@ -143,8 +172,8 @@ def balance_table(study: Study) -> Table:
         "Who drops, and who balances",
         BALANCE,
         tuple(rows),
-        "Means over seeds. Dropped: share of choices that found no slot, in training since the validation before the "
-        "last, in all of it, and in validation at the training capacity. Busiest expert: of the worst layer, over the "
+        "Means over seeds. Dropped: share of choices that found no slot, over the last fifth of the planned steps, in "
+        "the whole run, and in validation at the training capacity. Busiest expert: of the worst layer, over the "
         "validation split. Entropy: of the router's probabilities at the last validation, mean over layers. Loss at "
         "capacity: the whole split with the capacity of training.",
     )
@@ -192,70 +221,3 @@ def computation_table(study: Study) -> Table:
         "what the dropped choices would have cost and is not executed. The backward pass takes twice that. Training: "
         "forward and backward of the whole run. The optimizer's products (Muon) come on top and are in no picture.",
     )
-
-
-# --- What was run
-
-
-def what_was_run(study: Study) -> tuple[Part, ...]:
-    """Commands, facts, definitions, and the runs that have no figures, or not all."""
-    sweeps = sorted({record.sweep for record in study.records if record.sweep is not None})
-    plans = [plan for sweep in sweeps if (plan := read_json(sweep / SWEEP)) is not None]
-    commands = [str(plan["command"]) for plan in plans if plan.get("command")]
-    parts: list[Part] = [Code("\n".join(commands))] if commands else []
-    parts.append(Bullets((*_facts(study, plans), *DEFINITIONS)))
-    unfinished = [(run, run.reason) for run in study.records if run.status != DONE]
-    faulty = [(run, "; ".join(run.faults)) for run in study.records if run.faults]
-    for caption, heading, runs in (
-        ("Runs without a result", "Reason", unfinished),
-        ("Runs of which not all is known", "What is missing", faulty),
-    ):
-        rows = tuple((Cell(_plain(run.name)), Cell(run.status), Cell(_plain(text))) for run, text in runs)
-        parts += [Table(caption, ("Run", "Status", heading), rows)] if rows else []
-    return tuple(parts)
-
-
-def _facts(study: Study, plans: Sequence[dict[str, object]]) -> list[str]:
-    statuses = [record.status for record in study.records]
-    counted = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
-    facts = [f"{count(len(statuses), 'run')}: {counted}; {count(len(study.variants), 'variant')}."]
-    used = study.used
-    for words, values in (
-        ("Machine", {_machine(run) for run in used}),
-        ("Versions", {_versions(run) for run in used}),
-        ("Commit", {str(run.result.get("commit") or "") for run in used}),
-        ("Text (sha256)", {str(run.result.get("corpus_sha256") or "") for run in used}),
-        ("Started", {str(plan.get("started") or "") for plan in plans}),
-    ):
-        shown = sorted(_plain(value) for value in values if value)
-        facts.append(f"{words}: {'; '.join(shown) if shown else 'not recorded'}.")
-    if any(isinstance(n := plan.get("side_by_side"), int) and n > 1 for plan in plans):
-        facts.append("Jobs ran side by side: their seconds are longer than those of a run alone.")
-    if differing := differing_keys(study):
-        facts.append(f"Keys in which the runs differ, but for the seed: {', '.join(f'`{key}`' for key in differing)}.")
-    return facts
-
-
-def differing_keys(study: Study) -> list[str]:
-    """The keys in which the runs that have a configuration differ, but for seed and name."""
-    configs = [run.config for run in study.records if run.folder is not None and run.config]
-    keys = sorted({key for config in configs for key in config} - {"seed", "name"})
-    return [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
-
-
-def _machine(run: Record) -> str:
-    values = {key: run.result.get(f"hardware.{key}") for key in MACHINE}
-    words = [str(values[key]) for key in ("device", "name", "precision") if values[key] is not None]
-    words += [f"{values['threads']} threads"] if values["threads"] is not None else []
-    words += ["compiled" if values["compile"] else "not compiled"] if isinstance(values["compile"], bool) else []
-    return ", ".join(words)
-
-
-def _versions(run: Record) -> str:
-    versions = ((key.partition("."), value) for key, value in run.result.items())
-    return ", ".join(f"{name} {show(value)}" for (start, _, name), value in versions if start == "versions")
-
-
-def _plain(text: str) -> str:
-    """Names and messages of others hold no markup of ours."""
-    return text.replace("`", "'")

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
@@ -11,7 +11,7 @@ from typing import Any
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.rules import show
 from switch_lm.reporting.keys import is_dense, is_ignored, is_of_router, is_routing
-from switch_lm.reporting.records import DONE, Curves, Record
+from switch_lm.reporting.records import DONE, Curves, Point, Record
 from switch_lm.stats.intervals import Estimate, estimate
 
 CAPACITY, ALPHA, EXPERTS = "model.capacity_factor", "alpha", "model.num_experts"
@@ -19,7 +19,7 @@ RESOLVED = {"trainer.device": "hardware.device", "trainer.precision": "hardware.
 RANDOM_DROPS = "router.random_drop_rate"
 FIRST = (EXPERTS, "model.switch_every", "model.d_ff", ALPHA, RANDOM_DROPS)  # in a label; other keys follow
 APART = (*FIRST, "router.name", "router.top_k", CAPACITY)  # what a label states in its family, or in its own place
-
+KEY_NAMES = {CAPACITY: "capacity factor", EXPERTS: "experts", RANDOM_DROPS: "random drops"}
 FAMILY_NAMES = {"switch": "Switch", "topk": "top-{top_k}"}
 
 
@@ -45,6 +45,10 @@ class Variant:
         return not self.dense and self.capacity_factor is None
 
     @property
+    def validations(self) -> dict[int | None, tuple[Point, ...]]:
+        return {seed: curves.validations for seed, curves in self.curves.items()}
+
+    @property
     def curves(self) -> dict[int | None, Curves]:
         """By seed, of those that have any; of a repeated seed the first run's."""
         return {run.seed: run.curves for run in reversed(self.runs) if run.curves.validations}
@@ -57,8 +61,25 @@ class Variant:
                 values.setdefault(run.seed, []).append(value)
         return {seed: fmean(repeats) for seed, repeats in values.items()}
 
+    def by_known_seed(self, key: str) -> dict[int, float]:
+        return {seed: value for seed, value in self.by_seed(key).items() if seed is not None}
+
+    @property
+    def seeds(self) -> int:
+        """How many have a loss."""
+        return len(self.by_seed("val_loss"))
+
     def estimate(self, key: str) -> Estimate | None:
-        return estimate(list(self.by_seed(key).values()))
+        return self.over_seeds(list(self.by_seed(key).values()))
+
+    def over_seeds(self, values: Sequence[float]) -> Estimate | None:
+        """The mean; without an interval for trials of a search, which were chosen by their results."""
+        result = estimate(values)
+        return Estimate(result.mean, result.count) if result and self.searched else result
+
+    @property
+    def searched(self) -> bool:
+        return any(run.searched for run in self.runs)
 
     def mean(self, key: str) -> float | None:
         result = self.estimate(key)
@@ -79,7 +100,7 @@ def group(records: Iterable[Record]) -> tuple[Variant, ...]:
     for record in records:
         if record.status == DONE and record.config and record.figure("val_loss") is not None:
             alone = record.folder if record.seed is None else None
-            groups.setdefault((_frozen(comparable(record)), alone), []).append(record)
+            groups.setdefault((frozen(comparable(record)), alone), []).append(record)
     configs = [comparable(runs[0]) for runs in groups.values()]
     variants = [
         Variant(label, model, config, tuple(runs))
@@ -120,7 +141,7 @@ def ladders(variants: Iterable[Variant], key: str) -> list[tuple[Variant, ...]]:
     groups: dict[object, list[Variant]] = {}
     for variant in variants:
         if not variant.dense:
-            groups.setdefault(_frozen(variant.config, without=key), []).append(variant)
+            groups.setdefault(frozen(variant.config, without=(key,)), []).append(variant)
     return [tuple(sorted(rungs, key=lambda rung: rung.level(key))) for rungs in groups.values() if len(rungs) > 1]
 
 
@@ -130,8 +151,9 @@ def pairs(ladder: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
     return [*pairwise(ladder), *ends]
 
 
-def _frozen(config: Mapping[str, Any], without: str = "") -> object:
-    return tuple(sorted((key, repr(value)) for key, value in config.items() if key != without))
+def frozen(config: Mapping[str, Any], without: Collection[str] = ()) -> object:
+    """What is equal for equal configurations, but for the keys of `without`."""
+    return tuple(sorted((key, repr(value)) for key, value in config.items() if key not in without))
 
 
 def _place(variant: Variant) -> tuple[Any, ...]:
@@ -188,4 +210,9 @@ def _part(key: str, value: object) -> str:
             return f"balance {value}"
         case "text":
             return f"text {str(value)[:6]}"
-    return f"{re.sub(r'^(model|router|trainer)[.]', '', key)} {show(value)}".replace("`", "'")
+    return f"{short(key)} {show(value)}".replace("`", "'")
+
+
+def short(key: str) -> str:
+    """A key in words, or without the group that it is in, where that says little."""
+    return KEY_NAMES.get(key) or re.sub(r"^(model|router|trainer)[.]", "", key)

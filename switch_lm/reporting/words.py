@@ -1,24 +1,30 @@
 """How a report writes numbers, and its few sentences: what won, whether that is resolved, and what cannot be said."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from switch_lm.reporting.comparisons import (
+from switch_lm.config.rules import show
+from switch_lm.reporting.cohorts import cohort_keys
+from switch_lm.reporting.comparisons import CONTROL, KINDS, REST, SECONDS, Difference, Study, family_pairs
+from switch_lm.reporting.controls import (
+    EQUAL,
     EQUAL_COMPUTATION,
     LOSS,
-    SECONDS,
     TRAIN_CAPACITY,
-    Difference,
-    Study,
     machines,
+    more_in_all,
+    more_training,
 )
+from switch_lm.reporting.keys import is_ignored
 from switch_lm.reporting.records import DONE, FAILED, NOT_RUN, UNFINISHED
-from switch_lm.reporting.variants import RANDOM_DROPS
-from switch_lm.stats.intervals import Estimate
+from switch_lm.reporting.variants import RANDOM_DROPS, Variant
+from switch_lm.stats.corrections import ASSUMED, planned
+from switch_lm.stats.intervals import POWER, Estimate
 
 MISSING = "-"
-FEW = 2  # more controlled comparisons than this are counted in the lead
-WHAT = {LOSS: "loss at the last step", TRAIN_CAPACITY: "loss at the training capacity", SECONDS: SECONDS}
+FEW = 2  # more comparisons with one control than this are counted in the lead
+WHAT = {LOSS: "loss at the last step", TRAIN_CAPACITY: "loss at the training capacity"}
 WHERE = {LOSS: "per step", TRAIN_CAPACITY: "at its training capacity", SECONDS: "on the clock"}
 
 
@@ -35,89 +41,163 @@ def figures(value: float | None, scale: float = 1.0) -> str:
 
 
 def spread(estimate: Estimate | None, digits: int) -> str:
-    """Mean ± standard deviation; the mean alone for one seed."""
+    """Mean ± half of the 95 % interval."""
     mean = plain(estimate.mean if estimate else None, digits)
-    return mean if estimate is None or estimate.deviation is None else f"{mean} ± {plain(estimate.deviation, digits)}"
+    if estimate is None or (half := estimate.half()) is None:
+        return f"{mean} (one seed)" if estimate is not None and estimate.count == 1 else mean
+    return f"{mean} ± {plain(half, digits)}"
 
 
-def interval(estimate: Estimate | None, digits: int) -> str:
-    if estimate is None or estimate.low is None:
-        return MISSING
-    return f"{plain(estimate.low, digits)} to {plain(estimate.high, digits)}"
+def interval(ends: tuple[float, float] | None, digits: int) -> str:
+    return MISSING if ends is None else f"{plain(ends[0], digits)} to {plain(ends[1], digits)}"
+
+
+def ratios(ends: tuple[float, float] | None) -> str:
+    """The interval of a ratio from that of its logarithm."""
+    return MISSING if ends is None else interval((math.exp(ends[0]), math.exp(ends[1])), 2)
+
+
+def percents(differences: Sequence[Difference], between: str = "with the optimizer's ") -> str:
+    """How many more products the first of each takes in training: the model's, and all with the optimizer's."""
+    shares = [[more(d.ours, d.theirs) for d in differences] for more in (more_training, more_in_all)]
+    known = [sorted(100 * share for share in own if share is not None) for own in shares]
+    texts = [" to ".join(dict.fromkeys(f"{share:+.1f} %" for share in own[:1] + own[-1:])) for own in known if own]
+    return f", {between}".join(texts)
 
 
 def count(number: int, one: str) -> str:
     return f"{number} {one}" if number == 1 else f"{number} {one}s"
 
 
+def planned_words(jobs: Sequence[Mapping[str, Any]]) -> str:
+    """The difference that so many variants and seeds resolve; nothing for a search, or where nothing is compared."""
+    variants = {tuple(show(value) for key, value in job.items() if not is_ignored(key)) for job in jobs}
+    seeds = {show(job["seed"]) for job in jobs if "seed" in job}
+    if len(variants) < 2:
+        return ""
+    if (difference := planned(len(variants), len(seeds))) is None:
+        return "no difference, with one seed; several: seed=0,1,2,3,4"
+    runs = f"{len(variants)} variants, {len(seeds)} seeds, a deviation of {ASSUMED:.3f} assumed"
+    return f"a difference of {difference:.3f} nats from the control, in {POWER * 100:.0f} % of such sweeps ({runs})"
+
+
 def lead(study: Study, differences: Sequence[Difference]) -> str:
-    """The first thing to know, in one or two sentences."""
+    """The first thing to know. It rests on the comparisons with the controls alone."""
     if not study.variants:
         return "No run is finished: there is nothing to compare yet."
-    controlled = [d for d in differences if d.kind == EQUAL_COMPUTATION and d.figure == LOSS]
-    if not controlled:
-        absent = "sparse" if study.dense else "dense"
-        why = f"There is no {absent} run here: nothing can be said about Switch against dense."
-        if study.sparse and study.dense:
-            why = (
-                "No dense run here is a control of equal computation (that takes top-1 at factor 1.0 or dropless, with "
-                "equal sizes and training): whether Switch does better than dense cannot be said."
-            )
-        best = min(study.variants, key=lambda variant: variant.mean(LOSS) or math.inf)
-        loss = f"`{best.label}` with {spread(best.estimate(LOSS), 4)} ({count(len(best.by_seed(LOSS)), 'seed')})"
-        return f"{why} The lowest mean loss at the last step is that of {loss}."
-    if len(controlled) <= FEW:
-        return " ".join(map(sentence, controlled))
-    signs = [d.estimate.mean < 0.0 for d in controlled if d.estimate is not None and d.estimate.resolved]
-    wins, losses, unresolved = sum(signs), len(signs) - sum(signs), len(controlled) - len(signs)
-    return (
-        f"{len(controlled)} comparisons of Switch with a dense control of equal computation, by the loss at the last "
-        f"step: {wins} won, {losses} lost, {unresolved} not resolved."
-    )
+    control = [d for d in differences if d.family == CONTROL]
+    controlled = [d for d in control if d.kind in EQUAL]
+    shown = controlled or [d for d in control if d.kind in KINDS or d.ours.dense == d.theirs.dense]
+    groups: dict[tuple[Variant, str], list[Difference]] = {}
+    for one in shown:
+        groups.setdefault((one.theirs, one.kind if one.kind in KINDS else ""), []).append(one)
+    parts = [] if controlled else [_without_control(study)]
+    parts += [_against(study, members, kind, first=not n) for n, ((_, kind), members) in enumerate(groups.items())]
+    if any(one.compared and one.compared.interval for one in shown):
+        seeds = sorted({one.estimate.count for one in shown if one.estimate})
+        numbers = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
+        all_of = "all with a control" if len(study.cohorts) == 1 else "those with a control in each group of runs"
+        parts.append(f"(95 % intervals, corrected for {count(len(control), 'comparison')}, {all_of}; {numbers} seeds.)")
+    return " ".join(parts)
+
+
+def _without_control(study: Study) -> str:
+    """Why nothing is said of Switch against dense, and what is known of runs that are compared with none."""
+    why = f"There is no {'sparse' if study.dense else 'dense'} run here: nothing is said of Switch against dense."
+    if study.sparse and study.dense:
+        why = (
+            "No dense run here is a control of equal computation (that takes top-1 at factor 1.0 or dropless, with "
+            "equal sizes and training, or as many products in all): whether Switch beats dense cannot be said."
+        )
+    best = min(study.variants, key=lambda variant: variant.mean(LOSS) or math.inf)
+    loss = f"that of `{best.label}`, {spread(best.estimate(LOSS), 4)}"
+    if any(variant.searched for variant in study.variants):
+        return f"{why} The lowest loss at the last step is {loss}: chosen from the trials of a search, it is too low."
+    return why if len(study.variants) > 1 else f"{why} The loss at the last step is {loss}."
+
+
+def _against(study: Study, members: Sequence[Difference], kind: str, *, first: bool) -> str:
+    """All variants that have one control, in a sentence."""
+    theirs = members[0].theirs
+    is_first = any(cohort.control is theirs for cohort in study.cohorts) and not (kind or theirs.dense)
+    what = f" of {kind} ({percents(members)})" if kind else ", the first of what was varied" if is_first else ""
+    start = f"{'Loss at the last step, against' if first else 'Against'} `{theirs.label}`{what}: "
+    if len(members) <= FEW:
+        return start + "; ".join(f"`{one.ours.label}` {_outcome(one)}" for one in members) + "."
+    signs = [one.estimate.mean < 0.0 for one in members if one.estimate is not None and one.resolved]
+    words = ("won", "lost") if kind in EQUAL else ("lower", "higher")
+    numbers = f"{sum(signs)} {words[0]}, {len(signs) - sum(signs)} {words[1]}, {len(members) - len(signs)} not resolved"
+    return f"{start}of {len(members)} variants {numbers}."
+
+
+def _outcome(difference: Difference) -> str:
+    """By how much where that is resolved, else within what; who wins is said only where the computation is equal."""
+    if difference.compared is None:
+        return "not compared"
+    mean, ends, digits, unit = difference.compared.estimate.mean, difference.compared.interval, 4, "nats"
+    size = f"{'lower' if mean < 0.0 else 'higher'} by {plain(abs(mean), digits)} nats"
+    size = "equal" if math.isclose(mean, 0.0, abs_tol=1e-9) else size  # least squares rounds
+    if difference.time is not None:
+        size, unit = f"{math.exp(mean):.2f} times as long", "times as long"
+    if ends is None:
+        return f"{size}, {difference.verdict}"
+    within = ratios(ends) if difference.time is not None else interval(ends, digits)
+    if not difference.resolved:
+        return f"{difference.verdict} ({within} {unit})"
+    outcome = f", Switch {'wins' if mean < 0.0 else 'loses'} {WHERE[difference.figure]}"
+    return f"{size} ({within}){outcome if difference.kind in EQUAL else ', resolved'}"
 
 
 def sentence(difference: Difference) -> str:
-    """One comparison; who wins is said only where it is resolved and the computation is equal."""
-    kind, estimate, what = difference.kind, difference.estimate, WHAT[difference.figure]
-    against = "" if kind == RANDOM_DROPS else f" of {kind}"
-    start = f"`{difference.ours.label}` against `{difference.theirs.label}`{against}: {what}"
-    if estimate is None:
-        return f"{start} not compared, they have no seed in common."
-    unit, digits = ("s", 1) if difference.figure == SECONDS else ("nats", 4)
-    word = "lower" if estimate.mean < 0.0 else "higher"
-    size = f"{word} by {plain(abs(estimate.mean), digits)} {unit}" if estimate.mean else "equal"
-    sureness = "one seed, no interval"
-    if estimate.count > 1:
-        ends = interval(estimate, digits)
-        sureness = f"95 % interval of the difference {ends}, {count(estimate.count, 'seed')}"
-    outcome = f", Switch {'wins' if estimate.mean < 0.0 else 'loses'} {WHERE[difference.figure]}"
-    known = estimate.resolved and kind == EQUAL_COMPUTATION
-    return f"{start} {size} ({sureness}): {difference.verdict}{outcome if known else ''}."
+    """One comparison that is not in the lead."""
+    ours, theirs, time = difference.ours.label, difference.theirs.label, difference.time
+    what = WHAT[difference.figure] if time is None else f"time to a loss of {time.loss:g}"
+    return f"`{ours}` against `{theirs}`, {what}: {_outcome(difference)}{missed(difference)}."
+
+
+def missed(difference: Difference) -> str:
+    """How many seeds did not reach the loss to which times are counted."""
+    if (time := difference.time) is None:
+        return ""
+    sides = ((difference.ours, time.ours_missed), (difference.theirs, time.theirs_missed))
+    texts = [f"{number} of {time.estimate.count} of `{v.label}` did not reach it" for v, number in sides if number]
+    return f"; {', '.join(texts)}" if texts else ""
 
 
 def bullets(study: Study, differences: Sequence[Difference]) -> tuple[str, ...]:
     """What the lead leaves out of the comparisons that matter most, then what limits all of them."""
-    main = [d for d in differences if d.kind in (EQUAL_COMPUTATION, RANDOM_DROPS) and d.estimate is not None]
-    in_lead = [d for d in differences if d.kind == EQUAL_COMPUTATION and d.figure == LOSS]
-    more = [d for d in main if d not in in_lead or len(in_lead) > FEW]
-    return (*map(sentence, more), *_limits(study, differences))
+    main = [d for d in differences if d.family == REST and d.kind in (EQUAL_COMPUTATION, RANDOM_DROPS)]
+    return (*(sentence(d) for d in main if d.estimate is not None), *_statistics(study), *_limits(study))
 
 
-def _limits(study: Study, differences: Sequence[Difference]) -> Iterator[str]:
+def _statistics(study: Study) -> Iterator[str]:
+    for cohort in study.cohorts:
+        pool, pairs = cohort.pools[LOSS], family_pairs(cohort)
+        if (smallest := pool.detectable(pairs)) is not None:
+            name = f" (control `{cohort.control.label}`)" if len(study.cohorts) > 1 else ""
+            deviation = plain(pool.least_squares.deviation, 4)
+            yield (
+                f"The deviation of a run is {deviation} nats{name}: such a sweep resolves a difference of "
+                f"{plain(smallest, 3)} nats from the control in {POWER * 100:.0f} % of repeats."
+            )
+        if not pool.connected:
+            yield "Seeds do not link all variants: they are compared one-way, by Welch's t, as if seeds had no effect."
+    if len(study.cohorts) > 1:
+        keys = ", ".join(f"`{key}`" for key in cohort_keys(study.cohorts)) or "keys that no sweep varied"
+        yield f"The runs form {len(study.cohorts)} groups that differ in {keys}: nothing is compared between them."
+    if any(variant.searched for variant in study.variants):
+        yield "The trials of a search were chosen by their results: no interval holds, and none is given."
+
+
+def _limits(study: Study) -> Iterator[str]:
     if any(not v.dropless for v in study.sparse) and not any(v.config.get(RANDOM_DROPS) for v in study.sparse):
         yield (
             "No run has `router.random_drop_rate`: the effect of a capacity on the loss cannot be told from that of "
             "dropping tokens at random, which acts as dropout on so small a text."
         )
-    intervals = sum(d.estimate is not None and d.estimate.count > 1 for d in differences)
-    if intervals:
-        yield (
-            f"{count(intervals, 'interval')} at 95 %, none corrected for their number: by chance about one in twenty "
-            f"excludes 0 where there is no difference, here {plain(intervals / 20, 1)}."
-        )
-    single = [variant for variant in study.variants if len(variant.by_seed(LOSS)) == 1]
+    single = [variant for variant in study.variants if variant.seeds == 1 and not variant.searched]
     if single and len(single) == len(study.variants):
-        yield "Each variant has one seed: no difference is resolved."
+        yield "Each variant has one seed: no difference is resolved. Several are given by `seed=0,1,2,3,4`."
     elif single:
         yield f"One seed, so no spread: {', '.join(f'`{variant.label}`' for variant in single)}."
     counts = {status: sum(r.status == status for r in study.records) for status in (DONE, FAILED, UNFINISHED, NOT_RUN)}

@@ -15,16 +15,15 @@ from typing import Any
 from switch_lm.config.rules import show
 from switch_lm.pages.document import Bullets, Document, Part, Section, Table, Text, numeric_columns
 from switch_lm.reporting.comparisons import Difference, Study, compare, study
+from switch_lm.reporting.facts import differing_keys, what_was_run
 from switch_lm.reporting.pictures import curve_pictures, frontier_pictures, routing_pictures
 from switch_lm.reporting.records import ReportError, crossing, find_sources, folder_of, is_run, read_records
 from switch_lm.reporting.tables import (
     balance_table,
     comparison_table,
     computation_table,
-    differing_keys,
     frontier_table,
     table_1,
-    what_was_run,
 )
 from switch_lm.reporting.words import bullets, lead
 from switch_lm.storage.files import replace_text, replacing

@@ -14,9 +14,13 @@ FIGURES = {"val_loss": 9, "dropped": 9, "chars/s": 9, "seconds": 8, "left": 8}
 
 def print_plan(plan: Plan, *, folder: Path) -> None:
     """How many jobs of what, where, and the head of the table that each job adds a row to."""
+    from switch_lm.reporting.words import planned_words
+
     values = {key: list(dict.fromkeys(show(job[key]) for job in plan["jobs"] or [])) for key in plan["varied"]}
     varied = " x ".join(f"{key} {', '.join(value) or '(searched)'}" for key, value in values.items())
     print(f"Sweep of {plan['num_jobs']} jobs: {varied or 'nothing varies'}")
+    if resolvable := planned_words(plan["jobs"] or []):
+        print(f"resolves  {resolvable}")
     print(f"folder    {folder}  (the same command continues there: finished jobs are kept)")
     print(f"watch it  tensorboard --logdir {shlex.quote(str(folder))} --host 127.0.0.1\n")
     cells = [f"{'job':>7}", *(f"{_short(key):>{width}}" for key, width in _widths(plan).items())]

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from report_runs import DENSE, DROPLESS, ONE, config_of, result_of
+from report_runs import DENSE, DROPLESS, ONE, config_of, record
 
-from switch_lm.config.rules import flatten
-from switch_lm.config.schema import Config, DataConfig, HealthConfig, LoggerConfig
+from switch_lm.config.schema import DataConfig, HealthConfig, LoggerConfig
 from switch_lm.optim.options import MuonOptions
-from switch_lm.reporting.comparisons import (
-    compare,
+from switch_lm.reporting.comparisons import compare, study
+from switch_lm.reporting.controls import (
     is_control,
     matches_computation,
     matches_parameters,
+    matches_total,
+    more_in_all,
     more_training,
-    pareto,
-    study,
 )
+from switch_lm.reporting.frontier import pareto
 from switch_lm.reporting.records import Record
 from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, Variant, group, ladders, pairs
 from switch_lm.routers.options import BalanceOptions
-
-
-def record(config: Config, loss: float = 1.5, **changes: Any) -> Record:
-    return Record("run", "done", config=flatten(asdict(config)), result=flatten(result_of(config, loss, **changes)))
 
 
 def variants(*models: dict[str, Any]) -> list[Variant]:
@@ -184,6 +180,19 @@ def test_the_difference_in_computation_is_the_routers_at_factor_one() -> None:
     assert more_training(one(**ONE), one(**DENSE)) == pytest.approx(router / dense_work)
     places = 4 * 4 * 128 * 512 * 0.25
     assert more_training(one(), one(**DENSE)) == pytest.approx((router + places) / dense_work)
+
+
+def test_dense_matches_in_all_products_within_2_percent_of_those_with_the_optimizer() -> None:
+    def of(model: dict[str, Any], training: float, optimizer: float) -> Variant:
+        return group([record(config_of(**model), computation={"training": training, "optimizer": optimizer})])[0]
+
+    sparse, near = of(ONE, 100.0, 49.0), of(DENSE | {"d_ff": 600}, 137.0, 10.0)
+    assert matches_total(sparse, near) and not matches_computation(sparse, near)
+    assert more_training(sparse, near) == pytest.approx(100 / 137 - 1)
+    assert more_in_all(sparse, near) == pytest.approx(149 / 147 - 1)
+    assert not matches_total(sparse, of(DENSE | {"d_ff": 640}, 143.9, 10.0))
+    assert not matches_total(sparse, of(DENSE | {"dropout": 0.1}, 140.0, 10.0))
+    assert not matches_total(sparse, group([record(config_of(**DENSE), computation={})])[0])
 
 
 def test_a_ladder_holds_all_else_equal_and_no_limit_is_its_top() -> None:

@@ -53,20 +53,20 @@ def test_table_1_has_the_papers_columns_and_the_spread_over_seeds(tmp_path: Path
     assert rows[0] == {
         "Model": "dense",
         "Capacity factor": "-",
-        "Loss after 100 steps": "1.5500 ± 0.0707",
-        "Steps to a loss of 1.61": "94 ± 7",  # 89 and 99: a loss of 0.01 is a step
-        "Seconds to a loss of 1.61": "94.0 ± 7.1",
-        "Tokens per second": "8,192 ± 0",
+        "Loss after 100 steps": "1.5500 ± 0.6353",  # 12.7062 x 0.0707 / sqrt(2)
+        "Steps to a loss of 1.61": "94 ± 64",  # 89 and 99: a loss of 0.01 is a step
+        "Seconds to a loss of 1.61": "94.0 ± 63.5",
+        "Tokens per second": "8,192",
         "Seeds": "2",
     }
     assert [(row["Model"], row["Capacity factor"]) for row in rows[1:]] == [("Switch", "dropless"), ("Switch", "1.0")]
-    assert rows[2]["Steps to a loss of 1.61"] == "84 (not reached in 1 of 2 seeds)"
+    assert rows[2]["Steps to a loss of 1.61"] == "84 (1 of 2 did not reach it)"
 
 
 def test_a_threshold_that_nobody_reaches_is_not_reached(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep", VARIANTS, LOSSES)
     rows = table(document(studied(sweep, threshold=1.0)), "Model against")
-    assert {row["Seconds to a loss of 1"] for row in rows} == {"not reached"}
+    assert {row["Seconds to a loss of 1"] for row in rows} == {"2 of 2 did not reach it"}
 
 
 def test_what_an_older_result_does_not_hold_is_a_dash(tmp_path: Path) -> None:
@@ -74,7 +74,9 @@ def test_what_an_older_result_does_not_hold_is_a_dash(tmp_path: Path) -> None:
     (folder / "result.json").write_text(json.dumps({"val_loss": 1.5, "steps": 100, "seed": 0, "hardware": None}))
     report = document(studied(folder))
     (row,) = table(report, "Who drops")
-    assert row["Loss"] == "1.5000" and {row[key] for key in row if "ropped" in key or "ntropy" in key} == {"-"}
+    assert row["Loss"] == "1.5000 (one seed)" and {row[key] for key in row if "ropped" in key or "ntropy" in key} == {
+        "-"
+    }
     (work,) = table(report, "Where the computation")
     assert set(work.values()) == {"Switch, factor 1.25", "-"}
     assert sorted(pictures(report)) == ["learning_by_seconds", "learning_by_step", "training_loss"]

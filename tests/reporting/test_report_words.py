@@ -2,88 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from report_runs import DENSE, DROPLESS, ONE, config_of, write_run, write_sweep
+from report_runs import DENSE, DROPLESS, ONE, config_of, record, rows, studied, words, write_run, write_sweep
 
-from switch_lm.reporting.comparisons import Study, compare, study
+from switch_lm.reporting.comparisons import compare, study
 from switch_lm.reporting.records import find_sources, read_records
 from switch_lm.reporting.tables import comparison_table
-from switch_lm.reporting.words import bullets, lead
+from switch_lm.reporting.words import planned_words
 
-MODELS: dict[str, dict[str, Any]] = {
-    "dense": DENSE, "wide": DENSE | {"d_ff": 4096}, "one": ONE, "1.25": {}, "2.0": {"capacity_factor": 2.0},
-    "dropless": DROPLESS, "top2": {"top_k": 2, "capacity_factor": 2.5}, "random": DROPLESS | {"random_drop_rate": 0.07},
-    "half": DROPLESS | {"switch_every": 2},
-}  # fmt: skip
-Losses = Mapping[str, Sequence[float]]
-
-
-def studied(folder: Path, losses: Losses, threshold: float | None = None, **changes: Any) -> Study:
-    sweep = write_sweep(folder / "sweep", {name: MODELS[name] for name in losses}, losses, **changes)
-    return study(read_records(find_sources([sweep])), threshold=threshold)
-
-
-def words(study: Study) -> tuple[str, str]:
-    """The lead, and the bullets as lines."""
-    differences = compare(study)
-    return lead(study, differences), "\n".join(bullets(study, differences))
-
-
-def rows(study: Study) -> list[tuple[str, ...]]:
-    """The table of all comparisons: first, second, what, difference, interval, seeds, verdict, kind (computation)."""
-    return [tuple(cell.text for cell in row) for row in comparison_table(compare(study)).rows]
-
-
+AGAINST_DENSE = "Loss at the last step, against `dense` of equal computation by the model's products (+0.4 %, with"
 VERDICTS = [  # dense, dropless, and what follows
-    ([1.50, 1.61, 1.70], [1.47, 1.58, 1.67], "lower by 0.0300 nats", "-0.0300 to -0.0300, 3 seeds): resolved"),
-    # 0.03 -+ 4.30265 x 0.01 / sqrt(3)
-    ([1.5, 1.5, 1.5], [1.48, 1.47, 1.46], "lower by 0.0300 nats", "-0.0548 to -0.0052, 3 seeds): resolved"),
-    ([1.50, 1.61], [1.52, 1.63], "higher by 0.0200 nats", "0.0200 to 0.0200, 2 seeds): resolved"),
-    ([1.5, 1.5, 1.5], [1.46, 1.47, 1.53], "lower by 0.0133 nats", "3 seeds): not resolved"),
-    ([1.5] * 5, [1.46, 1.47, 1.53, 1.54, 1.49], "lower by 0.0020 nats", "5 seeds): no difference shown"),
-    ([1.5, 1.5], [1.5, 1.5], "equal", "0.0000 to 0.0000, 2 seeds): not resolved"),
-    ([1.5], [1.1], "lower by 0.4000 nats", "(one seed, no interval): not resolved"),
-    ([1.5, 1.6], [1.4, 1.5, 9.0], "lower by 0.1000 nats", "-0.1000 to -0.1000, 2 seeds): resolved"),  # seed 2 is alone
+    ([1.50, 1.61, 1.70], [1.47, 1.58, 1.67], "lower by 0.0300 nats, no spread"),
+    # 0.03 -+ 4.30265 x 0.01 / sqrt(3): of two variants least squares is the paired t
+    ([1.5, 1.5, 1.5], [1.48, 1.47, 1.46], "lower by 0.0300 nats (-0.0548 to -0.0052), Switch wins per step"),
+    ([1.5, 1.6, 1.7], [1.52, 1.63, 1.74], "higher by 0.0300 nats (0.0052 to 0.0548), Switch loses per step"),
+    ([1.50, 1.61], [1.52, 1.63], "higher by 0.0200 nats, no spread"),
+    ([1.5, 1.5, 1.5], [1.46, 1.47, 1.53], "not resolved (-0.1074 to 0.0807 nats)"),  # 4.30265 x 0.0379 / sqrt(3)
+    ([1.5] * 5, [1.46, 1.47, 1.53, 1.54, 1.49], "not resolved (-0.0462 to 0.0422 nats)"),  # 2.77645 x 0.0356 / sqrt(5)
+    ([1.5, 1.5], [1.5, 1.5], "equal, no spread"),
+    ([1.5], [1.1], "lower by 0.4000 nats, one seed"),
+    ([1.5, 1.6], [1.4, 1.5, 9.0], "lower by 0.1000 nats, no spread"),  # seed 2 is alone
 ]
 
 
-@pytest.mark.parametrize(("dense", "dropless", "size", "verdict"), VERDICTS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("dense", "dropless", "outcome"), VERDICTS, ids=lambda value: str(value)[:40])
 def test_switch_wins_or_loses_where_the_interval_excludes_0_and_nowhere_else(
-    dense: list[float], dropless: list[float], size: str, verdict: str, tmp_path: Path
+    dense: list[float], dropless: list[float], outcome: str, tmp_path: Path
 ) -> None:
-    top, text = words(studied(tmp_path, {"dense": dense, "dropless": dropless}, threshold=1.0))
-    assert top.startswith(f"`Switch, dropless` against `dense` of equal computation: loss at the last step {size} (")
-    resolved = verdict.endswith(": resolved")
-    outcome = f", Switch {'wins' if size.startswith('lower') else 'loses'} per step." if resolved else "."
-    assert top.endswith(verdict + outcome)
-    assert ("wins" in top + text or "loses" in top + text) is resolved
+    top, text = words(studied(tmp_path, {"dense": dense, "dropless": dropless}))
+    assert top.startswith(AGAINST_DENSE) and f"): `Switch, dropless` {outcome}." in top
+    assert ("(95 % intervals, corrected for 1 comparison, all with a control;" in top) is ("to" in outcome)
+    assert ("wins per step" in top or "loses per step" in top) is ("Switch" in outcome) and "per step" not in text
     assert ("Each variant has one seed: no difference is resolved." in text) is (len(dense) == 1)
 
 
-def test_without_dense_runs_nothing_is_said_about_dense(tmp_path: Path) -> None:
-    top, text = words(studied(tmp_path, {"one": [1.5, 1.6], "dropless": [1.4, 1.5]}))
-    assert top == (
-        "There is no dense run here: nothing can be said about Switch against dense. The lowest mean loss at the last "
-        "step is that of `dropless` with 1.4500 ± 0.0707 (2 seeds)."
-    ).replace("`dropless`", "`Switch, dropless`")
+def test_one_seed_is_stated_in_place_of_an_interval(tmp_path: Path) -> None:
+    ((*_, difference, ends, verdict, _, _), *_) = rows(studied(tmp_path, {"dense": [1.5], "dropless": [1.4]}))
+    assert (difference, ends, verdict) == ("-0.1000 (one seed)", "-", "one seed")
+
+
+def test_without_dense_runs_the_first_planned_variant_is_the_control_and_nothing_is_said_about_dense(
+    tmp_path: Path,
+) -> None:
+    top, text = words(
+        studied(tmp_path, {"one": [None, 1.6, 1.5], "dropless": [1.4, 1.5, 1.42]})
+    )  # the first job failed
+    assert top.startswith(
+        "There is no dense run here: nothing is said of Switch against dense. Loss at the last step, against "
+        "`Switch, factor 1.0`, the first of what was varied: `Switch, dropless` "
+    )
     assert "wins" not in text + top and "dense" not in text
 
 
-def test_variants_that_share_no_seed_are_not_compared(tmp_path: Path) -> None:
-    write_run(tmp_path / "runs" / "dense", config_of(0, **DENSE), 1.5)
-    write_run(tmp_path / "runs" / "dropless", config_of(1, **DROPLESS), 1.4)
+def test_one_variant_alone_has_its_loss_in_the_lead(tmp_path: Path) -> None:
+    top, _ = words(studied(tmp_path, {"one": [1.4, 1.5]}))
+    assert top.endswith("The loss at the last step is that of `Switch, factor 1.0`, 1.4500 ± 0.6353.")
+
+
+def test_variants_that_share_no_seed_are_compared_one_way(tmp_path: Path) -> None:
+    for seed, loss in enumerate([1.5, 1.52, 1.4, 1.42]):
+        write_run(tmp_path / "runs" / f"{seed}", config_of(seed, **(DENSE if seed < 2 else DROPLESS)), loss)
     top, text = words(study(read_records(find_sources([tmp_path / "runs"]))))
-    assert top.endswith("loss at the last step not compared, they have no seed in common.") and "against" not in text
+    # Welch: -0.1 -+ 4.30265 x sqrt(2 x 0.01^2), with 2 degrees of freedom
+    assert "`Switch, dropless` lower by 0.1000 nats (-0.1608 to -0.0392), Switch wins per step" in top
+    assert "they are compared one-way, by Welch's t" in text
 
 
 UNEQUAL = [
-    ("dense", "1.25", "unequal computation", "+14.6 %", "-0.1000"),
-    ("dense", "top2", "unequal computation", "+85.4 %", "-0.1000"),
-    ("wide", "dropless", "equal parameters", "-79.8 %", "-0.1000"),
+    ("dense", "1.25", "unequal computation", "+14.6 %, +25.9 %", "-0.1000"),
+    ("dense", "top2", "unequal computation", "+85.4 %, +91.6 %", "-0.1000"),
+    ("wide", "dropless", "equal parameters", "-79.8 %, -76.7 %", "-0.1000"),
 ]
 
 
@@ -94,51 +84,63 @@ def test_a_dense_run_of_unequal_computation_is_compared_and_nobody_wins(
     result = studied(tmp_path, {control: [1.5, 1.6], name: [1.4, 1.5]})
     top, text = words(result)
     assert "No dense run here is a control of equal computation" in top
+    assert f"of {kind} ({work.replace(', ', ', with the optimizer' + chr(39) + 's ')}): `" in top
     assert "wins" not in text + top
-    assert [(*row[2:4], row[-1]) for row in rows(result)] == [("loss", loss, f"{kind} ({work})")]
+    assert [(*row[2:4], *row[5:]) for row in rows(result)] == [
+        ("loss", loss, "no spread", "control", f"{kind} ({work})"),
+    ]
 
 
 def test_a_capacity_may_win_dropless_and_lose_at_its_own_capacity(tmp_path: Path) -> None:
-    top, text = words(studied(tmp_path, {"dense": [1.5, 1.6], "one": [1.48, 1.58]}))  # 0.05 more at its capacity
-    assert top.endswith("Switch wins per step.")
-    assert "loss at the training capacity higher by 0.0300 nats" in text
-    assert "resolved, Switch loses at its training capacity." in text
+    top, text = words(studied(tmp_path, {"dense": [1.5, 1.6, 1.7], "one": [1.48, 1.58, 1.679]}))  # 0.05 more there
+    assert "Switch wins per step." in top
+    assert "`Switch, factor 1.0` against `dense`, loss at the training capacity: higher by 0.0297 nats" in text
+    assert "), Switch loses at its training capacity." in text
 
 
-def test_more_than_two_controlled_variants_are_counted_in_the_lead(tmp_path: Path) -> None:
-    losses = {"dense": [1.5, 1.6], "dropless": [1.4, 1.5], "one": [1.6, 1.7], "half": [1.3, 1.8]}
-    top, text = words(studied(tmp_path, losses))
-    assert top == (
-        "3 comparisons of Switch with a dense control of equal computation, by the loss at the last step: "
-        "1 won, 1 lost, 1 not resolved."
+def test_more_than_two_variants_with_one_control_are_counted_in_the_lead(tmp_path: Path) -> None:
+    losses = {"dense": [1.5, 1.6], "dropless": [1.4, 1.501], "one": [1.6, 1.7], "half": [1.5, 1.601]}
+    top, _ = words(studied(tmp_path, losses))
+    assert top.startswith(AGAINST_DENSE.replace("(+0.4 %", "(+0.2 % to +0.4 %"))
+    assert "of 3 variants 1 won, 1 lost, 1 not resolved." in top
+
+
+def test_two_controls_have_a_sentence_each_and_the_measure_is_named() -> None:
+    work = {"dense": (137.0, 9.0), "wider": (143.0, 9.0), "one": (138.0, 15.0)}
+    models = {"dense": DENSE, "wider": DENSE | {"d_ff": 600}, "one": ONE}
+    losses = {"dense": [1.5, 1.6, 1.7], "wider": [1.45, 1.55, 1.651], "one": [1.47, 1.57, 1.67]}
+    runs = []
+    for name, own in losses.items():
+        computation = dict(zip(("training", "optimizer"), work[name], strict=True))
+        runs += [record(config_of(seed, **models[name]), y, computation=computation) for seed, y in enumerate(own)]
+    result = study(runs)
+    top, _ = words(result)
+    assert top.startswith(
+        "Loss at the last step, against `dense` of equal computation by the model's products (+0.7 %, with the "
+        "optimizer's +4.8 %): `Switch, factor 1.0` lower by 0.0300 nats ("
     )
-    assert text.count("against `dense` of equal computation: loss at the last step") == 3
-
-
-def test_the_clock_is_compared_apart_from_the_steps(tmp_path: Path) -> None:
-    # Straight down by 0.01 a second: 1.51 is 1 second before the end for one and 3 before it for the other.
-    _, text = words(studied(tmp_path, {"dense": [1.5] * 3, "dropless": [1.48] * 3}, threshold=1.51))
     assert (
-        "seconds to the threshold lower by 2.0 s (95 % interval of the difference -2.0 to -2.0, 3 seeds): resolved, "
-        "Switch wins on the clock." in text
+        "Switch wins per step. Against `dense, d_ff 600` of equal computation by all products (-3.5 %, with the "
+        "optimizer's +0.7 %): `Switch, factor 1.0` higher by 0.0197 nats (" in top
     )
+    assert "corrected for 3 comparisons, all with a control; 3 seeds.)" in top
+    control = [(*row[:2], row[-1].partition(" (")[0]) for row in rows(result) if row[6] == "control"]
+    assert control == [
+        ("Switch, factor 1.0", "dense", "equal in the model's products"),
+        ("Switch, factor 1.0", "dense, d_ff 600", "equal in all products"),
+        ("dense, d_ff 600", "dense", "d_ff"),
+    ]
 
 
-@pytest.mark.parametrize("threshold", [1.51, 1.0], ids=["one seed of `dense` misses it", "no seed reaches it"])
-def test_a_threshold_that_some_seeds_miss_gives_no_comparison_of_times(threshold: float, tmp_path: Path) -> None:
-    result = studied(tmp_path, {"dense": [1.5, 1.7], "dropless": [1.4, 1.5]}, threshold=threshold)
-    assert "seconds" not in words(result)[1]
-    (seconds,) = [row for row in rows(result) if row[2] == "seconds"]
-    assert seconds[3:7] == ("-", "-", "0", "not compared")
-
-
-def test_runs_on_two_machines_are_not_compared_on_the_clock(tmp_path: Path) -> None:
-    result = studied(tmp_path, {"dense": [1.5, 1.5], "dropless": [1.4, 1.4]})
-    assert "on the clock" in words(result)[1]
+def test_runs_on_two_machines_are_compared_in_loss_and_not_on_the_clock(tmp_path: Path) -> None:
+    result = studied(tmp_path, {"dense": [1.5, 1.5], "dropless": [1.4, 1.5]})
+    assert "time to a loss" in words(result)[1]
     for run in result.variants[0].runs:
         dict.__setitem__(run.result, "hardware.name", "another machine")  # type: ignore[index]
-    _, text = words(result)
-    assert "on the clock" not in text and "in 2 ways: compare no seconds." in text
+    top, text = words(result)
+    assert "time to a loss" not in text and "in 2 ways: compare no seconds." in text
+    assert "`Switch, dropless` not resolved (" in top
+    assert [row[3:6] for row in rows(result) if row[2] == "time to a loss"] == [("-", "-", "not compared")]
 
 
 def test_losses_of_two_texts_are_not_compared(tmp_path: Path) -> None:
@@ -150,45 +152,65 @@ def test_losses_of_two_texts_are_not_compared(tmp_path: Path) -> None:
     assert {row[:2] for row in rows(both)} == {("Switch, text 012345", "dense, text 012345")}
 
 
-def test_the_threshold_is_what_every_seed_of_the_control_reaches_or_every_run_rounded_up(tmp_path: Path) -> None:
-    controlled = studied(tmp_path / "a", {"dense": [1.501, 1.513], "dropless": [1.7, 1.7]}).threshold
-    assert controlled is not None and controlled.loss == 1.52 and "dense" in controlled.origin
-    exact = studied(tmp_path / "b", {"dense": [1.53], "dropless": [1.4]}).threshold
-    assert exact is not None and exact.loss == 1.53
-    alone = studied(tmp_path / "c", {"one": [1.2, 1.401], "dropless": [1.3]}).threshold
-    assert alone is not None and alone.loss == 1.41
-
-
 def test_neighbouring_capacities_are_compared_in_cost_and_loss(tmp_path: Path) -> None:
-    result = studied(tmp_path, {"one": [1.5, 1.6], "2.0": [1.49, 1.59], "dropless": [1.48, 1.58]})
+    losses = {"dense": [1.5, 1.6], "one": [1.5, 1.6], "2.0": [1.49, 1.59], "dropless": [1.48, 1.58]}
+    result = studied(tmp_path, losses)
     label = "Switch, factor "
-    assert [(row[0].removeprefix(label), row[1].removeprefix(label), *row[2:4], row[-1]) for row in rows(result)] == [
-        ("2.0", "1.0", "loss", "-0.0100", "capacity factor (+56.4 %)"),
-        ("2.0", "1.0", "loss at capacity", "-0.0600", "capacity factor (+56.4 %)"),
-        ("Switch, dropless", "2.0", "loss", "-0.0100", "capacity factor (-36.1 %)"),
-        ("Switch, dropless", "1.0", "loss", "-0.0200", "capacity factor (+0.0 %)"),
-        ("Switch, dropless", "1.0", "loss at capacity", "-0.0700", "capacity factor (+0.0 %)"),
+    found = [(row[0].removeprefix(label), row[1].removeprefix(label), *row[2:4], *row[6:]) for row in rows(result)]
+    assert [row for row in found if "capacity factor" in row[-1]] == [
+        ("2.0", "1.0", "loss", "-0.0100", "ladder", "capacity factor (+56.4 %, +46.7 %)"),
+        ("Switch, dropless", "2.0", "loss", "-0.0100", "ladder", "capacity factor (-36.1 %, -31.8 %)"),
+        ("Switch, dropless", "1.0", "loss", "-0.0200", "rest", "capacity factor (+0.0 %, +0.0 %)"),
+        ("2.0", "1.0", "loss at capacity", "-0.0600", "rest", "capacity factor (+56.4 %, +46.7 %)"),
+        ("Switch, dropless", "1.0", "loss at capacity", "-0.0700", "rest", "capacity factor (+0.0 %, +0.0 %)"),
     ]
     assert "No run has `router.random_drop_rate`" in words(result)[1]
 
 
 def test_a_capacity_is_compared_with_drops_at_random(tmp_path: Path) -> None:
-    losses = {"1.25": [1.45, 1.55], "one": [1.6, 1.7], "dropless": [1.5, 1.6], "random": [1.48, 1.58]}
+    losses = {
+        "dense": [1.5, 1.6],
+        "1.25": [1.45, 1.55],
+        "one": [1.6, 1.7],
+        "dropless": [1.5, 1.6],
+        "random": [1.48, 1.58],
+    }
     _, text = words(studied(tmp_path, losses))
     random = "`Switch, dropless, random drops 0.07`"
-    assert f"{random} against `Switch, dropless`: loss at the last step lower by 0.0200 nats" in text
-    assert f"`Switch, factor 1.25` against {random}: loss at the last step lower by 0.0300 nats" in text  # drops 7.5 %
+    assert f"{random} against `Switch, dropless`, loss at the last step: lower by 0.0200 nats" in text
+    assert f"`Switch, factor 1.25` against {random}, loss at the last step: lower by 0.0300 nats" in text  # drops 7.5 %
     assert "random_drop_rate" not in text and "wins" not in text
 
 
-def test_the_number_of_comparisons_is_stated(tmp_path: Path) -> None:
-    # Against dense: loss, loss at capacity, seconds; dropless: loss, seconds; the step between them, twice.
+def test_the_note_states_the_families_and_how_many_comparisons_each_has(tmp_path: Path) -> None:
+    # Control: two. Ladder: the step between them. Rest: loss at capacity, two times, the step at capacity.
     losses = {"dense": [1.5, 1.6], "one": [1.4, 1.5], "dropless": [1.4, 1.5]}
-    _, text = words(studied(tmp_path, losses, threshold=1.7))
-    assert "7 intervals at 95 %" in text and "here 0.3." in text
+    note = comparison_table(compare(studied(tmp_path, losses))).note
+    assert (
+        "7 comparisons in 3 families fixed beforehand: control (2, all at once by the multivariate t), ladder (1, by "
+        "Holm), rest (4, by Holm)." in note
+    )
 
 
 def test_a_loss_that_was_not_measured_dropless_is_stated(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep", {"a": ONE | {"eval_capacity_factor": 1.2}}, {"a": [1.5]})
     result = study(read_records(find_sources([sweep])))
     assert "validates at factor 1.2: its loss is not a dropless one" in words(result)[1]
+
+
+PLANS = [  # seeds, variants, and what is printed of such a plan
+    # (4.30265 + 1.06066) x 0.010 x sqrt(2 / 3): t of 95 % and of 80 %, 2 degrees of freedom
+    ([0, 1, 2], ["a", "b"], "a difference of 0.044 nats from the control, in 80 % of such sweeps (2 variants, 3 seeds, "
+     "a deviation of 0.010 assumed)"),
+    ([0], ["a", "b"], "no difference, with one seed; several: seed=0,1,2,3,4"),
+    ([0, 1], ["a"], ""),
+    ([], [], ""),  # a search
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("seeds", "variants", "printed"), PLANS, ids=lambda value: str(value)[:12])
+def test_before_a_sweep_its_resolvable_difference_is_printed(
+    seeds: list[int], variants: list[str], printed: str
+) -> None:
+    jobs = [{"seed": s, "variant": v, "trainer.threads": 1 + s} for s in seeds for v in variants]
+    assert planned_words(jobs) == printed

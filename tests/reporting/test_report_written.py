@@ -137,7 +137,7 @@ def test_a_wrong_option_ends_with_exit_code_2(options: list[str], capsys: pytest
 
 
 def test_a_report_needs_neither_torch_nor_hydra_and_help_needs_no_pictures(tmp_path: Path) -> None:
-    runs = [write_run(tmp_path / name, config_of(seed), 1.5) for seed, name in enumerate("ab")]
+    runs = [write_run(tmp_path / name, config_of(seed), 1.5 + seed / 10) for seed, name in enumerate("ab")]
     modules = "import atexit, sys; atexit.register(lambda: print(*sys.modules))"
     code = f"{modules}; from switch_lm.report import main; main(sys.argv[1:])"
 

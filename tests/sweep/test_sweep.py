@@ -18,6 +18,8 @@ from sweep_runs import Done, command, rows, run, weights
 from switch_lm.config.paths import config_dir
 from switch_lm.config.rules import resolve
 from switch_lm.config.schema import Config, TrainerConfig
+from switch_lm.measure.ledger import run_ledger
+from switch_lm.reporting.controls import SAME_WORK
 from switch_lm.sweep import jobs as sweep
 from switch_lm.sweep.jobs import as_mapping, job_name, read_jobs, side_by_side
 
@@ -50,6 +52,7 @@ def test_it_is_told_at_once_how_many_jobs_of_what_will_run_and_each_adds_one_row
     folder, done, _ = swept
     lines = done.stdout.splitlines()
     assert lines[0] == "Sweep of 3 jobs: model.capacity_factor 1.0, -1, null"
+    assert lines[1] == "resolves  no difference, with one seed; several: seed=0,1,2,3,4"
     heads = [number for number, line in enumerate(lines) if line.split()[:2] == ["job", "capacity_factor"]]
     assert len(heads) == 1 and [line.split()[0] for line in lines[heads[0] + 1 :][:3]] == ["1/3", "2/3", "3/3"]
     assert {len(line) for line in rows(done)[::2]} == {len(lines[heads[0]])}  # aligned with the head
@@ -163,14 +166,16 @@ def planned(*overrides: str) -> tuple[list[dict[str, Any]], dict[tuple[Any, ...]
     return jobs, configs
 
 
-def test_the_capacity_sweep_has_five_factors_and_a_dense_control_with_three_seeds_each() -> None:
+def test_the_capacity_sweep_has_five_factors_and_two_dense_controls_with_five_seeds_each() -> None:
     jobs, configs = planned("experiment=capacity_sweep")
-    assert len(jobs) == 18
-    assert [job["seed"] for job in jobs] == [0] * 6 + [1] * 6 + [2] * 6  # every variant once before any twice
-    sparse = [c.model.capacity_factor for c in configs.values() if c.model.num_switch_layers]
-    assert sparse == [0.5, 1.0, 1.25, 2.0, None]
-    (dense,) = (c for c in configs.values() if not c.model.num_switch_layers)
-    assert {c.model.d_ff for c in configs.values()} == {dense.model.d_ff}
+    assert [job["seed"] for job in jobs] == [n // 7 for n in range(35)]  # every variant once before any twice
+    sparse = [c for c in configs.values() if c.model.num_switch_layers]
+    assert [c.model.capacity_factor for c in sparse] == [0.5, 1.0, 1.25, 2.0, None]
+    dense, as_many = (c for c in configs.values() if not c.model.num_switch_layers)
+    assert {c.model.d_ff for c in sparse} == {dense.model.d_ff}
+    all_products = [run_ledger(c, vocab_size=65).as_plain() for c in (as_many, sparse[-1])]
+    control, dropless = (work["training"] + work["optimizer"] for work in all_products)
+    assert control == pytest.approx(dropless, rel=SAME_WORK)
     assert len({json.dumps([c.trainer.max_steps, vars(c.optim), c.data.batch_size]) for c in configs.values()}) == 1
 
 
