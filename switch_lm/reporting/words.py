@@ -110,10 +110,10 @@ def _without_control(study: Study) -> str:
             "equal sizes and training, or as many products in all): whether Switch beats dense cannot be said."
         )
     best = min(study.variants, key=lambda variant: variant.mean(LOSS) or math.inf)
-    loss = f"that of `{best.label}`, {spread(best.estimate(LOSS), 4)}"
+    loss = f"loss at the last step, of `{best.label}`, is {spread(best.estimate(LOSS), 4)}"
     if any(variant.searched for variant in study.variants):
-        return f"{why} The lowest loss at the last step is {loss}: chosen from the trials of a search, it is too low."
-    return why if len(study.variants) > 1 else f"{why} The loss at the last step is {loss}."
+        return f"{why} The lowest {loss}: chosen from the trials of a search, it is too low."
+    return why if len(study.variants) > 1 else f"{why} The {loss}."
 
 
 def _against(study: Study, members: Sequence[Difference], kind: str, *, first: bool) -> str:
@@ -125,8 +125,10 @@ def _against(study: Study, members: Sequence[Difference], kind: str, *, first: b
     if len(members) <= FEW:
         return start + "; ".join(f"`{one.ours.label}` {_outcome(one)}" for one in members) + "."
     signs = [one.estimate.mean < 0.0 for one in members if one.estimate is not None and one.resolved]
-    words = ("won", "lost") if kind in EQUAL else ("lower", "higher")
-    numbers = f"{sum(signs)} {words[0]}, {len(signs) - sum(signs)} {words[1]}, {len(members) - len(signs)} not resolved"
+    words = ("win", "lose") if kind in EQUAL else ("are lower", "are higher")
+    numbers = (
+        f"{sum(signs)} {words[0]}, {len(signs) - sum(signs)} {words[1]}, {len(members) - len(signs)} are not resolved"
+    )
     return f"{start}of {len(members)} variants {numbers}."
 
 

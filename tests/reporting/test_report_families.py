@@ -5,13 +5,28 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from report_runs import DENSE, DROPLESS, ONE, config_of, record, rows, studied, words, write_plan, write_run
+from report_runs import (
+    DENSE,
+    DROPLESS,
+    ONE,
+    config_of,
+    record,
+    rows,
+    studied,
+    words,
+    write_plan,
+    write_run,
+    write_sweep,
+)
 
+from switch_lm.pages.markdown import to_markdown
 from switch_lm.reporting.comparisons import Difference, compare, study
 from switch_lm.reporting.records import Record, find_sources, read_records
 from switch_lm.reporting.tables import comparison_table, table_1
+from switch_lm.reporting.write import build
 from switch_lm.stats.contrasts import LEFT_OUT
 from switch_lm.stats.intervals import t_quantile
 
@@ -116,7 +131,7 @@ def test_a_search_has_no_intervals_and_no_comparisons(tmp_path: Path) -> None:
     result = study(read_records(find_sources([tmp_path / "search"])))
     top, text = words(result)
     assert rows(result) == [] and text.count("The trials of a search were chosen by their results") == 1
-    assert top.endswith("is that of `alpha 0.02`, 1.4100: chosen from the trials of a search, it is too low.")
+    assert top.endswith("of `alpha 0.02`, is 1.4100: chosen from the trials of a search, it is too low.")
     assert "±" not in str([cell.text for row in table_1(result).rows for cell in row])
 
 
@@ -148,3 +163,22 @@ def test_a_sparse_variant_that_has_no_dense_control_is_not_compared_with_dense_i
     ]
     top, _ = words(study(runs))
     assert "whether Switch beats dense cannot be said." in top and "lower" not in top and "higher" not in top
+
+
+def test_two_sweeps_of_seeds_alone_are_compared_like_loose_runs_and_others_only_within_what_they_varied() -> None:
+    def sweep(name: str, *models: dict[str, Any]) -> list[Record]:
+        return [record(config_of(seed, **m), 1.5 + 0.1 * seed, sweep=name) for m in models for seed in (0, 1)]
+
+    assert len(study([*sweep("a", ONE), *sweep("b", DROPLESS)]).cohorts) == 1
+    assert len(study([*sweep("a", ONE, DROPLESS), *sweep("b", ONE | {"num_experts": 4})]).cohorts) == 2
+
+
+def test_the_report_of_the_capacity_sweep_is_no_longer_than_the_one_published_before(tmp_path: Path) -> None:
+    models = {"dense": DENSE, "as_many": DENSE | {"d_ff": 632}, "one": ONE, "dropless": DROPLESS}
+    models |= {f"{factor}": {"capacity_factor": factor} for factor in (0.5, 1.25, 2.0)}
+    noise = [0.0, 0.004, -0.003, 0.002, -0.004]
+    losses = {name: [1.5 - 0.01 * n + e / (1 + n % 2) for e in noise] for n, name in enumerate(models)}
+    result = study(read_records(find_sources([write_sweep(tmp_path / "capacity_sweep", models, losses)])))
+    document = build(result, compare(result), title="Report on capacity_sweep")
+    assert len(document.lead) < 800 and len(compare(result)) > 20
+    assert 10_000 < len(to_markdown(document, pictures="capacity_sweep_pictures").encode()) <= 16_188

@@ -58,7 +58,7 @@ def test_without_dense_runs_the_first_planned_variant_is_the_control_and_nothing
 
 def test_one_variant_alone_has_its_loss_in_the_lead(tmp_path: Path) -> None:
     top, _ = words(studied(tmp_path, {"one": [1.4, 1.5]}))
-    assert top.endswith("The loss at the last step is that of `Switch, factor 1.0`, 1.4500 ± 0.6353.")
+    assert top.endswith("The loss at the last step, of `Switch, factor 1.0`, is 1.4500 ± 0.6353.")
 
 
 def test_variants_that_share_no_seed_are_compared_one_way(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_more_than_two_variants_with_one_control_are_counted_in_the_lead(tmp_pat
     losses = {"dense": [1.5, 1.6], "dropless": [1.4, 1.501], "one": [1.6, 1.7], "half": [1.5, 1.601]}
     top, _ = words(studied(tmp_path, losses))
     assert top.startswith(AGAINST_DENSE.replace("(+0.4 %", "(+0.2 % to +0.4 %"))
-    assert "of 3 variants 1 won, 1 lost, 1 not resolved." in top
+    assert "of 3 variants 1 win, 1 lose, 1 are not resolved." in top
 
 
 def test_two_controls_have_a_sentence_each_and_the_measure_is_named() -> None:
