@@ -92,9 +92,9 @@ def comparison_table(differences: Sequence[Difference]) -> Table:
         tuple(map(_comparison, differences)),
         f"First less second: below 0 the first is lower. {_families(differences)} Resolved: the corrected 95 % "
         "interval excludes 0 (1 for a ratio); ±, and the interval beside a ratio, are of this comparison alone. "
-        f"{_exceptions(differences)}Kind: the family, then what is equal, or the keys in which they differ; in brackets how many more "
-        "products the first takes in training: the model's, and all with the optimizer's. Nothing follows from unequal "
-        "computation about equal.",
+        f"{_exceptions(differences)}Kind: the family, then what is equal, or the keys that differ; in brackets "
+        "how many more products the first takes in training: the model's, and all with the optimizer's. Nothing "
+        "follows from unequal computation about equal.",
     )
 
 
