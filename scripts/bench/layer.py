@@ -1,4 +1,4 @@
-"""What does a Switch layer cost beside a dense feed-forward of equal computation, and beside other implementations?"""
+"""What does a Switch layer cost beside a dense feed-forward of equal products, and beside other implementations?"""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from switch_lm.reporting.controls import (
 from switch_lm.reporting.keys import is_ignored
 from switch_lm.reporting.records import DONE, FAILED, NOT_RUN, UNFINISHED
 from switch_lm.reporting.variants import RANDOM_DROPS, Variant
+from switch_lm.stats.contrasts import ENOUGH_SEEDS
 from switch_lm.stats.corrections import ASSUMED, planned
 from switch_lm.stats.intervals import POWER, Estimate
 
@@ -182,8 +183,11 @@ def _statistics(study: Study) -> Iterator[str]:
                 f"The deviation of a run is {deviation} nats{name}: such a sweep resolves a difference of "
                 f"{plain(smallest, 3)} nats from the control in {POWER * 100:.0f} % of repeats."
             )
-        if not pool.connected:
+        most = max(map(len, pool.values.values()))
+        if pool.one_way and most > 1:
             yield "Seeds do not link all variants: they are compared one-way, by Welch's t, as if seeds had no effect."
+        elif 1 < most < ENOUGH_SEEDS:
+            yield f"Equal spreads of all variants are assumed: that takes {ENOUGH_SEEDS} seeds to judge."
     if len(study.cohorts) > 1:
         keys = ", ".join(f"`{key}`" for key in cohort_keys(study.cohorts)) or "keys that no sweep varied"
         yield f"The runs form {len(study.cohorts)} groups that differ in {keys}: nothing is compared between them."

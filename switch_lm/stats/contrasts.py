@@ -37,15 +37,15 @@ class Pool(Generic[V]):
     values: Values[V]
 
     @cached_property
-    def connected(self) -> bool:
-        """Whether seeds link all variants; else seeds are not used."""
-        return self._of_all.connected
+    def one_way(self) -> bool:
+        """Whether seeds cannot be used: they do not link all variants, or nothing is left to know a deviation from."""
+        return not self._of_all.connected or self._of_all.freedom == 0
 
     @cached_property
     def _spreads(self) -> tuple[dict[V, Spread], dict[V, Spread]]:
         """Of the variants that are left out, the widest first, and of all others without them."""
         left_out, inside = dict[V, Spread](), self._of_all
-        while self.connected and (spreads := _spreads(inside)):
+        while not self.one_way and (spreads := _spreads(inside)):
             widest = max(spreads, key=lambda variant: spreads[variant].ratio)
             ratio, chance, _ = spreads[widest]
             if ratio <= LEFT_OUT or chance * len(spreads) >= LEFT_OUT_BY_CHANCE:
@@ -78,11 +78,11 @@ class Pool(Generic[V]):
     def pooled(self, pair: Pair[V]) -> bool:
         """Whether the error of the difference is that of the common deviation."""
         several = min(len(self.values[variant]) for variant in pair) > 1
-        return self.connected and several and not self.wider.keys() & set(pair) and self.least_squares.deviation > 0.0
+        return not self.one_way and several and not self.wider.keys() & set(pair) and self.least_squares.deviation > 0.0
 
     def difference(self, pair: Pair[V]) -> Estimate:
         """Of the first less the second; `count`: seeds of the one that has fewer."""
-        if not self.connected:
+        if self.one_way:
             return welch(*filter(None, (estimate(list(self.values[variant].values())) for variant in pair)))
         fit = self._of_all if self.left_out.keys() & set(pair) else self.least_squares
         (mean, error), count = fit.difference(pair), min(len(self.values[variant]) for variant in pair)

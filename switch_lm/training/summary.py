@@ -79,7 +79,7 @@ def print_result(console: Console, result: Mapping[str, Any], logger: LoggerConf
             f'python -m switch_lm.generate --run {name} --prompt "ROMEO:"',
             f"python -m switch_lm.evaluate --run {name} --capacity-factor 0.5 1 2 none",
             *(look if result["dropped"] is not None else []),
-            "python -m switch_lm.train model=dense        # the dense control of equal computation",
+            "python -m switch_lm.train model=dense        # the dense control: the same products, no router",
             *(
                 ["make tensorboard                             # every expert of every layer"]
                 if "tensorboard" in logger.boards

@@ -69,10 +69,10 @@ def test_no_interval_where_no_spread_is_known(values: Runs) -> None:
 def test_variants_that_no_seed_links_are_compared_by_welch() -> None:
     ours, theirs = {0: 1.0, 1: 1.1, 2: 0.9}, {3: 2.0, 4: 3.0, 5: 1.0}
     linked = Pool({"a": ours, "b": theirs, "c": {2: 1.0, 3: 2.0}})
-    assert linked.connected
+    assert not linked.one_way
     pool = Pool({"a": ours, "b": theirs})
     result = pool.difference(("a", "b"))
-    assert not pool.connected and result.mean == pytest.approx(-1.0)
+    assert pool.one_way and result.mean == pytest.approx(-1.0)
     assert result.p_value == pytest.approx(
         stats.ttest_ind([*ours.values()], [*theirs.values()], equal_var=False).pvalue
     )
@@ -163,3 +163,10 @@ def test_the_detectable_difference_is_the_corrected_t_and_that_of_80_percent_tim
     pairs = [(name, "a") for name in "bcdef"]
     deviation = pool.least_squares.deviation
     assert pool.detectable(pairs) == pytest.approx((2.99029 + 0.87906) * deviation * math.sqrt(2 / 3), rel=1e-3)
+
+
+def test_seeds_that_link_two_variants_and_leave_no_degree_of_freedom_are_not_used() -> None:
+    values: Runs = {"a": {0: 1.0, 1: 1.2}, "b": {1: 2.0, 2: 2.3}}
+    result = Pool(values).difference(("a", "b"))
+    assert Pool(values).one_way and result.mean == pytest.approx(-1.05)
+    assert result.p_value == pytest.approx(stats.ttest_ind([1.0, 1.2], [2.0, 2.3], equal_var=False).pvalue)
