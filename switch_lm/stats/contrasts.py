@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 from typing import Generic, NamedTuple
 
-from switch_lm.stats.corrections import Compared, critical, detectable_errors
-from switch_lm.stats.intervals import CONFIDENCE, Estimate, estimate, t_quantile, welch
+from switch_lm.stats.corrections import Compared, critical
+from switch_lm.stats.intervals import CONFIDENCE, POWER, Estimate, estimate, t_quantile, welch
 from switch_lm.stats.least_squares import LeastSquares, Pair, V, Values
 
 LEFT_OUT = 3.0  # times the others' spread: such a variant is left out of the pool,
@@ -125,12 +126,13 @@ class Pool(Generic[V]):
         return critical(rows, self.least_squares.freedom, round(confidence, 12))
 
     def detectable(self, pairs: Sequence[Pair[V]]) -> float | None:
-        """The difference that such runs resolve in 80 % of sweeps, for the mean error of these pairs; None: unknown."""
-        pooled = [pair for pair in pairs if self.pooled(pair)]
-        if not pooled:
-            return None
-        error = math.fsum(self.difference(pair).error or 0.0 for pair in pooled) / len(pooled)
-        return detectable_errors(self.critical(pooled), self.least_squares.freedom) * error
+        """The difference that such runs resolve in 80 % of sweeps, the mean over these pairs; None: not known."""
+        sizes = []
+        for compared in self.family(pairs):
+            one, ends = compared.estimate, compared.interval
+            if ends is not None and one.error is not None and one.freedom is not None:
+                sizes.append((ends[1] - ends[0]) / 2 + t_quantile(one.freedom, 2 * POWER - 1) * one.error)
+        return fmean(sizes) if sizes else None
 
 
 def _spreads(fit: LeastSquares[V]) -> dict[V, Spread]:

@@ -46,12 +46,8 @@ def planned(num_variants: int, num_seeds: int, deviation: float = ASSUMED) -> fl
     if freedom < 1:
         return None
     correlation = tuple(tuple(1.0 if i == j else 0.5 for j in range(others)) for i in range(others))
-    return detectable_errors(critical(correlation, freedom), freedom) * deviation * math.sqrt(2 / num_seeds)
-
-
-def detectable_errors(critical: float, freedom: float) -> float:
-    """How many standard errors an effect has that is resolved in 80 % of repeats."""
-    return critical + t_quantile(freedom, 2 * POWER - 1)
+    errors = critical(correlation, freedom) + t_quantile(freedom, 2 * POWER - 1)
+    return errors * deviation * math.sqrt(2 / num_seeds)
 
 
 @lru_cache(maxsize=4096)

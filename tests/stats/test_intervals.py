@@ -32,7 +32,7 @@ def test_an_interval_is_the_mean_plus_minus_t_times_its_standard_error() -> None
 def test_of_several_comparisons_each_interval_is_so_wide_that_all_hold() -> None:
     values = [0.9, 1.0, 1.1, 0.95, 1.05]
     result = estimate(values)
-    assert result is not None
+    assert result is not None and result.error is not None
     assert result.half(5) == pytest.approx(t_quantile(4, 0.99) * result.error)  # 5 % / 5
     assert result.resolved() and result.resolved(5) and not result.resolved(10**6)
 
@@ -46,7 +46,7 @@ def test_an_effect_is_detectable_where_four_of_five_repeats_would_resolve_it() -
 def test_one_value_and_equal_values_have_no_interval_and_are_not_resolved(values: list[float]) -> None:
     result = estimate(values)
     assert result is not None and result.count == len(values)
-    assert result.half() is result.interval() is result.p_value is result.detectable is None
+    assert [result.half(), result.interval(), result.p_value, result.detectable] == [None] * 4
     assert not result.resolved()
 
 
@@ -59,7 +59,7 @@ def test_means_of_unequal_spread_are_compared_as_welch_does() -> None:
     first, second = estimate(ours), estimate(theirs)
     assert first is not None and second is not None
     known, result = stats.ttest_ind(ours, theirs, equal_var=False), welch(first, second)
-    assert (result.mean, result.count) == (pytest.approx(-1.75), 3)
+    assert result.mean == pytest.approx(-1.75) and result.count == 3
     assert result.freedom == pytest.approx(known.df) and result.p_value == pytest.approx(known.pvalue)
     assert result.interval() == pytest.approx(tuple(known.confidence_interval(0.95)))
     assert welch(first, Estimate(2.0, 1)) == Estimate(-1.0, 1)  # one value has no spread
