@@ -7,16 +7,18 @@ from functools import cached_property
 from statistics import fmean
 from typing import Generic, NamedTuple
 
+import numpy as np
+
 from switch_lm.stats.corrections import Compared, critical
 from switch_lm.stats.intervals import CONFIDENCE, POWER, Estimate, estimate, t_quantile, welch
 from switch_lm.stats.least_squares import LeastSquares, Pair, V, Values
 
 LEFT_OUT = 3.0  # times the others' spread: such a variant is left out of the pool,
 LEFT_OUT_BY_CHANCE = 0.01  # unless this share of sweeps with equal spreads have one
-WIDER_BY_CHANCE = 0.13  # of the variants with equal spreads are taken to be wider: fewer, and too few of those that are
-ENOUGH_SEEDS = (
-    5  # to judge it: with three the power falls from 88 % to 72 %, and one of three times the spread is missed
-)
+# A variant is taken to be wider than the others where equal spreads show as much in this share of variants; the second
+# share is for ENOUGH_SEEDS. Smaller ones miss too many. With three seeds power would fall from 88 to 72 %, for little.
+WIDER_BY_CHANCE, OF_FEW = 0.13, 0.25
+ENOUGH_SEEDS = 4
 
 
 class Spread(NamedTuple):
@@ -25,6 +27,13 @@ class Spread(NamedTuple):
     ratio: float  # of its deviation to the others'
     chance: float  # of so much if all spreads were equal, by an F test
     deviation: float
+    freedom: int
+
+    @property
+    def wider(self) -> bool:
+        """Whether there are seeds enough to judge it, and it is wider than the others'."""
+        seeds = self.freedom + 1
+        return seeds >= ENOUGH_SEEDS and self.chance < (WIDER_BY_CHANCE if seeds > ENOUGH_SEEDS else OF_FEW)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +48,8 @@ class Pool(Generic[V]):
 
     @cached_property
     def one_way(self) -> bool:
-        """Whether seeds cannot be used: they do not link all variants, or nothing is left to know a deviation from."""
-        return not self._of_all.connected or self._of_all.freedom == 0
+        """Whether seeds do not link all variants, so that they are not used."""
+        return not self._of_all.connected
 
     @cached_property
     def _spreads(self) -> tuple[dict[V, Spread], dict[V, Spread]]:
@@ -48,8 +57,8 @@ class Pool(Generic[V]):
         left_out, inside = dict[V, Spread](), self._of_all
         while not self.one_way and (spreads := _spreads(inside)):
             widest = max(spreads, key=lambda variant: spreads[variant].ratio)
-            ratio, chance, _ = spreads[widest]
-            if ratio <= LEFT_OUT or chance * len(spreads) >= LEFT_OUT_BY_CHANCE:
+            spread = spreads[widest]
+            if spread.ratio <= LEFT_OUT or spread.chance * len(spreads) >= LEFT_OUT_BY_CHANCE:
                 return left_out, spreads
             left_out[widest] = spreads[widest]
             inside = inside.without(widest)
@@ -64,8 +73,7 @@ class Pool(Generic[V]):
     def wider(self) -> dict[V, Spread]:
         """The variants whose own deviation counts in their comparisons; `left_out` are among them."""
         left_out, spreads = self._spreads
-        several = {v: spread for v, spread in spreads.items() if len(self.values[v]) >= ENOUGH_SEEDS}
-        return left_out | {v: spread for v, spread in several.items() if spread.chance < WIDER_BY_CHANCE}
+        return left_out | {v: spread for v, spread in spreads.items() if spread.wider}
 
     @cached_property
     def least_squares(self) -> LeastSquares[V]:
@@ -89,26 +97,29 @@ class Pool(Generic[V]):
         (mean, error), count = fit.difference(pair), min(len(self.values[variant]) for variant in pair)
         if self.pooled(pair):
             return Estimate(mean, count, error * self.least_squares.deviation, self.least_squares.freedom)
-        if count < 2 or not self.wider.keys() & set(pair):
+        if count < 2 or self.least_squares.deviation == 0.0 or not self.wider.keys() & set(pair):
             return Estimate(mean, count)
-        squares, parts = zip(*map(self._square, pair), strict=True)
-        return Estimate(mean, count, error * math.sqrt(sum(squares) / 2), sum(squares) ** 2 / sum(parts))
+        return Estimate(mean, count, *self._own_error(fit, pair))
 
-    def _square(self, variant: V) -> tuple[float, float]:
-        """The square of its deviation, and that again, squared, per degree of freedom (Satterthwaite 1946)."""
-        fit, own = self.least_squares, self.wider.get(variant)
-        square = fit.deviation**2 if own is None else own.deviation**2
-        return square, square**2 / (fit.freedom if own is None else len(self.values[variant]) - 1)
+    def _own_error(self, fit: LeastSquares[V], pair: Pair[V]) -> tuple[float, float]:
+        """Where a variant has a deviation of its own; degrees of freedom by Satterthwaite (1946)."""
+        weight_V, common = np.square(fit.weights_VS(pair)).sum(axis=1), self.least_squares
+        own = {v: spread for v, spread in self.wider.items() if v in fit.place}
+        parts = [(spread.deviation**2 * weight_V[fit.place[v]], spread.freedom) for v, spread in own.items()]
+        rest = weight_V.sum() - sum(weight_V[fit.place[v]] for v in own)
+        parts.append((common.deviation**2 * rest, common.freedom))
+        square = float(sum(part for part, _ in parts))
+        return math.sqrt(square), square**2 / float(sum(part**2 / freedom for part, freedom in parts))
 
-    def family(self, pairs: Sequence[Pair[V]]) -> list[Compared]:
-        """All pairs at once: that any interval misses has a probability of 5 %.
+    def family(self, pairs: Sequence[Pair[V]], confidence: float = CONFIDENCE) -> list[Compared]:
+        """All pairs at once: that any interval misses has a probability of 1 - `confidence`.
 
         Those with the common deviation by the multivariate t of their correlation (Dunnett 1955; Hothorn et al. 2008),
         each other one by Bonferroni.
         """
         estimates = [self.difference(pair) for pair in pairs]
         pooled = [pair for pair in pairs if self.pooled(pair)]
-        miss = (1.0 - CONFIDENCE) / max(1, sum(one.error is not None for one in estimates))
+        miss = (1.0 - confidence) / max(1, sum(one.error is not None for one in estimates))
         times = self.critical(pooled, confidence=1.0 - miss * len(pooled)) if pooled else math.nan
         result = []
         for pair, one in zip(pairs, estimates, strict=True):
@@ -154,4 +165,4 @@ def _spread(variant: V, fit: LeastSquares[V]) -> Spread | None:
     square, known = rest_S.var(ddof=1) / others.deviation**2, 1 / len(others.place)  # that of the seeds' effects
     ratio = math.sqrt(max(0.0, square - known))
     chance = float(fdtrc(len(rest_S) - 1, others.freedom, square / (1 + known)))
-    return Spread(ratio, chance, ratio * others.deviation)
+    return Spread(ratio, chance, ratio * others.deviation, len(rest_S) - 1)

@@ -10,7 +10,7 @@ import numpy as np
 from switch_lm.stats.intervals import CONFIDENCE, POWER, Estimate, t_quantile
 
 ASSUMED = 0.010  # nats; the deviation of a run, before there is one
-POINTS, MOST = 16, 23  # as powers of 2: puts a critical value within 1e-3; numbers in memory, with many comparisons
+POINTS, MOST = 16, 23  # as powers of 2: puts the probability within 2e-4; numbers in memory, with many comparisons
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,14 @@ class LeastSquares(Generic[V]):
         (a, ab), (_, b) = self._covariance_VV[np.ix_([ours, theirs], [ours, theirs])].tolist()
         return float(self._effect_V[ours] - self._effect_V[theirs]), math.sqrt(a - 2 * ab + b)
 
+    def weights_VS(self, pair: Pair[V]) -> Floats:
+        """What each run counts in a difference, which is the sum of weights times values."""
+        share_VS = self.ran_VS / self._count_V[:, None]
+        contrast_V = np.zeros(len(self.place))
+        contrast_V[[self.place[variant] for variant in pair]] = 1.0, -1.0
+        through_seeds_S = contrast_V @ share_VS @ self._inverse_SS
+        return contrast_V[:, None] * share_VS - self._center(np.broadcast_to(through_seeds_S, self.ran_VS.shape))
+
     def correlation(self, pairs: Sequence[Pair[V]]) -> Floats:
         """Of C differences (C, C)."""
         contrast_CV, rows = np.zeros((len(pairs), len(self.place))), range(len(pairs))

@@ -33,6 +33,14 @@ def with_failures(draw: np.random.Generator) -> Runs:
     return values
 
 
+def wide_with_failures(draw: np.random.Generator) -> Runs:
+    """A variant of three times the spread, of which a run has failed, as one of another variant has."""
+    values = sweep(draw, seeds=5, spreads=[1.0] * 6 + [3.0])
+    for variant in ("v6", "v3"):
+        del values[variant][int(draw.integers(5))]
+    return values
+
+
 def apart(draw: np.random.Generator) -> Runs:
     """Each variant with seeds of its own, and spreads of 1 : 3."""
     runs = {name: sweep(draw, seeds=5, spreads=[1.0, 3.0, 1.0, 3.0])[name] for name in ("v0", "v1", "v2", "v3")}
@@ -44,6 +52,7 @@ SWEEPS: dict[str, Callable[[np.random.Generator], Runs]] = {
     "7 variants, 5 seeds": lambda draw: sweep(draw, seeds=5, spreads=[1.0] * 7),
     "the same, two runs failed": with_failures,
     "7 variants, 5 seeds, one of 3 times the spread": lambda draw: sweep(draw, seeds=5, spreads=[1.0] * 6 + [3.0]),
+    "the same, a run of it and of another one failed": wide_with_failures,
     "the same, the control of 3 times the spread": lambda draw: sweep(draw, seeds=5, spreads=[3.0] + [1.0] * 6),
     "the same, every other one of 3 times the spread": lambda draw: sweep(draw, seeds=5, spreads=[1, 3, 1, 3, 1, 3, 1]),
 }
