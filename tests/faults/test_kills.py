@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from compare import same
 from processes import SLOW_VALIDATION, Started, finished, scalars, sha256
+from sweep_runs import command, run, weights
 
 from switch_lm.storage import checkpoint
 
@@ -152,3 +156,26 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     assert second.returncode == 2 and "another process trains there at the moment" in second.stderr
     assert started.process.poll() is None
     started.kill()
+
+
+@pytest.mark.long
+def test_a_killed_sweep_goes_on_to_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
+    arguments = ["-m", "seed=0,1", "trainer.max_steps=60", "trainer.val_every=30", "trainer.checkpoint_every=5"]
+    folders = [tmp_path / name for name in ("killed", "whole")]
+    for folder in folders:
+        folder.mkdir()
+    killed, whole = (folder / "outputs" / "sweeps" for folder in folders)
+    process = subprocess.Popen(command(folders[0], *arguments), cwd=folders[0], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("*/seed=1/checkpoints/last.ckpt")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (job,) = killed.glob("*/seed=1")
+    assert not (job / "result.json").exists()  # it was killed in the middle
+    assert run(folders[0], *arguments).returncode == 0
+    assert run(folders[1], *arguments).returncode == 0
+    (uninterrupted,) = whole.glob("*/seed=1")
+    assert job.parent.name == uninterrupted.parent.name  # the name follows from the command
+    assert same(weights(job), weights(uninterrupted))

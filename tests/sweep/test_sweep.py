@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import pytest
 from compare import same
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
-from sweep_runs import Done, command, rows, run, weights
+from sweep_runs import Done, rows, run, weights
 
 from switch_lm.config.paths import config_dir
 from switch_lm.config.rules import resolve
@@ -107,29 +104,6 @@ def test_routers_and_layers_are_swept_and_reported_by_their_names(tmp_path: Path
     table = (folder / "report.md").read_text().split("## Table 1")[1]
     names = [row.split(" | ")[0] for row in table.splitlines() if row.startswith("| ")]
     assert names[2:5] == ["| dense", "| top-2", "| Switch"]
-
-
-@pytest.mark.slow
-def test_a_killed_sweep_goes_on_to_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
-    arguments = ["-m", "seed=0,1", "trainer.max_steps=60", "trainer.val_every=30", "trainer.checkpoint_every=5"]
-    folders = [tmp_path / name for name in ("killed", "whole")]
-    for folder in folders:
-        folder.mkdir()
-    killed, whole = (folder / "outputs" / "sweeps" for folder in folders)
-    process = subprocess.Popen(command(folders[0], *arguments), cwd=folders[0], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(killed.glob("*/seed=1/checkpoints/last.ckpt")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    (job,) = killed.glob("*/seed=1")
-    assert not (job / "result.json").exists()  # it was killed in the middle
-    assert run(folders[0], *arguments).returncode == 0
-    assert run(folders[1], *arguments).returncode == 0
-    (uninterrupted,) = whole.glob("*/seed=1")
-    assert job.parent.name == uninterrupted.parent.name  # the name follows from the command
-    assert same(weights(job), weights(uninterrupted))
 
 
 def test_names_hold_nothing_that_leaves_their_folder_and_long_ones_stay_apart() -> None:
