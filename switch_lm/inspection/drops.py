@@ -197,8 +197,7 @@ def summary(
 
     `nll_BS` is the difficulty. `shared`: whether the rows of a batch share places, so that batches are the units.
     """
-    L, B, S = dropped_LBS.shape
-    mean_BS, layers_BS = dropped_LBS.float().mean(dim=0), dropped_LBS.sum(dim=0)
+    (L, B, S), mean_BS, layers_BS = dropped_LBS.shape, dropped_LBS.float().mean(dim=0), dropped_LBS.sum(dim=0)
     position_BS, row_BS, fifth_BS = _places(nll_BS, batch_size)
 
     def units(value_BS: Tensor) -> Tensor:
