@@ -24,10 +24,15 @@ def gap(first_BS: Tensor, second_BS: Tensor, *, rows: int, rounding: float = 0.0
     return mean(difference_BS[: num_units * rows].reshape(num_units, -1))
 
 
+def equal(one: Estimate) -> bool:
+    """Whether every window is equal up to rounding; then `gap` gives 0 without an interval."""
+    return one.mean == 0.0 and one.error is None
+
+
 def plus_minus(one: Estimate) -> str:
     """The mean ± half of its 95 % interval, where there is one; 0 where all is equal up to rounding."""
     half = one.half()
-    if one.mean == 0.0 and half is None:
+    if equal(one):
         return "0"
     size = f"{one.mean:+.0e}" if max(abs(one.mean), half or 0.0) < SHOWN else f"{one.mean:+.4f}"
     return size if half is None else f"{size} ± {half:{'.0e' if half < SHOWN else '.4f'}}"
@@ -36,7 +41,7 @@ def plus_minus(one: Estimate) -> str:
 def measured(one: Estimate, *, rows: int) -> str:
     """The same in words, with the number of units, or why there is no interval."""
     units = f"{one.count} {'windows' if rows == 1 else f'batches of {rows} windows'}"
-    if one.mean == 0.0 and one.error is None:
+    if equal(one):
         return f"equal up to rounding ({units})"
     if one.error is not None:
         return f"{plus_minus(one)} nats per character ({units})"
@@ -46,7 +51,7 @@ def measured(one: Estimate, *, rows: int) -> str:
 
 def unseen(one: Estimate) -> str:
     """What the interval of an effect that is not seen rules out."""
-    if one.mean == 0.0 and one.error is None:
+    if equal(one):
         return "no score differs by more than rounding"
     if one.detectable is None:
         return "without an interval nothing is known of other texts"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from switch_lm.certificate.finding import Finding, Verdict
-from switch_lm.certificate.gaps import plus_minus
+from switch_lm.certificate.gaps import equal, plus_minus
 from switch_lm.certificate.policies import Measured
 from switch_lm.probe.subject import TIGHT
 from switch_lm.stats.clusters import LEAST
@@ -49,7 +49,7 @@ def policies(measured: Sequence[Measured], *, factor: float) -> None:
     """Every rule on the same weights."""
     table = _table(f"Every rule on the same weights, capacity factor {factor:g}")
     effects = [effect for one in measured for effect in (one.gap, one.future) if effect is not None]
-    comparisons = sum(effect.error is not None for effect in effects)
+    comparisons = _intervals(effects)
     for heading in ("rule", "own future", "other rows"):
         table.add_column(heading, no_wrap=True)
     for heading in ("no slot", "loss", "gap", "of the future"):
@@ -64,7 +64,7 @@ def policies(measured: Sequence[Measured], *, factor: float) -> None:
             *("" if effect is None else _effect(effect, comparisons) for effect in (one.gap, one.future)),
         )
     _console(POLICIES_WIDTH).print(table)
-    _console().print(NOTES + _of_effects(comparisons), markup=False)
+    _console().print(NOTES + _of_effects(effects), markup=False)
 
 
 def _effect(one: Estimate, comparisons: int) -> str:
@@ -72,13 +72,20 @@ def _effect(one: Estimate, comparisons: int) -> str:
     return plus_minus(one) + (EFFECT if one.resolved(comparisons) else " ")
 
 
-def _of_effects(comparisons: int) -> str:
-    if not comparisons:
-        return f"No ±: the text has fewer than {LEAST} batches or windows, which an interval needs."
-    return (
-        f"±: half of the 95 % interval of that gap alone, over batches where rows share places, else over windows; "
-        f"{EFFECT}: not 0, by intervals so wide that all {comparisons} of this table hold at once (Bonferroni)."
-    )
+def _intervals(effects: Sequence[Estimate]) -> int:
+    return sum(effect.error is not None for effect in effects)
+
+
+def _of_effects(effects: Sequence[Estimate]) -> str:
+    comparisons, notes = _intervals(effects), list[str]()
+    if comparisons:
+        notes.append(
+            "±: half of the 95 % interval of that gap alone, over batches where rows share places, else over windows; "
+            f"{EFFECT}: not 0, by intervals so wide that all {comparisons} of this table hold at once (Bonferroni)."
+        )
+    if any(effect.error is None and not equal(effect) for effect in effects):
+        notes.append(f"Without ±: fewer than {LEAST} batches, or windows, or all of them alike.")
+    return " ".join(notes)
 
 
 def _table(title: str) -> Table:

@@ -51,7 +51,7 @@ class LayerAblation:
     """What each change of one layer's experts adds to the loss, in nats per character; the router stays as it is."""
 
     off: tuple[Estimate, ...]  # the expert gives 0
-    costliest: Costliest
+    costliest: Costliest | None  # None: of one window, none is left to estimate it on
     swapped: dict[Pair, Estimate]  # the two exchange their weights
     any_swapped: Estimate | None  # the mean over these pairs; None for a single expert
     averaged: Estimate  # all give the mean of their outputs, times the gate: one dense feed-forward
@@ -61,7 +61,7 @@ class LayerAblation:
     @property
     def comparisons(self) -> int:
         """How many intervals there are."""
-        return len(self.off) + len(self.swapped) + (self.any_swapped is not None) + 3
+        return len(self.off) + len(self.swapped) + (self.any_swapped is not None) + (self.costliest is not None) + 2
 
     def findings(self, comparisons: int) -> list[str]:
         """What each expert is worth, which pairs are interchangeable, what it is worth that they differ.
@@ -91,14 +91,16 @@ class LayerAblation:
         return result
 
     def _switched_off(self, comparisons: int) -> list[str]:
-        share_E, expert, cost = self.similarity.share_E, self.costliest.expert, self.costliest.cost
+        share_E, result = self.similarity.share_E, list[str]()
         idle = [e for e, share in enumerate(share_E) if share == 0.0]
         needless = [e for e, change in enumerate(self.off) if not costs(change, comparisons) and e not in idle]
         bounded, unknown = ([e for e in needless if (self.off[e].error is None) is none] for none in (False, True))
-        result = [
-            f"switching off expert {expert}, the costliest on half of the windows, costs {nats(cost)} on the others; "
-            f"it has {share_E[expert]:.0%} of the tokens"
-        ]
+        if self.costliest is not None:
+            expert, cost = self.costliest.expert, nats(self.costliest.cost)
+            result.append(
+                f"switching off expert {expert}, the costliest on half of the windows, costs {cost} on the others; "
+                f"it has {share_E[expert]:.0%} of the tokens"
+            )
         if not needless and len(self.off) > 1:
             result.append(f"switching off any {'other' if idle else 'single'} expert costs something")
         if idle:
@@ -200,11 +202,15 @@ def _pairs(num_experts: int, limit: int, seed: int) -> list[Pair]:
     return sorted(every[i] for i in order.tolist())
 
 
-def costliest(change_BE: Tensor) -> Costliest:
-    """Chosen on every other of B windows, from what each expert's absence adds to the loss of each window."""
+def costliest(change_BE: Tensor) -> Costliest | None:
+    """Chosen on every other of B windows, from what each expert's absence adds to the loss of each window.
+
+    None for one window: it cannot both choose and estimate.
+    """
+    if len(change_BE) < 2:
+        return None
     expert = int(change_BE[::2].mean(dim=0).argmax())
-    others_BE = change_BE[1::2] if len(change_BE) > 1 else change_BE
-    return Costliest(expert, mean(others_BE[:, [expert]]))
+    return Costliest(expert, mean(change_BE[1::2, [expert]]))
 
 
 def costs(change: Estimate, comparisons: int) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from switch_lm.inspection import pictures
-from switch_lm.inspection.ablation import WINDOWS, Ablation, costs
+from switch_lm.inspection.ablation import WINDOWS, Ablation, Costliest, costs
 from switch_lm.inspection.atlas import Atlas
 from switch_lm.inspection.counterfactual import Counterfactual
 from switch_lm.inspection.study import ATLAS, DROPS, EXPERTS, ROUTER, TIME, Inspection
@@ -48,17 +48,26 @@ def build(inspections: Sequence[Inspection], *, command: str) -> Document:
 
 def _summary(one: Inspection) -> str:
     """The main figures, from the lowest to the highest of a model's layers."""
-    character = [layer[0].beyond.mean for layer in one.atlas.explained]
-    explained = f"{character[0]:.0%}" if len(character) == 1 else f"{min(character):.0%} to {max(character):.0%}"
+    if one.text.num_experts == 1:
+        return f"`{one.name}` has a single expert: there is nothing to judge."
+    layers = len(one.blocks)
+    character = [layer[0] for layer in one.atlas.explained]
+    known = [x.beyond.mean for x in character if x.beyond_chance(one.atlas.comparisons)]
+    share = f", by {_range(known, '.1%')} of its entropy" if known else ""
     gains = [judged.chosen_gains_on_random for judged in one.counterfactual.held]
     better = [gain.mean for gain in gains if gain.mean > 0 and gain.resolved(one.counterfactual.comparisons)]
-    by = f", by {min(better):.2f} to {max(better):.2f} nats" if better else ""
+    by = f", by {_range(better, '.2f')} nats" if better else ""
     worth = sum(costs(layer.averaged, one.ablation.comparisons) for layer in one.ablation.layers)
     return (
-        f"In `{one.name}` the character itself explains {explained} of the choice of expert beyond chance; the "
-        f"router beats a random one in {len(better)} of {len(gains)} layers{by}; and its experts "
-        f"are worth more than their mean in {worth} of {len(one.ablation.layers)}."
+        f"In `{one.name}` the character itself explains the choice of expert beyond chance in {len(known)} of {layers} "
+        f"layers{share}; the router beats a random one in {len(better)} of {layers}{by}; and its experts are worth "
+        f"more than their mean in {worth} of {layers}."
     )
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    low, high = f"{min(values):{form}}", f"{max(values):{form}}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _how(inspections: Sequence[Inspection], command: str) -> Section:
@@ -149,7 +158,7 @@ def _expert_table(inspections: Sequence[Inspection]) -> Table:
             rows.append(
                 (
                     _named(inspections, one, layer_name(number)),
-                    _estimate(layer.costliest.cost, number_of, before=f"expert {layer.costliest.expert}: "),
+                    _costliest(layer.costliest, number_of),
                     _estimate(layer.any_swapped, number_of) if layer.any_swapped else Cell("-"),
                     _estimate(layer.averaged, number_of),
                     _estimate(layer.all_off, number_of),
@@ -171,6 +180,10 @@ def _named(inspections: Sequence[Inspection], one: Inspection, name: str) -> Cel
     return Cell(name if len(inspections) == 1 else f"{one.name}: {name}")
 
 
+def _costliest(costliest: Costliest | None, comparisons: int) -> Cell:
+    return _estimate(costliest.cost, comparisons, before=f"expert {costliest.expert}: ") if costliest else Cell("-")
+
+
 def _estimate(estimate: Estimate, comparisons: int, form: str = "+.4f", after: str = "", before: str = "") -> Cell:
     star = " *" if estimate.resolved(comparisons) else ""
     return Cell(f"{before}{plus_minus(estimate, form)}{star}{after}", estimate.mean)
@@ -180,4 +193,4 @@ def _stars(inspections: Sequence[Inspection], part: Callable[[Inspection], Atlas
     """What ± and * mean in a table, and for how many intervals of each model they are corrected."""
     several = len(inspections) > 1
     counts = (f"{part(one).comparisons}{f' of {one.name}' if several else ''}" for one in inspections)
-    return f"± is half of a 95 % interval; * differs from 0, corrected for all {' and '.join(counts)} intervals here."
+    return f"± is half of a 95 % interval; * differs from 0, corrected for all {' and '.join(counts)} comparisons here."

@@ -22,7 +22,7 @@ from switch_lm.stats.intervals import Estimate
 POSITIONS = 12  # in each window
 SAME = 1e-5  # nats; losses that are closer differ only by rounding
 SAME_GATE = 1e-4
-INTERVALS = 5  # of each judgement
+ALONE = "Each token had a single expert to choose: there is nothing to judge."
 HELD, OWN = "the chosen expert's gate", "its own gate"
 
 
@@ -72,12 +72,19 @@ class Counterfactual:
     num_tokens: int  # per layer
 
     @property
+    def alone(self) -> bool:
+        """Whether each token had a single expert to choose."""
+        return all(judged.num_experts == 1.0 for judged in self.held)
+
+    @property
     def comparisons(self) -> int:
-        """How many intervals there are: each is corrected for all."""
-        return INTERVALS * (len(self.held) + len(self.own))
+        """How many intervals decide a claim, one of each judgement: the gain on a random expert."""
+        return len(self.held) + len(self.own)
 
     def findings(self, blocks: Sequence[int]) -> list[str]:
-        """Two sentences per layer, named by its block."""
+        """Two sentences per layer, named by its block; or one, if no token had another expert to choose."""
+        if self.alone:
+            return [ALONE]
         layers = zip(blocks, self.held, self.own, strict=True)
         return [f"Layer {n}: {text}" for n, *pair in layers for one in pair for text in one.findings(self.comparisons)]
 

@@ -197,11 +197,8 @@ def summary(
 
     `nll_BS` is the difficulty. `shared`: whether the rows of a batch share places, so that batches are the units.
     """
-    (L, B, S), device = dropped_LBS.shape, dropped_LBS.device
-    mean_BS, layers_BS = dropped_LBS.float().mean(dim=0), dropped_LBS.sum(dim=0)
-    position_BS = torch.arange(S, device=device).expand(B, S)
-    row_BS = (torch.arange(B, device=device) % batch_size)[:, None].expand(B, S)
-    fifth_BS = (nll_BS.flatten().argsort(stable=True).argsort() * FIFTHS // nll_BS.numel()).view(B, S)
+    (L, B, S), mean_BS, layers_BS = dropped_LBS.shape, dropped_LBS.float().mean(dim=0), dropped_LBS.sum(dim=0)
+    position_BS, row_BS, fifth_BS = _places(nll_BS, batch_size)
 
     def units(value_BS: Tensor) -> Tensor:
         """One row for each unit."""
@@ -220,7 +217,7 @@ def summary(
         by_row_LR=_shares(dropped_LBS, row_BS, batch_size),
         by_difficulty_LQ=_shares(dropped_LBS, fifth_BS, FIFTHS),
         character=tuple(
-            explained(units(dropped_BS).long(), units(ids_BS), label=CHARACTER, seed=seed) for dropped_BS in dropped_LBS
+            explained(units(x_BS).long(), units(ids_BS), label=CHARACTER, seed=seed) for x_BS in dropped_LBS
         ),
         late_positions=halves(position_BS, S),
         late_rows=halves(row_BS, batch_size),
@@ -229,6 +226,14 @@ def summary(
         at_once=tuple((layers_BS == n).float().mean().item() for n in range(L + 1)),
         at_once_by_chance=independent(dropped_LBS.double().mean(dim=(1, 2)).tolist()),
     )
+
+
+def _places(nll_BS: Tensor, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each token (B, S): its position in the window, its row in the batch, and its fifth by loss, easiest first."""
+    (B, S), device = nll_BS.shape, nll_BS.device
+    row_B1 = (torch.arange(B, device=device) % batch_size)[:, None]
+    fifth_T = nll_BS.flatten().argsort(stable=True).argsort() * FIFTHS // nll_BS.numel()
+    return torch.arange(S, device=device).expand(B, S), row_B1.expand(B, S), fifth_T.view(B, S)
 
 
 def _shares(dropped_LBS: Tensor, label_BS: Tensor, size: int) -> Tensor:

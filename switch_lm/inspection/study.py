@@ -31,7 +31,7 @@ ATLAS, DROPS, ROUTER, EXPERTS, TIME = (
 def corrected(comparisons: int) -> str:
     """For the end of a list of findings."""
     return (
-        f"± is half of a 95 % interval; what is claimed or bounded is corrected for all {comparisons} intervals here."
+        f"± is half of a 95 % interval; what is claimed or bounded is corrected for all {comparisons} comparisons here."
     )
 
 
@@ -67,10 +67,13 @@ class Inspection:
         return {
             ATLAS: [*self.atlas.findings(self.blocks), corrected(self.atlas.comparisons)],
             DROPS: nothing if self.drops is None else self._drops(self.drops),
-            ROUTER: [*self.counterfactual.findings(self.blocks), corrected(self.counterfactual.comparisons)],
+            ROUTER: self._router(self.counterfactual),
             EXPERTS: [*self.ablation.findings(self.blocks), corrected(self.ablation.comparisons)],
             TIME: alone if self.history is None else self._history(self.history),
         }
+
+    def _router(self, judged: Counterfactual) -> list[str]:
+        return judged.findings(self.blocks) + [corrected(judged.comparisons)] * (not judged.alone)
 
     def _drops(self, drops: Drops) -> list[str]:
         return drops.findings(self.blocks) + [corrected(drops.comparisons)] * (drops.cost is not None)

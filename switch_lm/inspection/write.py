@@ -92,11 +92,11 @@ def _estimate(name: str, estimate: Estimate, comparisons: int) -> Row:
 def _experts(one: Inspection) -> list[Row]:
     rows: list[Row] = []
     for layer, changed in zip(one.blocks, one.ablation.layers, strict=True):
-        costliest = changed.costliest
         changes = {f"without {e}": cost for e, cost in enumerate(changed.off)}
         changes |= {f"{i} and {j} swapped": cost for (i, j), cost in changed.swapped.items()}
         changes |= {"all averaged": changed.averaged, "layer off": changed.all_off}
-        changes |= {f"without {costliest.expert}, which was chosen on the other windows": costliest.cost}
+        if one_off := changed.costliest:
+            changes |= {f"without {one_off.expert}, which was chosen on the other windows": one_off.cost}
         rows += [
             {"layer": layer, "change": c} | _estimate("nats", x, one.ablation.comparisons) for c, x in changes.items()
         ]

@@ -62,14 +62,13 @@ def jackknife(center: float, without_G: Tensor, *, count: int, effective: float,
 
 def nats(estimate: Estimate, unit: str = "window") -> str:
     """The mean ± half of its 95 % interval, signed."""
-    reason = f" ({without_interval(estimate, unit)})" if estimate.error is None else ""
-    return f"{_mean_and_half(estimate, '+.4f')} nats{reason}"
+    return plus_minus(estimate, "+.4f", unit, of=" nats")
 
 
-def plus_minus(estimate: Estimate, form: str, unit: str = "window") -> str:
-    """The same in a form of format(), such as +.2%."""
+def plus_minus(estimate: Estimate, form: str, unit: str = "window", *, of: str = "") -> str:
+    """The same in a form of format(), such as +.2%; `of`: what follows the figures."""
     reason = f" ({without_interval(estimate, unit)})" if estimate.error is None else ""
-    return f"{_mean_and_half(estimate, form)}{reason}"
+    return f"{_mean_and_half(estimate, form)}{of}{reason}"
 
 
 def _mean_and_half(estimate: Estimate, form: str) -> str:

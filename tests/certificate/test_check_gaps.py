@@ -131,10 +131,11 @@ SPREAD = torch.tensor([-1.0, 1.0]).repeat(5)  # of ten batches; standard error 1
     [(0.1 + 0.12 * SPREAD, {"eval_capacity_factor": 0.5}, Verdict.LEAKS, "validation drops (at factor 0.5)"),
      (0.1 + 0.15 * SPREAD, {"eval_capacity_factor": 0.5}, Verdict.PASS, "an effect of 0.16 nats would have been seen"),
      (0.1 + 0.12 * SPREAD[:5], {"eval_capacity_factor": 0.5}, Verdict.PASS, "without an interval nothing is known"),
+     (1e-6 + 0.03 * SPREAD, {"eval_capacity_factor": 0.5}, Verdict.PASS, "an effect of 0.031 nats would have"),
      (1e-7 * SPREAD, {"eval_capacity_factor": 0.5}, Verdict.PASS, "a validation loss is what generation would pay"),
      (1e-7 * SPREAD, {}, Verdict.PASS, "a validation loss is what generation would pay"),
      (0.1 + 0.5 * SPREAD, {}, Verdict.FAIL, "a window as a whole is not scored as generation would")],
-    ids=["resolved", "not resolved", "a short text", "rounding", "rounding, no limit", "no limit"],
+    ids=["resolved", "not resolved", "a short text", "a mean near 0", "rounding", "rounding, no limit", "no limit"],
 )  # fmt: skip
 def test_a_gap_in_evaluation_leaks_where_it_is_resolved_and_fails_where_it_is_promised_to_be_0(
     moves: Tensor, changes: dict[str, Any], verdict: Verdict, words: str, monkeypatch: pytest.MonkeyPatch
@@ -162,6 +163,24 @@ def test_an_effect_in_the_table_of_policies_is_corrected_for_all_intervals_in_it
     lines = [line for line in out.splitlines() if "rule " in line and "±" in line]
     assert ["*" in line for line in lines] == [t > 3.16 for t in values]
     assert "+0.2500 ± 0.1998" in lines[0] and "all 20 of this table" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("gaps", "how", "why"),
+    [([Estimate(0.1, 64, 0.1, 63), Estimate(0.0, 5)], True, False),
+     ([Estimate(0.1, 64, 0.1, 63), Estimate(0.1, 5)], True, True),
+     ([Estimate(0.1, 5)], False, True),
+     ([Estimate(0.0, 5)], False, False)],
+    ids=["equal", "too few", "all too few", "all equal"],
+)  # fmt: skip
+def test_the_table_of_policies_says_why_a_gap_has_no_interval(
+    gaps: list[Estimate], how: bool, why: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = [Measured(f"rule {n}", Verdict.PASS, Verdict.PASS, 0.0, 0.0, 0.0, 1.0, g, None) for n, g in enumerate(gaps)]
+    show.policies(rules, factor=1.0)
+    out = " ".join(capsys.readouterr().out.split())
+    assert ("±: half of the 95 % interval" in out) == how
+    assert ("Without ±: fewer than 8 batches" in out) == why
 
 
 @pytest.mark.parametrize(("scale", "apart", "wrong"), [(1e4, 1e-6, 0), (1e4, 1e-4, 1), (1e-4, 1e-3, 1)])

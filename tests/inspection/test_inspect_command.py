@@ -55,11 +55,11 @@ def test_a_run_gives_a_page_pictures_tables_and_findings(make_run: MakeRun, caps
     for question in QUESTIONS:
         assert question in result.out and question in page
     assert "outputs/runs/tiny/inspect/inspect.html" in result.err
-    counts = {"atlas": 2 * 6, "drops": 2 + 4, "router": 2 * 2 * 5, "experts": 2 * (4 + 6 + 4), "history": 2}
+    counts = {"atlas": 2 * 6, "drops": 2 + 4, "router": 2 * 2, "experts": 2 * (4 + 6 + 4), "history": 2}
     for number in counts.values():
-        assert f"corrected for all {number} intervals here." in result.out
+        assert f"corrected for all {number} comparisons here." in result.out
     for table in ("atlas", "router", "experts"):
-        assert f"* differs from 0, corrected for all {counts[table]} intervals here." in page
+        assert f"* differs from 0, corrected for all {counts[table]} comparisons here." in page
     assert not re.search(r"± 0\.0*( |%)", result.out + page)  # no interval of width zero
     pictures = {path.name for path in (folder / "inspect" / "pictures").iterdir()}
     assert {"atlas_0_00.png", "atlas_0_01.png", "router_0.png", "similarity_0.png", "changes_0.png"} <= pictures

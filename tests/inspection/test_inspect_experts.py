@@ -147,10 +147,18 @@ def test_the_costliest_expert_is_chosen_on_every_other_window_and_estimated_on_t
     assert result == Costliest(1, mean(torch.arange(8.0)[:, None])) and result.cost.mean == 3.5
 
 
+def test_one_window_does_not_both_choose_the_costliest_expert_and_estimate_it() -> None:
+    result = ablation(tiny_model(len(VOCABULARY)), PROBE.smaller(1))
+    assert [layer.costliest for layer in result.layers] == [None, None]
+    assert result.comparisons == 2 * (4 + 6 + 3) and "the costliest" not in " ".join(result.findings([0, 1]))
+
+
 def test_every_interval_of_the_experts_is_counted() -> None:
     result = ablation(tiny_model(len(VOCABULARY)), PROBE)
     assert result.comparisons == 2 * (4 + 6 + 4)  # off, swapped; the costliest, swapped on average, averaged, all off
-    assert counterfactual(tiny_model(len(VOCABULARY)), PROBE, positions=2).comparisons == 2 * 2 * 5
+    assert (
+        counterfactual(tiny_model(len(VOCABULARY)), PROBE, positions=2).comparisons == 2 * 2
+    )  # of the gains on a random expert
 
 
 def test_copies_can_be_swapped_and_averaged_for_nothing() -> None:
@@ -209,5 +217,7 @@ def test_a_single_expert_is_compared_with_none() -> None:
     layer = ablation(model, PROBE).layers[0]
     assert (layer.swapped, layer.similarity.between, len(layer.findings(1))) == ({}, None, 1)
     assert layer.averaged.mean == pytest.approx(0.0, abs=1e-6)
-    only = counterfactual(model, PROBE, positions=2).held[0]
+    judged = counterfactual(model, PROBE, positions=2)
+    assert judged.findings([0, 1]) == ["Each token had a single expert to choose: there is nothing to judge."]
+    only = judged.held[0]
     assert (only.best.mean, only.rank.mean, only.best_gains.mean) == (1.0, 1.0, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,10 +23,12 @@ from switch_lm.inspection.atlas import (
     labels,
     position_in_line,
 )
+from switch_lm.inspection.contents import _summary
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.reading import Probe, Reading, read
 from switch_lm.routers.options import BalanceOptions
 from switch_lm.stats.information import Explained
+from switch_lm.stats.intervals import Estimate
 from switch_lm.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(TEXT)
@@ -186,3 +189,21 @@ def test_an_atlas_needs_only_the_choices_of_a_model() -> None:
     reading = read(tiny_model(len(VOCABULARY)), PROBE)
     other = replace(reading, nll_BS=reading.nll_BS + 1.0, gate_LBS=-reading.gate_LBS)
     assert atlas_of(reading).explained == atlas_of(other).explained
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [([0.02, 0.5], "in 1 of 2 layers, by 50.0% of its entropy"), ([0.02, -0.5], "in 0 of 2 layers; the router")],
+)
+def test_the_lead_counts_the_layers_in_which_the_character_is_shown_to_explain(shares: list[float], words: str) -> None:
+    """Two standard errors do not show it: t(31) is 2.35 for two layers."""
+    beyond = [Estimate(share, 32, 0.01, 31.0) for share in shares]
+    found = tuple((Explained("character", None, one.mean + 0.1, 0.1, one),) for one in beyond)
+    other: Any = SimpleNamespace(held=(), layers=(), comparisons=0)
+    model: Any = SimpleNamespace(
+        name="it", blocks=[0, 1], text=SimpleNamespace(num_experts=4), atlas=Atlas(torch.zeros(2, 1, 4), found),
+        counterfactual=other, ablation=other,
+    )  # fmt: skip
+    assert f"explains the choice of expert beyond chance {words}" in _summary(model)
+    model.text.num_experts = 1
+    assert _summary(model) == "`it` has a single expert: there is nothing to judge."
