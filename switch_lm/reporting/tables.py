@@ -112,7 +112,7 @@ def _families(differences: Sequence[Difference]) -> str:
     known = [d for d in differences if d.compared is not None and d.compared.interval is not None]
     if not known:
         return ""
-    methods = dict(zip(FAMILIES, ("all at once by the multivariate t", "by Holm", "by Holm"), strict=True))
+    methods = dict(zip(FAMILIES, ("by the multivariate t", "by Holm", "by Holm"), strict=True))
     numbers = {family: number for family in FAMILIES if (number := sum(d.family == family for d in known))}
     texts = [f"{family} ({number}, {methods[family]})" for family, number in numbers.items()]
     families = "1 family" if len(numbers) == 1 else f"{len(numbers)} families"
