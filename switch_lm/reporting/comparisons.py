@@ -173,13 +173,10 @@ def confidences(study: Study) -> dict[Cohort, float]:
 
 def assumed_alike(cohorts: Iterable[Cohort]) -> bool:
     """Whether any interval rests on equal spreads, with too few seeds to see that they are unequal."""
-    pools = [
-        pool for cohort in cohorts if not (pool := cohort.pools[LOSS]).one_way and pool.least_squares.deviation > 0
-    ]
-    several = [[len(own) for own in pool.values.values() if len(own) > 1] for pool in pools]
-    seeds = [
-        min(numbers) for numbers in several if len(numbers) > 2
-    ]  # two have one deviation, that of their difference
+    pools = [cohort.pools[LOSS] for cohort in cohorts]
+    pooled = [pool for pool in pools if not pool.one_way and pool.least_squares.deviation > 0.0]
+    several = [[len(own) for own in pool.values.values() if len(own) > 1] for pool in pooled]
+    seeds = [min(numbers) for numbers in several if len(numbers) > 2]  # two have the deviation of their difference
     return min(seeds, default=ENOUGH_SEEDS) < ENOUGH_SEEDS
 
 
