@@ -22,7 +22,8 @@ def parser() -> argparse.ArgumentParser:
     out = f"where it is written (default: the sweep's folder, if that is the one PATH; else below {OUTPUTS}/reports)"
     options.add_argument("--out", type=Path, metavar="FOLDER", help=out)
     options.add_argument("--name", type=_name, default=DEFAULT_NAME, help=f"of its files (default: {DEFAULT_NAME})")
-    threshold = "loss to which Table 1 counts (default: the lowest 0.05 that half of the control's seeds reached)"
+    default = "the lowest multiple of 0.05 that half of the seeds of the control and of another variant reached"
+    threshold = f"loss to which Table 1 counts (default: {default})"
     options.add_argument("--threshold", type=_threshold, metavar="LOSS", help=threshold)
     add_outputs(options)
     return options

@@ -20,9 +20,9 @@ from switch_lm.reporting.controls import (
 from switch_lm.reporting.records import TAIL_DROPPED, Crossing, Record, crossing
 from switch_lm.reporting.times import RUNG, TimeRatio, lowest_rung, time_ratio
 from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, RANDOM_DROPS, Variant, group, ladders, pairs
-from switch_lm.stats.contrasts import Pool
+from switch_lm.stats.contrasts import ENOUGH_SEEDS, Pool
 from switch_lm.stats.corrections import Compared, holm
-from switch_lm.stats.intervals import Estimate
+from switch_lm.stats.intervals import CONFIDENCE, Estimate
 
 SECONDS = "time to a loss"
 CONTROL, LADDER, REST = FAMILIES = ("control", "ladder", "rest")
@@ -60,6 +60,8 @@ class Difference:
     def verdict(self) -> str:
         if self.estimate is None:
             return "not compared"
+        if self.time is not None and self.time.missed:
+            return "not resolved"
         if self.estimate.error is None:
             return "one seed" if self.estimate.count < 2 else "no spread"
         return "resolved" if self.resolved else "not resolved"
@@ -93,6 +95,11 @@ class Study:
     @property
     def used(self) -> list[Record]:
         return [run for variant in self.variants for run in variant.runs]
+
+    @property
+    def several_machines(self) -> bool:
+        """Whether seconds cannot be compared."""
+        return len(machines(*self.variants)) > 1
 
     def crossings(self, variant: Variant) -> dict[int | None, Crossing | None]:
         """When each seed with a learning curve reached the threshold."""
@@ -132,9 +139,10 @@ def dropped_of(variant: Variant) -> Estimate | None:
 def compare(study: Study) -> list[Difference]:
     """Every difference that a report states, with the interval that its family allows.
 
-    Each cohort has its own family of comparisons with the control; ladders and the rest are one family each.
+    All comparisons with a control are one family, of whose 5 % each cohort has its share; ladders and the rest are one
+    family each.
     """
-    control = [difference for cohort in study.cohorts for difference in _with_control(cohort)]
+    control = [one for cohort, share in confidences(study).items() for one in _with_control(cohort, share)]
     ladder = [difference for cohort in study.cohorts for difference in _steps(cohort)]
     rest = [difference for cohort in study.cohorts for difference in _rest(cohort, control)]
     stated = {frozenset((one.ours, one.theirs)) for one in control}  # once is enough
@@ -153,10 +161,29 @@ def family_pairs(cohort: Cohort) -> list[tuple[Variant, Variant]]:
     return sorted(result, key=lambda pair: place.get(kind_of(*pair), len(KINDS)))
 
 
-def _with_control(cohort: Cohort) -> list[Difference]:
+def confidences(study: Study) -> dict[Cohort, float]:
+    """Of each cohort's comparisons with its controls together, so that all cohorts' together have 95 %."""
+    numbers = {
+        cohort: sum(cohort.pools[LOSS].difference(pair).error is not None for pair in family_pairs(cohort))
+        for cohort in study.cohorts
+    }
+    every = max(1, sum(numbers.values()))
+    return {cohort: 1.0 - (1.0 - CONFIDENCE) * number / every for cohort, number in numbers.items()}
+
+
+def assumed_alike(cohorts: Iterable[Cohort]) -> bool:
+    """Whether any interval rests on equal spreads, with too few seeds to see that they are unequal."""
+    pools = [cohort.pools[LOSS] for cohort in cohorts]
+    pooled = [pool for pool in pools if not pool.one_way and pool.least_squares.deviation > 0.0]
+    several = [[len(own) for own in pool.values.values() if len(own) > 1] for pool in pooled]
+    seeds = [min(numbers) for numbers in several if len(numbers) > 2]  # two have the deviation of their difference
+    return min(seeds, default=ENOUGH_SEEDS) < ENOUGH_SEEDS
+
+
+def _with_control(cohort: Cohort, confidence: float) -> list[Difference]:
     members = family_pairs(cohort)
     differences = [_difference(cohort, *pair, kind_of(*pair), CONTROL) for pair in members]
-    corrected = cohort.pools[LOSS].family(members)
+    corrected = cohort.pools[LOSS].family(members, confidence)
     return [replace(one, compared=own) for one, own in zip(differences, corrected, strict=True)]
 
 

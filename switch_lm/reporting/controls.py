@@ -68,6 +68,8 @@ def kind_of(ours: Variant, theirs: Variant) -> str:
         }
         return next((kind for kind, matches in rules.items() if matches(ours, theirs)), UNEQUAL)
     keys = sorted(ours.config.keys() | theirs.config.keys())
+    if ours.dense != theirs.dense:  # a dense one has no routing keys
+        keys = [key for key in keys if not is_routing(key)]
     differing = [key for key in keys if ours.config.get(key) != theirs.config.get(key)]
     return ", ".join(differing) if len(differing) <= MANY_KEYS else f"{len(differing)} keys"
 

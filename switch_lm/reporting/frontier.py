@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from switch_lm.reporting.controls import LOSS, TRAIN_CAPACITY, TRAINING
+from switch_lm.reporting.controls import LOSS, TRAIN_CAPACITY, TRAINING, machines
 from switch_lm.reporting.variants import Variant
 from switch_lm.stats.intervals import Estimate
 
 PER_TOKEN = "computation.inference_per_token"
-SPEED = "inference_tokens_per_second"
+SECONDS, SPEED = "training_seconds", "inference_tokens_per_second"
 MEGA, TERA = 1e-6, 1e-12
 
 
@@ -23,8 +23,13 @@ class Axis:
     scale: float = 1.0
     inverse: bool = False
 
+    @property
+    def timed(self) -> bool:
+        """Whether it depends on the machine."""
+        return self.figure in (SECONDS, SPEED)
+
     def cost(self, variant: Variant) -> float | None:
-        value = variant.mean(self.figure)
+        value = None if self.timed and len(machines(variant)) > 1 else variant.mean(self.figure)
         if value is None or (self.inverse and value == 0.0):
             return None
         return self.scale / value if self.inverse else self.scale * value
@@ -35,15 +40,17 @@ class Axis:
         return [(variant, cost, loss) for variant, cost, loss in pairs if cost is not None and loss is not None]
 
     def front(self, variants: Iterable[Variant]) -> set[str]:
-        """The labels of the Pareto set, by means."""
+        """The labels of the Pareto set, by means; of times none where there are several machines."""
         known = self.places(variants)
+        if self.timed and len(machines(*(variant for variant, _, _ in known))) > 1:
+            return set()
         marks = pareto([(cost, loss.mean) for _, cost, loss in known])
         return {variant.label for (variant, _, _), mark in zip(known, marks, strict=True) if mark}
 
 
 AXES = (
     Axis("training_computation", "Training computation (TFLOP)", LOSS, TRAINING, TERA),
-    Axis("training_seconds", "Training time (s)", LOSS, "training_seconds"),
+    Axis("training_seconds", "Training time (s)", LOSS, SECONDS),
     Axis("parameters", "Parameters (millions)", LOSS, "parameters", MEGA),
     Axis("inference_computation", "Inference computation (MFLOP per token)", TRAIN_CAPACITY, PER_TOKEN, MEGA),
     Axis("inference_time", "Inference time (microseconds per token)", TRAIN_CAPACITY, SPEED, 1e6, inverse=True),

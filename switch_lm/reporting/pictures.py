@@ -27,15 +27,20 @@ Ys = Mapping[Variant, Estimate | None]
 
 
 def frontier_pictures(study: Study) -> list[Picture]:
-    """One for each cost that is known of at least two variants."""
-    return [_frontier(axis, study) for axis in AXES if len(axis.places(study.variants)) >= 2]
+    """One for each cost that is known of at least two variants; of times only those of one machine."""
+    shown = [axis for axis in AXES if not (axis.timed and study.several_machines)]
+    return [_frontier(axis, study) for axis in shown if len(axis.places(study.variants)) >= 2]
 
 
 def curve_pictures(study: Study) -> list[Picture]:
-    """Validation loss by step and by seconds, training loss by step; none without at least two points."""
+    """Validation loss by step and by seconds, training loss by step; none without at least two points.
+
+    None by seconds where there are several machines.
+    """
     curves = {v: list(v.curves.values()) for v in study.variants}
     by_step = {v: _by_step([{p.step: p.loss for p in one.validations} for one in own]) for v, own in curves.items()}
-    by_time = {v: _by_time([one.validations for one in own]) for v, own in curves.items()}
+    timed = {} if study.several_machines else curves
+    by_time = {v: _by_time([one.validations for one in own]) for v, own in timed.items()}
     training = {v: _by_step([dict(one.training) for one in own]) for v, own in curves.items()}
     loss = "validation loss (nats)"
     pictures = [

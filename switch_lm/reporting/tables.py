@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from switch_lm.config.rules import show
 from switch_lm.pages.document import Cell, Table
@@ -13,14 +14,15 @@ from switch_lm.reporting.comparisons import (
     WIDE_MARK,
     Difference,
     Study,
+    assumed_alike,
 )
-from switch_lm.reporting.controls import EQUAL_COMPUTATION, EQUAL_TOTAL, LOSS, TRAIN_CAPACITY, TRAINING
+from switch_lm.reporting.controls import EQUAL_COMPUTATION, EQUAL_TOTAL, LOSS, TRAIN_CAPACITY, TRAINING, machines
 from switch_lm.reporting.frontier import AXES, MEGA, PER_TOKEN, TERA
 from switch_lm.reporting.records import TAIL_DROPPED, Crossing
 from switch_lm.reporting.times import RUNG
 from switch_lm.reporting.variants import Variant, short
 from switch_lm.reporting.words import MISSING, count, figures, interval, missed, percents, plain, ratios, spread
-from switch_lm.stats.contrasts import LEFT_OUT, WIDER_BY_CHANCE
+from switch_lm.stats.contrasts import ENOUGH_SEEDS, LEFT_OUT, LEFT_OUT_BY_CHANCE, OF_FEW, WIDER_BY_CHANCE
 from switch_lm.stats.intervals import Estimate
 
 WORK = ("useful", "padded", "dropped", "router", "feed_forward", "attention", "head", "executed")
@@ -49,8 +51,8 @@ def table_1(study: Study) -> Table:
             _capacity(variant),
             _mean(variant.estimate(LOSS), 4),
             _crossed(variant, crossings := study.crossings(variant), "steps", 0),
-            _crossed(variant, crossings, "seconds", 1),
-            _mean(variant.estimate("tokens_per_second"), 0),
+            _timed(study, variant, _crossed(variant, crossings, "seconds", 1)),
+            _timed(study, variant, _mean(variant.estimate("tokens_per_second"), 0)),
             Cell(str(variant.seeds)),
         )
         for variant in study.variants
@@ -61,6 +63,13 @@ def table_1(study: Study) -> Table:
 
 def _mean(estimate: Estimate | None, digits: int) -> Cell:
     return Cell(spread(estimate, digits), estimate.mean if estimate else None)
+
+
+def _timed(study: Study, variant: Variant, cell: Cell) -> Cell:
+    """With several machines the mean alone; nothing for a variant that ran on several."""
+    if len(machines(variant)) > 1:
+        return Cell("several machines")
+    return replace(cell, text=cell.text.partition(" ± ")[0]) if study.several_machines else cell
 
 
 def _capacity(variant: Variant) -> Cell:
@@ -90,22 +99,29 @@ def comparison_table(differences: Sequence[Difference]) -> Table:
         "All comparisons",
         ("First", "Second", "What", "Difference ±", "Corrected interval", "Resolved", "Kind"),
         tuple(map(_comparison, differences)),
-        f"First less second: below 0 the first is lower. {_families(differences)} Resolved: the corrected 95 % "
+        f"First less second: below 0 the first is lower. {_families(differences)}Resolved: the corrected 95 % "
         "interval excludes 0 (1 for a ratio); ±, and the interval beside a ratio, are of this comparison alone. "
         f"{_exceptions(differences)}Kind: the family, then what is equal, or the keys that differ; in brackets "
-        "how many more products the first takes in training: the model's, and all with the optimizer's. Nothing "
-        "follows from unequal computation about equal.",
+        "how many more products the first takes in training: the model's, and all with the optimizer's. A "
+        "comparison of unequal computation says nothing about equal computation.",
     )
 
 
 def _families(differences: Sequence[Difference]) -> str:
-    """How many, and how each is corrected; each group of runs has a family of comparisons with its control."""
-    methods = dict(zip(FAMILIES, ("all at once by the multivariate t", "by Holm", "by Holm"), strict=True))
-    numbers = {family: sum(d.family == family for d in differences) for family in FAMILIES}
-    texts = [f"{family} ({number}, {methods[family]})" for family, number in numbers.items() if number]
-    families = len({(d.family, id(d.cohort) if d.family == CONTROL else 0) for d in differences})
-    start = f"{count(len(differences), 'comparison')} in {families} {'family' if families == 1 else 'families'}"
-    return f"{start} fixed beforehand: {', '.join(texts)}. A family errs in 5 % of sweeps at most."
+    """How many have an interval, and how each is corrected."""
+    known = [d for d in differences if d.compared is not None and d.compared.interval is not None]
+    if not known:
+        return ""
+    methods = dict(zip(FAMILIES, ("by the multivariate t", "by Holm", "by Holm"), strict=True))
+    numbers = {family: number for family in FAMILIES if (number := sum(d.family == family for d in known))}
+    texts = [f"{family} ({number}, {methods[family]})" for family, number in numbers.items()]
+    families = "1 family" if len(numbers) == 1 else f"{len(numbers)} families"
+    alike = ", if all variants scatter alike" if assumed_alike({d.cohort for d in known}) else ""
+    holm = "Holm's intervals decide; together they do not hold in 95 %. " if numbers.keys() - {CONTROL} else ""
+    return (
+        f"{count(len(known), 'comparison')} with an interval, in {families} fixed beforehand: {', '.join(texts)}. A "
+        f"family errs in 5 % of sweeps at most{alike}. {holm}"
+    )
 
 
 def _exceptions(differences: Sequence[Difference]) -> str:
@@ -115,18 +131,24 @@ def _exceptions(differences: Sequence[Difference]) -> str:
     rules = (
         (
             WIDE_MARK in marks,
-            f"{WIDE_MARK}: wider than the others' spread (F test, {WIDER_BY_CHANCE * 100:.0f} %): its own counts. ",
+            f"{WIDE_MARK} scatters more than the others (F test, p < {WIDER_BY_CHANCE}, with {ENOUGH_SEEDS} "
+            f"seeds {OF_FEW}): its own deviation is used. ",
         ),
         (
             LEFT_OUT_MARK in marks,
-            f"{LEFT_OUT_MARK}: over {LEFT_OUT:g} times the others' spread: not counted for them. ",
+            f"{LEFT_OUT_MARK} scatters over {LEFT_OUT:g} times as much as the others, so much by chance in less than "
+            f"{LEFT_OUT_BY_CHANCE * 100:.0f} % of sweeps: not in the common deviation. ",
         ),
-        ("no spread" in verdicts, "No spread: all differences are equal, which is no deviation of 0. "),
+        ("no spread" in verdicts, "No spread: all agree, or too few runs share seeds; no deviation is known. "),
         ("not compared" in verdicts, "Not compared: no seed in common, no curve, or different machines. "),
         (
             any(d.figure == SECONDS for d in differences),
             f"Time: a ratio, paired by seed, to the lowest multiple of {RUNG} that at least half of the seeds of both "
-            "reached; a seed that did not counts as the slowest. ",
+            "reached. ",
+        ),
+        (
+            any(d.time is not None and d.time.missed for d in differences),
+            "A seed that did not counts as the slowest: the ratio is a bound, without an interval. ",
         ),
     )
     return "".join(rule for holds, rule in rules if holds)
@@ -140,7 +162,9 @@ def _comparison(difference: Difference) -> tuple[Cell, ...]:
         text = f"time ratio to {difference.time.loss:g}{missed(difference)}"
         mean = plain(math.exp(difference.time.estimate.mean), 2)
         alone = difference.time.estimate.interval()
-        size, ends = f"{mean}, {ratios(alone)}" if alone else mean, ratios(corrected)
+        bound = difference.time.bound
+        size = MISSING if bound is None else f"{bound}{mean}, {ratios(alone)}" if alone else f"{bound}{mean}"
+        ends = ratios(corrected)
     else:
         text, size, ends = what[difference.figure], spread(result, 4), interval(corrected, 4)
     return (
@@ -182,6 +206,7 @@ def balance_table(study: Study) -> Table:
 def frontier_table(study: Study) -> Table:
     """Every axis of the frontier as a column; a star where no other variant is at least as good in both."""
     fronts = {axis: axis.front(study.variants) for axis in AXES}
+    several = " No mark for times: these are of several machines." if study.several_machines else ""
     rows = []
     for variant in study.variants:
         costs = [(axis.cost(variant), " *" if variant.label in front else "") for axis, front in fronts.items()]
@@ -192,7 +217,7 @@ def frontier_table(study: Study) -> Table:
         tuple(rows),
         "Means over seeds; * marks the Pareto set by means: no other variant is at least as low in this cost and in "
         "the loss (the first three: dropless loss; the others: loss at the training capacity), and lower in one. Where "
-        "intervals overlap the mark is not resolved.",
+        f"intervals overlap the mark is not resolved.{several}",
     )
 
 

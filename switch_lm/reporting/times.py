@@ -14,12 +14,26 @@ Curves = Mapping[Any, Sequence[Point]]  # the validations by seed, in order of s
 
 @dataclass(frozen=True)
 class TimeRatio:
-    """`estimate` is of the logarithm of the ratio, paired by seed; the missed: seeds that did not reach the loss."""
+    """`estimate` is of the logarithm of the ratio, paired by seed; the missed: seeds that did not reach the loss.
+
+    With any of these it is a bound, or nothing where both sides have some, and has no interval.
+    """
 
     loss: float
     estimate: Estimate
     ours_missed: int
     theirs_missed: int
+
+    @property
+    def missed(self) -> bool:
+        return self.ours_missed + self.theirs_missed > 0
+
+    @property
+    def bound(self) -> str | None:
+        """What is put before the ratio; None where it says nothing."""
+        if self.ours_missed and self.theirs_missed:
+            return None
+        return "at least " if self.ours_missed else "at most " if self.theirs_missed else ""
 
 
 def lowest_rung(*variants: Curves) -> float | None:
@@ -38,6 +52,7 @@ def time_ratio(ours: Curves, theirs: Curves) -> TimeRatio | None:
     """Over the seeds that both have, to their lowest rung; None if they share none, or if a time is not known.
 
     A seed that did not reach it counts as the slowest: at its own whole time, or at the longest of all if that is more.
+    Where both of a pair did not, both count as the same time.
     """
     shared = [seed for seed in ours if ours[seed] and theirs.get(seed)]
     sides = [{seed: curves[seed] for seed in shared} for curves in (ours, theirs)]
@@ -54,6 +69,11 @@ def time_ratio(ours: Curves, theirs: Curves) -> TimeRatio | None:
         {seed: (hit and hit.seconds) or max(longest, side[seed][-1].seconds or 0.0) for seed, hit in own.items()}
         for own, side in zip(hits, sides, strict=True)
     ]
-    result = estimate([math.log(times[0][seed] / times[1][seed]) for seed in shared])
-    missed = [sum(hit is None for hit in own.values()) for own in hits]
-    return None if result is None else TimeRatio(loss, result, *missed)
+    neither = {seed for seed in shared if all(own[seed] is None for own in hits)}
+    result = estimate([0.0 if s in neither else math.log(times[0][s] / times[1][s]) for s in shared])
+    ours_missed, theirs_missed = (sum(hit is None for hit in own.values()) for own in hits)
+    if result is None:
+        return None
+    if ours_missed or theirs_missed:
+        result = Estimate(result.mean, result.count)
+    return TimeRatio(loss, result, ours_missed, theirs_missed)

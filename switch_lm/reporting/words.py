@@ -5,8 +5,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from switch_lm.config.rules import show
-from switch_lm.reporting.cohorts import cohort_keys
-from switch_lm.reporting.comparisons import CONTROL, KINDS, REST, SECONDS, Difference, Study, family_pairs
+from switch_lm.reporting.cohorts import cohort_keys, loose_keys
+from switch_lm.reporting.comparisons import (
+    CONTROL,
+    KINDS,
+    REST,
+    SECONDS,
+    Difference,
+    Study,
+    assumed_alike,
+    confidences,
+    family_pairs,
+)
 from switch_lm.reporting.controls import (
     EQUAL,
     EQUAL_COMPUTATION,
@@ -79,7 +89,7 @@ def planned_words(jobs: Sequence[Mapping[str, Any]]) -> str:
     if (difference := planned(len(variants), len(seeds))) is None:
         return "no difference, with one seed; several: seed=0,1,2,3,4"
     runs = f"{len(variants)} variants, {len(seeds)} seeds, a deviation of {ASSUMED:.3f} assumed"
-    return f"a difference of {difference:.3f} nats from the control, in {POWER * 100:.0f} % of such sweeps ({runs})"
+    return f"a difference of {difference:.3f} nats from one control, in {POWER * 100:.0f} % of such sweeps ({runs})"
 
 
 def lead(study: Study, differences: Sequence[Difference]) -> str:
@@ -94,11 +104,11 @@ def lead(study: Study, differences: Sequence[Difference]) -> str:
         groups.setdefault((one.theirs, one.kind if one.kind in KINDS else ""), []).append(one)
     parts = [] if controlled else [_without_control(study)]
     parts += [_against(study, members, kind, first=not n) for n, ((_, kind), members) in enumerate(groups.items())]
-    if any(one.compared and one.compared.interval for one in shown):
-        seeds = sorted({one.estimate.count for one in shown if one.estimate})
+    if seeds := sorted({one.compared.estimate.count for one in shown if one.compared and one.compared.interval}):
         numbers = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
-        all_of = "all with a control" if len(study.cohorts) == 1 else "those with a control in each group of runs"
-        parts.append(f"(95 % intervals, corrected for {count(len(control), 'comparison')}, {all_of}; {numbers} seeds.)")
+        number = sum(one.compared is not None and one.compared.interval is not None for one in control)
+        every = f"{count(number, 'comparison')} with a control"
+        parts.append(f"(95 % intervals, corrected for {every}; {numbers} seeds.)")
     return " ".join(parts)
 
 
@@ -120,17 +130,17 @@ def _without_control(study: Study) -> str:
 def _against(study: Study, members: Sequence[Difference], kind: str, *, first: bool) -> str:
     """All variants that have one control, in a sentence."""
     theirs = members[0].theirs
-    is_first = any(cohort.control is theirs for cohort in study.cohorts) and not (kind or theirs.dense)
-    what = f" of {kind} ({percents(members)})" if kind else ", the first of what was varied" if is_first else ""
+    what = next((f", {cohort.origin}" for cohort in study.cohorts if cohort.control is theirs and cohort.origin), "")
+    if kind:
+        what = f" of {kind}{f' ({more})' if (more := percents(members)) else ''}"
     start = f"{'Loss at the last step, against' if first else 'Against'} `{theirs.label}`{what}: "
     if len(members) <= FEW:
         return start + "; ".join(f"`{one.ours.label}` {_outcome(one)}" for one in members) + "."
     signs = [one.estimate.mean < 0.0 for one in members if one.estimate is not None and one.resolved]
-    words = ("win", "lose") if kind in EQUAL else ("are lower", "are higher")
-    numbers = (
-        f"{sum(signs)} {words[0]}, {len(signs) - sum(signs)} {words[1]}, {len(members) - len(signs)} are not resolved"
-    )
-    return f"{start}of {len(members)} variants {numbers}."
+    words = ("wins", "losses") if kind in EQUAL else ("lower", "higher")
+    wins, losses = sum(signs), len(signs) - sum(signs)
+    numbers = f"{words[0]}: {wins}, {words[1]}: {losses}, not resolved: {len(members) - len(signs)}"
+    return f"{start}{len(members)} variants ({numbers})."
 
 
 def _outcome(difference: Difference) -> str:
@@ -141,7 +151,9 @@ def _outcome(difference: Difference) -> str:
     size = f"{'lower' if mean < 0.0 else 'higher'} by {plain(abs(mean), digits)} nats"
     size = "equal" if math.isclose(mean, 0.0, abs_tol=1e-9) else size  # least squares rounds
     if difference.time is not None:
-        size, unit = f"{math.exp(mean):.2f} times as long", "times as long"
+        if difference.time.bound is None:
+            return difference.verdict
+        size, unit = f"{difference.time.bound}{math.exp(mean):.2f} times as long", "times as long"
     if ends is None:
         return f"{size}, {difference.verdict}"
     within = ratios(ends) if difference.time is not None else interval(ends, digits)
@@ -174,20 +186,31 @@ def bullets(study: Study, differences: Sequence[Difference]) -> tuple[str, ...]:
 
 
 def _statistics(study: Study) -> Iterator[str]:
-    for cohort in study.cohorts:
-        pool, pairs = cohort.pools[LOSS], family_pairs(cohort)
-        if (smallest := pool.detectable(pairs)) is not None:
-            name = f" (control `{cohort.control.label}`)" if len(study.cohorts) > 1 else ""
-            deviation = plain(pool.least_squares.deviation, 4)
+    for cohort, confidence in confidences(study).items():
+        pool, name = cohort.pools[LOSS], f" (control `{cohort.control.label}`)" if len(study.cohorts) > 1 else ""
+        if len(pool.values) < 2 or max(map(len, pool.values.values())) < 2:
+            continue
+        smallest = pool.detectable(family_pairs(cohort), confidence)
+        if pool.one_way:
+            yield f"Seeds do not link all variants{name}: Welch's t compares them, as if seeds had no effect."
+        elif pool.least_squares.freedom == 0:
+            yield f"Too few runs share seeds{name}: no deviation is known, so no interval."
+        elif smallest is not None:
+            apart = f", but for {', '.join(f'`{variant.label}`' for variant in pool.wider)}" if pool.wider else ""
             yield (
-                f"The deviation of a run is {deviation} nats{name}: such a sweep resolves a difference of "
-                f"{plain(smallest, 3)} nats from the control in {POWER * 100:.0f} % of repeats."
+                f"Runs scatter by {plain(pool.least_squares.deviation, 4)} nats{apart}{name}: such a sweep resolves a "
+                f"difference of {plain(smallest, 3)} nats from the control{', on average' if apart else ''}, in "
+                f"{POWER * 100:.0f} % of repeats."
             )
-        most = max(map(len, pool.values.values()))
-        if pool.one_way and most > 1:
-            yield "Seeds do not link all variants: they are compared one-way, by Welch's t, as if seeds had no effect."
-        elif 1 < most < ENOUGH_SEEDS:
-            yield f"Equal spreads of all variants are assumed: that takes {ENOUGH_SEEDS} seeds to judge."
+    if assumed_alike(study.cohorts):
+        others = "other " if any(cohort.pools[LOSS].left_out for cohort in study.cohorts) else ""
+        yield (
+            f"With fewer than {ENOUGH_SEEDS} seeds unequal spreads cannot be detected: all {others}variants are "
+            "assumed to scatter alike."
+        )
+    if loose := loose_keys(study.variants):
+        keys = ", ".join(f"`{key}`" for key in loose)
+        yield f"Runs that no sweep varied are taken to differ on purpose in {keys}."
     if len(study.cohorts) > 1:
         keys = ", ".join(f"`{key}`" for key in cohort_keys(study.cohorts)) or "keys that no sweep varied"
         yield f"The runs form {len(study.cohorts)} groups that differ in {keys}: nothing is compared between them."
@@ -216,7 +239,7 @@ def _limits(study: Study) -> Iterator[str]:
         )
     for variant in study.sparse:
         if (factor := variant.config.get("model.eval_capacity_factor")) is not None:
-            yield f"`{variant.label}` validates at factor {factor}: its loss is not a dropless one."
+            yield f"`{variant.label}` validates at factor {factor}: its validation loss includes drops."
     if (ways := len(machines(*study.variants))) > 1:
         yield f"The runs differ in machine, precision, threads or compiling, in {ways} ways: compare no seconds."
     if len({variant.config.get("text") for variant in study.variants}) > 1:

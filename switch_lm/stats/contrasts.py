@@ -136,10 +136,10 @@ class Pool(Generic[V]):
         rows = tuple(map(tuple, correlation_CC.round(9).tolist()))
         return critical(rows, self.least_squares.freedom, round(confidence, 12))
 
-    def detectable(self, pairs: Sequence[Pair[V]]) -> float | None:
+    def detectable(self, pairs: Sequence[Pair[V]], confidence: float = CONFIDENCE) -> float | None:
         """The difference that such runs resolve in 80 % of sweeps, the mean over these pairs; None: not known."""
         sizes = []
-        for compared in self.family(pairs):
+        for compared in self.family(pairs, confidence):
             one, ends = compared.estimate, compared.interval
             if ends is not None and one.error is not None and one.freedom is not None:
                 sizes.append((ends[1] - ends[0]) / 2 + t_quantile(one.freedom, 2 * POWER - 1) * one.error)

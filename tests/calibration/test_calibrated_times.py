@@ -1,4 +1,4 @@
-"""How often the interval of a ratio of times holds, where seeds share an effect and some do not reach the loss."""
+"""How often the interval of a ratio of times holds, where seeds share an effect."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from switch_lm.reporting.times import TimeRatio, time_ratio
 pytestmark = pytest.mark.long
 
 SEEDS, STEPS, SLOWER, END = 5, (50, 100, 150, 200, 250), 1.5, 1.925
-CLOSE, FAR = (0.004, 0.004), (0.05, 0.02)  # nats: the deviation of a seed's effect, and of a run's own
+DEVIATION = 0.004  # nats: of a seed's effect, and of a run's own
 SPEED = 0.08  # the deviation of the logarithm of a step's time
 
 
-def simulated(random: np.random.Generator, spread: tuple[float, float], *, slower: float = 1.0) -> TimeRatio:
+def simulated(random: np.random.Generator, *, slower: float = 1.0) -> TimeRatio:
     """Two variants of equal loss by step; a step of the first takes `slower` times as long."""
-    common_S = random.normal(0.0, spread[0], SEEDS)
+    common_S = random.normal(0.0, DEVIATION, SEEDS)
     sides = []
     for factor in (slower, 1.0):
-        level_S = END + common_S + random.normal(0.0, spread[1], SEEDS)
+        level_S = END + common_S + random.normal(0.0, DEVIATION, SEEDS)
         second_S = 0.1 * factor * np.exp(random.normal(0.0, SPEED, SEEDS))
         sides.append({
             seed: [Point(step, level_S[seed] + 0.6 * (1 - step / STEPS[-1]), second_S[seed] * step) for step in STEPS]
@@ -37,18 +37,8 @@ def simulated(random: np.random.Generator, spread: tuple[float, float], *, slowe
 def test_the_interval_of_a_ratio_of_times_holds() -> None:
     random, covers, false = np.random.default_rng(0), [], []
     for _ in range(REPEATS):
-        planted, null = simulated(random, CLOSE, slower=SLOWER), simulated(random, CLOSE)
+        planted, null = simulated(random, slower=SLOWER), simulated(random)
         low, high = planted.estimate.interval() or (0.0, 0.0)
         covers.append(planted.ours_missed + planted.theirs_missed == 0 and low <= math.log(SLOWER) <= high)
         false.append(null.estimate.resolved())
     calibrated("ratio of times", "5 seeds with a common effect, 1.5 times as long", covers=covers, false=false)
-
-
-def test_a_seed_that_does_not_reach_the_loss_makes_no_false_difference() -> None:
-    random, false, missed = np.random.default_rng(1), [], 0
-    for _ in range(REPEATS):
-        result = simulated(random, FAR)
-        missed += result.ours_missed + result.theirs_missed > 0
-        false.append(result.estimate.resolved())
-    assert missed > REPEATS / 2
-    calibrated("ratio of times", "the same, seeds that missed the loss count as the slowest", false=false)

@@ -91,10 +91,11 @@ def test_runs_of_two_lengths_share_no_deviation_and_are_not_compared() -> None:
     alone = of(compare(study(sweep("short", 100, 0.0))), "Switch, factor 1.0", "dense")
     top, text = words(both)
     control = [d for d in compare(both) if d.family == "control"]
-    assert len(control) == 2 and all(half(d) == pytest.approx(half(alone)) for d in control)
+    wider = t_quantile(2, 1 - 0.05 / 2) / t_quantile(2)  # one in each group: two are corrected for
+    assert len(control) == 2 and all(half(d) == pytest.approx(half(alone) * wider) for d in control)
     assert "The runs form 2 groups that differ in `trainer.max_steps`: nothing is compared between them." in text
-    assert top.count("Switch wins per step") == 2 and "those with a control in each group of runs" in top
-    assert "6 comparisons in 3 families" in comparison_table(compare(both)).note
+    assert top.count("Switch wins per step") == 2 and "corrected for 2 comparisons with a control" in top
+    assert "4 comparisons with an interval, in 2 families" in comparison_table(compare(both)).note  # no curves
     loose = study([replace(run, sweep=None) for run in both.records])  # runs of no sweep are one group
     assert len(loose.cohorts) == 1
 
@@ -110,7 +111,15 @@ def test_a_wide_variant_is_marked_and_the_rule_stands_in_the_note(tmp_path: Path
     assert {row[0].text for row in table.rows if "dropless" in row[0].text} == {
         "Switch, dropless‡", "Switch, dropless",  # its times are not in the pool of losses
     }  # fmt: skip
-    assert f"‡: over {LEFT_OUT:g} times the others' spread: not counted for them." in table.note
+    assert (
+        f"‡ scatters over {LEFT_OUT:g} times as much as the others, so much by chance in less than 1 % of sweeps: not "
+        "in the common deviation." in table.note
+    )
+    text = words(studied(tmp_path / "again", losses))[1]
+    assert (
+        ", but for `Switch, dropless`, `Switch, factor 1.0`: such a sweep resolves" in text
+        and "from the control, on average, in" in text
+    )
     estimate = of(differences, "Switch, dropless", "dense").estimate
     assert estimate is not None and estimate.freedom == pytest.approx(4, abs=0.01)  # of its own five seeds
     assert "‡" not in comparison_table(compare(studied(tmp_path / "b", LOSSES))).note
@@ -120,7 +129,8 @@ def test_equal_differences_give_no_interval(tmp_path: Path) -> None:
     result = studied(tmp_path, {"dense": [1.5, 1.6, 1.8], "dropless": [1.4, 1.5, 1.7]})
     ((*_, difference, ends, verdict, _, _), *_) = rows(result)
     assert (difference, ends, verdict) == ("-0.1000", "-", "no spread")
-    assert "No spread: all differences are equal" in comparison_table(compare(result)).note
+    rule = "No spread: all agree, or too few runs share seeds; no deviation is known."
+    assert rule in comparison_table(compare(result)).note
 
 
 def test_a_search_has_no_intervals_and_no_comparisons(tmp_path: Path) -> None:
@@ -139,9 +149,9 @@ def test_the_report_states_what_such_a_sweep_resolves(tmp_path: Path) -> None:
     losses = {"dense": [1.5, 1.6, 1.7], "dropless": [1.48, 1.57, 1.66]}
     text = words(studied(tmp_path, losses))[1]
     # The deviation of a difference is 0.01, so of a run 0.01 / sqrt(2); (4.30265 + 1.06066) x 0.01 / sqrt(3)
-    assert "The deviation of a run is 0.0071 nats: such a sweep resolves a difference of 0.031 nats from the" in text
+    assert "Runs scatter by 0.0071 nats: such a sweep resolves a difference of 0.031 nats from the" in text
     single = json.dumps(words(studied(tmp_path / "b", {"dense": [1.5], "dropless": [1.4]})))
-    assert "deviation" not in single
+    assert "scatter" not in single
 
 
 def test_dense_variants_and_those_of_unequal_computation_have_a_control_too(tmp_path: Path) -> None:

@@ -102,6 +102,25 @@ def test_the_frontier_marks_who_is_not_dominated_and_bars_are_intervals(tmp_path
     assert [rows[name][key].endswith("*") for name in rows] == [True, True, False]
 
 
+def test_nothing_is_compared_by_seconds_where_there_are_several_machines(tmp_path: Path) -> None:
+    result = small(tmp_path)
+    dense, dropless, _ = result.variants
+    for run in (*dense.runs, dropless.runs[0]):
+        dict.__setitem__(run.result, "hardware.name", "another machine")  # type: ignore[index]
+    report = document(result)
+    first, second, third = table(report, "Model against")
+    keys = ("Seconds to a loss of 1.61", "Tokens per second")
+    assert [first[key] for key in keys] == ["94.0", "8,192"]  # two seeds, no interval
+    assert [second[key] for key in keys] == ["several machines"] * 2 and "did not reach" in third[keys[0]]
+    costs = {row["Variant"]: row for row in table(report, "What the loss")}
+    timed = ("Training time (s)", "Inference time (microseconds per token)")
+    assert [costs["dense"][key] for key in timed] == ["100.0", "20.00"]
+    assert [costs["Switch, dropless"][key] for key in timed] == ["-", "-"]
+    assert costs["dense"]["Training computation (TFLOP)"].endswith(" *")
+    drawn = pictures(report)
+    assert not [name for name in drawn if "seconds" in name or "time" in name] and "frontier_parameters" in drawn
+
+
 def test_one_seed_has_no_bars(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep", VARIANTS, {name: [1.5] for name in VARIANTS})
     for picture in pictures(document(studied(sweep))).values():

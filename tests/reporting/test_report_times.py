@@ -10,6 +10,7 @@ from report_runs import DENSE, ONE, config_of, rows, studied, words, write_run
 
 from switch_lm.reporting.comparisons import compare, dropped_of, study
 from switch_lm.reporting.records import Point, find_sources, read_records
+from switch_lm.reporting.tables import comparison_table
 from switch_lm.reporting.times import lowest_rung, time_ratio
 from switch_lm.storage.metrics import MetricsFile
 
@@ -46,6 +47,16 @@ def test_a_seed_that_does_not_reach_the_rung_counts_as_the_slowest_and_is_counte
     assert result is not None and (result.loss, result.ours_missed) == (1.5, 2)
     # Seed 2 stopped after 3 s, but the slowest that reached it took 15 s; seed 3 took 27 s.
     assert math.exp(4 * result.estimate.mean) == pytest.approx(10 / 5 * 15 / 5 * 15 / 5 * 27 / 5)
+    assert result.estimate.interval() is None and result.bound == "at least "  # it would have taken longer
+    other = time_ratio(theirs, ours)
+    assert other is not None and other.bound == "at most " and other.estimate.interval() is None
+
+
+def test_a_pair_of_seeds_that_both_miss_the_rung_counts_as_equal_and_nothing_is_claimed() -> None:
+    ours, theirs = ({0: curve(s, 1.5), 1: curve(s, 1.5), 2: curve(s, 1.7)} for s in (20.0, 1.0))
+    result = time_ratio(ours, theirs)
+    assert result is not None and (result.ours_missed, result.theirs_missed, result.bound) == (1, 1, None)
+    assert math.exp(3 * result.estimate.mean) == pytest.approx(20.0**2)
 
 
 @pytest.mark.parametrize(
@@ -64,9 +75,15 @@ def test_the_clock_is_compared_apart_from_the_steps(tmp_path: Path) -> None:
 
 def test_seeds_that_miss_the_rung_are_stated_and_nothing_is_left_out(tmp_path: Path) -> None:
     result = studied(tmp_path, {"dense": [1.5, 1.7, 1.5], "dropless": [1.4, 1.5, 1.45]})
-    assert "; 1 of 3 of `dense` did not reach it." in words(result)[1]
+    missed = "at most 0.95 times as long, not resolved; 1 of 3 of `dense` did not reach it."
+    assert missed in words(result)[1] and "on the clock" not in words(result)[1]
     (time,) = [row for row in rows(result) if row[2].startswith("time")]
-    assert time[2] == "time ratio to 1.5; 1 of 3 of `dense` did not reach it" and time[3].startswith("0.9")
+    assert time[2] == "time ratio to 1.5; 1 of 3 of `dense` did not reach it"
+    assert time[3:6] == ("at most 0.95", "-", "not resolved")
+    both = studied(tmp_path / "b", {"dense": [1.5, 1.7, 1.5], "dropless": [1.5, 1.45, 1.7]})
+    (time,) = [row for row in rows(both) if row[2].startswith("time")]
+    assert time[3:6] == ("-", "-", "not resolved") and "times as long" not in words(both)[1]
+    assert "A seed that did not counts as the slowest: the ratio is a bound" in comparison_table(compare(both)).note
 
 
 def test_the_threshold_is_the_lowest_rung_of_the_control_and_another_or_as_asked(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_switch_wins_or_loses_where_the_interval_excludes_0_and_nowhere_else(
 ) -> None:
     top, text = words(studied(tmp_path, {"dense": dense, "dropless": dropless}))
     assert top.startswith(AGAINST_DENSE) and f"): `Switch, dropless` {outcome}." in top
-    assert ("(95 % intervals, corrected for 1 comparison, all with a control;" in top) is ("to" in outcome)
+    assert ("(95 % intervals, corrected for 1 comparison with a control;" in top) is ("to" in outcome)
     assert ("wins per step" in top or "loses per step" in top) is ("Switch" in outcome) and "per step" not in text
     assert ("Each variant has one seed: no difference is resolved." in text) is (len(dense) == 1)
 
@@ -57,8 +57,38 @@ def test_without_dense_runs_the_first_planned_variant_is_the_control_and_nothing
 
 
 def test_one_variant_alone_has_its_loss_in_the_lead(tmp_path: Path) -> None:
-    top, _ = words(studied(tmp_path, {"one": [1.4, 1.5]}))
+    top, text = words(studied(tmp_path, {"one": [1.4, 1.5]}))
     assert top.endswith("The loss at the last step, of `Switch, factor 1.0`, is 1.4500 ± 0.6353.")
+    assert "Welch" not in text and "scatter" not in text
+
+
+def test_too_few_runs_for_a_deviation_are_not_called_unlinked(tmp_path: Path) -> None:
+    _, text = words(studied(tmp_path, {"dense": [1.5, 1.6], "dropless": [1.4, None]}))
+    assert "Too few runs share seeds: no deviation is known, so no interval." in text and "Welch" not in text
+
+
+def test_the_first_variant_with_a_result_is_the_control_where_the_first_planned_one_has_none(tmp_path: Path) -> None:
+    top, _ = words(studied(tmp_path, {"one": [None, None], "1.25": [1.5, 1.6], "dropless": [1.4, 1.55]}))
+    assert "against `Switch, factor 1.25`, the first that finished: `Switch, dropless` " in top
+
+
+def test_loose_runs_have_the_first_one_given_as_their_control_and_their_differences_are_named(tmp_path: Path) -> None:
+    for number, model in enumerate([ONE, DENSE | {"d_model": 64}]):
+        for seed in (0, 1):
+            loss = 1.5 + 0.1 * seed + 0.01 * number * seed
+            write_run(tmp_path / "runs" / f"{number}{seed}", config_of(seed, **model), loss)
+    result = study(read_records(find_sources([tmp_path / "runs"])))
+    (cohort,) = result.cohorts
+    assert cohort.origin == "the first run given" and cohort.control.capacity_factor == 1.0
+    purpose = "Runs that no sweep varied are taken to differ on purpose in `model.d_model`, `model.switch_every`."
+    assert purpose in words(result)[1]
+    assert [row[7].partition(" (")[0] for row in rows(result)] == ["d_model"]  # a dense one has no routing
+    assert "on purpose" not in words(studied(tmp_path, {"dense": [1.5], "one": [1.4]}))[1]
+
+
+def test_unknown_products_leave_no_empty_brackets(tmp_path: Path) -> None:
+    top, _ = words(studied(tmp_path, {"dense": [1.5, 1.5, 1.5], "dropless": [1.48, 1.47, 1.46]}, computation={}))
+    assert "of equal computation by the model's products: `Switch, dropless` lower by" in top
 
 
 def test_variants_that_share_no_seed_are_compared_one_way(tmp_path: Path) -> None:
@@ -67,7 +97,7 @@ def test_variants_that_share_no_seed_are_compared_one_way(tmp_path: Path) -> Non
     top, text = words(study(read_records(find_sources([tmp_path / "runs"]))))
     # Welch: -0.1 -+ 4.30265 x sqrt(2 x 0.01^2), with 2 degrees of freedom
     assert "`Switch, dropless` lower by 0.1000 nats (-0.1608 to -0.0392), Switch wins per step" in top
-    assert "they are compared one-way, by Welch's t" in text
+    assert "Seeds do not link all variants: Welch's t compares them" in text and "scatter by" not in text
 
 
 UNEQUAL = [
@@ -102,7 +132,7 @@ def test_more_than_two_variants_with_one_control_are_counted_in_the_lead(tmp_pat
     losses = {"dense": [1.5, 1.6], "dropless": [1.4, 1.501], "one": [1.6, 1.7], "half": [1.5, 1.601]}
     top, _ = words(studied(tmp_path, losses))
     assert top.startswith(AGAINST_DENSE.replace("(+0.4 %", "(+0.2 % to +0.4 %"))
-    assert "of 3 variants 1 win, 1 lose, 1 are not resolved." in top
+    assert ": 3 variants (wins: 1, losses: 1, not resolved: 1)." in top
 
 
 def test_two_controls_have_a_sentence_each_and_the_measure_is_named() -> None:
@@ -123,7 +153,7 @@ def test_two_controls_have_a_sentence_each_and_the_measure_is_named() -> None:
         "Switch wins per step. Against `dense, d_ff 600` of equal computation by all products (-3.5 %, with the "
         "optimizer's +0.7 %): `Switch, factor 1.0` higher by 0.0197 nats (" in top
     )
-    assert "corrected for 3 comparisons, all with a control; 3 seeds.)" in top
+    assert "corrected for 3 comparisons with a control; 3 seeds.)" in top
     control = [(*row[:2], row[-1].partition(" (")[0]) for row in rows(result) if row[6] == "control"]
     assert control == [
         ("Switch, factor 1.0", "dense", "equal in the model's products"),
@@ -184,23 +214,56 @@ def test_a_capacity_is_compared_with_drops_at_random(tmp_path: Path) -> None:
 
 def test_the_note_states_the_families_and_how_many_comparisons_each_has(tmp_path: Path) -> None:
     # Control: two. Ladder: the step between them. Rest: loss at capacity, two times, the step at capacity.
-    losses = {"dense": [1.5, 1.6], "one": [1.4, 1.5], "dropless": [1.4, 1.5]}
+    losses = {"dense": [1.5, 1.49, 1.485], "one": [1.4, 1.395, 1.38], "dropless": [1.4, 1.39, 1.36]}
     note = comparison_table(compare(studied(tmp_path, losses))).note
-    assert (
-        "7 comparisons in 3 families fixed beforehand: control (2, all at once by the multivariate t), ladder (1, by "
-        "Holm), rest (4, by Holm)." in note
-    )
+    families = "control (2, by the multivariate t), ladder (1, by Holm), rest (4, by Holm)."
+    assert f"7 comparisons with an interval, in 3 families fixed beforehand: {families}" in note
+    assert "Holm's intervals decide; together they do not hold in 95 %." in note
+
+
+def test_comparisons_without_an_interval_are_not_counted(tmp_path: Path) -> None:
+    losses: dict[str, list[float | None]] = {
+        "dense": [1.5, 1.6, 1.7], "one": [1.4, 1.51, 1.6], "2.0": [1.4], "dropless": [1.4]
+    }  # fmt: skip
+    losses |= {name: [*own, None, None] for name, own in losses.items() if len(own) == 1}
+    result = studied(tmp_path, losses)
+    assert "corrected for 1 comparison with a control; 3 seeds.)" in words(result)[0]
+    assert "control (1, by the multivariate t)" in comparison_table(compare(result)).note
+    single = comparison_table(compare(studied(tmp_path / "b", {"dense": [1.5], "dropless": [1.4]}))).note
+    assert "famil" not in single.partition("Resolved:")[0]
+
+
+SPREADS: list[tuple[dict[str, list[float | None]], bool]] = [
+    ({"dense": [1.5, 1.61, 1.7], "one": [1.4, 1.5, 1.6], "dropless": [1.4, 1.51, 1.63]}, True),
+    ({"dense": [1.5, 1.61, 1.7], "one": [1.4, 1.5, 1.6]}, False),  # two have one difference by seed
+    ({"dense": [1.5, 1.61, 1.7, 1.6], "one": [1.4, 1.5, 1.6, 1.5], "dropless": [1.4, 1.51, 1.63, 1.5]}, False),
+    ({"dense": [1.5, 1.61, 1.7, 1.6], "one": [1.4, 1.5, 1.6, None], "dropless": [1.4, 1.51, 1.63, 1.5]}, True),
+    ({"dense": [1.5, 1.61, 1.7], "one": [1.4, 1.5, 1.6], "dropless": [1.4, None, None]}, False),
+    ({"dense": [1.5], "one": [1.4], "dropless": [1.4]}, False),  # no interval
+]
+
+
+@pytest.mark.parametrize(
+    ("losses", "assumed"), SPREADS, ids=["3 seeds", "2 variants", "4 seeds", "3 of 4", "1 of 3", "1 seed"]
+)
+def test_equal_spreads_are_stated_once_where_they_are_assumed(
+    losses: dict[str, list[float | None]], assumed: bool, tmp_path: Path
+) -> None:
+    result = studied(tmp_path, losses)
+    alike = "With fewer than 4 seeds unequal spreads cannot be detected: all variants are assumed to scatter alike."
+    assert words(result)[1].count(alike) == assumed
+    assert ("at most, if all variants scatter alike." in comparison_table(compare(result)).note) is assumed
 
 
 def test_a_loss_that_was_not_measured_dropless_is_stated(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep", {"a": ONE | {"eval_capacity_factor": 1.2}}, {"a": [1.5]})
     result = study(read_records(find_sources([sweep])))
-    assert "validates at factor 1.2: its loss is not a dropless one" in words(result)[1]
+    assert "validates at factor 1.2: its validation loss includes drops." in words(result)[1]
 
 
 PLANS = [  # seeds, variants, and what is printed of such a plan
     # (4.30265 + 1.06066) x 0.010 x sqrt(2 / 3): t of 95 % and of 80 %, 2 degrees of freedom
-    ([0, 1, 2], ["a", "b"], "a difference of 0.044 nats from the control, in 80 % of such sweeps (2 variants, 3 seeds, "
+    ([0, 1, 2], ["a", "b"], "a difference of 0.044 nats from one control, in 80 % of such sweeps (2 variants, 3 seeds, "
      "a deviation of 0.010 assumed)"),
     ([0], ["a", "b"], "no difference, with one seed; several: seed=0,1,2,3,4"),
     ([0, 1], ["a"], ""),
