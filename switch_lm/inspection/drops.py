@@ -67,6 +67,8 @@ class Drops:
         ]
         unsettled = self.cost.error is not None and not self.cost.resolved(self.comparisons)
         most = f": {at_most([self.cost], self.comparisons)}" if unsettled else ""
+        if self.unit == "batch" and self.cost.error is not None:
+            most = "; a rare batch can cost many times as much, so that this interval may be too short"
         several, by_chance = sum(self.at_once[2:]), sum(self.at_once_by_chance[2:])
         batches = self.dropped_LBS.shape[1] // self.batch_size
         few = f"Rows of a batch share places, so that a batch is one unit; an interval needs {LEAST}, and this text has"

@@ -197,6 +197,8 @@ def test_rows_that_share_places_are_one_unit_and_rows_with_places_of_their_own_a
     for name, of_windows in {"late_positions": 32, "late_rows": 16, "hardest": 31, "cost": 32}.items():
         assert (getattr(batches, name).count, getattr(windows, name).count) == (8, of_windows), name
         assert getattr(batches, name).mean == pytest.approx(getattr(windows, name).mean)
+    warning = "a rare batch can cost many times as much, so that this interval may be too short"
+    assert [warning in " ".join(drops.findings([0])) for drops in (batches, windows)] == [True, False]
     values = [cost_BS[b : b + 4][dropped_BS[b : b + 4]] for b in range(0, 32, 4)]
     rest = [torch.cat([*values[:b], *values[b + 1 :]]).mean().item() for b in range(8)]
     error = (7 / 8 * sum((one - batches.cost.mean) ** 2 for one in rest)) ** 0.5 if batches.cost else 0.0
