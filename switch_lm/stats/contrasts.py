@@ -16,7 +16,7 @@ from switch_lm.stats.least_squares import LeastSquares, Pair, V, Values
 LEFT_OUT = 3.0  # times the others' spread: such a variant is left out of the pool,
 LEFT_OUT_BY_CHANCE = 0.01  # unless this share of sweeps with equal spreads have one
 # A variant is taken to be wider than the others where equal spreads show as much in this share of variants; the second
-# share is for ENOUGH_SEEDS. Smaller ones miss too many. With three seeds power would fall from 88 to 72 %, for little.
+# share is for ENOUGH_SEEDS. Smaller ones miss too many. With three seeds power would fall from 89 to 72 %, for little.
 WIDER_BY_CHANCE, OF_FEW = 0.13, 0.25
 ENOUGH_SEEDS = 4
 
