@@ -33,4 +33,4 @@ def load(path: str | Path) -> tuple[SwitchLM, Vocabulary]:
     CheckpointError says which file cannot be read, and why; PluginError, which plugin its router needs.
     """
     model, header = read_model(Path(path))
-    return model, Vocabulary(header.vocabulary)
+    return model, Vocabulary(header.vocabulary, header.start)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from switch_lm.config import overrides as cli
 from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import run_ledger
-from switch_lm.text.corpus import load_corpus
+from switch_lm.text.corpus import Corpus, load_corpus
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.text.windows import split
 from switch_lm.training.data import Batch, TrainingBatches
@@ -27,20 +27,18 @@ def composed(*overrides: str) -> Config:
 
 
 @cache
-def text() -> tuple[str, str]:
-    """The corpus and its hash."""
-    corpus = load_corpus(data_dir=Path("data"))
-    return corpus.text, corpus.sha256
+def corpus() -> Corpus:
+    return load_corpus(data_dir=Path("data"))
 
 
 @cache
 def vocabulary() -> Vocabulary:
-    return Vocabulary.of(text()[0])
+    return Vocabulary(corpus().characters, corpus().start)
 
 
 def batches(*, batch_size: int, context_length: int) -> Callable[[int], Batch]:
     """Batch number n of training; the negative numbers of warm-up calls mean batches far ahead."""
-    ids = split(vocabulary().encode(text()[0]))[0]
+    ids = split(torch.from_numpy(corpus().ids))[0]
     data = TrainingBatches(ids, batch_size=batch_size, context_length=context_length, seed=0)
     return lambda number: data[number % 10**6]
 
@@ -52,7 +50,7 @@ def hardware(config: Config) -> Hardware:
 def training_step(config: Config, *, precision: str, compiled: bool) -> Callable[[Batch], None]:
     """A step of a new model: losses, backward, clipping, optimizer, schedule."""
     torch.manual_seed(config.seed)
-    module = SwitchModule(config, vocabulary(), corpus_sha256=text()[1], precision=precision).train()
+    module = SwitchModule(config, vocabulary(), corpus_sha256=corpus().sha256, precision=precision).train()
     if compiled:
         compile_blocks(module.model)
     chosen = module.configure_optimizers()

@@ -55,8 +55,9 @@ def open_model(name: str | None, outputs: Path) -> tuple[Path, SwitchLM, Header]
 
 def validation_ids(header: Header, file: Path | None) -> Tensor:
     """The validation split of the text that the model was trained on: `file`, or where the run found it."""
+    import torch
+
     from switch_lm.text.corpus import load_corpus
-    from switch_lm.text.vocabulary import Vocabulary
     from switch_lm.text.windows import split, validation_too_short
 
     data = header.config["data"]
@@ -69,7 +70,11 @@ def validation_ids(header: Header, file: Path | None) -> Tensor:
         rule = f"the model was trained on the text with sha256 {header.corpus_sha256}"
         fix = "give that text with --data FILE"
         raise CommandError(f"{corpus.source} has sha256 {corpus.sha256}; {rule}, and losses of two texts differ; {fix}")
-    ids = split(Vocabulary(header.vocabulary).encode(corpus.text))[1]
+    if corpus.characters != header.vocabulary:
+        raise CommandError(
+            f"the model is of an older version, which read the byte order marks of {corpus.source} as characters; train again"
+        )
+    ids = split(torch.from_numpy(corpus.ids))[1]
     if (problem := validation_too_short(len(ids))) is not None:
         raise CommandError(problem)
     return ids

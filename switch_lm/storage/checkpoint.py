@@ -34,6 +34,7 @@ class Header:
     precision: str
     config: dict[str, Any]
     plugins: list[str] = field(default_factory=list)  # names of modules, for messages: none is imported
+    start: str = ""  # where a text begins that has no prompt; empty: the vocabulary decides, as for older checkpoints
 
     def as_plain(self) -> dict[str, Any]:
         return asdict(self)

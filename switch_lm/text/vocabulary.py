@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from switch_lm.text.encoding import start_of
 
 
 @dataclass(frozen=True)
@@ -13,11 +15,19 @@ class Vocabulary:
     """The distinct characters of a text in code-point order; the id of a character is its index."""
 
     characters: str
+    start: str = field(default="", compare=False)  # stands for an empty prompt
+
+    def __post_init__(self) -> None:
+        """Older checkpoints store no start: a line break, else the first letter, else the first character."""
+        known = "\n" if "\n" in self.characters else self.start
+        letters = (character for character in self.characters if character.isalpha())
+        object.__setattr__(self, "start", known or next(letters, self.characters[:1]))
 
     @classmethod
     def of(cls, text: str) -> Vocabulary:
         """The vocabulary of a text."""
-        return cls("".join(sorted(set(text))))
+        characters = "".join(sorted(set(text)))
+        return cls(characters, start_of(cls(characters).encode(text).numpy(), characters))
 
     def __len__(self) -> int:
         return len(self.characters)

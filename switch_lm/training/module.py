@@ -61,6 +61,7 @@ class SwitchModule(lightning.LightningModule):
             precision,
             asdict(config),
             list(load_plugins()),
+            vocabulary.start,
         ).as_plain()
         self.model = SwitchLM(config.model, len(vocabulary), router=config.router, balance=config.balance)
         self.drops = DropTally(config.model.num_switch_layers)

@@ -59,8 +59,8 @@ def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: st
         console = Console(quiet=quiet, width=None if sys.stdout.isatty() else LINE_WIDTH)
         _set_up_logs(console)
         corpus = load_corpus(data_dir=Path(config.data.dir), path=Path(config.data.path) if config.data.path else None)
-        vocabulary = Vocabulary.of(corpus.text)
-        training_ids, validation_ids = split(vocabulary.encode(corpus.text))
+        vocabulary = Vocabulary(corpus.characters, corpus.start)
+        training_ids, validation_ids = split(torch.from_numpy(corpus.ids))
         context_length = config.model.context_length
         if problem := too_short(len(training_ids), len(validation_ids), context_length=context_length):
             raise ConfigError(problem)
