@@ -49,4 +49,4 @@ class StopSignals:
         if again:
             raise self.stopped("what its last checkpoint holds is saved")
         if self.nothing_to_save:
-            raise self.stopped("before its first step, so nothing is lost")
+            raise self.stopped("no step was done since the start, so nothing is lost")
