@@ -224,7 +224,7 @@ class SwitchModule(lightning.LightningModule):
             self.saving.in_validation(self.trainer)
 
     def on_validation_end(self) -> None:
-        self.validation.is_done = True
+        self.validation.end()
         if self.saving is not None:
             self.saving.after_validation(self.trainer)
 

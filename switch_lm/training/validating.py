@@ -12,6 +12,9 @@ class Validation(ValidationTally):
         super().__init__()
         self.step, self.num_rows, self.is_done = step, num_rows, step < 0
 
+    def end(self) -> None:
+        self.num_rows, self.is_done = 0, True
+
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"step": self.step, "num_rows": self.num_rows, "is_done": self.is_done}
 
