@@ -11,7 +11,7 @@ from switch_lm.measure.tallies import ValidationTally
 from switch_lm.model.losses import language_loss
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.subject import LayerCall, Subject, calls, largest, noise, seeded, used
-from switch_lm.text.windows import evaluation_batches
+from switch_lm.text.windows import EvaluationBatches
 
 SAME = 1e-4  # of a balance loss, float32
 ENOUGH = 100  # characters for each expert, before one without any says something
@@ -117,7 +117,7 @@ def _different(subject: Subject, seen: list[LayerCall]) -> Finding:
 def _used(subject: Subject) -> Finding:
     """Over the whole validation split, as validation routes it."""
     tally = ValidationTally()
-    batches = evaluation_batches(
+    batches = EvaluationBatches(
         subject.validation_ids, context_length=subject.model.config.context_length, batch_size=subject.batch_size
     )
     for ids_BS, target_BS in batches:

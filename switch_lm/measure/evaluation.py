@@ -1,7 +1,10 @@
 """Loss and dropped choices of a trained model on a whole split, at a given capacity factor."""
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +12,7 @@ from torch import Tensor
 from switch_lm.measure.metrics import dropped_choices, num_choices
 from switch_lm.model.losses import language_loss
 from switch_lm.model.transformer import SwitchLM, SwitchOutput, evaluating
-from switch_lm.text.windows import evaluation_batches
+from switch_lm.text.windows import EvaluationBatches
 
 NANOGPT_BATCHES = 20  # eval_iters in nanoGPT's CPU recipe for Shakespeare
 
@@ -32,6 +35,44 @@ class Evaluation:
         return self.loss / math.log(2)
 
 
+class EvaluationTally:
+    """The sums of an evaluation under way. It can go on later, in another process, to the same bits."""
+
+    def __init__(self) -> None:
+        self.num_batches = self.predictions = 0
+        self.seconds = 0.0
+        self.sums: Tensor | None = None  # nats, then for each layer its dropped choices and all of them; float64
+
+    def add(self, output: SwitchOutput, target_BS: Tensor) -> None:
+        parts = [language_loss(output.logits, target_BS).double() * target_BS.numel()]
+        for routing in output.routings:
+            choices = torch.as_tensor(num_choices(routing), device=output.logits.device)
+            parts += [dropped_choices(routing).double(), choices.double()]
+        sums = torch.stack(parts)
+        self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
+        self.num_batches += 1
+        self.predictions += target_BS.numel()
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Of what was read so far. A dense model drops nothing."""
+        assert self.sums is not None
+        nll, *of_layers = self.sums.tolist()
+        dropped_L, choices_L = of_layers[::2], of_layers[1::2]
+        return Evaluation(
+            loss=nll / self.predictions,
+            dropped=sum(dropped_L) / max(1.0, sum(choices_L)),
+            dropped_per_layer=tuple(d / max(1.0, c) for d, c in zip(dropped_L, choices_L, strict=True)),
+            predictions=self.predictions,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
 def evaluate(
     model: SwitchLM,
     validation_ids: Tensor,
@@ -40,31 +81,27 @@ def evaluate(
     batch_size: int,
     capacity_factor: float | None,
     precision: str,
+    tally: EvaluationTally | None = None,
+    after_batch: Callable[[int, int], None] = lambda done, of: None,
 ) -> Evaluation:
     """Scores each prediction of the split (ids of shape (N,)) once, on the model's device and in `eval()`.
 
     `precision`: fp32, or bf16 for autocast. `capacity_factor` None is dropless; otherwise the result depends on the
-    batch size, since a batch shares its capacity slots.
+    batch size, since a batch shares its capacity slots. It goes on from where `tally` stands. `after_batch` is given
+    the number of batches that are done and of all; what it raises leaves the tally whole.
     """
-    device, num_layers, predictions = model.embedding.weight.device, model.config.num_switch_layers, 0
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    dropped_L, choices_L = torch.zeros(2, num_layers, dtype=torch.float64, device=device)
+    device, tally = model.embedding.weight.device, EvaluationTally() if tally is None else tally
+    batches = EvaluationBatches(validation_ids, context_length=context_length, batch_size=batch_size)
+    began = time.perf_counter() - tally.seconds
     with torch.inference_mode(), evaluating(model), _autocast(device, precision):
-        for ids_BS, target_BS in evaluation_batches(
-            validation_ids.to(device), context_length=context_length, batch_size=batch_size
-        ):
-            output: SwitchOutput = model(ids_BS, capacity_factor=capacity_factor)
-            loss_sum += language_loss(output.logits, target_BS).double() * target_BS.numel()
-            predictions += target_BS.numel()
-            for layer, routing in enumerate(output.routings):
-                dropped_L[layer] += dropped_choices(routing)
-                choices_L[layer] += num_choices(routing)
-    return Evaluation(
-        loss=loss_sum.item() / predictions,
-        dropped=(dropped_L.sum() / choices_L.sum().clamp(min=1)).item(),  # a dense model has no choices
-        dropped_per_layer=tuple((dropped_L / choices_L).tolist()),
-        predictions=predictions,
-    )
+        for number in range(tally.num_batches, len(batches)):
+            ids_BS, target_BS = (part.to(device) for part in batches[number])
+            tally.add(model(ids_BS, capacity_factor=capacity_factor), target_BS)
+            tally.seconds = time.perf_counter() - began
+            after_batch(tally.num_batches, len(batches))
+        evaluation = tally.evaluation
+    tally.seconds = time.perf_counter() - began
+    return evaluation
 
 
 def nanogpt_estimates(

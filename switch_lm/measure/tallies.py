@@ -88,7 +88,7 @@ class ValidationTally:
     """Language loss, load and router entropy over a whole split, from batches that may differ in size."""
 
     def __init__(self) -> None:
-        self._nll, self._count = 0.0, 0
+        self._nll, self._count, self.num_batches = 0.0, 0, 0
         self.load_LE: Tensor | None = None  # choices that selected each expert; None for a dense model
         self._entropy_L: Tensor | None = None  # summed over characters
 
@@ -96,19 +96,21 @@ class ValidationTally:
         """Adds one batch; `loss` is the mean over its `count` predictions."""
         self._nll += loss.item() * count
         self._count += count
+        self.num_batches += 1
         if routings:
             load_LE = torch.stack([routing.load_E for routing in routings])
             entropy_L = torch.stack([router_entropy(routing) for routing in routings]).double() * count
-            self.load_LE = load_LE if self.load_LE is None else self.load_LE + load_LE
-            self._entropy_L = entropy_L if self._entropy_L is None else self._entropy_L + entropy_L
+            self.load_LE = load_LE if self.load_LE is None else self.load_LE.to(load_LE.device) + load_LE
+            self._entropy_L = entropy_L if self._entropy_L is None else self._entropy_L.to(entropy_L.device) + entropy_L
 
     def state_dict(self) -> dict[str, Any]:
-        """For a run that is stopped after its last validation and has only to write its result when it is resumed."""
+        """For a run that is stopped in a validation, or after its last one with only its result to write."""
         parts = {"load_LE": self.load_LE, "entropy_L": self._entropy_L}
-        return {"nll": self._nll, "count": self._count} | {k: x if x is None else x.tolist() for k, x in parts.items()}
+        sums = {"nll": self._nll, "count": self._count, "num_batches": self.num_batches}
+        return sums | {k: x if x is None else x.tolist() for k, x in parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._nll, self._count = state["nll"], state["count"]
+        self._nll, self._count, self.num_batches = state["nll"], state["count"], state["num_batches"]
         self.load_LE = None if state["load_LE"] is None else torch.tensor(state["load_LE"])
         self._entropy_L = None if state["entropy_L"] is None else torch.tensor(state["entropy_L"], dtype=torch.float64)
 

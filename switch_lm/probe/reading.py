@@ -1,6 +1,6 @@
 """The text that every statistic reads, what a model does with each character, and what it would do if changed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
@@ -13,7 +13,7 @@ from switch_lm.measure.scoring import negative_log_likelihood
 from switch_lm.model.attention import LayerCache
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM, evaluating
-from switch_lm.text.windows import evaluation_batches, fixed_windows
+from switch_lm.text.windows import EvaluationBatches, fixed_windows
 
 WINDOWS = 128
 ROWS = 32  # windows in a pass; nothing that is read without a capacity depends on it
@@ -78,11 +78,11 @@ def read(model: SwitchLM, probe: Probe) -> Reading:
 
 def read_text(model: SwitchLM, ids: Tensor, *, context_length: int) -> Reading:
     """Reads a whole split, window by window, as one row (L, 1, N) without the last character."""
-    batches = evaluation_batches(ids, context_length=context_length, batch_size=ROWS)
+    batches = EvaluationBatches(ids, context_length=context_length, batch_size=ROWS)
     return _read(model, batches, shape=(1, len(ids) - 1))
 
 
-def _read(model: SwitchLM, batches: Iterator[tuple[Tensor, Tensor]], *, shape: tuple[int, ...]) -> Reading:
+def _read(model: SwitchLM, batches: Iterable[tuple[Tensor, Tensor]], *, shape: tuple[int, ...]) -> Reading:
     layers, facts, nll = switch_layers(model), [], []
     with torch.inference_mode(), evaluating(model):
         for ids_BS, target_BS in batches:

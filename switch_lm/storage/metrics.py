@@ -32,16 +32,19 @@ def series(rows: Iterable[Row], tag: str) -> dict[int, float]:
 class MetricsFile:
     """Appends to a run's metrics.jsonl. A line is with the operating system when `write` returns.
 
-    What an earlier start wrote at `first_step` or later is removed, since it is written again.
+    What an earlier start wrote at `first_step` or later is removed, since it is written again; but not the first
+    `kept` rows.
     """
 
-    def __init__(self, run: Path, *, first_step: int) -> None:
+    def __init__(self, run: Path, *, first_step: int, kept: int = 0) -> None:
         self._path = run / METRICS
-        rows = list(_rows(self._path)) if self._path.exists() else []
-        kept = [(line, row) for line, row in rows if row["step"] < first_step]
+        written = list(_rows(self._path)) if self._path.exists() else []
+        rows = written[:kept] + [(line, row) for line, row in written[kept:] if row["step"] < first_step]
         with replacing(self._path) as file:
-            file.writelines(line for line, _ in kept)
-        self._began = time.monotonic() - (kept[-1][1]["time"] if kept else 0.0)
+            file.writelines(line for line, _ in rows)
+        self.num_rows, self.removed = len(rows), len(rows) < len(written)
+        self.late = [row for _, row in rows if row["step"] >= first_step]  # which stayed
+        self._began = time.monotonic() - (rows[-1][1]["time"] if rows else 0.0)
         self._file = self._path.open("ab", buffering=0)
 
     def write(self, values: Mapping[str, float], step: int) -> None:
@@ -53,6 +56,7 @@ class MetricsFile:
             whole = self._file.write(line) == len(line)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
+        self.num_rows += 1
         if not whole:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 

@@ -1,4 +1,4 @@
-"""Splits of a text, and their windows."""
+"""Splits of a text, and their windows. Ids may be of any integer type; those of a window are int64."""
 
 from collections.abc import Iterator
 
@@ -32,19 +32,32 @@ def validation_too_short(num_validation: int) -> str | None:
     return f"the validation split (the last 10 % of the text) has {count}; it needs at least 2; use a longer text"
 
 
-def evaluation_batches(ids: Tensor, *, context_length: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields inputs and targets, both (B, S), from the ids (N,) of a split. Each id but the first is a target once.
+class EvaluationBatches:
+    """Inputs and targets, both (B, S), from the ids (N,) of a split. Each id but the first is a target once.
 
     The last batch of full windows may be smaller than `batch_size`; a last shorter window is a batch of its own.
+    Nothing is kept but the ids.
     """
-    num_windows, rest = divmod(len(ids) - 1, context_length)
-    whole = num_windows * context_length
-    inputs_NS = ids[:whole].view(num_windows, context_length)
-    targets_NS = ids[1 : whole + 1].view(num_windows, context_length)
-    for start in range(0, num_windows, batch_size):
-        yield inputs_NS[start : start + batch_size], targets_NS[start : start + batch_size]
-    if rest:
-        yield ids[None, whole:-1], ids[None, whole + 1 :]
+
+    def __init__(self, ids: Tensor, *, context_length: int, batch_size: int) -> None:
+        self.ids, self.batch_size = ids, batch_size
+        num_windows, self.rest = divmod(len(ids) - 1, context_length)
+        self.whole = num_windows * context_length
+        self.inputs_NS = ids[: self.whole].view(num_windows, context_length)
+        self.targets_NS = ids[1 : self.whole + 1].view(num_windows, context_length)
+        self.num_full = -(-num_windows // batch_size)  # batches of full windows
+
+    def __len__(self) -> int:
+        return self.num_full + (self.rest > 0)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        if number == self.num_full:
+            return self.ids[None, self.whole : -1].long(), self.ids[None, self.whole + 1 :].long()
+        rows = slice(number * self.batch_size, (number + 1) * self.batch_size)
+        return self.inputs_NS[rows].long(), self.targets_NS[rows].long()
 
 
 def fixed_windows(ids: Tensor, *, context_length: int, num_windows: int) -> tuple[Tensor, Tensor]:
@@ -55,4 +68,5 @@ def fixed_windows(ids: Tensor, *, context_length: int, num_windows: int) -> tupl
     length = min(context_length, len(ids) - 1)
     rows = min(num_windows, (len(ids) - 1) // length)
     window_BS = ids.unfold(0, length + 1, 1)[:: (len(ids) - 1) // rows][:rows]
+    window_BS = window_BS.long()
     return window_BS[:, :-1].contiguous(), window_BS[:, 1:].contiguous()

@@ -1,15 +1,15 @@
 """Batches: which characters the model sees at which step."""
 
 import itertools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import lightning
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from switch_lm.text.windows import evaluation_batches
+from switch_lm.text.windows import EvaluationBatches
 
 
 class Batch(NamedTuple):
@@ -49,7 +49,7 @@ class TrainingBatches(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         first = (number * self.num_ranks + self.rank) * self.batch_size
         starts = torch.tensor([self._start(first + row) for row in range(self.batch_size)])
-        windows = self.ids[starts[:, None] + torch.arange(self.context_length + 1)]
+        windows = self.ids[starts[:, None] + torch.arange(self.context_length + 1)].long()
         return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
 
     def _start(self, window: int) -> int:
@@ -66,18 +66,28 @@ class TrainingBatches(Dataset[Batch]):
         return self._passes[number]
 
 
-class FromStep(Sampler[int]):
-    """The batch numbers first, first + 1, ... without end: `max_steps` ends the run."""
+class Numbers(Sampler[int]):
+    """The numbers of the batches to come, asked for at the start of each pass."""
 
-    def __init__(self, first: int) -> None:
-        self.first = first
+    def __init__(self, numbers: Callable[[], Iterable[int]]) -> None:
+        self.numbers = numbers
 
     def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.first)
+        return iter(self.numbers())
+
+
+class ValidationBatches(Dataset[Batch]):
+    """The whole validation split in order."""
+
+    def __init__(self, batches: EvaluationBatches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, number: int) -> Batch:
+        return Batch(*self.batches[number])
 
 
 class TextData(lightning.LightningDataModule):
-    """Training batches from the step the trainer stands at, and the whole validation split in order."""
+    """Training batches from the step the trainer stands at, and validation batches from where a validation stands."""
 
     def __init__(
         self,
@@ -91,6 +101,9 @@ class TextData(lightning.LightningDataModule):
         super().__init__()
         self.training_ids, self.validation_ids = training_ids, validation_ids
         self.batch_size, self.context_length, self.seed = batch_size, context_length, seed
+        self.validation_batches = EvaluationBatches(
+            validation_ids, context_length=context_length, batch_size=batch_size
+        )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
@@ -103,10 +116,12 @@ class TextData(lightning.LightningDataModule):
             num_ranks=self.trainer.world_size,
         )
         first = self.trainer.global_step * self.trainer.accumulate_grad_batches
-        return DataLoader(batches, batch_size=None, sampler=FromStep(first))
+        return DataLoader(batches, batch_size=None, sampler=Numbers(lambda: itertools.count(first)))
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        windows = evaluation_batches(
-            self.validation_ids, context_length=self.context_length, batch_size=self.batch_size
-        )
-        return DataLoader([Batch(*window) for window in windows], batch_size=None)  # type: ignore[arg-type]
+        """Without the batches that the module's tally has seen before a stop."""
+        assert self.trainer is not None
+        module: Any = self.trainer.lightning_module
+        batches = self.validation_batches
+        numbers = Numbers(lambda: range(module.validation.num_batches, len(batches)))
+        return DataLoader(ValidationBatches(batches), batch_size=None, sampler=numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from switch_lm.config.schema import Config
 from switch_lm.storage.files import remedy
-from switch_lm.storage.metrics import MetricsFile
+from switch_lm.storage.metrics import MetricsFile, Row
 from switch_lm.training.boards.base import Board
 from switch_lm.training.boards.registry import board_class
 
@@ -33,18 +34,31 @@ class Log:
         self._metrics, self._boards = metrics, boards
 
     @classmethod
-    def open(cls, run: Path, config: Config, *, first_step: int) -> Self:
-        """Goes on with the run's file and boards; what was written from `first_step` on is forgotten."""
-        metrics, boards = MetricsFile(run, first_step=first_step), list[Board]()
-        log = cls(metrics, boards)
+    def open(cls, run: Path, config: Config, *, first_step: int, kept: int = 0) -> Self:
+        """Goes on with the run's file and boards.
+
+        What was written from `first_step` on is forgotten. But the file's first `kept` rows stay: boards, which forget
+        whole steps, forget none if the file had no others, or else get these scalars again.
+        """
+        metrics, boards = MetricsFile(run, first_step=first_step, kept=kept), list[Board]()
+        log, late = cls(metrics, boards), metrics.late if metrics.removed else []
+        if metrics.late and not late:
+            first_step = metrics.late[-1]["step"] + 1
         with ExitStack() as undo:
             undo.push(log.__exit__)
             for name, given in config.logger.boards.items():
                 board = board_class(name)
                 with _naming(name):
                     boards.append(board(run, board.Options(**given), config=config, first_step=first_step))
+            for row in late:
+                log._show_row(row)
             undo.pop_all()
         return log
+
+    @property
+    def num_rows(self) -> int:
+        """Of the file."""
+        return 0 if self._metrics is None else self._metrics.num_rows
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         if self._metrics is not None:
@@ -79,6 +93,12 @@ class Log:
             self._metrics.close()
         if failures and error is None:
             raise failures[0]
+
+    def _show_row(self, row: Row) -> None:
+        values = {
+            tag: math.nan if value is None else value for tag, value in row.items() if tag not in ("step", "time")
+        }
+        self._show(lambda board: board.scalars(values, row["step"]))
 
     def _show(self, call: Callable[[Board], None]) -> None:
         for board in self._boards:

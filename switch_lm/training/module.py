@@ -1,5 +1,6 @@
 """The LightningModule: the only place where loss, log and optimizer meet."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from switch_lm.config.plugins import load_plugins
 from switch_lm.config.schema import Config
-from switch_lm.measure.tallies import DropTally, ValidationTally
+from switch_lm.measure.evaluation import EvaluationTally, evaluate
+from switch_lm.measure.tallies import DropTally
 from switch_lm.model.losses import language_loss, summed
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.optim.base import build_optimizer
@@ -27,6 +29,7 @@ from switch_lm.training.data import Batch, derive_seed
 from switch_lm.training.log import Log
 from switch_lm.training.nonfinite import NonFiniteError, first_of, locate
 from switch_lm.training.saving import Saving
+from switch_lm.training.validating import Validation
 
 
 class Losses(NamedTuple):
@@ -65,7 +68,9 @@ class SwitchModule(lightning.LightningModule):
         ).as_plain()
         self.model = SwitchLM(config.model, len(vocabulary), router=config.router, balance=config.balance)
         self.drops = DropTally(config.model.num_switch_layers)
-        self.validation = ValidationTally()  # the last one
+        self.validation = Validation()  # under way, or the last one
+        self.at_capacity = EvaluationTally()  # after the last step: the same with the capacity of training
+        self.on_measured: Callable[[int, int], None] = lambda done, of: None  # batches of a validation
         self._step_routings: list[tuple[Routing, ...]] = []  # of each micro-batch of this step
         self._rates: list[float] = []  # of this step: the schedule moves on before a validation or a checkpoint
 
@@ -92,9 +97,6 @@ class SwitchModule(lightning.LightningModule):
         return Losses(total, language, of_routers, router_z, importance, output.routings)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        trainer = self.trainer
-        if batch_idx + 1 >= trainer.max_steps * trainer.accumulate_grad_batches:
-            trainer.val_check_batch = 1  # validate after this batch: no argument of Trainer adds the last step
         self._seed_noise(batch_idx)
         self._rates = [group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
 
@@ -139,8 +141,60 @@ class SwitchModule(lightning.LightningModule):
             rates = {f"optim/lr_{i}": rate for i, rate in enumerate(self._rates)}
             self.run_log.scalars({"optim/gradient_norm": norm.item(), **rates}, step)
 
-    def on_validation_epoch_start(self) -> None:
-        self.validation = ValidationTally()
+    def on_train_start(self) -> None:
+        """Goes on with a validation that was stopped, or begins the one before the first step."""
+        step = self.global_step
+        if step == 0 and self.validation.step < 0 and self.config.init_from is not None:
+            self.validation = Validation(step, num_rows=self.run_log.num_rows)
+        if self.saving is not None:
+            self.saving.signals.nothing_to_save = False
+        self._validate()
+        self.trainer.should_stop = step >= self.config.trainer.max_steps
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if not step_ends(self.trainer, batch_idx):
+            return
+        if self.config.trainer.validates(self.global_step):
+            self.validation = Validation(self.global_step, num_rows=self.run_log.num_rows)
+        if self.saving is not None:
+            self.saving.after_step(self.trainer)
+        self._validate()
+
+    def _validate(self) -> None:
+        """Runs a validation that has begun and is not done, and after the last step the one at training's capacity.
+
+        Not left to Lightning, whose loop cannot go on within a validation. It has no public name for whether this is
+        the first step, which a validation forgets and the end of the step asks for.
+        """
+        trainer, step = self.trainer, self.global_step
+        if not self.validation.is_done:
+            connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop.val_loop
+            first, trainer.validating = connector._first_loop_iter, True
+            loop.restarting = False  # it begins where the data begin
+            loop.run()
+            connector._first_loop_iter, trainer.training = first, True
+        if step >= self.config.trainer.max_steps:
+            self._evaluate_at_capacity()
+
+    def _evaluate_at_capacity(self) -> None:
+        """The whole validation split with the capacity of training, in batches of its size."""
+
+        def after_batch(done: int, of: int) -> None:
+            self.on_measured(done, of)
+            if self.saving is not None and done < of:
+                self.saving.in_validation(self.trainer)
+
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        evaluate(
+            self.model,
+            data.validation_ids,
+            context_length=self.config.model.context_length,
+            batch_size=self.config.data.batch_size,
+            capacity_factor=self.config.model.capacity_factor,
+            precision=self.precision_name,
+            tally=self.at_capacity,
+            after_batch=after_batch,
+        )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         output = self.model(batch.ids)
@@ -164,11 +218,14 @@ class SwitchModule(lightning.LightningModule):
             self.log("moe/dropped_share", self.drops.last_stretch, logger=False)  # for the console
         self.run_log.scalars(scalars, self.global_step)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if self.saving is not None and step_ends(self.trainer, batch_idx):
-            self.saving.after_step(self.trainer)
+    def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.on_measured(self.validation.num_batches, len(data.validation_batches))
+        if self.saving is not None:
+            self.saving.in_validation(self.trainer)
 
     def on_validation_end(self) -> None:
+        self.validation.end()
         if self.saving is not None:
             self.saving.after_validation(self.trainer)
 
@@ -195,10 +252,15 @@ class SwitchModule(lightning.LightningModule):
         checkpoint[KEY] = self.header
         checkpoint["drops"] = self.drops.state_dict()
         checkpoint["validation"] = self.validation.state_dict()
+        checkpoint["at_capacity"] = self.at_capacity.state_dict()
+        last = self.validation
+        checkpoint["log_from"] = [self.global_step + 1, 0] if last.is_done else [last.step, last.num_rows]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.drops.load_state_dict(checkpoint["drops"])
-        self.validation.load_state_dict(checkpoint["validation"])
+        done = {"step": checkpoint["global_step"], "num_rows": 0, "is_done": True, "num_batches": 0}  # of older files
+        self.validation.load_state_dict(done | checkpoint["validation"])
+        self.at_capacity.load_state_dict(checkpoint.get("at_capacity", {}))
 
 
 def _by_tag(losses: Losses) -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ class Training:
     config: Config
     run: RunFolder
     first_step: int  # how many steps are done already
+    log_from: tuple[int, int]  # the first step whose figures are written again, but for so many of the first rows
     corpus: Corpus
     hardware: Hardware
     module: SwitchModule
@@ -73,7 +74,7 @@ def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: st
         module = SwitchModule(config, vocabulary, corpus_sha256=corpus.sha256, precision=hardware.precision)
         if config.init_from is not None:
             _start_from(config, module)
-        first_step = _first_step(run, corpus)
+        first_step, log_from = _first_step(run, corpus)
         data = TextData(
             training_ids,
             validation_ids,
@@ -81,7 +82,7 @@ def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: st
             context_length=context_length,
             seed=config.seed,
         )
-        yield Training(config, run, first_step, corpus, hardware, module, data, console, signals, heading)
+        yield Training(config, run, first_step, log_from, corpus, hardware, module, data, console, signals, heading)
 
 
 def _set_up_logs(console: Console) -> None:
@@ -106,10 +107,13 @@ def _start_from(config: Config, module: SwitchModule) -> None:
         raise ConfigError(f"init_from={config.init_from}: {error}") from error
 
 
-def _first_step(run: RunFolder, corpus: Corpus) -> int:
-    """How many steps are done; ConfigError if the checkpoint to continue from was trained on another text."""
+def _first_step(run: RunFolder, corpus: Corpus) -> tuple[int, tuple[int, int]]:
+    """How many steps are done, and `Training.log_from`.
+
+    ConfigError if the checkpoint to continue from was trained on another text.
+    """
     if run.resumes_from is None:
-        return 0
+        return 0, (0, 0)
     try:
         content = read(run.resumes_from)
     except CheckpointError as error:
@@ -121,4 +125,6 @@ def _first_step(run: RunFolder, corpus: Corpus) -> int:
         )
     if run.damaged is not None:
         print(f"warning: {run.damaged}; continuing from {run.resumes_from}", file=sys.stderr)
-    return int(content["global_step"])
+    step = int(content["global_step"])
+    first_step, kept = content.get("log_from", (step + 1, 0))
+    return step, (first_step, kept)

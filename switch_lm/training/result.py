@@ -1,12 +1,9 @@
 """What a finished run reports: the content of result.json."""
 
-import time
 from typing import Any
 
 import lightning
-import torch
 
-from switch_lm.measure.evaluation import evaluate
 from switch_lm.measure.ledger import ledger, run_ledger
 from switch_lm.storage.provenance import commit, versions
 from switch_lm.training.prepare import Training
@@ -17,7 +14,6 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
     config, module, vocab_size = training.config, training.module, len(training.module.vocabulary)
     drops, sparse = module.drops, config.model.num_switch_layers > 0  # a dense model has no figures of routing
     best = trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
-    at_training_capacity = _at_training_capacity(training)
     figures: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         figures |= getattr(callback, "figures", dict)()
@@ -25,7 +21,7 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
         "name": training.run.path.name,
         "val_loss": module.validation.loss,
         "best_val_loss": module.validation.loss if best is None else float(best),
-        **at_training_capacity,
+        **_at_training_capacity(training),
         "steps": trainer.global_step,
         "parameters": config.model.num_params(vocab_size, config.router),
         "active_parameters": config.model.num_active_params(vocab_size, config.router),
@@ -44,21 +40,12 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
 
 
 def _at_training_capacity(training: Training) -> dict[str, float | None]:
-    """The whole validation split with the capacity of training, in batches of its size, and the speed of that."""
-    config, started = training.config, time.perf_counter()
-    with torch.compiler.set_stance("force_eager"):
-        evaluation = evaluate(
-            training.module.model,
-            training.data.validation_ids,
-            context_length=config.model.context_length,
-            batch_size=config.data.batch_size,
-            capacity_factor=config.model.capacity_factor,
-            precision=training.hardware.precision,
-        )
+    """The losses at the capacity of training, and the speed of that."""
+    tally = training.module.at_capacity
     return {
-        "val_loss_train_capacity": evaluation.loss,
-        "train_capacity_dropped": evaluation.dropped if config.model.num_switch_layers else None,
-        "inference_tokens_per_second": evaluation.predictions / (time.perf_counter() - started),
+        "val_loss_train_capacity": tally.evaluation.loss,
+        "train_capacity_dropped": tally.evaluation.dropped if training.config.model.num_switch_layers else None,
+        "inference_tokens_per_second": tally.predictions / tally.seconds,
     }
 
 

@@ -1,5 +1,6 @@
 """Runs a training that is prepared, to its last step and its result."""
 
+import sys
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -48,14 +49,12 @@ def fit(training: Training) -> dict[str, Any]:
 
 def _train(training: Training) -> dict[str, Any]:
     run, module = training.run, training.module
-    # What was written after the checkpoint, or before there was one, is written again.
-    first_step = 0 if run.resumes_from is None else training.first_step + 1
-    with Log.open(run.path, training.config, first_step=first_step) as log:
+    first_step, kept = training.log_from
+    with Log.open(run.path, training.config, first_step=first_step, kept=kept) as log:
         module.run_log = log
         module.saving = Saving(run.checkpoints, training.config.trainer, training.signals)
         trainer = _trainer(training)
-        if training.config.init_from is not None and run.resumes_from is None:
-            trainer.validate(module, training.data, verbose=False)  # of the dense model's weights, at step 0
+        training.signals.nothing_to_save = True
         trainer.fit(module, training.data, ckpt_path=run.resumes_from)
         result = result_of(training, trainer)
         run.write_json(RESULT, result)
@@ -83,7 +82,9 @@ def callbacks_of(training: Training) -> list[Callback]:
     return [
         clock.Clock(config),
         step_scalars.StepScalars(config),
-        progress.ConsoleProgress(config, training.console, heading=training.heading),
+        progress.ConsoleProgress(
+            config, training.console, num_batches=len(data.validation_batches), heading=training.heading
+        ),
         dashboard.Dashboard(),
         dashboard.Samples(),
         window_losses.WindowLosses(data.validation_ids, config),
@@ -100,10 +101,11 @@ def _trainer(training: Training) -> lightning.Trainer:
         accelerator="gpu" if training.hardware.device == "cuda" else "cpu",
         devices=1,
         precision="bf16-mixed" if training.hardware.precision == "bf16" else "32-true",
-        max_steps=config.trainer.max_steps,
+        # Lightning would not even begin with a run that was stopped after its last step: the module ends it.
+        max_steps=config.trainer.max_steps + (training.first_step >= config.trainer.max_steps),
         max_epochs=-1,
         accumulate_grad_batches=config.trainer.accumulate,
-        val_check_interval=config.trainer.val_every * config.trainer.accumulate,
+        val_check_interval=sys.maxsize,  # never: the module validates
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         logger=False,

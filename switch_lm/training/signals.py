@@ -14,7 +14,12 @@ IN_TIME = 0  # the exit code of trainer.max_time: the run did what was asked
 
 
 class StopSignals:
-    """In its block the first signal is kept as `received`, a second raises `Stopped` at once. Blocks may be nested."""
+    """In its block the first signal is kept as `received`, a second raises `Stopped` at once. Blocks may be nested.
+
+    So does the first one while there is `nothing_to_save`.
+    """
+
+    nothing_to_save = False
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -43,3 +48,5 @@ class StopSignals:
         again, self.received = self.received is not None, signal.Signals(number)
         if again:
             raise self.stopped("what its last checkpoint holds is saved")
+        if self.nothing_to_save:
+            raise self.stopped("no step was done since the start, so nothing is lost")

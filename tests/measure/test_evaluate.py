@@ -6,6 +6,7 @@ import json
 import math
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def measured(
     batch_size: int = BATCH_SIZE,
     precision: str = "fp32",
 ) -> Evaluation:
-    how = {"context_length": CONTEXT, "batch_size": batch_size}
+    how: dict[str, Any] = {"context_length": CONTEXT, "batch_size": batch_size}
     return evaluate(model, ids, capacity_factor=factor, precision=precision, **how)
 
 

@@ -65,7 +65,7 @@ def by_the_configuration(config: Config, patch: pytest.MonkeyPatch) -> None:
 
 def by_its_time_limit(config: Config, patch: pytest.MonkeyPatch) -> None:
     config.trainer.max_time = "00:00:01"
-    patch.setattr("switch_lm.training.saving.Saving._is_due", lambda self: True)
+    patch.setattr("switch_lm.config.schema.TrainerConfig.max_seconds", lambda self: 0.0)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,10 @@ from conftest import folder_of, logged
 import switch_lm
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
+from switch_lm.measure.evaluation import EvaluationTally
 from switch_lm.storage import checkpoint
+from switch_lm.storage.run_folder import Stopped
+from switch_lm.training.callbacks.progress import ConsoleProgress
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.start import train
 
@@ -116,6 +121,57 @@ def test_a_resumed_run_reaches_the_end_of_one_that_was_never_stopped(
     for tag in ("train/loss", "perf/tokens_per_second"):
         assert list(points[tag]) == [2, 4, 6, 8, 10, 12]
     assert list(points["val/loss"]) == [5, 10, 12]
+
+
+CALLS = {  # the method in which it is stopped, in which call, and how many steps are done by then
+    "in the first validation": (SwitchModule, "validation_step", 4, 8),
+    "after the last batch of the first one": (SwitchModule, "validation_step", 10, 8),
+    "in the second validation": (SwitchModule, "validation_step", 12, 12),
+    "between a validation and its checkpoint": (ConsoleProgress, "on_validation_end", 1, 8),
+    "in the last evaluation": (EvaluationTally, "add", 3, 12),
+}
+
+
+@pytest.mark.parametrize("moment", CALLS)
+@pytest.mark.parametrize("asked", [True, False], ids=["by a signal", "by a cut"])
+def test_a_run_stopped_in_a_validation_goes_on_there_and_ends_with_the_same_bits(
+    asked: bool, moment: str, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.trainer.val_every, config.data.batch_size = 8, 4  # two validations of 10 batches, 12 steps
+    whole, (owner, stopped_in, at_call, steps_done), calls = replace(config, name="whole"), CALLS[moment], Counter[str]()
+    want = train(whole)
+
+    def count(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            result = real(*args, **kwargs)
+            if (name, calls[name], calls["stops"]) == (stopped_in, at_call, 0):
+                calls["stops"] += 1
+                if not asked:
+                    raise PlugPulled
+                signal.raise_signal(signal.SIGTERM)
+            return result
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(owner, stopped_in)
+    count(SwitchModule, "training_step")
+    with pytest.raises(Stopped if asked else PlugPulled):
+        train(config)
+    assert (calls[stopped_in], calls["training_step"]) == (at_call, steps_done)
+    got = train(replace(config, resume="auto"))
+    assert calls["training_step"] == 12  # none was done twice
+    if asked:  # nor was a batch
+        assert calls[stopped_in] == {"validation_step": 20, "add": 10, "on_validation_end": 2}[stopped_in]
+    assert timeless(got) == timeless(want)
+    assert same(state(config)["state_dict"], state(whole)["state_dict"])
+    assert timeless(logged(folder_of(config))) == timeless(logged(folder_of(whole)))
+
+
+def timeless(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figures.items() if "second" not in name and name != "name"}
 
 
 def test_a_used_folder_is_refused_and_a_finished_run_is_not_resumed(config: Config) -> None:

@@ -23,6 +23,8 @@ class CompiledBlocks(Callback):
         self.console, self.on_failure, self.stance = console, on_failure, "default"  # of training steps
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.global_step >= pl_module.config.trainer.max_steps:
+            return
         self.console.print("compiling the training step (up to a minute the first time) ...")
         started = time.perf_counter()
         compile_blocks(pl_module.model)

@@ -2,67 +2,134 @@
 
 import math
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import lightning
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from switch_lm.config.schema import Config
+from switch_lm.config.schema import Config, TrainerConfig
 from switch_lm.training.callbacks.base import MicroBatch, StepCallback
 
 DROPPED = "moe/dropped_share"
+SILENCE = 10.0  # seconds in a validation without a line
+FORWARD = 1 / 3  # of a step's time, until a validation was measured: the backward pass costs twice the forward pass
+
+
+class TimeLeft:
+    """The seconds that a run still takes: its steps, its validations and the last evaluation, each at its own speed."""
+
+    def __init__(self, config: TrainerConfig, *, num_batches: int) -> None:
+        self.config, self.num_batches = config, num_batches  # of one validation
+        self._step, self._batch = [0.0, 0], [0.0, 0]  # seconds, how many
+        self._since, self._validated = time.perf_counter(), False
+
+    def begin_step(self) -> None:
+        """What came between a validation and this belongs to the validation."""
+        if self._validated:
+            self._batch[0] += self._lap()
+            self._validated = False
+
+    def end_step(self) -> None:
+        self._step = [self._step[0] + self._lap(), self._step[1] + 1]
+
+    def end_batch(self) -> None:
+        """Of a validation."""
+        self._batch = [self._batch[0] + self._lap(), self._batch[1] + 1]
+        self._validated = True
+
+    def _lap(self) -> float:
+        before, self._since = self._since, time.perf_counter()
+        return self._since - before
+
+    def seconds(self, step: int, *, batches_left: int = 0) -> float:
+        """After so many steps, with `batches_left` beside those to come; NaN before anything was measured."""
+        config, steps = self.config, self.config.max_steps
+        last_is_extra = step < steps and steps % config.val_every > 0
+        passes = steps // config.val_every - step // config.val_every + last_is_extra + 1  # the last evaluation
+        per_step = self._step[0] / self._step[1] if self._step[1] else math.nan
+        per_batch = self._batch[0] / self._batch[1] if self._batch[1] else FORWARD * per_step / config.accumulate
+        in_steps = (steps - step) * per_step if step < steps else 0.0
+        return in_steps + (passes * self.num_batches + batches_left) * per_batch
 
 
 class ConsoleProgress(StepCallback):
     """A bar or lines, and a line that stays for each validation. With a heading, only a bar that goes at the end."""
 
-    def __init__(self, config: Config, console: Console, *, heading: str | None = None) -> None:
+    def __init__(self, config: Config, console: Console, *, num_batches: int, heading: str | None = None) -> None:
         style, steps, every = config.logger.progress, config.trainer.max_steps, config.logger.log_every
         bar_wanted = style == "bar" or (style == "auto" and sys.stdout.isatty())
         self.prints_validations = style != "none" and heading is None
         self.prints_steps = self.prints_validations and not bar_wanted
         self.log_every, self.print_every = every, max(every, steps // 20 // every * every)
-        self.console, self.max_steps = console, steps
+        self.console, self.max_steps, self.heading = console, steps, heading or "training"
+        self.left, self.printed_at = TimeLeft(config.trainer, num_batches=num_batches), time.monotonic()
         columns = (
-            TextColumn(heading or "training", markup=False), BarColumn(), MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
         )  # fmt: skip
         self.bar = Progress(
             *columns,
             console=console if heading is None else Console(),  # the run's own is quiet then
             transient=heading is not None,
             disable=not bar_wanted,
-            speed_estimate_period=math.inf,
         )
-        self.task = self.bar.add_task("", total=steps, loss=math.nan)
+        self.task = self.bar.add_task(self.heading, total=steps, loss=math.nan, left="")
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.bar.reset(self.task, completed=trainer.global_step)
         self.bar.start()
+        self.left = TimeLeft(self.left.config, num_batches=self.left.num_batches)  # from now on
+        pl_module.on_measured = lambda done, of: self.measured(pl_module, done, of)
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.left.begin_step()
 
     def after_step(self, module: Any, step: int, micro_batches: Sequence[MicroBatch]) -> None:
+        self.left.end_step()
         if step % self.log_every == 0:
             losses = torch.stack([micro_batch["losses"]["train/loss"] for micro_batch in micro_batches])
             self.bar.update(self.task, loss=losses.mean().item())
-        self.bar.update(self.task, completed=step)
+        validates = module.config.trainer.validates(step)
+        left = left_in_words(self.left.seconds(step, batches_left=self.left.num_batches * validates))
+        self.bar.update(self.task, completed=step, description=self.heading, left=left)
         if self.prints_steps and step % self.print_every == 0:
-            task = self.bar.tasks[0]
-            left = "" if task.time_remaining is None else f"  {task.time_remaining:.0f} s left"
-            line = f"step {step}/{self.max_steps}  loss {task.fields['loss']:.3f}{left}"
-            self.console.print(line, highlight=False)
+            self._print(f"step {step}/{self.max_steps}  loss {self.bar.tasks[0].fields['loss']:.3f}  {left}")
+
+    def measured(self, module: Any, done: int, of: int) -> None:
+        """`done` batches of a validation, or of the last evaluation, with the capacity of training."""
+        self.left.end_batch()
+        step, validation = module.global_step, module.validation
+        under_way = of - done - of * validation.is_done  # the last evaluation is among those to come
+        left = left_in_words(self.left.seconds(step, batches_left=under_way))
+        what = "evaluating with the capacity of training" if validation.is_done else "validating"
+        self.bar.update(self.task, description=f"{what} {done / of:.0%}", left=left)
+        if self.prints_steps and time.monotonic() - self.printed_at > SILENCE:
+            self._print(f"step {step}/{self.max_steps}  {what}: {done / of:.0%}  {left}")
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if self.prints_validations:
             metrics = trainer.callback_metrics  # what the module logs
             dropped = f"  dropped {metrics[DROPPED]:.1%}" if DROPPED in metrics else ""
             line = f"[bold]val/loss {metrics['val/loss']:.4f}[/bold]{dropped}"
-            self.console.print(f"step {trainer.global_step}/{self.max_steps}  {line}", highlight=False)
+            self._print(f"step {trainer.global_step}/{self.max_steps}  {line}")
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False)
+        self.printed_at = time.monotonic()
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.bar.stop()
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
         self.bar.stop()
+
+
+def left_in_words(seconds: float) -> str:
+    """Empty where it is not known."""
+    if math.isnan(seconds):
+        return ""
+    return f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.0f} min left"

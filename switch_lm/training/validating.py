@@ -1,0 +1,23 @@
+"""A validation of the whole split, which can be stopped after any batch and go on in another process."""
+
+from typing import Any
+
+from switch_lm.measure.tallies import ValidationTally
+
+
+class Validation(ValidationTally):
+    """`step`: how many steps were done before it; -1: none has begun. `num_rows`: those in metrics.jsonl before it."""
+
+    def __init__(self, step: int = -1, *, num_rows: int = 0) -> None:
+        super().__init__()
+        self.step, self.num_rows, self.is_done = step, num_rows, step < 0
+
+    def end(self) -> None:
+        self.num_rows, self.is_done = 0, True
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"step": self.step, "num_rows": self.num_rows, "is_done": self.is_done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.step, self.num_rows, self.is_done = state["step"], state["num_rows"], state["is_done"]
