@@ -132,7 +132,7 @@ def small_model(*overrides: str) -> SwitchLM:
 def write_checkpoint(path: Path) -> None:
     """A checkpoint of the default model, with everything that is read from one."""
     model, config = small_model(), ours.composed()
-    characters, sha256 = ours.vocabulary().characters, ours.text()[1]
+    characters, sha256 = ours.vocabulary().characters, ours.corpus().sha256
     header = checkpoint.Header(
         model=asdict(config.model),
         router=asdict(config.router),
