@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--prompt",
         default="",
-        help="the beginning of the text; if it begins with a dash, use --prompt=-... (default: a newline, not shown)",
+        help="the beginning of the text; if it begins with a dash, use --prompt=-... (default: as after a line break)",
     )
     options.add_argument(
         "--length",
@@ -94,15 +94,22 @@ def _write(options: argparse.Namespace) -> int:
 
     from switch_lm.generation.sampling import generate
     from switch_lm.generation.trace import trace
+    from switch_lm.text.characters import named
     from switch_lm.text.vocabulary import Vocabulary
 
     torch.set_num_threads(1)  # a pass over one character is too short to share among threads
     path, model, header = open_model(options.run, options.outputs)
     if options.html is not None:
         require_writable(options.html, option="--html FILE")
+    vocabulary = Vocabulary(header.vocabulary, header.start)
+    if not options.prompt and vocabulary.start != "\n":
+        options.prompt = vocabulary.start
+        print(
+            f"no --prompt, and no line breaks in the model's text: it begins with {named(options.prompt)}",
+            file=sys.stderr,
+        )
     if len(options.prompt) > (read := model.config.context_length):
         print(f"the prompt has {len(options.prompt)} characters; the model reads the last {read}", file=sys.stderr)
-    vocabulary = Vocabulary(header.vocabulary)
     how = {name: getattr(options, name) for name in ("prompt", "length", "temperature", "top_k", "seed")}
     traced: list[Traced] = []
     try:
@@ -111,7 +118,7 @@ def _write(options: argparse.Namespace) -> int:
         else:
             text = _keeping(trace(model, vocabulary, **how), traced)
     except ValueError as error:
-        print(f"--prompt: {error}; leave it out", file=sys.stderr)
+        print(f"--prompt: {error}; use known ones, or leave --prompt out", file=sys.stderr)
         return 2
     print(options.prompt, end="", flush=True)
     for character in text:

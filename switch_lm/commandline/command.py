@@ -71,9 +71,8 @@ def validation_ids(header: Header, file: Path | None) -> Tensor:
         fix = "give that text with --data FILE"
         raise CommandError(f"{corpus.source} has sha256 {corpus.sha256}; {rule}, and losses of two texts differ; {fix}")
     if corpus.characters != header.vocabulary:
-        raise CommandError(
-            f"the model is of an older version, which read the byte order marks of {corpus.source} as characters; train again"
-        )
+        rule = "which read byte order marks as characters"
+        raise CommandError(f"{corpus.source} has some, and the model is of an older version, {rule}; train again")
     ids = split(torch.from_numpy(corpus.ids))[1]
     if (problem := validation_too_short(len(ids))) is not None:
         raise CommandError(problem)

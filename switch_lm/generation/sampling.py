@@ -11,8 +11,6 @@ from switch_lm.model.transformer import SwitchLM, SwitchOutput, evaluating
 from switch_lm.routers.routing import Routing
 from switch_lm.text.vocabulary import Vocabulary
 
-START = "\n"  # stands for an empty prompt: the corpus separates its speeches with it
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -45,8 +43,8 @@ def generate(
 
     Generation is dropless, so the text depends on nothing but prompt, settings and seed. Temperature 0 always takes the
     most probable character; `top_k` samples from that many. Only the last `context_length` characters of a prompt are
-    read; an empty one stands for a newline. At each character, torch's global random state and the model's mode are
-    what they were before. ValueError names a character of the prompt that the model does not know.
+    read; an empty one stands for `vocabulary.start`. At each character, torch's global random state and the model's
+    mode are what they were before. ValueError names a character of the prompt that the model does not know.
     """
     drawn = draws(model, vocabulary, prompt, length=length, temperature=temperature, top_k=top_k, seed=seed)
     return (vocabulary.characters[draw.id] for draw in drawn)
@@ -63,7 +61,7 @@ def draws(
     seed: int = 0,
 ) -> Iterator[Draw]:
     """The same, with the result of each pass over the model."""
-    window = vocabulary.encode(prompt or START).tolist()[-model.config.context_length :]
+    window = vocabulary.encode(prompt or vocabulary.start).tolist()[-model.config.context_length :]
     generator = torch.Generator().manual_seed(seed)
     return _continue(model, window, length, temperature, top_k, generator)
 

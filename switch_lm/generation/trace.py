@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from switch_lm.generation.sampling import START, Draw, draws, probabilities
+from switch_lm.generation.sampling import Draw, draws, probabilities
 from switch_lm.measure.metrics import first_choice
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.pages.coloured_text import Odds
@@ -50,8 +50,8 @@ def trace(
     drawn = draws(
         model, vocabulary, prompt, length=length + 1, temperature=temperature, top_k=top_k, seed=seed
     )  # one more than requested, so that the last one is read too
-    known = _trace(drawn, vocabulary, prompt or START, temperature=temperature, top_k=top_k)
-    return islice(known, 0 if prompt else len(START), None)
+    known = _trace(drawn, vocabulary, prompt or vocabulary.start, temperature=temperature, top_k=top_k)
+    return islice(known, 0 if prompt else len(vocabulary.start), None)
 
 
 def _trace(

@@ -126,7 +126,9 @@ def nanogpt_estimates(
         for _ in range(num_draws):
             losses = []
             for _ in range(NANOGPT_BATCHES):
-                window_BS = windows_NS[torch.randint(len(windows_NS), (batch_size,), generator=generator)].to(device)
+                window_BS = (
+                    windows_NS[torch.randint(len(windows_NS), (batch_size,), generator=generator)].long().to(device)
+                )
                 output: SwitchOutput = model(window_BS[:, :-1], capacity_factor=capacity_factor)
                 losses.append(language_loss(output.logits, window_BS[:, 1:]).double())
             estimates.append(torch.stack(losses).mean().item())

@@ -24,6 +24,7 @@ from switch_lm.text.formats import HEAD_BYTES, Format, encoding_of, other_format
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TINY_SHAKESPEARE_BYTES = 1_115_394
 TINY_SHAKESPEARE_FILE = "tiny_shakespeare.txt"
+HEAD_CHARACTERS, PROMPT_CHARACTERS = 4000, 20  # where a prompt is taken from, and how long it is
 FILE_VARIABLE = "SWITCH_LM_DATA"
 
 log = logging.getLogger("switch_lm")
@@ -54,6 +55,15 @@ class Corpus:
     def text(self, length: int | None = None) -> str:
         """The first `length` characters, or all: of a long text that takes many times the memory of its ids."""
         return "".join(map(self.characters.__getitem__, self.ids[:length].tolist()))
+
+    def prompt(self, length: int) -> str:
+        """A prompt that fits the text, of at most `length` characters: the first words of its first line."""
+        if self.sha256 == TINY_SHAKESPEARE_SHA256:
+            return "ROMEO:"[:length]
+        lines = (line.strip() for line in self.text(HEAD_CHARACTERS).splitlines())
+        line = next((line for line in lines if line and line.isprintable()), self.start)
+        words = line[: min(length, PROMPT_CHARACTERS)]
+        return words if words == line else words.rpartition(" ")[0].rstrip() or words
 
 
 def load_corpus(*, data_dir: Path, path: Path | None = None, offline: bool = False) -> Corpus:

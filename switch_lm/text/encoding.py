@@ -3,12 +3,12 @@
 import codecs
 import hashlib
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Ids = NDArray[np.uint8] | NDArray[np.int16] | NDArray[np.int32]
+Ids = NDArray[np.integer[Any]]
 
 PIECE_BYTES = 1 << 18
 NUM_CODE_POINTS = 0x110000
@@ -47,7 +47,7 @@ def encode(file: BinaryIO) -> Encoded:
         num_characters, num_marks = num_characters + len(code_N), num_marks + marks
     codes = np.flatnonzero(seen_V)
     characters = "".join(map(chr, codes.tolist()))
-    dtype = np.uint8 if len(codes) <= 2**8 else np.int16 if len(codes) <= 2**15 else np.int32
+    dtype: Any = np.uint8 if len(codes) <= 2**8 else np.int16 if len(codes) <= 2**15 else np.int32
     id_V, ids, done = np.zeros(NUM_CODE_POINTS, dtype=dtype), np.empty(num_characters, dtype=dtype), 0
     id_V[codes] = np.arange(len(codes))
     for code_N, _ in _code_points(file, again):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from switch_lm.text.characters import unknown
 from switch_lm.text.encoding import start_of
 
 
@@ -38,10 +39,7 @@ class Vocabulary:
         try:
             return torch.tensor([ids[character] for character in text], dtype=torch.long)
         except KeyError as error:
-            raise ValueError(
-                f"the character {error.args[0]!r} (at position {text.index(error.args[0])}) is not among the "
-                f"{len(self)} that the model knows: {self.characters!r}"
-            ) from None
+            raise ValueError(unknown(text, text.index(error.args[0]), self.characters)) from None
 
     def decode(self, ids: Tensor) -> str:
         """The text with these ids (S,)."""

@@ -19,6 +19,7 @@ from switch_lm.model.upcycle import upcycle
 from switch_lm.storage.checkpoint import KEY, CheckpointError, read, read_model
 from switch_lm.storage.run_folder import RunFolder
 from switch_lm.storage.runs import RunError, find_run
+from switch_lm.text.characters import named
 from switch_lm.text.corpus import Corpus, load_corpus
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.text.windows import split, too_short
@@ -65,6 +66,9 @@ def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: st
         context_length = config.model.context_length
         if problem := too_short(len(training_ids), len(validation_ids), context_length=context_length):
             raise ConfigError(problem)
+        if training_ids.min() == training_ids.max():
+            only = named(corpus.characters[int(training_ids[0])])
+            print(f"warning: every character to train on is {only}: there is nothing to learn", file=sys.stderr)
         training_flops = run_ledger(config, vocab_size=len(vocabulary)).training
         stored = run.stored_hardware()  # with the run, or with an earlier job of its sweep
         hardware = Hardware(**stored) if stored else detect(config, training_flops=training_flops)
@@ -118,6 +122,9 @@ def _first_step(run: RunFolder, corpus: Corpus) -> tuple[int, tuple[int, int]]:
         content = read(run.resumes_from)
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
+    if content[KEY]["vocabulary"] != corpus.characters and content[KEY]["corpus_sha256"] == corpus.sha256:
+        rule = "which read byte order marks as characters"
+        raise ConfigError(f"{run.resumes_from} is of an older version, {rule}; start a new run with another name")
     if (trained_on := content[KEY]["corpus_sha256"]) != corpus.sha256:
         raise ConfigError(
             f"{run.resumes_from} was trained on the text with sha256 {trained_on}, and {corpus.source} has "

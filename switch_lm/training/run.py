@@ -43,7 +43,8 @@ def fit(training: Training) -> dict[str, Any]:
             result = _train(training)
         except (NonFiniteError, RouterAlarmError, CheckpointError, BoardError, OSError) as error:
             raise TrainingError(_failed(run, error)) from error
-    print_result(training.console, result, config.logger, run=run.path)
+    prompt = training.corpus.prompt(config.model.context_length)
+    print_result(training.console, result, config, run=run.path, prompt=prompt)
     return result
 
 

@@ -7,11 +7,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from switch_lm.config.schema import Config, LoggerConfig
+from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import ledger_in_words
 from switch_lm.storage.metrics import METRICS
 from switch_lm.storage.runs import BEST, CHECKPOINTS, LAST, OUTPUTS
+from switch_lm.text.characters import shell_word
 from switch_lm.training.hardware import Hardware
 
 
@@ -57,8 +59,8 @@ def _router(config: Config) -> str:
     return f"{config.router.name}, {selected:g} of {experts} experts per token, {how}"
 
 
-def print_result(console: Console, result: Mapping[str, Any], logger: LoggerConfig, *, run: Path) -> None:
-    """The end of a run: figures, files, what to try next."""
+def print_result(console: Console, result: Mapping[str, Any], config: Config, *, run: Path, prompt: str) -> None:
+    """The end of a run: figures, files, what to try next. `prompt` is one that fits its text."""
     rows = {
         "val_loss": f"{result['val_loss']:.4f} nats at the last step (best {result['best_val_loss']:.4f})",
         "speed": f"{result['tokens_per_second']:,.0f} characters/s in training; {result['seconds']:.0f} s in all",
@@ -70,19 +72,20 @@ def print_result(console: Console, result: Mapping[str, Any], logger: LoggerConf
         rows["warning"] = "\n".join(result["router_alarms"])
     rows["files"] = f"{run}/ (result.json, {CHECKPOINTS}/{BEST}, {CHECKPOINTS}/{LAST}, {METRICS})"
     name = shlex.quote(result["name"] if run.parent == OUTPUTS / "runs" else str(run))
+    text = f" {shell_word(f'data.path={config.data.path}')}" if config.data.path else ""
     look = [
         f"python -m switch_lm.check --run {name}    # what its routing leaks, drops and learns",
         f"python -m switch_lm.inspect --run {name}  # what its experts do",
     ]
     rows["try next"] = "\n".join(
         [
-            f'python -m switch_lm.generate --run {name} --prompt "ROMEO:"',
+            f"python -m switch_lm.generate --run {name} --prompt={shell_word(prompt)}",
             f"python -m switch_lm.evaluate --run {name} --capacity-factor 0.5 1 2 none",
             *(look if result["dropped"] is not None else []),
-            "python -m switch_lm.train model=dense        # the dense control: the same products, no router",
+            f"python -m switch_lm.train model=dense{text}        # the dense control: the same products, no router",
             *(
                 ["make tensorboard                             # every expert of every layer"]
-                if "tensorboard" in logger.boards
+                if "tensorboard" in config.logger.boards
                 else []
             ),
         ]
@@ -95,5 +98,5 @@ def _two_columns(title: str, rows: Mapping[str, str]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows.items():
-        table.add_row(name, text)
+        table.add_row(name, Text(text))  # which has no markup, as a name or a prompt may look
     return table

@@ -64,7 +64,7 @@ class Samples(Callback):
         if (length := config.logger.sample_length) == 0:
             return
         known = "".join(c for c in config.logger.sample_prompt if c in vocabulary.characters)
-        prompt = known or vocabulary.characters[0]
+        prompt = known or vocabulary.start
         text = "".join(generate(pl_module.model, vocabulary, prompt, length=length, seed=config.seed))
         pl_module.run_log.text("sample", _verbatim(prompt + text), trainer.global_step)
 

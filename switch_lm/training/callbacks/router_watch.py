@@ -34,10 +34,11 @@ class RouterWatch(Measurement):
         self.windows = fixed_windows(
             training_ids, context_length=context_length, num_windows=max(1, characters // context_length)
         )
+        self.alike = bool(self.windows[0].min() == self.windows[0].max())  # one character: nothing to choose by
 
     def after_step(self, module: Any, step: int, micro_batches: Sequence[MicroBatch]) -> None:
         every, device = self.config.health.every, module.device
-        if every == 0 or step % every or not self.config.model.num_switch_layers:
+        if every == 0 or step % every or self.alike or not self.config.model.num_switch_layers:
             return
         with (
             self.timed(module, step),
