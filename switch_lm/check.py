@@ -104,6 +104,7 @@ def _check(options: argparse.Namespace, config: Config | None, verdicts: list[Ve
     from switch_lm.certificate.certify import PARTS, certify
     from switch_lm.probe.progress import progress
     from switch_lm.probe.subject import Subject
+    from switch_lm.text.characters import named
 
     checkpoint, steps = None, STEPS if options.steps is None else options.steps
     facts: dict[str, Any] = {"overrides": options.overrides, "steps": steps}
@@ -122,6 +123,10 @@ def _check(options: argparse.Namespace, config: Config | None, verdicts: list[Ve
     if config is not None:
         model, header = _trained(config, steps)
     data, device = validation_ids(header, options.data), "cuda" if torch.cuda.is_available() else "cpu"
+    if data.min() == data.max():
+        only = named(header.vocabulary[int(data[0])])
+        rule = "a router can learn nothing from it, and is not to blame"
+        raise CommandError(f"every character of the validation split is {only}: {rule}; check a run on another text")
     alpha = header.config.get("alpha", 0.0) if model.balance.adds_loss else 0.0
     subject = Subject(model.to(device), data.to(device), header.config["data"]["batch_size"], alpha)
     with progress(len(PARTS)) as say:

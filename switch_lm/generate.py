@@ -105,7 +105,7 @@ def _write(options: argparse.Namespace) -> int:
     if not options.prompt and vocabulary.start != "\n":
         options.prompt = vocabulary.start
         print(
-            f"no --prompt, and no line breaks in the model's text: it begins with {named(options.prompt)}",
+            f"no --prompt, and no newline in the model's text: it begins with {named(options.prompt)}",
             file=sys.stderr,
         )
     if len(options.prompt) > (read := model.config.context_length):

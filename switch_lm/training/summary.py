@@ -77,20 +77,16 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
         f"python -m switch_lm.check --run {name}    # what its routing leaks, drops and learns",
         f"python -m switch_lm.inspect --run {name}  # what its experts do",
     ]
-    rows["try next"] = "\n".join(
-        [
-            f"python -m switch_lm.generate --run {name} --prompt={shell_word(prompt)}",
-            f"python -m switch_lm.evaluate --run {name} --capacity-factor 0.5 1 2 none",
-            *(look if result["dropped"] is not None else []),
-            f"python -m switch_lm.train model=dense{text}        # the dense control: the same products, no router",
-            *(
-                ["make tensorboard                             # every expert of every layer"]
-                if "tensorboard" in config.logger.boards
-                else []
-            ),
-        ]
-    )
+    commands = [
+        f"python -m switch_lm.generate --run {name} --prompt={shell_word(prompt)}",
+        f"python -m switch_lm.evaluate --run {name} --capacity-factor 0.5 1 2 none",
+        *(look if result["dropped"] is not None else []),
+        f"python -m switch_lm.train model=dense{text}  # the dense control: the same products, no router",
+        *(["make tensorboard  # every expert of every layer"] if "tensorboard" in config.logger.boards else []),
+    ]
     console.print(_two_columns("Result", rows))
+    console.print(Text("try next", style="bold"))
+    console.print(Text("\n".join(f"  {command}" for command in commands)), soft_wrap=True)  # each can be pasted whole
 
 
 def _two_columns(title: str, rows: Mapping[str, str]) -> Table:

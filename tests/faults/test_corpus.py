@@ -217,7 +217,6 @@ def test_the_environment_gives_the_file_unless_a_path_does(tmp_path: Path, monke
         pytest.param(lambda file: None, "No such file or directory", id="missing"),
         pytest.param(lambda file: file.mkdir(), "Is a directory", id="a folder"),
         pytest.param(lambda file: file.write_bytes(b""), "the file is empty", id="empty"),
-        pytest.param(lambda file: file.write_bytes(b"abc\xff"), "Latin-1 text (byte 0xff at offset 3 is not UTF-8)", id="x"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_name_the_rule_and_the_fix(

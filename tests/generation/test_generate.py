@@ -155,12 +155,25 @@ def test_an_empty_prompt_stands_for_a_newline() -> None:
     assert written(model, "") == written(model, "\n")
 
 
+@pytest.mark.parametrize(("stored", "page"), [("o", []), ("o", ["--html", "sample.html"]), ("", [])], ids=str)
+def test_a_model_of_a_text_without_a_newline_writes_from_its_start(
+    stored: str, page: list[str], make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, start = make_run(text="to be or not " * 40) / "checkpoints" / "best.ckpt", stored or "b"  # the first letter
+    content = checkpoint.read(file)
+    checkpoint.write(content | {"switch_lm": content["switch_lm"] | {"start": stored}}, file)
+    assert main(["--length", "9", *page]) == main(["--length", "9", "--prompt", start]) == 0
+    printed, reported = capsys.readouterr()
+    assert printed[:11] == printed[11:] and printed.startswith(start)
+    assert reported.count(f"it begins with {start!r} (U+") == 1
+
+
 def test_no_length_is_no_text() -> None:
     assert written(tiny_model(), length=0) == ""
 
 
 def test_an_unknown_character_is_named_before_anything_is_written() -> None:
-    with pytest.raises(ValueError, match=r"the character '€' \(at position 3\) is not among the"):
+    with pytest.raises(ValueError, match=r"'€' \(U\+20AC EURO SIGN\) at position 3 is not among the"):
         generate(tiny_model(), VOCABULARY, "To €", length=10)
 
 
@@ -211,7 +224,7 @@ def test_an_unknown_character_of_the_prompt_ends_the_command_with_2(
     assert main(["--prompt", "Tö be"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "--prompt: the character 'ö' (at position 1)" in captured.err
+    assert "--prompt: 'ö' (U+00F6 LATIN SMALL LETTER O WITH DIAERESIS) at position 1" in captured.err
 
 
 def test_no_run_a_wrong_name_and_a_run_without_checkpoint_end_with_1_and_one_line(

@@ -16,6 +16,7 @@ from small_models import noisy
 from torch import Tensor
 
 import switch_lm
+from switch_lm import check
 from switch_lm.config.schema import Config, HealthConfig
 from switch_lm.measure.alarm import RouterAlarm
 from switch_lm.measure.router_health import RouterHealth, router_health
@@ -103,6 +104,19 @@ def test_a_dense_model_has_window_losses_and_no_router_health(config: Config) ->
     tags = logged(folder_of(config))
     assert "val/window_loss_generation" in tags and not [tag for tag in tags if tag.startswith("health/")]
     assert (result["router_alarms"], result["router_health_seconds"]) == ([], 0.0)
+
+
+def test_a_text_of_one_character_is_reported_and_no_router_is_blamed(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(str(config.data.path)).write_text("a" * 4000)
+    config = replace(config, health=HealthConfig(every=1, checks=1), logger=replace(config.logger, progress="lines"))
+    assert train(config)["router_alarms"] == []
+    printed, reported = capsys.readouterr()
+    assert f" --prompt={'a' * 16}\n" in printed and f" model=dense data.path={config.data.path}  # " in printed
+    assert "every character to train on is 'a' (U+0061 LATIN SMALL LETTER A): there is n" in reported
+    assert check.main(["--run", str(folder_of(config))]) == 2
+    assert "a router can learn nothing from it, and is not to blame" in capsys.readouterr().err
 
 
 # --- Router health
