@@ -69,7 +69,7 @@ class ConsoleProgress(StepCallback):
         self.left, self.printed_at = TimeLeft(config.trainer, num_batches=num_batches), time.monotonic()
         columns = (
             TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
         )  # fmt: skip
         self.bar = Progress(
             *columns,
@@ -77,7 +77,7 @@ class ConsoleProgress(StepCallback):
             transient=heading is not None,
             disable=not bar_wanted,
         )
-        self.task = self.bar.add_task(self.heading, total=steps, loss=math.nan, left="")
+        self.task = self.bar.add_task(self.heading, total=steps, loss="", left="")
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.bar.reset(self.task, completed=trainer.global_step)
@@ -92,12 +92,12 @@ class ConsoleProgress(StepCallback):
         self.left.end_step()
         if step % self.log_every == 0:
             losses = torch.stack([micro_batch["losses"]["train/loss"] for micro_batch in micro_batches])
-            self.bar.update(self.task, loss=losses.mean().item())
+            self.bar.update(self.task, loss=f"loss {losses.mean().item():.3f}")
         validates = module.config.trainer.validates(step)
         left = left_in_words(self.left.seconds(step, batches_left=self.left.num_batches * validates))
         self.bar.update(self.task, completed=step, description=self.heading, left=left)
         if self.prints_steps and step % self.print_every == 0:
-            self._print(f"step {step}/{self.max_steps}  loss {self.bar.tasks[0].fields['loss']:.3f}  {left}")
+            self._print(f"step {step}/{self.max_steps}  {self.bar.tasks[0].fields['loss']}  {left}")
 
     def measured(self, module: Any, done: int, of: int) -> None:
         """`done` batches of a validation, or of the last evaluation, with the capacity of training."""
