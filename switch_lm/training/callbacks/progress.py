@@ -15,6 +15,7 @@ from switch_lm.config.schema import Config, TrainerConfig
 from switch_lm.training.callbacks.base import MicroBatch, StepCallback
 
 DROPPED = "moe/dropped_share"
+TRAINING = "training"
 SILENCE = 10.0  # seconds in a validation without a line
 FORWARD = 1 / 3  # of a step's time, until a validation was measured: the backward pass costs twice the forward pass
 
@@ -65,7 +66,7 @@ class ConsoleProgress(StepCallback):
         self.prints_validations = style != "none" and heading is None
         self.prints_steps = self.prints_validations and not bar_wanted
         self.log_every, self.print_every = every, max(every, steps // 20 // every * every)
-        self.console, self.max_steps, self.heading = console, steps, heading or "training"
+        self.console, self.max_steps, self.heading = console, steps, heading or TRAINING
         self.left, self.printed_at = TimeLeft(config.trainer, num_batches=num_batches), time.monotonic()
         columns = (
             TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
@@ -106,7 +107,8 @@ class ConsoleProgress(StepCallback):
         under_way = of - done - of * validation.is_done  # the last evaluation is among those to come
         left = left_in_words(self.left.seconds(step, batches_left=under_way))
         what = "evaluating with the capacity of training" if validation.is_done else "validating"
-        self.bar.update(self.task, description=f"{what} {done / of:.0%}", left=left)
+        begins = "" if self.heading == TRAINING else f"{self.heading}, "
+        self.bar.update(self.task, description=f"{begins}{what} {done / of:.0%}", left=left)
         if self.prints_steps and time.monotonic() - self.printed_at > SILENCE:
             self._print(f"step {step}/{self.max_steps}  {what}: {done / of:.0%}  {left}")
 
