@@ -1,6 +1,6 @@
 """The loss of each character of a window, read as a whole or character by character."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import EllipsisType
 
@@ -38,9 +38,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def character_by_character(model: SwitchLM, ids_BS: Tensor, target_BS: Tensor) -> Tensor:
+def character_by_character(
+    model: SwitchLM, ids_BS: Tensor, target_BS: Tensor, *, before_each: Callable[[], None] = lambda: None
+) -> Tensor:
     """The same with the windows read as in generation: one character per pass, through the cache, dropless."""
-    cache = model.new_cache()
+    cache, logits = model.new_cache(), []
     with torch.inference_mode(), one_thread():
-        logits = [model(id_B1, cache=cache, capacity_factor=None).logits for id_B1 in ids_BS.split(1, dim=1)]
+        for id_B1 in ids_BS.split(1, dim=1):
+            before_each()
+            logits.append(model(id_B1, cache=cache, capacity_factor=None).logits)
         return negative_log_likelihood(torch.cat(logits, dim=1), target_BS)

@@ -181,8 +181,8 @@ class SwitchModule(lightning.LightningModule):
 
         def after_batch(done: int, of: int) -> None:
             self.on_measured(done, of)
-            if self.saving is not None and done < of:
-                self.saving.in_validation(self.trainer)
+            if done < of:
+                self.stop_if_asked()
 
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         evaluate(
@@ -221,6 +221,10 @@ class SwitchModule(lightning.LightningModule):
     def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self.on_measured(self.validation.num_batches, len(data.validation_batches))
+        self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """For what takes long in a validation. `Stopped` after a signal; what there is of the validation is saved."""
         if self.saving is not None:
             self.saving.in_validation(self.trainer)
 

@@ -72,9 +72,7 @@ def test_a_signal_ends_the_run_at_a_step_and_the_printed_line_continues_it_to_th
 @pytest.mark.parametrize(
     ("number", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long), (signal.SIGINT, 130)]
 )
-def test_a_signal_before_the_first_step_ends_the_run_at_once(
-    number: signal.Signals, code: int, tmp_path: Path
-) -> None:
+def test_a_signal_before_the_first_step_ends_the_run_at_once(number: signal.Signals, code: int, tmp_path: Path) -> None:
     started = Started(tmp_path, STEPS, "name=stopped", "trainer.accumulate=3", before=SLOW_START)
     started.wait_for("starting")
     assert started.end(number) == code, started.output

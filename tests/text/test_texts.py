@@ -20,7 +20,7 @@ from switch_lm.text.vocabulary import Vocabulary
 GERMAN = "Größe und Übermaß: die Fähre läuft über den Fluß.\n" * 9
 LATE, QUOTED = " " * 99_999 + GERMAN, GERMAN + "“€”"
 ENCODINGS = {
-    GERMAN: ("UTF-16", "UTF-32"),
+    GERMAN: ("UTF-16", "UTF-32", "Latin-1"),
     "我们在这里，是一个大的问题。他不来了。天空是蓝色的。\n" * 9: ("UTF-16LE", "UTF-16BE", "UTF-32LE", "GB18030"),
     "Привет, мир! Это текст о том, как люди живут.\n" * 9: ("UTF-16LE", "WINDOWS-1251", "KOI8-R"),
     "이것은 한국어 텍스트입니다. 나는 학생이고 매일 공부를 합니다.\n" * 9: ("EUC-KR",),
@@ -36,16 +36,13 @@ def text_of(body: bytes, tmp_path: Path) -> Corpus:
 @pytest.mark.parametrize(
     ("body", "what", "text"),
     [
-        (GERMAN.encode("latin1"), "Latin-1 text (byte 0xf6 at offset 2 is not UTF-8)", GERMAN),
-        (LATE.encode("latin1"), "Latin-1 text (byte 0xf6 at offset 100001", LATE),
+        (LATE.encode("latin1"), "Latin-1 text (byte 0xf6 at offset 100001 is not UTF-8)", LATE),
         (QUOTED.encode("cp1252"), "WINDOWS-1252 text", QUOTED),
         *((text.encode(name), f"{name} text", text) for text, names in ENCODINGS.items() for name in names),
         ((GERMAN + "ü").encode()[:-1], "UTF-8 text with damaged characters", GERMAN),
         *((by.compress(GERMAN.encode()), f"a file packed by {name}", GERMAN) for name, by in PACKERS.items()),
-        (bytes(257) + b"ustar", "a tar archive", None),
-        (b"PK\3\4 word/document.xml", "a Word document", None),
-        (b"%PDF-1.4\n", "a PDF document", None),
-        (bytes(range(256)) * 9, "a binary file", None),
+        *((b"PK\3\4 word/", "a Word document", None), (b"%PDF-1", "a PDF document", None)),
+        *((bytes(257) + b"ustar", "a tar archive", None), (bytes(range(256)) * 9, "a binary file", None)),
     ],
     ids=lambda value: value if value and len(value) < 50 else "",
 )
@@ -64,16 +61,13 @@ def test_what_is_not_utf_8_is_named_and_the_command_beside_it_converts_it(
 def test_streams_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     os.mkfifo("fifo")
-    with Path("file").open("wb") as file:
-        for name in ("fifo", "/dev/null", "/dev/stdin", f"/dev/fd/{file.fileno()}", "-"):
-            with pytest.raises(TextError, match=r"can be read only once.* must name a UTF-8 .*cat .*> FILE"):
-                require_text_file(Path(name), name="data.path")
+    for name in ("fifo", "/dev/null", "/dev/stdin", "/dev/fd/1", "-"):
+        with pytest.raises(TextError, match=r"can be read only once.* must name a UTF-8 .*cat .*> FILE"):
+            require_text_file(Path(name), name="data.path")
 
 
 @pytest.mark.parametrize(("distinct", "size"), [(256, 1), (257, 2), (2**15, 2), (2**15 + 1, 4)])
-def test_ids_are_places_among_the_sorted_characters_in_the_smallest_integers(
-    distinct: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ids_are_small_integers(distinct: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "PIECE_BYTES", 1021)  # cuts characters
     expected = "".join(map(chr, [*range(distinct - 1), 0x1F600]))
     corpus = text_of((expected[::-1] * 2).encode(), tmp_path)
@@ -90,9 +84,7 @@ def test_reading_a_text_takes_little_more_than_a_byte_per_character(tmp_path: Pa
     assert size <= peak < 1.7 * size  # 6 MB are there for texts of any length
 
 
-def test_byte_order_marks_are_left_out_wherever_files_were_joined_and_that_is_reported_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_byte_order_marks_are_left_out_and_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     corpus = text_of(body := "\ufeffone\n\ufefftwo\n".encode(), tmp_path)
     assert (corpus.text(), corpus.sha256) == ("one\ntwo\n", hashlib.sha256(body).hexdigest())
     assert caplog.messages == [f"{corpus.source} has 2 byte order marks (U+FEFF), which are left out"]
@@ -111,9 +103,7 @@ def test_a_text_without_a_newline_starts_with_its_most_frequent_first_character(
     [
         ("aeé", "ae\u0301", "U+0301 COMBINING ACUTE ACCENT at position 2 * 3 characters * near ones are 'é' (U+00E9 *"),
         ("ae\u0301", "é", "'é' (U+00E9 * near ones are 'e' (U+0065 *) followed by U+0301 COMBINING *"),
-        ("be", "Be", "'B' (U+0042 * near ones are 'b' (U+0062 *"),
         ("“”", '"', "* '“' (U+201C LEFT DOUBLE QUOTATION MARK) or '”' (U+201D *"),
-        ("a-", "a—", "'—' (U+2014 EM DASH) at position 1 * near ones are '-' (U+002D HYPHEN-MINUS)"),
         ("a\n", "a\r\n", r"'\r' (U+000D) at position 1 * near ones are '\n' (U+000A)"),
         ("a\n", r"a\na", r"'\\' * write $'...\n...', which *"),
         ("a", "\udcff", "byte 0xff, which is no character in this terminal's encoding, at position 0 *"),

@@ -106,9 +106,7 @@ def test_a_dense_model_has_window_losses_and_no_router_health(config: Config) ->
     assert (result["router_alarms"], result["router_health_seconds"]) == ([], 0.0)
 
 
-def test_a_text_of_one_character_is_reported_and_no_router_is_blamed(
-    config: Config, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_router_is_blamed_for_a_text_of_one_character(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     Path(str(config.data.path)).write_text("a" * 4000)
     config = replace(config, health=HealthConfig(every=1, checks=1), logger=replace(config.logger, progress="lines"))
     assert train(config)["router_alarms"] == []

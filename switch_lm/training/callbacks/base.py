@@ -54,6 +54,8 @@ class Measurement(StepCallback):
     @contextmanager
     def timed(self, module: Any, step: int) -> Iterator[None]:
         """Adds the seconds of its block and logs their sum."""
+        if module.trainer.validating:
+            module.stop_if_asked()
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started

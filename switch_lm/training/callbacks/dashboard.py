@@ -65,7 +65,10 @@ class Samples(Callback):
             return
         known = "".join(c for c in config.logger.sample_prompt if c in vocabulary.characters)
         prompt = known or vocabulary.start
-        text = "".join(generate(pl_module.model, vocabulary, prompt, length=length, seed=config.seed))
+        text = ""
+        for character in generate(pl_module.model, vocabulary, prompt, length=length, seed=config.seed):
+            pl_module.stop_if_asked()
+            text += character
         pl_module.run_log.text("sample", _verbatim(prompt + text), trainer.global_step)
 
 

@@ -15,6 +15,7 @@ from switch_lm.config.schema import Config, TrainerConfig
 from switch_lm.training.callbacks.base import MicroBatch, StepCallback
 
 DROPPED = "moe/dropped_share"
+TRAINING = "training"
 SILENCE = 10.0  # seconds in a validation without a line
 FORWARD = 1 / 3  # of a step's time, until a validation was measured: the backward pass costs twice the forward pass
 
@@ -65,11 +66,11 @@ class ConsoleProgress(StepCallback):
         self.prints_validations = style != "none" and heading is None
         self.prints_steps = self.prints_validations and not bar_wanted
         self.log_every, self.print_every = every, max(every, steps // 20 // every * every)
-        self.console, self.max_steps, self.heading = console, steps, heading or "training"
+        self.console, self.max_steps, self.heading = console, steps, heading or TRAINING
         self.left, self.printed_at = TimeLeft(config.trainer, num_batches=num_batches), time.monotonic()
         columns = (
             TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
         )  # fmt: skip
         self.bar = Progress(
             *columns,
@@ -77,7 +78,7 @@ class ConsoleProgress(StepCallback):
             transient=heading is not None,
             disable=not bar_wanted,
         )
-        self.task = self.bar.add_task(self.heading, total=steps, loss=math.nan, left="")
+        self.task = self.bar.add_task(self.heading, total=steps, loss="", left="")
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.bar.reset(self.task, completed=trainer.global_step)
@@ -92,12 +93,12 @@ class ConsoleProgress(StepCallback):
         self.left.end_step()
         if step % self.log_every == 0:
             losses = torch.stack([micro_batch["losses"]["train/loss"] for micro_batch in micro_batches])
-            self.bar.update(self.task, loss=losses.mean().item())
+            self.bar.update(self.task, loss=f"loss {losses.mean().item():.3f}")
         validates = module.config.trainer.validates(step)
         left = left_in_words(self.left.seconds(step, batches_left=self.left.num_batches * validates))
         self.bar.update(self.task, completed=step, description=self.heading, left=left)
         if self.prints_steps and step % self.print_every == 0:
-            self._print(f"step {step}/{self.max_steps}  loss {self.bar.tasks[0].fields['loss']:.3f}  {left}")
+            self._print(f"step {step}/{self.max_steps}  {self.bar.tasks[0].fields['loss']}  {left}")
 
     def measured(self, module: Any, done: int, of: int) -> None:
         """`done` batches of a validation, or of the last evaluation, with the capacity of training."""
@@ -106,7 +107,8 @@ class ConsoleProgress(StepCallback):
         under_way = of - done - of * validation.is_done  # the last evaluation is among those to come
         left = left_in_words(self.left.seconds(step, batches_left=under_way))
         what = "evaluating with the capacity of training" if validation.is_done else "validating"
-        self.bar.update(self.task, description=f"{what} {done / of:.0%}", left=left)
+        begins = "" if self.heading == TRAINING else f"{self.heading}, "
+        self.bar.update(self.task, description=f"{begins}{what} {done / of:.0%}", left=left)
         if self.prints_steps and time.monotonic() - self.printed_at > SILENCE:
             self._print(f"step {step}/{self.max_steps}  {what}: {done / of:.0%}  {left}")
 

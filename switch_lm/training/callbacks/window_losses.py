@@ -36,10 +36,11 @@ class WindowLosses(Measurement):
             return
         with self.timed(pl_module, step), evaluating(model):
             ids_BS, target_BS = (tensor.to(pl_module.device) for tensor in self.windows)
+            by_character = character_by_character(model, ids_BS, target_BS, before_each=pl_module.stop_if_asked)
             nll_BS = {
                 "val/window_loss": whole(model, ids_BS, target_BS, capacity_factor=None),
                 "val/window_loss_train_capacity": whole(model, ids_BS, target_BS, capacity_factor=self.capacity_factor),
-                "val/window_loss_generation": character_by_character(model, ids_BS, target_BS),
+                "val/window_loss_generation": by_character,
             }
             pl_module.run_log.scalars({tag: nll.double().mean().item() for tag, nll in nll_BS.items()}, step)
 
