@@ -33,10 +33,12 @@ class Probe:
         windows = fixed_windows(validation_ids, context_length=context_length, num_windows=num_windows)
         return cls(*windows, validation_ids)
 
-    def cut(self, value_N: Tensor) -> Tensor:
-        """The values of the windows' characters (B, S), from one value per character of the split."""
-        B, S = self.ids_BS.shape
-        return fixed_windows(value_N, context_length=S, num_windows=B)[0]
+    @property
+    def place_BS(self) -> Tensor:
+        """Where in the split each character of the windows stands."""
+        (B, S), device = self.ids_BS.shape, self.ids_BS.device
+        stride = (len(self.split_ids) - 1) // B
+        return stride * torch.arange(B, device=device)[:, None] + torch.arange(S, device=device)
 
     def smaller(self, num_windows: int) -> Self:
         """At most `num_windows` windows of the same split, for what is expensive."""
