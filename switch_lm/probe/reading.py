@@ -79,7 +79,7 @@ def read(model: SwitchLM, probe: Probe) -> Reading:
 
 
 def read_text(model: SwitchLM, ids: Tensor, *, context_length: int) -> Reading:
-    """Reads a whole split, window by window, as one row (L, 1, N) without the last character."""
+    """Reads a text (N,), window by window, as one row (L, 1, N - 1) without the last character."""
     batches = evaluation_batches(ids, context_length=context_length, batch_size=ROWS)
     return _read(model, batches, shape=(1, len(ids) - 1))
 
