@@ -7,9 +7,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text as Plain
 
 from switch_lm.config.schema import Config, LoggerConfig
 from switch_lm.measure.ledger import ledger_in_words
+from switch_lm.pages.characters import harmless
 from switch_lm.storage.metrics import METRICS
 from switch_lm.storage.runs import BEST, CHECKPOINTS, LAST, OUTPUTS
 from switch_lm.training.hardware import Hardware
@@ -95,5 +97,5 @@ def _two_columns(title: str, rows: Mapping[str, str]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows.items():
-        table.add_row(name, text)
+        table.add_row(name, Plain(harmless(text)))  # no markup: a path may hold brackets
     return table
