@@ -1,14 +1,16 @@
 """The text that every statistic reads, what a model does with each character, and what it would do if changed."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from switch_lm.measure.metrics import first_choice
+from switch_lm.measure.metrics import FirstChoice, first_choice
 from switch_lm.measure.scoring import negative_log_likelihood
 from switch_lm.model.attention import LayerCache
 from switch_lm.model.switch import SwitchFeedForward
@@ -85,18 +87,22 @@ def read_text(model: SwitchLM, ids: Tensor, *, context_length: int) -> Reading:
 
 
 def _read(model: SwitchLM, batches: Iterator[tuple[Tensor, Tensor]], *, shape: tuple[int, ...]) -> Reading:
-    layers, facts, nll = switch_layers(model), [], []
+    layers, done = switch_layers(model), 0
+    new = partial(torch.empty, len(layers), math.prod(shape), device=model.embedding.weight.device)
+    # Made before the first pass: small results between the large logits of two passes would keep the memory of both.
+    facts = FirstChoice(new(dtype=torch.long), new(), new(dtype=torch.long), new())
+    nll_T = torch.empty_like(facts.gate_T[0])
     with torch.inference_mode(), evaluating(model):
         for ids_BS, target_BS in batches:
-            output = model(ids_BS, capacity_factor=None)
-            nll.append(negative_log_likelihood(output.logits, target_BS).flatten())
-            facts.append([first_choice(routing) for routing in output.routings])
-    expert, gate, second, second_probability = (
-        torch.stack([torch.cat([batch[layer][field] for batch in facts]).view(shape) for layer in range(len(layers))])
-        for field in range(4)
-    )
+            output, here = model(ids_BS, capacity_factor=None), slice(done, done + ids_BS.numel())
+            nll_T[here], done = negative_log_likelihood(output.logits, target_BS).flatten(), here.stop
+            for layer, routing in enumerate(output.routings):
+                for fact_LT, fact_T in zip(facts, first_choice(routing), strict=True):
+                    fact_LT[layer, here] = fact_T
+            del output  # before the next pass
+    expert, gate, second, second_probability = (fact_LT.view(len(layers), *shape) for fact_LT in facts)
     num_experts, blocks = layers[0].num_experts, model.config.switch_blocks
-    return Reading(expert, gate, second, second_probability, torch.cat(nll).view(shape), num_experts, blocks)
+    return Reading(expert, gate, second, second_probability, nll_T.view(shape), num_experts, blocks)
 
 
 def rewind(cache: list[LayerCache], length: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from browser import browser, complaints, prefer, resize  # noqa: F401  browser i
 from conftest import TEXT, MakeRun, checkpoint_of, tiny_model
 
 from switch_lm.inspect import main
+from switch_lm.pages.characters import visible
 from switch_lm.storage import checkpoint
 from switch_lm.text.vocabulary import Vocabulary
 
@@ -72,6 +74,17 @@ def test_a_run_gives_a_page_pictures_tables_and_findings(make_run: MakeRun, caps
     assert [row["step"] for row in tables["history"]] == ["5", "5", "9", "9"]
     assert all(float(row["differs_from_last"]) == 0 for row in tables["history"] if row["step"] == "9")
     assert all(float(row["changed_since_before"]) > 0.5 for row in tables["history"] if row["step"] == "9")
+
+
+def test_of_a_long_text_the_page_colours_the_beginning(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("switch_lm.inspection.study.MOST_COLOURED", 100)
+    folder = run_with_history(make_run)
+    assert main(["--run", "tiny"]) == 0
+    page, text = (folder / "inspect" / "inspect.html").read_text(), LONG[int(0.9 * len(LONG)) :]
+    assert f"The validation text (its first 100 of {len(text) - 1} characters) as" in page
+    assert json.loads(page.split('<script type="application/json">')[1].split("</script>")[0])["text"] == text[:100]
+    counts = rows(folder / "inspect" / "tables" / "atlas.csv")
+    assert {row["character"] for row in counts} == {visible(c) for c in text[:256]}  # and no other
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named_on_stderr_and_on_the_page(
