@@ -196,7 +196,6 @@ def test_on_a_terminal_commands_in_the_text_are_shown_and_elsewhere_they_stay(
         written = capsys.readouterr().out
         assert written.startswith(shown) and len(written) > len(shown) + 60
         assert ("\x1b" in written) == (shown == text[:12])
-        assert shown == text[:12] or set(written) <= set(harmless(text))
         monkeypatch.setattr("sys.stdout.isatty", lambda: True)
 
 

@@ -50,10 +50,6 @@ def test_in_a_page_and_in_markdown_names_are_visible_and_isolated() -> None:
     html, markdown = to_html(document), to_markdown(document, pictures="pictures")
     assert "<h1><code><bdi>א</bdi></code> 12\\x00</h1>" in "".join(map(str.strip, html.splitlines(keepends=False)))
     assert "<bdi>ב</bdi>\\u202e 13" in html and "x\\x1b\\ufffe</pre>" in html and "<title>א 12</title>" in html
-    assert "# \u2068`א`\u2069 12\\x00\n" in markdown and "\u2068ב\u2069\\\\u202e 13" in markdown
-    assert "| \u2068א\u2069 1 |" in markdown and "x\\x1b\\ufffe\n```" in markdown
-    assert harmless(html) == html
-
-
-def test_in_a_picture_a_command_is_visible() -> None:
-    assert plain("a\x1b\u202eb\x9b") == "a \\u202eb\\x9b"
+    assert "# \u2068`א`\u2069 12\\\\x00\n\n\u2068ב\u2069\\\\u202e 13\n" in markdown
+    assert "| \u2068א\u2069 1 | \\\\x1b\\[1m |" in markdown and "x\\x1b\\ufffe\n```" in markdown
+    assert harmless(html) == html and plain("a\x1b\u202eb\x9b") == "a \\u202eb\\x9b"
