@@ -15,7 +15,6 @@ from browser import browser, complaints, prefer, resize  # noqa: F401  browser i
 from conftest import TEXT, MakeRun, checkpoint_of, tiny_model
 
 from switch_lm.inspect import main
-from switch_lm.pages.characters import visible
 from switch_lm.storage import checkpoint
 from switch_lm.text.vocabulary import Vocabulary
 
@@ -71,20 +70,10 @@ def test_a_run_gives_a_page_pictures_tables_and_findings(make_run: MakeRun, caps
     assert {row["run"] for row in tables["atlas"]} == {"tiny"}
     read = [int(row["count"]) for row in tables["atlas"] if row["layer"] == "0"]
     assert sum(read) == 16 * 16  # a tenth of 2,640 characters
+    assert len(read) == 4 * len(set(LONG[int(0.9 * len(LONG)) :][:256]))  # no character that does not occur
     assert [row["step"] for row in tables["history"]] == ["5", "5", "9", "9"]
     assert all(float(row["differs_from_last"]) == 0 for row in tables["history"] if row["step"] == "9")
     assert all(float(row["changed_since_before"]) > 0.5 for row in tables["history"] if row["step"] == "9")
-
-
-def test_of_a_long_text_the_page_colours_the_beginning(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("switch_lm.inspection.study.MOST_COLOURED", 100)
-    folder = run_with_history(make_run)
-    assert main(["--run", "tiny"]) == 0
-    page, text = (folder / "inspect" / "inspect.html").read_text(), LONG[int(0.9 * len(LONG)) :]
-    assert f"The validation text (its first 100 of {len(text) - 1} characters) as" in page
-    assert json.loads(page.split('<script type="application/json">')[1].split("</script>")[0])["text"] == text[:100]
-    counts = rows(folder / "inspect" / "tables" / "atlas.csv")
-    assert {row["character"] for row in counts} == {visible(c) for c in text[:256]}  # and no other
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named_on_stderr_and_on_the_page(
@@ -100,7 +89,10 @@ def test_a_checkpoint_that_cannot_be_read_is_named_on_stderr_and_on_the_page(
     assert f"Left out of the history: {damaged} can" in page
 
 
-def test_two_runs_stand_side_by_side_on_the_same_windows(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_stand_side_by_side_on_the_same_windows_and_of_a_long_text_the_beginning_is_coloured(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("switch_lm.inspection.study.MOST_COLOURED", 100)
     run_with_history(make_run, "first")
     run_with_history(make_run, "second", capacity_factor=None, context_length=8, num_layers=3)
     assert main(["--run", "first", "--compare", "second", "--out", "both"]) == 0
@@ -114,6 +106,9 @@ def test_two_runs_stand_side_by_side_on_the_same_windows(make_run: MakeRun, caps
     assert "It was trained without a capacity: nothing is dropped." in capsys.readouterr().out
     page = Path("both/inspect.html").read_text()
     assert page.count('class="coloured"') == 2 and "first: layer 01" in page and "second: layer 02" in page
+    split = LONG[int(0.9 * len(LONG)) :]
+    assert page.count(f"The validation text (its first 100 of {len(split) - 1} characters) as") == 2
+    assert page.count(f'{{"text":{json.dumps(split[:100])},'.replace("'", "\\u0027")) == 2
 
 
 @pytest.mark.parametrize(

@@ -67,27 +67,17 @@ def test_every_character_has_a_class(character: str, kind: str) -> None:
     assert character_class(character) == kind
 
 
-def lines_of(text: str) -> tuple[list[int], str]:
-    """The position of each character in its line, and the text with a dot for all but the speakers' names."""
+@pytest.mark.parametrize("end", ["\n", "\r", "\u2028", "\r\n"], ids=ascii)
+def test_a_speaker_name_follows_an_empty_line_and_ends_with_a_colon_whatever_ends_a_line(end: str) -> None:
+    text = "no name:\n\nKING:\nHe said:\n\nnot one\nALL:\n\nAll:".replace("\n", end)
     known, place_N = Vocabulary.of(text), torch.arange(len(text))
     lines = Lines.of(known.encode(text), known.characters)
     named = zip(text, lines.in_speaker_name(place_N).tolist(), strict=True)
-    return lines.position(place_N).tolist(), "".join(c if inside else "." for c, inside in named)
-
-
-@pytest.mark.parametrize("end", ["\n", "\r", "\u2028", "\r\n"], ids=ascii)
-def test_a_line_break_of_any_kind_is_the_end_of_its_line(end: str) -> None:
-    position, _ = lines_of(f"ab{end}{end}c")
-    assert position == [*range(2 + len(end)), *range(len(end)), 0]
-    assert {character_class(c) for c in end} == {"newline"}
-
-
-@pytest.mark.parametrize("end", ["\n", "\r", "\u2028", "\r\n"], ids=ascii)
-def test_a_speaker_name_follows_an_empty_line_and_ends_with_a_colon(end: str) -> None:
-    text = "no name:\n\nKING:\nHe said:\n\nnot one\nALL:\n\nAll:".replace("\n", end)
-    _, marked = lines_of(text)
+    marked = "".join(c if inside else "." for c, inside in named)
     assert marked.replace(".", "") == "KING:All:"
     assert marked.index("KING:") == text.index("KING:") and marked.index("All:") == text.rindex("All:")
+    assert lines.position(place_N).tolist() == [i for line in text.splitlines(keepends=True) for i in range(len(line))]
+    assert {character_class(c) for c in end} == {"newline"}
 
 
 def test_labels_of_a_window_know_the_line_that_began_before_it() -> None:

@@ -16,7 +16,7 @@ from switch_lm.certificate.show import certificate_markdown, write_text
 from switch_lm.config.schema import Config
 from switch_lm.model.config import ModelConfig
 from switch_lm.training.boards.tensorboard import chart_layout
-from switch_lm.training.callbacks.dashboard import NO_METRICS, _verbatim, hparams, metrics
+from switch_lm.training.callbacks.dashboard import NO_METRICS, hparams, metrics
 
 ALL_STEPS, VALIDATIONS = [1, 2, 3, 4, 5, 6], [3, 6]
 LAYERS = ("moe/layer_00", "moe/layer_01")
@@ -160,9 +160,3 @@ def test_dense_and_dropless_runs_have_their_own_values_among_the_hyperparameters
     result = {"val_loss": 1.5, "best_val_loss": 1.4, "dropped": None, "tokens_per_second": 9.0}
     assert metrics(result).keys() == NO_METRICS.keys()
     assert metrics(result)["hp/dropped"] == 0.0  # without it the page omits a dense run
-
-
-def test_a_text_is_shown_as_it_is_whatever_it_holds() -> None:
-    assert _verbatim("a\x0bb\x1c\u2028\r\n\n# <b>\x1b\u202e") == (
-        "    a\\x0bb\\x1c\\u2028\\r\n    \n    # <b>\\x1b\\u202e"
-    )
