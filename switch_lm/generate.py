@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,7 @@ def _write(options: argparse.Namespace) -> int:
 
     from switch_lm.generation.sampling import generate
     from switch_lm.generation.trace import trace
+    from switch_lm.pages.characters import harmless
     from switch_lm.text.characters import named
     from switch_lm.text.vocabulary import Vocabulary
 
@@ -120,9 +122,8 @@ def _write(options: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"--prompt: {error}; use known ones, or leave --prompt out", file=sys.stderr)
         return 2
-    print(options.prompt, end="", flush=True)
-    for character in text:
-        print(character, end="", flush=True)
+    for part in chain([options.prompt], text):
+        print(harmless(part) if sys.stdout.isatty() else part, end="", flush=True)
     print(flush=True)
     if options.html is not None:
         from switch_lm.generation.page import Sampling, sample_page  # the first character need not wait for it

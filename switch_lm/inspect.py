@@ -19,6 +19,7 @@ from switch_lm.commandline.command import (
     validation_ids,
     writing,
 )
+from switch_lm.pages.characters import harmless, isolated
 from switch_lm.storage.runs import run_name, run_of
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
@@ -95,11 +96,11 @@ def _inspections(opened: Sequence[tuple[Path, SwitchLM, Header]], data: Path | N
 
 def _print_findings(inspection: Inspection) -> None:
     for warning in inspection.warnings:
-        print(f"warning: {inspection.name}: {warning}", file=sys.stderr)
-    print(f"\n{inspection.name}")
+        print(harmless(f"warning: {inspection.name}: {warning}"), file=sys.stderr)
+    print(f"\n{harmless(inspection.name)}")
     for question, sentences in inspection.findings().items():
         print(f"\n{question}")
-        print("\n".join(f"- {sentence}" for sentence in sentences))
+        print("\n".join(f"- {isolated(harmless(sentence))}" for sentence in sentences))
 
 
 if __name__ == "__main__":

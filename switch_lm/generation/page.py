@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from switch_lm.generation.trace import Choice, Traced
+from switch_lm.pages.characters import harmless, isolated
 from switch_lm.pages.coloured_text import NOBODY, LayerText, coloured_text
 from switch_lm.pages.expert_maps import layer_name
 from switch_lm.pages.page import render
@@ -45,7 +46,7 @@ def sample_page(traced: Sequence[Traced], sampling: Sampling) -> str:
     colour = "has the colour and the number of the expert that processed it" if layers else "is coloured by probability"
     prompt = " The prompt is bold and slanted." if sampling.prompt else ""
     body = f"""<header>
-<h1>{escape(title)}</h1>
+<h1>{_line(title)}</h1>
 <p class="lead">Written by the model, one character at a time. Each {colour}; point at one to see more.{prompt}</p>
 </header>
 <main>
@@ -54,10 +55,10 @@ def sample_page(traced: Sequence[Traced], sampling: Sampling) -> str:
 <h2 id="how">How it was made</h2>
 {"".join(f"<p>{sentence}</p>" for sentence in _sentences(sampling, switch=bool(layers)))}
 <dl>{_facts(sampling)}</dl>
-<pre tabindex="0">{escape(sampling.command)}</pre>
+<pre tabindex="0">{escape(harmless(sampling.command))}</pre>
 </section>
 </main>"""
-    return render(title, body)
+    return render(harmless(title), body)
 
 
 def layer_texts(traced: Sequence[Traced], blocks: Sequence[int], *, num_experts: int) -> list[LayerText]:
@@ -103,4 +104,8 @@ def _facts(sampling: Sampling) -> str:
         "drawn from": top_k,
         "seed": str(sampling.seed),
     }
-    return "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+    return "".join(f"<div><dt>{name}</dt><dd>{_line(value)}</dd></div>" for name, value in facts.items())
+
+
+def _line(text: str) -> str:
+    return isolated(escape(harmless(text)), "<bdi>", "</bdi>")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from switch_lm.text.vocabulary import Vocabulary
 CHARACTER, NEXT, CLASS = "character", "next character", "character class"
 LINE, WINDOW, SPEAKER = "position in the line", "position in the window", "speaker names"
 CLASSES = ("vowel", "consonant", "upper case", "digit", "punctuation", "space", "newline")
+LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # those of `str.splitlines`; \r\n is one break
 LAST_STEP = 512  # positions from here on are one label
 PLAIN = (CHARACTER, CLASS)  # the class follows from the character: beyond it, it explains nothing
 
@@ -21,15 +23,15 @@ PLAIN = (CHARACTER, CLASS)  # the class follows from the character: beyond it, i
 def labels(probe: Probe, vocabulary: Vocabulary) -> dict[str, Tensor]:
     """Numbers (B, S) from 0, by the name of the label. Positions are in doubling steps: 0, 1, 2 to 3, 4 to 7, ..."""
     class_V = torch.tensor([CLASSES.index(character_class(character)) for character in vocabulary.characters])
-    ids_BS, text = probe.ids_BS, vocabulary.decode(probe.split_ids)
+    ids_BS, lines = probe.ids_BS, Lines.of(probe.split_ids, vocabulary.characters)
     window_BS = torch.arange(ids_BS.shape[1], device=ids_BS.device).expand_as(ids_BS)
     return {
         CHARACTER: ids_BS,
         NEXT: probe.target_BS,
         CLASS: class_V.to(ids_BS.device)[ids_BS],
-        LINE: _doubling(probe.cut(position_in_line(text).to(ids_BS.device))),
+        LINE: _doubling(lines.position(probe.place_BS)),
         WINDOW: _doubling(window_BS),
-        SPEAKER: probe.cut(in_speaker_name(text).to(ids_BS.device)).long(),
+        SPEAKER: lines.in_speaker_name(probe.place_BS).long(),
     }
 
 
@@ -39,9 +41,9 @@ def _doubling(position_BS: Tensor) -> Tensor:
 
 
 def character_class(character: str) -> str:
-    """One of `CLASSES`. An upper-case vowel is upper case; white space other than a newline is space."""
+    """One of `CLASSES`. An upper-case vowel is upper case; white space that ends no line is space."""
     tests = {
-        "newline": character == "\n",
+        "newline": character in LINE_BREAKS,
         "space": character.isspace(),
         "digit": character.isdigit(),
         "upper case": character.isupper(),
@@ -51,20 +53,46 @@ def character_class(character: str) -> str:
     return next((name for name, holds in tests.items() if holds), "punctuation")
 
 
-def position_in_line(text: str) -> Tensor:
-    """How many characters of its line precede each character (N,). A newline is the last character of its line."""
-    return torch.tensor([position for line in text.splitlines(keepends=True) for position in range(len(line))])
+@dataclass(frozen=True)
+class Lines:
+    """The lines of a text: where each begins, where its line break begins, and which ones name a speaker (M)."""
 
+    start_M: Tensor
+    stop_M: Tensor
+    speaks_M: Tensor  # follows an empty line and ends with a colon
 
-def in_speaker_name(text: str) -> Tensor:
-    """Which characters (N,) belong to a line that names a speaker: it follows an empty line and ends with a colon."""
-    inside, before = [], None
-    for line in text.splitlines(keepends=True):
-        name = line.rstrip("\n")
-        speaks = before == "\n" and name.endswith(":")
-        inside += [speaks] * len(name) + [False] * (len(line) - len(name))
-        before = line
-    return torch.tensor(inside)
+    @classmethod
+    def of(cls, ids: Tensor, characters: str) -> Self:
+        """From the ids (N,) of a text, of any integer type. No other number of N is kept: a text may be long."""
+
+        def places(marks: str) -> Tensor:
+            is_mark_N = torch.zeros_like(ids, dtype=torch.bool)
+            for number, character in enumerate(characters):
+                if character in marks:
+                    is_mark_N |= ids == number
+            return is_mark_N
+
+        breaks_N, first, end = places(LINE_BREAKS), ids.new_zeros(1).long(), torch.tensor([len(ids)], device=ids.device)
+        second_N = places("\n") & places("\r").roll(1)  # of \r\n; a text's first character is no second one
+        second_N[0] = False
+        breaks_N &= ~second_N.roll(-1)
+        last_M = breaks_N.nonzero()[:, 0]
+        start_M, stop_M = torch.cat([first, last_M + 1]), torch.cat([last_M - second_N[last_M].long(), end])
+        empty_M, speaks_M = start_M == stop_M, places(":")[(stop_M - 1).clamp(min=0)]
+        speaks_M &= ~empty_M & torch.cat([first.bool(), empty_M[:-1]])
+        return cls(start_M, stop_M, speaks_M)
+
+    def position(self, place: Tensor) -> Tensor:
+        """How many characters of its line precede the one at each place; a line break is the end of its line."""
+        return place - self.start_M[self._line(place)]
+
+    def in_speaker_name(self, place: Tensor) -> Tensor:
+        """Whether the character at each place belongs to a speaker's name."""
+        line = self._line(place)
+        return self.speaks_M[line] & (place < self.stop_M[line])
+
+    def _line(self, place: Tensor) -> Tensor:
+        return torch.searchsorted(self.start_M, place, right=True) - 1
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from switch_lm.inspection.atlas import CHARACTER
+from switch_lm.pages.characters import visible
 from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.reading import Probe, read
 from switch_lm.stats.information import SHIFTS, Explained, explained
@@ -84,7 +85,8 @@ class History:
             changing_V = self.changing_LV[layer].nan_to_num(0.0) * (self.count_V >= ENOUGH)
             most = [v for v in changing_V.argsort(descending=True, stable=True)[:3].tolist() if changing_V[v] > 0]
             if most:
-                parts.append(f"most of all {', '.join(f'{characters[v]!r} {changing_V[v]:.0%}' for v in most)}")
+                named = [f"'{visible(characters[v])}' {changing_V[v]:.0%}" for v in most]
+                parts.append(f"most of all {', '.join(named)}")
         else:
             parts.append("a single checkpoint shows no change")
         return "; ".join(parts)

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from switch_lm.inspection.ablation import WINDOWS
 from switch_lm.inspection.study import Inspection
+from switch_lm.pages.characters import visible
 from switch_lm.pages.coloured_text import ColouredText, LayerText
 from switch_lm.pages.document import HeatMap, Picture, Series
-from switch_lm.pages.expert_maps import atlas, experts, layer_name, shown, stacked, visible
+from switch_lm.pages.expert_maps import atlas, experts, layer_name, shown, stacked
 
 
 def rounded_up(value: float) -> float:
@@ -20,16 +21,18 @@ def rounded_up(value: float) -> float:
 
 
 def coloured(one: Inspection, key: str) -> ColouredText:
-    reading, characters = one.text, one.vocabulary.characters
+    reading = one.text
     facts = (reading.expert_LBS, reading.gate_LBS, reading.second_LBS, reading.second_probability_LBS)
     layers = [
         LayerText(layer_name(number), reading.num_experts, *(fact_BS.flatten().tolist() for fact_BS in of_layer))
         for number, *of_layer in zip(reading.blocks, *facts, strict=True)
     ]
-    text = "".join(characters[i] for i in one.probe.split_ids[:-1].tolist())
+    length, whole = reading.nll_BS.numel(), len(one.probe.split_ids) - 1
+    text = one.vocabulary.decode(one.probe.split_ids[:length])
+    part = "" if length == whole else f" (its first {length:,} of {whole:,} characters)"
     caption = (
-        f"The validation text as `{one.name}` routes it with nothing dropped. Choose a layer; point at a character, "
-        "or move with the arrow keys, for its expert, gate and second choice."
+        f"The validation text{part} as `{one.name}` routes it with nothing dropped. Choose a layer; point at a "
+        "character, or move with the arrow keys, for its expert, gate and second choice."
     )
     return ColouredText(f"text-{key}", caption, text, tuple(layers))
 

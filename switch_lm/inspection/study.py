@@ -19,6 +19,7 @@ from switch_lm.storage.runs import CHECKPOINTS
 from switch_lm.text.vocabulary import Vocabulary
 
 STAGES = 6
+MOST_COLOURED = 200_000  # characters: each layer takes six bytes of the page for each
 ATLAS, DROPS, ROUTER, EXPERTS, TIME = (
     "What explains the choice of expert?",
     "Who is dropped?",
@@ -43,7 +44,7 @@ class Inspection:
     checkpoint: Path
     vocabulary: Vocabulary
     probe: Probe
-    text: Reading  # of the whole split, for the coloured text
+    text: Reading  # of the beginning of the split, for the coloured text
     atlas: Atlas
     drops: Drops | None  # None: trained without a capacity
     counterfactual: Counterfactual
@@ -100,7 +101,7 @@ def inspect(
     probe = Probe.of(validation_ids, context_length=context_length)
     say("reading the validation split", stage=True)
     reading = read(model, probe)
-    text = read_text(model, validation_ids, context_length=context_length)
+    text = read_text(model, validation_ids[: MOST_COLOURED + 1], context_length=context_length)
     say("atlas", stage=True)
     explained = atlas(reading, labels(probe, vocabulary), num_characters=len(vocabulary), say=say)
     say("drops", stage=True)

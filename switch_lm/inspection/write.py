@@ -10,7 +10,7 @@ from switch_lm.inspection.contents import build
 from switch_lm.inspection.drops import Drops
 from switch_lm.inspection.history import History
 from switch_lm.inspection.study import Inspection
-from switch_lm.pages.expert_maps import visible
+from switch_lm.pages.characters import visible
 from switch_lm.pages.page import to_html
 from switch_lm.pages.pictures import files_of
 from switch_lm.stats.intervals import Estimate
@@ -59,6 +59,7 @@ def _rows(one: Inspection) -> dict[str, list[Row]]:
         {"layer": layer, "character": character, "expert": expert, "count": count}
         for layer, count_VE in zip(one.blocks, one.atlas.count_LVE.tolist(), strict=True)
         for character, count_E in zip(characters, count_VE, strict=True)
+        if any(count_E)  # those of the windows
         for expert, count in enumerate(count_E)
     ]
     explained: list[Row] = [

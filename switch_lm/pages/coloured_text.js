@@ -2,11 +2,10 @@
 
 const NOBODY = 255; // in a byte of an expert
 const NUM_COLOURS = 8; // of experts; the numbers tell those of one colour apart
-const INVISIBLE = { "\n": "line break", " ": "space", "\t": "tab" };
+const GRAPHEMES = globalThis.Intl?.Segmenter && new Intl.Segmenter("en", { granularity: "grapheme" });
 
 const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 const percent = (part) => (part > 0 && part < 0.001 ? "below 0.1 %" : `${Number((100 * part).toPrecision(part < 0.1 ? 2 : 3))} %`);
-const nameOf = (letter) => INVISIBLE[letter] ?? `“${letter}”`;
 
 function make(tag, properties, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -14,12 +13,19 @@ function make(tag, properties, ...children) {
   return element;
 }
 
+// What is drawn as one: a base and its accents, a picture of several. A line break is always alone.
+function together(letters) {
+  if (!GRAPHEMES) return letters.map((letter) => [letter]);
+  const parts = Array.from(GRAPHEMES.segment(letters.join("")), ({ segment }) => Array.from(segment));
+  return parts.flatMap((part) => (part.includes("\n") ? part.map((letter) => [letter]) : [part]));
+}
+
 class ColouredText {
   constructor(root) {
     const part = (name) => root.querySelector(`.${name}`);
     const data = JSON.parse(root.querySelector("script").textContent);
     this.letters = Array.from(data.text);
-    Object.assign(this, { page: data.page, views: data.views, odds: data.odds, part, start: 0, caret: 0, cells: [] });
+    Object.assign(this, { ...data, part, start: 0, caret: 0, cells: [] });
     this.box = part("letters");
     this.box.tabIndex = 0;
     const states = { role: "textbox", "aria-readonly": "true", "aria-multiline": "true" }; // so that arrows come through
@@ -40,7 +46,8 @@ class ColouredText {
     part("go").addEventListener("change", (event) => event.target.value && this.move(event.target.value - 1));
     part("find").addEventListener("keydown", (event) => event.key === "Enter" && this.find(event.target.value));
     const at = (event) => this.start + this.cells.indexOf(event.target);
-    box.addEventListener("mouseover", (event) => at(event) >= this.start && this.tell(at(event)));
+    const last = (event) => this.start + this.cells.lastIndexOf(event.target);
+    box.addEventListener("mouseover", (event) => at(event) >= this.start && this.tell(at(event), last(event)));
     box.addEventListener("mouseleave", () => this.tell(this.caret));
     box.addEventListener("click", (event) => at(event) >= this.start && this.move(at(event)));
     box.addEventListener("focus", () => this.tell(this.caret));
@@ -86,12 +93,17 @@ class ColouredText {
     this.box.classList.toggle("wide", marks.some((mark) => mark.length > 1));
   }
 
-  // The page that begins at `start`: a cell for each character, in which a line break shows as a sign.
+  // The page that begins at `start`: each character's cell, which accents share with their base. A sign stands for a
+  // line break, and for what would not be seen or would change the rest.
   draw(start) {
     this.start = start;
     const shown = this.letters.slice(start, start + this.page);
-    this.cells = shown.map((letter) => make("span", {}, letter === "\n" ? "" : letter));
-    this.box.replaceChildren(...shown.flatMap((letter, i) => (letter === "\n" ? [this.cells[i], "\n"] : [this.cells[i]])));
+    const groups = together(shown).map(([letter, ...rest]) => {
+      const text = letter === "\n" ? "" : [this.signs[letter] ?? letter, ...rest].join("");
+      return { cell: make("span", {}, text), size: 1 + rest.length, after: letter === "\n" ? ["\n"] : [] };
+    });
+    this.cells = groups.flatMap(({ cell, size }) => new Array(size).fill(cell));
+    this.box.replaceChildren(...groups.flatMap(({ cell, after }) => [cell, ...after]));
     const number = (n) => n.toLocaleString("en");
     const end = start + shown.length;
     this.part("where").textContent = `${number(start + 1)} to ${number(end)} of ${number(this.letters.length)}`;
@@ -105,6 +117,7 @@ class ColouredText {
   colour() {
     let before = null;
     this.cells.forEach((cell, i) => {
+      if (cell === this.cells[i - 1]) return; // an accent has the colour of its base
       const code = this.view.codes[this.start + i];
       const shown = code !== NOBODY && (this.only.size === 0 || this.only.has(code));
       const names = [shown ? this.colourOf(code) : "none"];
@@ -171,17 +184,26 @@ class ColouredText {
       const at = (this.caret + step) % length;
       if (sought.every((letter, i) => at + i < length && lower(this.letters[at + i]) === letter)) return this.move(at);
     }
-    if (sought.length) this.part("about").textContent = `“${words}” is not in the text.`;
+    if (sought.length) this.part("about").replaceChildren("“", make("bdi", {}, words), "” is not in the text.");
   }
 
-  // --- what is known of one character ---
+  // --- what is known of a character, or of all that are drawn as one ---
 
-  tell(i) {
-    const letter = this.letters[i];
-    if (letter === undefined) return;
+  tell(first, last = first) {
+    const numbers = Array.from({ length: last - first + 1 }, (_, k) => first + k);
+    if (first < this.letters.length) this.part("about").replaceChildren(...numbers.flatMap((i) => this.about(i)));
+  }
+
+  about(i) {
     const place = make("span", { className: "place" }, `character ${(i + 1).toLocaleString("en")}`);
-    const facts = [this.decided(i), ...this.chance(i)].filter(Boolean).map((fact) => make("span", {}, fact));
-    this.part("about").replaceChildren(make("b", {}, nameOf(letter)), " ", ...facts.flatMap((fact) => [fact, " "]), place);
+    const facts = [this.decided(i), ...this.chance(i)].filter((fact) => fact.length);
+    const shown = facts.flatMap((fact) => [make("span", {}, ...[fact].flat()), " "]);
+    return [make("b", {}, ...this.nameOf(this.letters[i])), " ", ...shown, place, " "];
+  }
+
+  // It does not reorder what stands beside it.
+  nameOf(letter) {
+    return this.names[letter] ? [this.names[letter]] : ["“", make("bdi", {}, letter), "”"];
   }
 
   decided(i) {
@@ -196,8 +218,8 @@ class ColouredText {
     if (!this.odds) return [];
     if (!this.odds[i]) return ["prompt"];
     const [own, ...others] = this.odds[i];
-    const pairs = others.flatMap((other, k) => (k % 2 ? [] : [`${nameOf(other)} ${percent(others[k + 1])}`]));
-    return [`probability ${percent(own)}`, pairs.length ? `instead: ${pairs.join(", ")}` : ""];
+    const pair = (k) => [k ? ", " : "instead: ", ...this.nameOf(others[k]), ` ${percent(others[k + 1])}`];
+    return [`probability ${percent(own)}`, others.flatMap((_, k) => (k % 2 ? [] : pair(k)))];
   }
 }
 

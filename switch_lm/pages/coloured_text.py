@@ -6,8 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from switch_lm.pages.characters import needs_a_base, visible
+
 PAGE = 3000  # characters shown at a time
 NOBODY = -1  # instead of an expert, where there is none
+NAMES = {"\n": "line break", " ": "space", "\t": "tab"}
 UNLIKELY = (  # 1 - probability, up to; and how that reads
     (0.5, "50 % or more"), (0.8, "20 to 50 %"), (0.95, "5 to 20 %"), (0.99, "1 to 5 %"), (1.0, "below 1 %"),
 )  # fmt: skip
@@ -53,7 +56,14 @@ def coloured_text(
     """
     from switch_lm.pages.templates import TEMPLATES  # jinja2: only where a page is written
 
-    data: dict[str, Any] = {"text": text, "page": PAGE, "views": [_layer_view(layer) for layer in layers]}
+    letters = set(text).union(*(letter for one in odds or () if one for letter, _ in one.alternatives))
+    data: dict[str, Any] = {
+        "text": text,
+        "page": PAGE,
+        "names": {c: NAMES.get(c) or visible(c) for c in sorted(letters) if visible(c) != c},
+        "signs": {c: visible(c) for c in sorted(letters) if needs_a_base(c)},
+        "views": [_layer_view(layer) for layer in layers],
+    }
     if odds is not None:
         data["views"].append(_odds_view(odds))
         data["odds"] = [one and _numbers(one) for one in odds]

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from switch_lm.pages.characters import harmless
 from switch_lm.pages.coloured_text import ColouredText
 
 BLANK = ("", "-", "–", "—")  # cells without a value; sorted last in both directions
@@ -148,5 +149,5 @@ def numeric_columns(table: Table) -> tuple[bool, ...]:
 
 def pieces(text: str) -> list[tuple[str, bool]]:
     """The text on one line, split at its backquotes: each piece, and whether it is code; a lone backquote is text."""
-    cut = re.split(r"`([^`]+)`", re.sub(r"\s+", " ", text).strip())
+    cut = re.split(r"`([^`]+)`", harmless(re.sub(r"\s+", " ", text).strip()))
     return [(piece, i % 2 == 1) for i, piece in enumerate(cut) if piece]

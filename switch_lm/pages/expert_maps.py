@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from switch_lm.pages.characters import visible
 from switch_lm.pages.document import HeatMap
 
 MOST_NAMED = 100
-INVISIBLE = {"\n": "\\n", "\t": "\\t", " ": "␣"}
 
 
 def order(characters: str) -> list[int]:
@@ -25,12 +25,6 @@ def shown(count_V: Tensor, characters: str) -> list[int]:
     """The most frequent characters that occur, up to 100, in a reader's order."""
     frequent = set(count_V.argsort(descending=True, stable=True)[:MOST_NAMED].tolist())
     return [i for i in order(characters) if count_V[i] and i in frequent]
-
-
-def visible(character: str) -> str:
-    """The character, or what stands for one that leaves no mark."""
-    plain = character if character.isprintable() else ascii(character)[1:-1]
-    return INVISIBLE.get(character, plain)
 
 
 def atlas(

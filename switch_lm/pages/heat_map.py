@@ -11,6 +11,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, TwoS
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from switch_lm.pages.characters import harmless
 from switch_lm.pages.document import HeatMap
 from switch_lm.pages.plots import short, wrapped
 
@@ -70,4 +71,6 @@ def _names(names: Sequence[str], crowd: float, *, lines: int = 1) -> tuple[list[
         place = place + 1 if name.strip() else -1
         if place >= 0 and place % every == 0:
             shown.append(i)
-    return shown, ["\n" * (n % lines) + re.sub(r"[\x00-\x1f\x7f]+", " ", names[i]) for n, i in enumerate(shown)]
+    return shown, [
+        "\n" * (n % lines) + harmless(re.sub(r"[\x00-\x1f\x7f]+", " ", names[i])) for n, i in enumerate(shown)
+    ]

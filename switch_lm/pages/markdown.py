@@ -3,6 +3,7 @@
 import re
 from urllib.parse import quote
 
+from switch_lm.pages.characters import harmless, isolated
 from switch_lm.pages.document import Document, pieces
 
 
@@ -16,7 +17,7 @@ def to_markdown(document: Document, *, pictures: str) -> str:
         "cell": lambda text: _line(text).replace("|", r"\|"),  # a bar ends a cell even in code, so it is escaped last
         "paragraph": _paragraph,
         "fenced": _fenced,
-        "alt": lambda text: re.sub(r"([\\\[\]`*<>])", r"\\\1", " ".join(text.split())),
+        "alt": lambda text: re.sub(r"([\\\[\]`*<>])", r"\\\1", harmless(" ".join(text.split()))),
         "quote": quote,
     }
     return (
@@ -26,7 +27,12 @@ def to_markdown(document: Document, *, pictures: str) -> str:
 
 def _line(text: str) -> str:
     """One line in which nothing but `code` is markup."""
-    return "".join(f"`{piece}`" if is_code else _escaped(piece) for piece, is_code in pieces(text))
+    return "".join(_code(piece) if is_code else isolated(_escaped(piece)) for piece, is_code in pieces(text))
+
+
+def _code(text: str) -> str:
+    """Without a mark inside, which would be copied with it."""
+    return f"`{text}`" if isolated(text) == text else f"\u2068`{text}`\u2069"
 
 
 def _paragraph(text: str) -> str:
@@ -43,4 +49,4 @@ def _escaped(text: str) -> str:
 def _fenced(text: str) -> str:
     """The lines as they are, between fences that are longer than any run of backquotes in them."""
     fence = "`" * (1 + max(2, *map(len, re.findall("`*", text))))
-    return f"{fence}text\n{text.rstrip()}\n{fence}"
+    return f"{fence}text\n{harmless(text.rstrip())}\n{fence}"

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from switch_lm.pages.characters import harmless
 from switch_lm.pages.document import Picture, Series
 
 INK, PAPER = "#1b1b1f", "#ffffff"  # a page replaces these two by its own
@@ -22,7 +23,7 @@ Entries = list[tuple[Any, str]]  # of the legend: what is drawn, and its name
 
 def plain(text: str) -> str:
     """The text on one line; backquotes have no meaning in a picture."""
-    return re.sub(r"[\x00-\x20\x7f`]+", " ", text).strip()
+    return harmless(re.sub(r"[\x00-\x20\x7f`]+", " ", text).strip())
 
 
 def wrapped(text: str, length: int = LINE_LENGTH) -> str:

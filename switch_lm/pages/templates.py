@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
+from switch_lm.pages.characters import harmless, isolated
 from switch_lm.pages.document import number, numeric_columns, pieces
 
 HERE = Path(__file__).resolve().parent
@@ -13,6 +15,8 @@ TEMPLATES = Environment(
 )
 TEMPLATES.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
 TEMPLATES.filters |= {
+    "harmless": harmless,
+    "isolated": lambda text: Markup(isolated(escape(text), "<bdi>", "</bdi>")),
     "kind": lambda part: type(part).__name__,
     "number": number,
     "numeric_columns": numeric_columns,

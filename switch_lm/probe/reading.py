@@ -1,14 +1,16 @@
 """The text that every statistic reads, what a model does with each character, and what it would do if changed."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from switch_lm.measure.metrics import first_choice
+from switch_lm.measure.metrics import FirstChoice, first_choice
 from switch_lm.measure.scoring import negative_log_likelihood
 from switch_lm.model.attention import LayerCache
 from switch_lm.model.switch import SwitchFeedForward
@@ -33,10 +35,12 @@ class Probe:
         windows = fixed_windows(validation_ids, context_length=context_length, num_windows=num_windows)
         return cls(*windows, validation_ids)
 
-    def cut(self, value_N: Tensor) -> Tensor:
-        """The values of the windows' characters (B, S), from one value per character of the split."""
-        B, S = self.ids_BS.shape
-        return fixed_windows(value_N, context_length=S, num_windows=B)[0]
+    @property
+    def place_BS(self) -> Tensor:
+        """Where in the split each character of the windows stands."""
+        (B, S), device = self.ids_BS.shape, self.ids_BS.device
+        stride = (len(self.split_ids) - 1) // B
+        return stride * torch.arange(B, device=device)[:, None] + torch.arange(S, device=device)
 
     def smaller(self, num_windows: int) -> Self:
         """At most `num_windows` windows of the same split, for what is expensive."""
@@ -77,24 +81,28 @@ def read(model: SwitchLM, probe: Probe) -> Reading:
 
 
 def read_text(model: SwitchLM, ids: Tensor, *, context_length: int) -> Reading:
-    """Reads a whole split, window by window, as one row (L, 1, N) without the last character."""
+    """Reads a text (N,), window by window, as one row (L, 1, N - 1) without the last character."""
     batches = EvaluationBatches(ids, context_length=context_length, batch_size=ROWS)
     return _read(model, batches, shape=(1, len(ids) - 1))
 
 
 def _read(model: SwitchLM, batches: Iterable[tuple[Tensor, Tensor]], *, shape: tuple[int, ...]) -> Reading:
-    layers, facts, nll = switch_layers(model), [], []
+    layers, done = switch_layers(model), 0
+    new = partial(torch.empty, len(layers), math.prod(shape), device=model.embedding.weight.device)
+    # Made before the first pass: small results between the large logits of two passes would keep the memory of both.
+    facts = FirstChoice(new(dtype=torch.long), new(), new(dtype=torch.long), new())
+    nll_T = torch.empty_like(facts.gate_T[0])
     with torch.inference_mode(), evaluating(model):
         for ids_BS, target_BS in batches:
-            output = model(ids_BS, capacity_factor=None)
-            nll.append(negative_log_likelihood(output.logits, target_BS).flatten())
-            facts.append([first_choice(routing) for routing in output.routings])
-    expert, gate, second, second_probability = (
-        torch.stack([torch.cat([batch[layer][field] for batch in facts]).view(shape) for layer in range(len(layers))])
-        for field in range(4)
-    )
+            output, here = model(ids_BS, capacity_factor=None), slice(done, done + ids_BS.numel())
+            nll_T[here], done = negative_log_likelihood(output.logits, target_BS).flatten(), here.stop
+            for layer, routing in enumerate(output.routings):
+                for fact_LT, fact_T in zip(facts, first_choice(routing), strict=True):
+                    fact_LT[layer, here] = fact_T
+            del output  # before the next pass
+    expert, gate, second, second_probability = (fact_LT.view(len(layers), *shape) for fact_LT in facts)
     num_experts, blocks = layers[0].num_experts, model.config.switch_blocks
-    return Reading(expert, gate, second, second_probability, torch.cat(nll).view(shape), num_experts, blocks)
+    return Reading(expert, gate, second, second_probability, nll_T.view(shape), num_experts, blocks)
 
 
 def rewind(cache: list[LayerCache], length: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from switch_lm.config.rules import show
+from switch_lm.pages.characters import harmless, isolated
 from switch_lm.pages.document import Bullets, Document, Part, Section, Table, Text, numeric_columns
 from switch_lm.reporting.comparisons import Difference, Study, compare, study
 from switch_lm.reporting.facts import differing_keys, what_was_run
@@ -189,9 +190,9 @@ def print_report(written: Written) -> None:
         for heading, right in zip(results.headings, numeric_columns(results), strict=True):
             shown.add_column(heading, justify="right" if right else "left", overflow="fold")
         for row in results.rows:
-            shown.add_row(*(cell.text.replace("`", "") for cell in row))
+            shown.add_row(*(harmless(cell.text.replace("`", "")) for cell in row))
         console.print(shown)
-    lead, *others = (text.replace("`", "") for text in written.words)
+    lead, *others = (isolated(harmless(text.replace("`", ""))) for text in written.words)
     console.print("\n".join(f"- {text}" for text in others))
     console.print(f"\n{lead}\n")
     files = f"{written.markdown}, {written.page.name}, {written.table.name}, {written.pictures.name}/"

@@ -13,6 +13,7 @@ from switch_lm.stats.intervals import Estimate
 SHIFTS = 100
 GROUPS = 32  # of neighbouring windows, that are left out one at a time
 NOTHING = 1e-9  # nats; an entropy below it is rounding
+DENSE = 8  # cells per token, up to which counting in a table is cheaper than sorting
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def explained(
         return Explained(label, given, 0.0, 0.0, Estimate(0.0, groups))
     known = with_choice + entropy(label_T, given_T) - given_entropy
     share = (known - entropy(choice_T, given_T, label_T)) / free
-    draw = torch.Generator().manual_seed(seed)
-    joint = [entropy(choice_T, given_T, label_T[source_T]) for source_T in shifted_within(given_T, shifts, draw)]
+    draw, pair_T = torch.Generator().manual_seed(seed), _joint((choice_T, given_T))
+    joint = [entropy(pair_T, label_T[source_T]) for source_T in shifted_within(given_T, shifts, draw)]
     chance_N = (known - torch.tensor(joint, dtype=torch.float64)) / free
     chance = chance_N.mean().item()
     deviation = chance_N.std(correction=0).item()
@@ -100,17 +101,24 @@ def entropies_without(group_T: Tensor, *labels: Tensor) -> Tensor:
 def entropy(*labels: Tensor) -> float:
     """Of the joint distribution of labels from 0 (T,), in nats, as counted."""
     code_T = _joint(labels)
-    count_N = torch.bincount(code_T).double()
+    count_N = (code_T.unique(return_counts=True)[1] if _sparse(code_T) else torch.bincount(code_T)).double()
     num_tokens = code_T.numel()
     return max(0.0, math.log(num_tokens) - torch.xlogy(count_N, count_N).sum().item() / num_tokens)
 
 
 def _joint(labels: Sequence[Tensor]) -> Tensor:
-    """One number for each combination of labels."""
+    """One number for each combination of labels, in their order; where few of them occur, these are numbered again."""
     code_T = labels[0]
     for label_T in labels[1:]:
+        if _sparse(code_T):
+            code_T = code_T.unique(return_inverse=True)[1]
         code_T = code_T * (int(label_T.max()) + 1) + label_T
     return code_T
+
+
+def _sparse(code_T: Tensor) -> bool:
+    """Whether a table of all codes would be far larger than the tokens (T,)."""
+    return int(code_T.max()) >= DENSE * code_T.numel()
 
 
 def shifted_within(group_T: Tensor, shifts: int, draw: torch.Generator) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import ledger_in_words
+from switch_lm.pages.characters import harmless
 from switch_lm.storage.metrics import METRICS
 from switch_lm.storage.runs import BEST, CHECKPOINTS, LAST, OUTPUTS
 from switch_lm.text.characters import shell_word
@@ -94,5 +95,5 @@ def _two_columns(title: str, rows: Mapping[str, str]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows.items():
-        table.add_row(name, Text(text))  # which has no markup, as a name or a prompt may look
+        table.add_row(name, Text(harmless(text)))  # no markup: a path may hold brackets
     return table

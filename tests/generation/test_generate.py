@@ -18,6 +18,7 @@ from switch_lm.generation import sampling as writing
 from switch_lm.generation.sampling import Reading, generate, read, sample
 from switch_lm.model.attention import LayerCache
 from switch_lm.model.transformer import SwitchLM
+from switch_lm.pages.characters import harmless
 from switch_lm.storage import checkpoint
 from switch_lm.text.vocabulary import Vocabulary
 
@@ -196,6 +197,19 @@ def test_the_command_says_how_much_of_a_long_prompt_is_read(
     captured = capsys.readouterr()
     assert captured.out == f"{TEXT}\n"
     assert f"the prompt has {len(TEXT)} characters; the model reads the last 16" in captured.err
+
+
+def test_on_a_terminal_commands_in_the_text_are_shown_and_elsewhere_they_stay(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "a\x1b[31m\x07\b\r\x9b\u202e\ttea\u0301\n" * 30
+    make_run(model=tiny_model(len(Vocabulary.of(text))), text=text)
+    for shown in (text[:12], harmless(text[:12])):
+        assert main(["--prompt", text[:12], "--length", "60"]) == 0
+        written = capsys.readouterr().out
+        assert written.startswith(shown) and len(written) > len(shown) + 60
+        assert ("\x1b" in written) == (shown == text[:12])
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,12 @@ def sampling(**changes: Any) -> Sampling:
     return Sampling(**given | changes)
 
 
+def test_a_command_or_another_script_in_the_prompt_is_visible_and_reorders_nothing() -> None:
+    html = sample_page([Traced("\x1b", None, None)], sampling(prompt="\x1bשלום", blocks=[]))
+    assert "<dd>&#x27;\\x1b<bdi>שלום</bdi>&#x27;</dd>" in html and "&#x27;--prompt=\\x1bשלום&#x27;" in html
+    assert ">\\x1b</div>" in html and "\x1b" not in html
+
+
 def page(**changes: Any) -> str:
     asked = sampling(**{key: value for key, value in changes.items() if key != "switch_every"})
     model = tiny_model(**{key: value for key, value in changes.items() if key == "switch_every"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
 import re
 from pathlib import Path
@@ -69,6 +70,7 @@ def test_a_run_gives_a_page_pictures_tables_and_findings(make_run: MakeRun, caps
     assert {row["run"] for row in tables["atlas"]} == {"tiny"}
     read = [int(row["count"]) for row in tables["atlas"] if row["layer"] == "0"]
     assert sum(read) == 16 * 16  # a tenth of 2,640 characters
+    assert len(read) == 4 * len(set(LONG[int(0.9 * len(LONG)) :][:256]))  # no character that does not occur
     assert [row["step"] for row in tables["history"]] == ["5", "5", "9", "9"]
     assert all(float(row["differs_from_last"]) == 0 for row in tables["history"] if row["step"] == "9")
     assert all(float(row["changed_since_before"]) > 0.5 for row in tables["history"] if row["step"] == "9")
@@ -87,7 +89,10 @@ def test_a_checkpoint_that_cannot_be_read_is_named_on_stderr_and_on_the_page(
     assert f"Left out of the history: {damaged} can" in page
 
 
-def test_two_runs_stand_side_by_side_on_the_same_windows(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_stand_side_by_side_on_the_same_windows_and_of_a_long_text_the_beginning_is_coloured(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("switch_lm.inspection.study.MOST_COLOURED", 100)
     run_with_history(make_run, "first")
     run_with_history(make_run, "second", capacity_factor=None, context_length=8, num_layers=3)
     assert main(["--run", "first", "--compare", "second", "--out", "both"]) == 0
@@ -101,6 +106,9 @@ def test_two_runs_stand_side_by_side_on_the_same_windows(make_run: MakeRun, caps
     assert "It was trained without a capacity: nothing is dropped." in capsys.readouterr().out
     page = Path("both/inspect.html").read_text()
     assert page.count('class="coloured"') == 2 and "first: layer 01" in page and "second: layer 02" in page
+    split = LONG[int(0.9 * len(LONG)) :]
+    assert page.count(f"The validation text (its first 100 of {len(split) - 1} characters) as") == 2
+    assert page.count(f'{{"text":{json.dumps(split[:100])},'.replace("'", "\\u0027")) == 2
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,10 @@ from switch_lm.inspection.atlas import (
     NEXT,
     WINDOW,
     Atlas,
+    Lines,
     atlas,
     character_class,
-    in_speaker_name,
     labels,
-    position_in_line,
 )
 from switch_lm.inspection.contents import _summary
 from switch_lm.model.transformer import SwitchLM
@@ -68,15 +67,17 @@ def test_every_character_has_a_class(character: str, kind: str) -> None:
     assert character_class(character) == kind
 
 
-def test_a_newline_is_the_last_character_of_its_line() -> None:
-    assert position_in_line("ab\n\nc").tolist() == [0, 1, 2, 0, 0]
-
-
-def test_a_speaker_name_follows_an_empty_line_and_ends_with_a_colon() -> None:
-    text = "no name:\n\nKING:\nHe said:\n\nnot one\nALL:\n\nAll:"
-    marked = "".join(c if inside else "." for c, inside in zip(text, in_speaker_name(text).tolist(), strict=True))
+@pytest.mark.parametrize("end", ["\n", "\r", "\u2028", "\r\n"], ids=ascii)
+def test_a_speaker_name_follows_an_empty_line_and_ends_with_a_colon_whatever_ends_a_line(end: str) -> None:
+    text = "no name:\n\nKING:\nHe said:\n\nnot one\nALL:\n\nAll:".replace("\n", end)
+    known, place_N = Vocabulary.of(text), torch.arange(len(text))
+    lines = Lines.of(known.encode(text), known.characters)
+    named = zip(text, lines.in_speaker_name(place_N).tolist(), strict=True)
+    marked = "".join(c if inside else "." for c, inside in named)
     assert marked.replace(".", "") == "KING:All:"
     assert marked.index("KING:") == text.index("KING:") and marked.index("All:") == text.rindex("All:")
+    assert lines.position(place_N).tolist() == [i for line in text.splitlines(keepends=True) for i in range(len(line))]
+    assert {character_class(c) for c in end} == {"newline"}
 
 
 def test_labels_of_a_window_know_the_line_that_began_before_it() -> None:
@@ -159,7 +160,7 @@ def test_windows_do_not_depend_on_the_model_and_a_smaller_probe_is_of_the_same_s
     ids = drawn(9, 5, 1000)
     probe = Probe.of(ids, context_length=10, num_windows=20)
     assert torch.equal(probe.ids_BS[:, 1:], probe.target_BS[:, :-1]) and probe.ids_BS.shape == (20, 10)
-    assert torch.equal(probe.cut(ids), probe.ids_BS)
+    assert torch.equal(ids[probe.place_BS], probe.ids_BS)
     assert torch.equal(probe.smaller(4).ids_BS, Probe.of(ids, context_length=10, num_windows=4).ids_BS)
 
 

@@ -169,13 +169,17 @@ def test_the_plain_ledger_adds_up_and_is_json() -> None:
     assert asdict(work.total) == {kind: whole[kind] for kind in kinds}
 
 
-def plan(config: Config) -> str:
+def plan(config: Config, source: str = "a text") -> str:
     """The plan that the console shows before training."""
     console = Console(file=io.StringIO(), width=120)
     hardware = detect(config, training_flops=0.0)
-    print_plan(console, config, hardware, run=Path("run"), source="a text", sizes=(1_000_000, 100_000), vocab=65)
+    print_plan(console, config, hardware, run=Path("run"), source=source, sizes=(1_000_000, 100_000), vocab=65)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+def test_a_name_in_the_plan_is_no_markup_and_no_command() -> None:
+    assert "[/x][bold]a:smile:\\x1b[31m.txt: 1,000,000" in plan(Config(), source="[/x][bold]a:smile:\x1b[31m.txt")
 
 
 def test_the_plan_shows_the_computation_by_kind() -> None:

@@ -95,6 +95,23 @@ def test_the_text_is_shown_as_it_is_with_a_colour_and_a_number_where_the_expert_
     assert complaints(page) == []
 
 
+def test_an_accent_stays_with_its_base_and_each_is_announced(browser: Chrome, tmp_path: Path) -> None:  # noqa: F811
+    text = "e\u0301x\n\u0301\x1b\u202e\r\n👩\u200d👧שלום"
+    n = len(text)
+    layers = [LayerText("layer 00", 64, list(range(n)), [0.5] * n, [NOBODY] * n, [0.0] * n)]
+    show(browser, page_of(text, layers, odds=[Odds(0.5, (("א", 0.2),))] * n), tmp_path / "accents.html")
+    cells = browser.execute_script(f"{CELLS}.map(cell => cell.textContent)", n)
+    assert cells == ["e\u0301", "x", "", "◌\u0301", "\\x1b", "\\u202e", "\\r", "", "👩\u200d👧", *"שלום"]
+    hover(browser, 0)
+    assert announced(browser).startswith("“e” layer 00: expert 0,")
+    assert "character 1 ◌\u0301 layer 00: expert 1," in announced(browser)
+    press(browser, HOME, RIGHT)
+    assert announced(browser).startswith("◌\u0301 layer 00: expert 1,") and announced(browser).endswith("character 2")
+    press(browser, END)
+    isolated = browser.execute_script("return [...document.querySelectorAll('.about bdi')].map(b => b.textContent)")
+    assert isolated == ["ם", "א"] and complaints(browser) == []
+
+
 def test_another_layer_has_other_colours_and_numbers_and_an_unread_character_none(page: Chrome) -> None:
     before = page.execute_script(GROUNDS, 10)
     choose(page, "layer 01")

@@ -154,7 +154,7 @@ def test_a_row_without_a_name_parts_groups_each_of_which_begins_with_a_name() ->
 
 @pytest.mark.parametrize(("count", "lines"), [(20, 1), (65, 2), (100, 3)])
 def test_single_characters_all_keep_their_names_in_as_many_lines_as_it_takes(count: int, lines: int) -> None:
-    characters = replace(filled(8, count), x_names=("\\n", "`", *map(chr, range(162, 160 + count))))
+    characters = replace(filled(8, count), x_names=("\\n", "`", *map(chr, range(174, 172 + count))))
     labels = shown(draw(characters), "x")
     assert [label.lstrip("\n") for label in labels] == list(characters.x_names)
     assert [label.count("\n") for label in labels] == [i % lines for i in range(count)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -27,6 +28,15 @@ def test_entropy_of_an_even_joint_distribution_is_the_log_of_its_cells() -> None
     a_T, b_T = torch.arange(12) % 3, torch.arange(12) % 4
     assert entropy(a_T) == pytest.approx(math.log(3))
     assert entropy(a_T, b_T) == pytest.approx(math.log(12))
+
+
+@pytest.mark.parametrize("high", [40, 3_000_000], ids=["a table", "far more pairs than tokens"])
+def test_the_entropy_of_many_labels_is_that_of_a_count_of_their_tuples(high: int) -> None:
+    label_T, given_T, choice_T = drawn(7, 40) * (high // 40), drawn(8, high), drawn(9, 4)
+    counts = Counter(zip(choice_T.tolist(), label_T.tolist(), given_T.tolist(), strict=True))
+    expected = -sum(n / 2000 * math.log(n / 2000) for n in counts.values())
+    assert entropy(choice_T, label_T, given_T) == pytest.approx(expected, abs=1e-12)
+    assert entropy(given_T, label_T, choice_T) == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_label_that_determines_the_choice_explains_all_and_an_even_one_nothing() -> None:

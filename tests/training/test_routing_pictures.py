@@ -17,7 +17,8 @@ from small_models import NOISE, noisy
 from torch import Tensor
 
 from switch_lm.config.schema import Config
-from switch_lm.pages.expert_maps import atlas, order, visible
+from switch_lm.pages.characters import visible
+from switch_lm.pages.expert_maps import atlas, order
 from switch_lm.routers.base import Router
 from switch_lm.routers.routing import Routing
 from switch_lm.storage import checkpoint

@@ -13,6 +13,7 @@ from switch_lm.config.rules import flatten, show
 from switch_lm.config.schema import Config
 from switch_lm.generation.sampling import generate
 from switch_lm.measure.ledger import ledger_table, run_ledger
+from switch_lm.pages.characters import harmless
 
 CAPACITY = "model.capacity_factor"
 HPARAMS = (
@@ -73,5 +74,5 @@ class Samples(Callback):
 
 
 def _verbatim(text: str) -> str:
-    """As Markdown that is shown as it is."""
-    return "\n".join("    " + line for line in text.splitlines())
+    """As Markdown that is shown as it is, with a sign for what would not be seen."""
+    return "\n".join("    " + line for line in harmless(text).split("\n"))
