@@ -1,6 +1,5 @@
 """The page of a sample from a trained model, with each character coloured by its expert."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,6 +11,7 @@ from switch_lm.pages.coloured_text import NOBODY, LayerText, coloured_text
 from switch_lm.pages.expert_maps import layer_name
 from switch_lm.pages.page import render
 from switch_lm.storage.runs import run_name
+from switch_lm.text.characters import shell_word
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Sampling:
         options = [f"--prompt={self.prompt}"] if self.prompt else []
         options += ["--length", str(self.length), "--temperature", f"{self.temperature:g}", "--seed", str(self.seed)]
         options += [] if self.top_k is None else ["--top-k", str(self.top_k)]
-        return shlex.join(["python", "-m", "switch_lm.generate", "--run", str(self.checkpoint), *options])
+        return " ".join(map(shell_word, ["python", "-m", "switch_lm.generate", "--run", str(self.checkpoint), *options]))
 
 
 def sample_page(traced: Sequence[Traced], sampling: Sampling) -> str:
