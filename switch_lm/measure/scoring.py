@@ -10,10 +10,14 @@ from torch.nn import functional as F
 
 from switch_lm.model.transformer import SwitchLM
 
+LOGITS = 2**24
+
 
 def negative_log_likelihood(logits: Tensor, target_BS: Tensor) -> Tensor:
     """The loss of each character of `target_BS` in nats (B, S), from logits (B, S, V)."""
-    return F.cross_entropy(logits.mT.float(), target_BS, reduction="none")
+    rows = max(1, LOGITS // logits[0].numel())  # at a time: the copies that this takes are as large as the logits
+    parts = zip(logits.split(rows), target_BS.split(rows), strict=True)
+    return torch.cat([F.cross_entropy(part.mT.float(), target, reduction="none") for part, target in parts])
 
 
 def whole(
