@@ -33,7 +33,8 @@ class Sampling:
         options = [f"--prompt={self.prompt}"] if self.prompt else []
         options += ["--length", str(self.length), "--temperature", f"{self.temperature:g}", "--seed", str(self.seed)]
         options += [] if self.top_k is None else ["--top-k", str(self.top_k)]
-        return " ".join(map(shell_word, ["python", "-m", "switch_lm.generate", "--run", str(self.checkpoint), *options]))
+        words = ["python", "-m", "switch_lm.generate", "--run", str(self.checkpoint), *options]
+        return " ".join(map(shell_word, words))
 
 
 def sample_page(traced: Sequence[Traced], sampling: Sampling) -> str:

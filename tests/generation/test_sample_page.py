@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shlex
+import subprocess
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,10 @@ def test_the_page_states_the_settings_and_the_pass_of_each_fact() -> None:
 def test_the_command_that_is_shown_asks_for_the_same_sample() -> None:
     asked = sampling(prompt='-it\'s\n"<To>"', temperature=0.0)
     html = page(prompt="To be")
-    python, m, module, *options = shlex.split(asked.command)
+    split = f"printf '%s\\0' {asked.command}"
+    words = subprocess.run(["bash", "-c", split], capture_output=True, text=True, check=True).stdout.split("\0")
+    assert asked.command.isprintable()
+    python, m, module, *options = words[:-1]
     assert (python, m, module) == ("python", "-m", "switch_lm.generate")
     parsed = parser().parse_args(options)
     assert Path(parsed.run) == asked.checkpoint
