@@ -167,7 +167,7 @@ def _configuration(options: argparse.Namespace) -> Config:
 
 def _trained(config: Config, steps: int) -> tuple[SwitchLM, Header]:
     """A model after `steps` steps in a scratch folder; after none as initialised, or as `init_from` gives it."""
-    from switch_lm.storage import run_folder
+    from switch_lm.storage import choice
     from switch_lm.storage.checkpoint import Header, read_model
     from switch_lm.training.prepare import prepare
     from switch_lm.training.signals import StopSignals
@@ -182,7 +182,7 @@ def _trained(config: Config, steps: int) -> tuple[SwitchLM, Header]:
             print(f"{heading} ...", file=sys.stderr)
             train(config, folder=run, heading=heading)
             return read_model(run)
-        job, signals = run_folder.of_job(run, config), StopSignals(run)
+        job, signals = choice.of_job(run, config), StopSignals(run)
         with prepare(config, job, signals=signals, heading=heading) as training:
             return training.module.model.eval(), Header(**training.module.header)
 

@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
+from switch_lm.commandline.memory import keep_freed_memory
 from switch_lm.config import overrides as cli
 from switch_lm.config.keys import NAME, ConfigError
 from switch_lm.config.paths import config_dir, interpreter
@@ -33,7 +34,8 @@ def main() -> None:
     failures: list[Exception] = []
 
     def run_job(cfg: DictConfig) -> float | None:
-        """What Hydra calls, once for a run and once for each job of a sweep."""
+        """What Hydra calls, once for a run and once for each job of a sweep, in a launcher's worker too."""
+        keep_freed_memory()
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return sweep.run_job(cfg, train)
         try:

@@ -23,7 +23,7 @@ from switch_lm.text.corpus import Corpus, load_corpus
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.text.windows import split, too_short
 from switch_lm.training.data import TextData
-from switch_lm.training.hardware import Hardware, detect, keep_freed_memory
+from switch_lm.training.hardware import Hardware, changes_bits, detect
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.process_state import restored
 from switch_lm.training.signals import StopSignals
@@ -52,7 +52,7 @@ class Training:
 def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: str | None = None) -> Iterator[Training]:
     """Fetches the text, chooses how to compute and makes the model; nothing is written or locked yet.
 
-    At the block's end the process is as before, except that the C library keeps freed memory. Errors: `train`.
+    At the block's end the process is as before. Errors: `train`.
     """
     with restored(LOG, LIGHTNING_LOG), torch.compiler.set_stance("default"):
         quiet = config.logger.progress == "none" or heading is not None
@@ -65,10 +65,11 @@ def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: st
         if problem := too_short(len(training_ids), len(validation_ids), context_length=context_length):
             raise ConfigError(problem)
         training_flops = run_ledger(config, vocab_size=len(vocabulary)).training
-        stored = run.stored_hardware()  # with the run, or with an earlier job of its sweep
-        hardware = Hardware(**stored) if stored else detect(config, training_flops=training_flops)
+        stored = run.hardware_so_far()
+        hardware = detect(config, training_flops=training_flops, stored=stored)
+        if run.resumes_from is not None and stored and (note := changes_bits(hardware, stored)):
+            print(f"warning: {run.path}: {note}", file=sys.stderr)
         torch.set_num_threads(hardware.threads)
-        keep_freed_memory()
         torch.manual_seed(config.seed)
         module = SwitchModule(config, vocabulary, corpus_sha256=corpus.sha256, precision=hardware.precision)
         if config.init_from is not None:

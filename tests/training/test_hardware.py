@@ -14,7 +14,7 @@ from switch_lm.training.hardware import compile_module
 
 FAULTS = """
 import resource, sys, torch
-from switch_lm.training.hardware import keep_freed_memory
+from switch_lm.commandline.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 for step in range(20):
