@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 
@@ -61,7 +62,7 @@ def survive_closed_pipe() -> Iterator[None]:
     with ExitStack() as undo:
         for name, stream in zip(("stdout", "stderr"), before, strict=True):
             if stream is None:  # the process was started without one
-                stream = undo.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stream = undo.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
             setattr(sys, name, _Unbroken(stream))
         try:
             yield

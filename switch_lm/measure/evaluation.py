@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from switch_lm.measure.metrics import dropped_choices, num_choices
+from switch_lm.measure.metrics import dropped_choices, num_choices, perplexity_of
 from switch_lm.model.losses import language_loss
 from switch_lm.model.transformer import SwitchLM, SwitchOutput, evaluating
 from switch_lm.text.windows import evaluation_batches
@@ -25,7 +25,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss)
+        return perplexity_of(self.loss)
 
     @property
     def bits_per_character(self) -> float:

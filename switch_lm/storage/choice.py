@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import ConfigError

@@ -54,7 +54,7 @@ def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: st
 
     At the block's end the process is as before. Errors: `train`.
     """
-    with restored(LOG, LIGHTNING_LOG), torch.compiler.set_stance("default"):
+    with restored(), torch.compiler.set_stance("default"):
         quiet = config.logger.progress == "none" or heading is not None
         console = Console(quiet=quiet, width=None if sys.stdout.isatty() else LINE_WIDTH)
         _set_up_logs(console)
