@@ -3,7 +3,8 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,23 @@ from switch_lm.text.corpus import CorpusError
 from switch_lm.training.start import train
 
 
+@contextmanager
+def _full_errors() -> Iterator[None]:
+    """In its block Hydra raises errors instead of printing its own text and leaving."""
+    name = "HYDRA_FULL_ERROR"
+    given = os.environ.get(name)
+    os.environ.setdefault(name, "1")
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[name]
+
+
 @survive_closed_pipe()
+@_full_errors()
 def main() -> None:
     """The command. Exit code 2 and one message for a bad configuration, 1 if training failed, 128 + n for signal n."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing its own text
     failures: list[Exception] = []
 
     def run_job(cfg: DictConfig) -> float | None:

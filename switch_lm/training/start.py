@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.config.plugins import load_plugins
 from switch_lm.config.rules import resolve
 from switch_lm.config.schema import Config
@@ -14,6 +15,7 @@ from switch_lm.training.boards.registry import board_class
 from switch_lm.training.signals import StopSignals
 
 
+@survive_closed_pipe()
 def train(
     cfg: DictConfig | Config,
     *,

@@ -13,10 +13,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from switch_lm.certificate.show import certificate_markdown, write_text
-from switch_lm.training.boards.tensorboard import open_writer
 from switch_lm.config.schema import Config
 from switch_lm.model.config import ModelConfig
-from switch_lm.training.boards.tensorboard import chart_layout
+from switch_lm.training.boards.tensorboard import chart_layout, open_writer
 from switch_lm.training.callbacks.dashboard import NO_METRICS, hparams, metrics
 
 ALL_STEPS, VALIDATIONS = [1, 2, 3, 4, 5, 6], [3, 6]

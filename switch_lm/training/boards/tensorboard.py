@@ -39,12 +39,16 @@ class TensorBoard(Board):
     def __init__(self, run: Path, options: Any, *, config: Config, first_step: int) -> None:
         is_new = first_step == 0 or not any(run.glob(EVENTS))
         self._writer = open_writer(run, purge_step=first_step, flush_secs=FLUSH_SECONDS)
+        self._flushed = time.monotonic()
         if is_new:
             self._writer.add_custom_scalars(chart_layout(config.model.switch_blocks))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:  # the writer goes by the clock, which may go back
+            self._writer.flush()
+            self._flushed = time.monotonic()
 
     def text(self, tag: str, text: str, step: int) -> None:
         self._writer.add_text(tag, text, step)
@@ -104,8 +108,8 @@ def open_writer(run: Path, **options: Any) -> Any:
 
     seconds = [part for path in run.glob(EVENTS) if (part := path.name.split(".")[3]).isdecimal()]
     begins = max(time.time(), 1 + max(map(int, seconds), default=0))
-    # No argument chooses the name: `filename_suffix` stands behind the time. The writer asks its module's clock, as does
-    # the thread that it starts, which must go by the real one.
+    # No argument chooses the name: `filename_suffix` stands behind the time. The writer asks its module's clock; its
+    # thread does, too, and must go by the real one.
     creator = threading.current_thread()
     clock = SimpleNamespace(time=lambda: begins if threading.current_thread() is creator else time.time())
     event_file_writer.time = clock
