@@ -57,7 +57,9 @@ def _free(runs: Path, config: Config, why: str | None = None) -> RunFolder:
     if not run.nothing_to_lose:
         problem, fix = f"name={config.name}: {run.path} holds a run already", "choose another name"
         if (run.path / RESULT).is_file():
-            raise ConfigError(f"{problem}, which is finished; {fix}, or look at it: generate --run {config.name}")
+            raise ConfigError(
+                f"{problem}, which is finished; {fix}, or look at it: python -m switch_lm.generate --run {config.name}"
+            )
         if not run.began:
             raise ConfigError(f"name={config.name}: {run.path} holds other files already; {fix}")
         if config.resume == "auto":

@@ -28,9 +28,7 @@ def begun(config: Config, **changes: object) -> Path:
     return run.path
 
 
-def test_a_run_that_ended_before_its_first_checkpoint_does_not_use_up_its_name(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_without_a_checkpoint_does_not_use_up_its_name(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder_of(config) / "checkpoints").mkdir(parents=True)  # of one that was killed at once
     (folder_of(config) / ".config.yaml.0a1b.part").write_text("format")
     with monkeypatch.context() as patch:
@@ -40,9 +38,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_does_not_use_up_its_name(
     assert train(config)["steps"] == 12
 
 
-def test_a_name_is_used_by_another_process_a_checkpoint_and_a_result(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_a_checkpoint_or_a_result_uses_a_name(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.0)
     run = choice.choose(config)
     with run.create(config, {}), pytest.raises(ConfigError, match="another process trains there"):
@@ -91,9 +87,7 @@ def test_an_unknown_key_and_a_seed_that_is_not_stated_are_named(config: Config) 
     assert "seed is not stated in its config.yaml, now 0" in str(no.value)
 
 
-def test_the_run_started_last_and_the_checkpoint_of_the_latest_step_are_the_newest_though_the_clock_went_back(
-    config: Config,
-) -> None:
+def test_the_last_start_and_the_latest_step_are_the_newest_though_the_clock_went_back(config: Config) -> None:
     first, second = begun(config), begun(config, name="again")
     for file, age in ((first / "config.yaml", 300), (second / "config.yaml", 100)):
         os.utime(file, (age, age))
@@ -107,9 +101,7 @@ def test_the_run_started_last_and_the_checkpoint_of_the_latest_step_are_the_newe
     assert newest_whole(folders[1]) == folders[1] / "best.ckpt"
 
 
-def test_a_checkpoint_lacks_keys_that_it_implies_and_an_unknown_one_is_named(
-    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_implies_what_it_lacks(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     best = make_run() / "checkpoints" / "best.ckpt"
     content = checkpoint.read(best)
     del content["switch_lm"]["model"]["dropout"], content["switch_lm"]["router"]["jitter"]
