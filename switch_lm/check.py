@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
     CommandError,
+    compute_on,
     finish,
     model_parser,
     open_model,
@@ -98,8 +99,6 @@ def _refused(message: str) -> int:
 
 def _check(options: argparse.Namespace, config: Config | None, verdicts: list[Verdict]) -> int:
     """Fills `verdicts` with those of all checks."""
-    import torch
-
     from switch_lm.certificate import policies, show
     from switch_lm.certificate.certify import PARTS, certify
     from switch_lm.probe.progress import progress
@@ -122,7 +121,7 @@ def _check(options: argparse.Namespace, config: Config | None, verdicts: list[Ve
         raise CommandError(f"--all-policies: {problem}")
     if config is not None:
         model, header = _trained(config, steps)
-    data, device = validation_ids(header, options.data), "cuda" if torch.cuda.is_available() else "cpu"
+    data, device = validation_ids(header, options.data), compute_on(options)
     if data.min() == data.max():
         only = named(header.vocabulary[int(data[0])])
         rule = "a router can learn nothing from it, and is not to blame"
@@ -131,19 +130,20 @@ def _check(options: argparse.Namespace, config: Config | None, verdicts: list[Ve
     subject = Subject(model.to(device), data.to(device), header.config["data"]["batch_size"], alpha)
     with progress(len(PARTS)) as say:
         findings = certify(subject, say=say)
-    show.certificate(findings)
     facts["findings"] = [asdict(finding) for finding in findings]
     verdicts += [finding.verdict for finding in findings]
+    write_json(facts, file)  # before it is printed
+    if checkpoint is not None:
+        _to_tensorboard(findings, checkpoint, header)
+    show.certificate(findings)
     if options.all_policies:
         factor = model.config.capacity_factor or policies.DEFAULT_FACTOR
         with progress(len(policies.policies(subject))) as say:
             measured = policies.measure(subject, factor=factor, say=say)
-        show.policies(measured, factor=factor)
         facts["policies"] = {"capacity_factor": factor, "measured": [asdict(one) for one in measured]}
         verdicts += [verdict for one in measured for verdict in (one.sees_future, one.depends_on_rows)]
-    write_json(facts, file)
-    if checkpoint is not None:
-        _to_tensorboard(findings, checkpoint, header)
+        write_json(facts, file)
+        show.policies(measured, factor=factor)
     return 0
 
 
@@ -151,12 +151,14 @@ def _to_tensorboard(findings: Sequence[Finding], checkpoint: Path, header: Heade
     """Beside the run's samples, if TensorBoard is one of the run's boards and its folder can be written."""
     from switch_lm.certificate.show import certificate_markdown, write_text
     from switch_lm.storage.checkpoint import read
+    from switch_lm.training.boards.tensorboard import open_writer
 
     boards = header.config.get("logger", {}).get("boards", {})
     if "tensorboard" in boards and (run_of(checkpoint) / CONFIG).is_file():
         try:
             step = int(read(checkpoint).get("global_step", 0))
-            write_text(run_of(checkpoint), "certificate", certificate_markdown(findings), step)
+            markdown = certificate_markdown(findings)
+            write_text(run_of(checkpoint), "certificate", markdown, step, open_writer=open_writer)
         except OSError as error:
             print(f"not shown in TensorBoard: {error.strerror or error}", file=sys.stderr)
 
@@ -167,12 +169,14 @@ def _configuration(options: argparse.Namespace) -> Config:
     config = cli.composed(options.overrides)
     if config.resume is not None:
         raise ConfigError(f"resume={config.resume}: a check does not resume a run; check a run with --run NAME")
+    given = {"device": options.device, "threads": options.threads}
+    config = replace(config, trainer=replace(config.trainer, **{key: one for key, one in given.items() if one}))
     return config if options.data is None else replace(config, data=replace(config.data, path=str(options.data)))
 
 
 def _trained(config: Config, steps: int) -> tuple[SwitchLM, Header]:
     """A model after `steps` steps in a scratch folder; after none as initialised, or as `init_from` gives it."""
-    from switch_lm.storage import run_folder
+    from switch_lm.storage import choice
     from switch_lm.storage.checkpoint import Header, read_model
     from switch_lm.training.prepare import prepare
     from switch_lm.training.signals import StopSignals
@@ -187,7 +191,7 @@ def _trained(config: Config, steps: int) -> tuple[SwitchLM, Header]:
             print(f"{heading} ...", file=sys.stderr)
             train(config, folder=run, heading=heading)
             return read_model(run)
-        job, signals = run_folder.of_job(run, config), StopSignals(run)
+        job, signals = choice.of_job(run, config), StopSignals(run)
         with prepare(config, job, signals=signals, heading=heading) as training:
             return training.module.model.eval(), Header(**training.module.header)
 

@@ -13,6 +13,8 @@ from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
     MAX_SEED,
     CommandError,
+    compute_on,
+    figure,
     finish,
     model_parser,
     number,
@@ -90,8 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    import torch
-
     from switch_lm.measure.evaluation import evaluate, nanogpt_estimates
 
     path, model, header = open_model(options.run, options.outputs)
@@ -101,20 +101,12 @@ def _measure(options: argparse.Namespace) -> int:
     if options.nanogpt_protocol and len(ids) <= model.config.context_length:
         need = f"--nanogpt-protocol draws windows of {model.config.context_length + 1}; leave it out"
         raise CommandError(f"the validation split has {len(ids)} characters; {need}")
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(compute_on(options))
     batch_size = options.batch_size or header.config["data"]["batch_size"]
     precision = options.precision or header.precision
     factors = options.capacity_factor or [model.config.eval_capacity_factor]
     print(_heading(model, ids, batch_size, precision, options.nanogpt_protocol), flush=True)
-    results = []
-    for factor in factors:
-        how = {"batch_size": batch_size, "capacity_factor": factor, "precision": precision}
-        result = evaluate(model, ids, context_length=model.config.context_length, **how)
-        losses = []
-        if options.nanogpt_protocol:
-            losses = nanogpt_estimates(model, ids, num_draws=options.nanogpt_protocol, seed=options.seed, **how)
-        results.append(_entry(factor, result, losses, options.seed))
-        print(_row(results[-1]), flush=True)
+    results: list[dict[str, Any]] = []
     content = {
         "checkpoint": str(path),
         "corpus_sha256": header.corpus_sha256,
@@ -124,7 +116,16 @@ def _measure(options: argparse.Namespace) -> int:
         "device": model.embedding.weight.device.type,
         "results": results,
     }
-    write_json(content, file)
+    for factor in factors:
+        how = {"batch_size": batch_size, "capacity_factor": factor, "precision": precision}
+        result = evaluate(model, ids, context_length=model.config.context_length, **how)
+        losses = []
+        if options.nanogpt_protocol:
+            losses = nanogpt_estimates(model, ids, num_draws=options.nanogpt_protocol, seed=options.seed, **how)
+        results.append(_entry(factor, result, losses, options.seed))
+        write_json(content, file, quiet=True)  # before it is printed
+        print(_row(results[-1]), flush=True)
+    print(f"written: {file}", file=sys.stderr)
     return 0
 
 
@@ -156,10 +157,10 @@ def _entry(factor: float | None, result: Evaluation, losses: list[float], seed: 
 def _row(entry: dict[str, Any]) -> str:
     factor = "none" if entry["capacity_factor"] is None else f"{entry['capacity_factor']:g}"
     loss, perplexity, bits = entry["loss"], entry["perplexity"], entry["bits_per_character"]
-    row = f"{factor:>15}{loss:>10.4f}{perplexity:>13.3f}{bits:>12.4f}{entry['dropped']:>10.2%}"
+    row = f"{factor:>15}{figure(loss, 10, 4)}{figure(perplexity, 13, 3)}{figure(bits, 12, 4)}{entry['dropped']:>10.2%}"
     if nanogpt := entry.get("nanogpt_protocol"):
-        row += f"   {nanogpt['mean']:.4f}"
-        if (half := nanogpt["half_of_95_interval"]) is not None:
+        row += f"   {figure(nanogpt['mean'], 0, 4)}"
+        if (half := nanogpt["half_of_95_interval"]) is not None and half < math.inf:
             row += f" ± {half:{'.4f' if half >= 5e-5 else '.0e'}}"
     return row
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
     MAX_SEED,
+    compute_on,
     finish,
     model_parser,
     number,
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     options = model_parser(
         prog="python -m switch_lm.generate",
         about="Writes text with a trained model. The text goes to stdout, everything else to stderr.",
+        computes="the CPU, 1 thread",
     )
     options.add_argument(
         "--prompt",
@@ -91,16 +93,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(options: argparse.Namespace) -> int:
-    import torch
-
     from switch_lm.generation.sampling import generate
     from switch_lm.generation.trace import trace
     from switch_lm.pages.characters import harmless
     from switch_lm.text.characters import named
     from switch_lm.text.vocabulary import Vocabulary
 
-    torch.set_num_threads(1)  # a pass over one character is too short to share among threads
+    # A pass over one character is too short to share among threads, and to send to a GPU.
+    device = compute_on(options, device="cpu", threads=1)
     path, model, header = open_model(options.run, options.outputs)
+    model.to(device)
     if options.html is not None:
         require_writable(options.html, option="--html FILE")
     vocabulary = Vocabulary(header.vocabulary, header.start)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
     CommandError,
+    compute_on,
     finish,
     model_parser,
     open_model,
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "Shows what a trained model's routers and experts do: which characters go where and what explains it, who is "
         "dropped, whether the router was right, whether the experts differ, and when they specialised."
     )
-    options = model_parser(prog="python -m switch_lm.inspect", about=about)
+    options = model_parser(prog="python -m switch_lm.inspect", about=about, computes="a GPU if there is one, 1 thread")
     options.add_argument("--compare", metavar="NAME", help="a second run, to be put beside the first")
     options.add_argument("--data", type=Path, metavar="FILE", help="the text, if it is not where the run found it")
     options.add_argument(
@@ -52,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _inspect(options: argparse.Namespace, command: str) -> int:
-    import torch
-
-    torch.set_num_threads(1)  # the tensors are small, so threads would only wait for each other
+    device = compute_on(options, threads=1)  # the tensors are small, so threads would only wait for each other
     names = [options.run] if options.compare is None else [options.run, options.compare]
     opened = [open_model(name, options.outputs) for name in names]
     for checkpoint, model, _ in opened:
@@ -62,25 +61,22 @@ def _inspect(options: argparse.Namespace, command: str) -> int:
             raise CommandError(f"{checkpoint} is a dense model: there is no router or expert to inspect")
     folder = options.out or run_of(opened[0][0]) / FOLDER
     require_writable(folder / PAGE, option="--out FOLDER")
-    inspections = _inspections(opened, options.data)
-    for inspection in inspections:
-        _print_findings(inspection)
+    inspections = _inspections(opened, options.data, device)
     from switch_lm.inspection.write import make, write  # with the pictures comes matplotlib
 
     files = make(inspections, command=command)
     with writing(folder, num_bytes=sum(map(len, files.values())), option="--out FOLDER"):
         write(files, folder)
+    for inspection in inspections:
+        _print_findings(inspection)
     print(f"written: {folder / PAGE}, {folder}/pictures/*.png, {folder}/tables/*.csv", file=sys.stderr)
     return 0
 
 
-def _inspections(opened: Sequence[tuple[Path, SwitchLM, Header]], data: Path | None) -> list[Inspection]:
-    import torch
-
+def _inspections(opened: Sequence[tuple[Path, SwitchLM, Header]], data: Path | None, device: str) -> list[Inspection]:
     from switch_lm.inspection.study import STAGES, inspect
     from switch_lm.probe.progress import progress
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     shortest = min(model.config.context_length for _, model, _ in opened)
     names = [run_name(checkpoint) for checkpoint, _, _ in opened]
     if len(set(names)) < len(names):  # two checkpoints of one run

@@ -3,7 +3,8 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
+from switch_lm.commandline.memory import keep_freed_memory
 from switch_lm.config import overrides as cli
 from switch_lm.config.keys import NAME, ConfigError
 from switch_lm.config.paths import config_dir, interpreter
@@ -26,14 +28,28 @@ from switch_lm.text.corpus import CorpusError
 from switch_lm.training.start import train
 
 
+@contextmanager
+def _full_errors() -> Iterator[None]:
+    """In its block Hydra raises errors instead of printing its own text and leaving."""
+    name = "HYDRA_FULL_ERROR"
+    given = os.environ.get(name)
+    os.environ.setdefault(name, "1")
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[name]
+
+
 @survive_closed_pipe()
+@_full_errors()
 def main() -> None:
     """The command. Exit code 2 and one message for a bad configuration, 1 if training failed, 128 + n for signal n."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing its own text
     failures: list[Exception] = []
 
     def run_job(cfg: DictConfig) -> float | None:
-        """What Hydra calls, once for a run and once for each job of a sweep."""
+        """What Hydra calls, once for a run and once for each job of a sweep, in a launcher's worker too."""
+        keep_freed_memory()
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return sweep.run_job(cfg, train)
         try:

@@ -24,6 +24,7 @@ from switch_lm.certificate.finding import Finding, Verdict
 from switch_lm.certificate.show import certificate_markdown, write_text
 from switch_lm.config.schema import Config, DataConfig, HealthConfig, LoggerConfig, TrainerConfig
 from switch_lm.model.config import ModelConfig
+from switch_lm.training.boards.tensorboard import open_writer
 from switch_lm.training.start import train
 
 MAKEFILE = Path(__file__).parent.parent / "Makefile"
@@ -79,7 +80,7 @@ def train_briefly(place: Path) -> Path:
     config.model.switch_every, config.name = 0, "dense"
     train(config)
     outputs = place / "outputs"
-    write_text(outputs / RUN, "certificate", certificate_markdown(FINDINGS), 6)
+    write_text(outputs / RUN, "certificate", certificate_markdown(FINDINGS), 6, open_writer=open_writer)
     return outputs
 
 

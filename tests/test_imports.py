@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "generation": {"routers", "model", "measure", "text", "storage", "storage.checkpoint", "pages"},
     "probe": {"routers", "model", "measure", "stats", "text"},
     "training": {
+        "commandline.closed_pipe",
         "routers",
         "model",
         "config",

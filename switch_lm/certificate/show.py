@@ -3,9 +3,10 @@
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -123,13 +124,14 @@ def _cell(text: str) -> str:
     return "<br>".join(lines)
 
 
-def write_text(run_folder: Path, tag: str, text: str, step: int) -> Path:
-    """Adds a text to the run's events, in a file of its own, which replaces the one that an earlier call wrote."""
-    from torch.utils.tensorboard import SummaryWriter
+def write_text(run_folder: Path, tag: str, text: str, step: int, *, open_writer: Callable[..., Any]) -> Path:
+    """Adds a text to the run's events, in a file of its own, which replaces the one that an earlier call wrote.
 
+    `open_writer`: gives TensorBoard's writer for the run's folder.
+    """
     suffix = f".{re.sub(r'[^a-z0-9]+', '-', tag.lower())}.text"
     before = list(run_folder.glob(f"events.out.tfevents.*{suffix}"))
-    with SummaryWriter(run_folder, filename_suffix=suffix) as writer:
+    with open_writer(run_folder, filename_suffix=suffix) as writer:
         writer.add_text(tag, text, step)
     for file in before:
         file.unlink()

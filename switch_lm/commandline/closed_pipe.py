@@ -1,46 +1,73 @@
-"""A console that closes early, as with `| head`, ends nothing: what is printed afterwards goes nowhere."""
+"""Printing never fails: a console that closes early, a full disk or a poor encoding loses text, and no result."""
 
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 
 class _Unbroken:
-    """A stream that continues into nowhere once its reader is gone."""
+    """A stream that continues into nowhere once it cannot be written, and shows ? for what its encoding lacks."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._stream, self._lost = stream, False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        self._try(lambda: self._stream.write(text))
+        self._try(lambda: self._write(text))
         return len(text)
+
+    def writelines(self, lines: Iterator[str]) -> None:
+        self.write("".join(lines))
 
     def flush(self) -> None:
         self._try(self._stream.flush)
 
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError as error:  # nothing of the text was written
+            self._stream.write(text.encode(error.encoding, "replace").decode(error.encoding))
+
     def _try(self, act: Callable[[], object]) -> None:
+        if self._lost:
+            return
         try:
             act()
-        except BrokenPipeError:
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            self._lost = True
+            if not isinstance(error, BrokenPipeError) and self is not sys.stderr:
+                reason = error.strerror if isinstance(error, OSError) else error
+                print(f"warning: the output could not be printed: {reason}", file=sys.stderr)
+            self._drop_what_is_buffered()
+
+    def _drop_what_is_buffered(self) -> None:
+        """Python writes it at its end, and would fail again."""
+        try:
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())  # so that what is still buffered can be flushed
+            os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
+        except (OSError, ValueError):
+            pass  # a stream without a file has none
 
 
 @contextmanager
 def survive_closed_pipe() -> Iterator[None]:
-    """In its block, or in the function it decorates, a closed standard output or error raises nothing."""
+    """In its block, or in the function it decorates, nothing that is printed raises. Blocks may be nested."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (stream and _Unbroken(stream) for stream in before)
-    try:
-        yield
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-        sys.stdout, sys.stderr = before
+    with ExitStack() as undo:
+        for name, stream in zip(("stdout", "stderr"), before, strict=True):
+            if stream is None:  # the process was started without one
+                stream = undo.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+            setattr(sys, name, _Unbroken(stream))
+        try:
+            yield
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
+            sys.stdout, sys.stderr = before

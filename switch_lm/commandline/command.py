@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import math
 import os
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switch_lm.config.plugins import PluginError
-from switch_lm.storage.files import remedy, replace_text
+from switch_lm.storage.files import as_json, remedy, replace_text
 from switch_lm.storage.runs import OUTPUTS, RunError, find_run
 from switch_lm.text.corpus import CorpusError
 
@@ -31,12 +30,32 @@ class CommandError(Exception):
     """A command cannot do what was asked; the message says why and what to do."""
 
 
-def model_parser(*, prog: str, about: str) -> argparse.ArgumentParser:
-    """A parser with the options that say which model is meant."""
+def model_parser(
+    *, prog: str, about: str, computes: str = "a GPU if there is one, all cores"
+) -> argparse.ArgumentParser:
+    """A parser with the options that say which model is meant, and on what it computes; by default, `computes`."""
     options = argparse.ArgumentParser(prog=prog, description=about)
     options.add_argument("--run", metavar="NAME", help="run, SWEEP/JOB, run folder or .ckpt file (default: newest run)")
     add_outputs(options)
+    where = options.add_argument_group(f"on what it computes (default: {computes})")
+    where.add_argument("--device", choices=("auto", "cpu", "cuda"), help="auto: a GPU if there is one")
+    where.add_argument("--threads", type=whole_number(at_least=1, example=1), metavar="N", help="CPU threads")
     return options
+
+
+def compute_on(options: argparse.Namespace, *, device: str = "auto", threads: int | None = None) -> str:
+    """Sets the threads and returns the device, cpu or cuda: those of the command line, or else these defaults.
+
+    CommandError if there is no GPU and one was asked for.
+    """
+    import torch
+
+    if (count := options.threads or threads) is not None:
+        torch.set_num_threads(count)
+    device = options.device or device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise CommandError("--device cuda: there is no usable GPU here; give --device cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def add_outputs(options: argparse.ArgumentParser) -> None:
@@ -79,16 +98,23 @@ def validation_ids(header: Header, file: Path | None) -> Tensor:
     return ids
 
 
-def write_json(content: dict[str, Any], path: Path) -> None:
+def write_json(content: dict[str, Any], path: Path, *, quiet: bool = False) -> None:
     """Writes a command's results; CommandError if the disk does not take them."""
-    write_text(json.dumps(content, indent=2) + "\n", path, option="--json FILE")
+    write_text(as_json(content), path, option="--json FILE", quiet=quiet)
 
 
-def write_text(text: str, path: Path, *, option: str) -> None:
-    """Replaces `path` as a whole and names it on stderr; CommandError if the disk does not take it."""
+def write_text(text: str, path: Path, *, option: str, quiet: bool = False) -> None:
+    """Replaces `path` as a whole and, unless `quiet`, names it on stderr; CommandError if the disk does not take it."""
     with writing(path, num_bytes=len(text.encode()), option=option):
         replace_text(path, text)
-    print(f"written: {path}", file=sys.stderr)
+    if not quiet:
+        print(f"written: {path}", file=sys.stderr)
+
+
+def figure(value: float, width: int, decimals: int) -> str:
+    """A number of a table, which keeps its column however large it is: 1.5432, 2.10e+45, inf."""
+    text = f"{value:.{decimals}f}"
+    return f"{text if len(text) < (width or 12) else f'{value:.2e}':>{width}}"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from switch_lm.measure.metrics import dropped_choices, num_choices
+from switch_lm.measure.metrics import dropped_choices, num_choices, perplexity_of
 from switch_lm.model.losses import language_loss
 from switch_lm.model.transformer import SwitchLM, SwitchOutput, evaluating
 from switch_lm.text.windows import EvaluationBatches
@@ -28,7 +28,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss)
+        return perplexity_of(self.loss)
 
     @property
     def bits_per_character(self) -> float:

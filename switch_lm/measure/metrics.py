@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import add
@@ -13,6 +14,14 @@ from torch import Tensor
 from switch_lm.routers.routing import Routing
 
 SMALLEST = 1e-12  # below the mean load of any layer with an assignment
+
+
+def perplexity_of(loss: float) -> float:
+    """exp of a loss in nats; infinity where a float cannot hold it."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def dropped_choices(routing: Routing) -> Tensor:

@@ -1,13 +1,16 @@
 """Checkpoints: their content, how they are written, and how a model is read without Lightning."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from switch_lm.config.families import FAMILIES
+from switch_lm.config.keys import keys_of
 from switch_lm.config.plugins import load_plugins, not_loaded
+from switch_lm.config.rules import unknown_key
+from switch_lm.config.schema import KEYS, Config
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.routers.options import BalanceOptions
@@ -89,11 +92,14 @@ def read_model(path: Path) -> tuple[SwitchLM, Header]:
         raise CheckpointError(f"{path} is of an older version of switch_lm, which stored no router; {fix}")
     try:
         header = Header(**content[KEY])
-        if (name := str(header.router["name"])) not in FAMILIES["router"]:
+        if (name := str(header.router.get("name", KEYS["router.name"].default))) not in FAMILIES["router"]:
             raise not_loaded(str(path), "router", name, header.plugins)
-        router = FAMILIES["router"][name].options(**header.router)
-        balance = BalanceOptions(**header.balance)
-        model = SwitchLM(ModelConfig(**header.model), len(header.vocabulary), router=router, balance=balance)
+        family = FAMILIES["router"][name].options
+        router = family(**_complete(header.router, family, path, "router."))
+        balance = BalanceOptions(**_complete(header.balance, BalanceOptions, path, "balance."))
+        sizes = ModelConfig(**_complete(header.model, ModelConfig, path, "model."))
+        header = replace(header, config=_all_keys(header.config))
+        model = SwitchLM(sizes, len(header.vocabulary), router=router, balance=balance)
         weights = {
             name.removeprefix(MODEL_PREFIX): value
             for name, value in content["state_dict"].items()
@@ -106,6 +112,26 @@ def read_model(path: Path) -> tuple[SwitchLM, Header]:
             f"{path} does not fit this version of switch_lm ({reason}); train the run again"
         ) from error
     return model.eval(), header
+
+
+def _complete(stored: dict[str, Any], owner: type, path: Path, prefix: str) -> dict[str, Any]:
+    """What a checkpoint states, a key that it lacks at what that implies; CheckpointError for one that is unknown."""
+    known = {name.removeprefix(prefix): key.implied for name, key in keys_of(owner, prefix).items()}
+    if unknown := sorted(stored.keys() - known):
+        problem = f"{path} states {prefix}{unknown[0]}={stored[unknown[0]]}, which this version does not know"
+        raise CheckpointError(f"{problem} ({unknown_key(prefix + unknown[0])}); use the version that wrote it")
+    return known | stored
+
+
+def _all_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """The stored configuration with every key that it lacks at what that implies, for those who read it by name."""
+    whole: dict[str, Any] = {group: dict(value) for group, value in config.items() if isinstance(value, dict)}
+    whole = config | whole
+    for name, key in keys_of(Config).items():
+        group, _, last = name.rpartition(".")
+        if group not in FAMILIES and "." not in group:
+            (whole.setdefault(group, {}) if group else whole).setdefault(last, key.implied)
+    return whole
 
 
 def write(content: dict[str, Any], path: Path) -> None:

@@ -1,12 +1,14 @@
 """Atomic files: whatever happens, a file has its old or its new content, never a part of it."""
 
 import errno
+import json
+import math
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 PART = ".part"  # the suffix of an unfinished file
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -46,6 +48,19 @@ def replace_text(path: Path, text: str) -> None:
     """Replaces the content of `path` by `text`."""
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def as_json(content: Any) -> str:
+    """The content as JSON, which knows no NaN and no infinity: null stands for them."""
+    return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def remove_parts(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which folder a run writes to: a new one, or that of a run it continues."""
+"""A run's folder: what is stored in it, who may write there, and how its configuration is read."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,11 +17,11 @@ from omegaconf import OmegaConf
 
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import ConfigError
-from switch_lm.config.plugins import load_plugins, not_loaded
-from switch_lm.config.rules import flatten, show
-from switch_lm.config.schema import Config, changes_result, keys_of_choice
-from switch_lm.storage.files import remove_parts, replace_text
-from switch_lm.storage.runs import CHECKPOINTS, LAST, damage, newest_whole
+from switch_lm.config.plugins import load_plugins
+from switch_lm.config.rules import flatten
+from switch_lm.config.schema import KEYS, Config, keys_of_choice
+from switch_lm.storage.files import PART, as_json, remove_parts, replace_text
+from switch_lm.storage.runs import CHECKPOINTS, LAST, START, damage, list_runs, start_number
 
 CONFIG, RESULT, HARDWARE = "config.yaml", "result.json", "hardware.json"
 LOCK_SECONDS = 10.0  # to wait for it: a killed run may take some seconds to free its memory and end
@@ -49,6 +47,9 @@ class Stopped(BaseException):
         return partial(Stopped, run=self.run, code=self.code), self.args
 
 
+State = tuple[int, tuple[tuple[str, int, int], ...], bool]  # start, files of checkpoints, whether it is finished
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A run's place, and the checkpoint it continues from, if any."""
@@ -56,11 +57,31 @@ class RunFolder:
     path: Path
     resumes_from: Path | None = None
     sweep: Path | None = None
-    seen: int | None = None  # when its configuration was written, as it was chosen; None: there was none
+    seen: State | None = None  # its state when it was chosen; None: not looked at
+    note: str | None = None  # what `resume=auto` came to
 
     @property
     def checkpoints(self) -> Path:
         return self.path / CHECKPOINTS
+
+    @property
+    def state(self) -> State:
+        """Changes whenever a process starts in the folder, saves a checkpoint or writes its result."""
+        files = [path for path in self.checkpoints.glob("*.ckpt") if path.is_file()]
+        saved = sorted((path.name, path.stat().st_ino, path.stat().st_mtime_ns) for path in files)
+        return start_number(self.path), tuple(saved), (self.path / RESULT).is_file()
+
+    @property
+    def began(self) -> bool:
+        """Whether a run was started there, and not another file or folder put there."""
+        others = [path for path in self.path.glob("*") if path.name != CHECKPOINTS and path.suffix != PART]
+        return (self.path / CONFIG).is_file() or not others
+
+    @property
+    def nothing_to_lose(self) -> bool:
+        """Whether a new run may have the folder: there is none, or its run has neither a checkpoint nor a result."""
+        _, saved, finished = self.state
+        return self.began and not saved and not finished
 
     @property
     def damaged(self) -> str | None:
@@ -79,12 +100,14 @@ class RunFolder:
                 lock = undo.enter_context(
                     Lock(self.path, "two processes in one folder would overwrite each other's files")
                 )
-                if _written_at(self.path) != self.seen:
+                if self.seen is not None and self.state != self.seen:
                     again = "start the command again"
                     raise ConfigError(f"{self.path}: another process has trained here meanwhile; {again}")
                 for folder in (self.path, self.checkpoints):
                     remove_parts(folder)
                 replace_text(self.path / CONFIG, as_yaml(config))
+                others = [start_number(run) for run in list_runs(Path(config.outputs)).values()]
+                self.write_json(START, {"number": 1 + max(others, default=start_number(self.path))})
                 self.store_hardware(hardware)
             except OSError as error:
                 raise ConfigError(
@@ -98,12 +121,18 @@ class RunFolder:
         """Stores how the run computes, for a resume and for the later jobs of its sweep."""
         self.write_json(HARDWARE, hardware)
         if self.sweep is not None:  # which took it from there, if it is not the first
-            replace_text(self.sweep / HARDWARE, json.dumps(hardware, indent=2) + "\n")
+            replace_text(self.sweep / HARDWARE, as_json(hardware))
 
     def stored_hardware(self) -> dict[str, Any] | None:
-        """What the run, or an earlier job of its sweep, was found to compute on."""
+        """What the run computes on."""
+        return self.read_json(HARDWARE)
+
+    def hardware_so_far(self) -> dict[str, Any] | None:
+        """What its steps until now, or else those of an earlier job of its sweep, were computed on."""
         stored = self.read_json(HARDWARE)
-        return stored if stored is not None or self.sweep is None else RunFolder(self.sweep).read_json(HARDWARE)
+        if self.resumes_from is not None and stored is not None:
+            return stored
+        return None if self.sweep is None else RunFolder(self.sweep).read_json(HARDWARE)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """The content of one of the run's files; None if it is not there, ConfigError if it is damaged."""
@@ -114,7 +143,7 @@ class RunFolder:
             raise ConfigError(f"{path} is damaged ({error}); remove it, and start again") from error
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        replace_text(self.path / name, json.dumps(content, indent=2) + "\n")
+        replace_text(self.path / name, as_json(content))
 
 
 class Lock:
@@ -155,98 +184,6 @@ class Lock:
         self.close()
 
 
-def choose(config: Config) -> RunFolder:
-    """The folder for this run; ConfigError if it is used already, or if what `resume` names cannot be resumed.
-
-    Nothing is created yet.
-    """
-    runs = Path(config.outputs) / "runs"
-    if config.resume == "auto":
-        return _newest_unfinished(runs, config) or RunFolder(_free(runs, config.name))
-    return RunFolder(_free(runs, config.name)) if config.resume is None else _named(runs, config)
-
-
-def of_job(folder: Path, config: Config) -> RunFolder:
-    """A sweep job's folder, which continues from its last checkpoint; ConfigError if it holds another configuration."""
-    if (folder / CONFIG).is_file() and (different := _differences(folder, config)):
-        raise ConfigError(
-            f"{folder} holds a run of another configuration ({_show_differences(different)}); give this sweep a name "
-            "of its own: name=NAME"
-        )
-    return _continued(folder, sweep=folder.parent)
-
-
-def _free(runs: Path, name: str | None) -> Path:
-    if name is None:
-        return runs / datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f")
-    path = runs / name
-    if path.exists() and any(path.iterdir()):
-        raise ConfigError(
-            f"name={name}: {path} holds a run already; choose another name, or continue it with resume={name}"
-        )
-    return path
-
-
-def _newest_unfinished(runs: Path, config: Config) -> RunFolder | None:
-    """The run of an equal configuration that was stopped last and has no result yet."""
-    candidates = [
-        path
-        for path in runs.glob("*" if config.name is None else config.name)
-        if (path / CONFIG).is_file() and not (path / RESULT).is_file() and _is_like(path, config)
-    ]
-    if not candidates:
-        return None
-    newest = max(candidates, key=lambda path: (path / CONFIG).stat().st_mtime_ns)
-    return _continued(newest)
-
-
-def _named(runs: Path, config: Config) -> RunFolder:
-    path = runs / str(config.resume)
-    if not (path / CONFIG).is_file():
-        there = ", ".join(sorted(p.name for p in runs.glob("*") if (p / CONFIG).is_file())[-5:]) or "none"
-        raise ConfigError(f"resume={config.resume}: {path} is not a run; the newest there are: {there}")
-    if (path / RESULT).is_file():
-        raise ConfigError(f"resume={config.resume}: {path} is finished; start a new run with another name")
-    _require_families(path)
-    if different := _differences(path, config):
-        raise ConfigError(
-            f"resume={config.resume}: another configuration than that of the run: {_show_differences(different)}"
-        )
-    return _continued(path)
-
-
-def _continued(path: Path, sweep: Path | None = None) -> RunFolder:
-    """The run, from its newest good checkpoint; one stopped before its first starts again in its own folder."""
-    folder = path / CHECKPOINTS
-    good = newest_whole(folder)
-    if good is None and (there := sorted(folder.glob("*.ckpt"))):
-        reasons = "; ".join(f"{checkpoint.name}: {damage(checkpoint)}" for checkpoint in there)
-        raise ConfigError(
-            f"{path}: no checkpoint of this run can be read ({reasons}); start a new run with another name, or remove "
-            f"{folder} to begin this one again"
-        )
-    return RunFolder(path, good, sweep, _written_at(path))
-
-
-def _written_at(path: Path) -> int | None:
-    """When the configuration was stored, which each start does."""
-    return (path / CONFIG).stat().st_mtime_ns if (path / CONFIG).is_file() else None
-
-
-def _is_like(path: Path, config: Config) -> bool:
-    """Of a run with a damaged configuration nobody can tell; asked for by its name, that is an error."""
-    try:
-        return not _differences(path, config)
-    except ConfigError:
-        return False
-
-
-def _differences(path: Path, config: Config) -> dict[str, tuple[Any, Any]]:
-    then, now = read_config(path), flatten(asdict(config))
-    compared = filter(changes_result, sorted(then))
-    return {key: (then[key], now.get(key)) for key in compared if then[key] != now.get(key)}
-
-
 def as_yaml(config: Config) -> str:
     """The content of config.yaml. The plugins stand there as text: no command imports what a file names."""
     plugins = f"plugins: [{', '.join(names)}]\n" if (names := load_plugins()) else ""
@@ -258,28 +195,19 @@ def read_config(path: Path) -> dict[str, Any]:
 
     ConfigError if the file is damaged, or of another format.
     """
-    stored = _stored(path)
+    stored = stated(path)
     stored.pop("plugins", None)
-    names = {group: str(stored.get(f"{group}.name")) for group in FAMILIES}
+    names = {group: str(stored.get(name := f"{group}.name", KEYS[name].default)) for group in FAMILIES}
     return {key.name: key.implied for key in keys_of_choice(names).values()} | stored
 
 
 def plugins_of(path: Path) -> Any:
     """The plugins that a run's file names, as it states them; None if there is no such run."""
-    return _stored(path).get("plugins") if (path / CONFIG).is_file() else None
+    return stated(path).get("plugins") if (path / CONFIG).is_file() else None
 
 
-def _require_families(path: Path) -> None:
-    """PluginError, with what to set, if the run's router or optimizer comes from a plugin that is not loaded."""
-    stored = _stored(path)
-    for group, families in FAMILIES.items():
-        name = stored.get(f"{group}.name")
-        if name is not None and str(name) not in families:
-            raise not_loaded(str(path), group, name, stored.get("plugins"))
-
-
-def _stored(path: Path) -> dict[str, Any]:
-    """What a run's file states, by dotted name."""
+def stated(path: Path) -> dict[str, Any]:
+    """What a run's file states, by dotted name. ConfigError if it is damaged, or of another format."""
     file = path / CONFIG
     try:
         stored = flatten(dict(OmegaConf.to_container(OmegaConf.load(file), resolve=True)))  # type: ignore[arg-type]
@@ -289,7 +217,3 @@ def _stored(path: Path) -> dict[str, Any]:
         fix = "train it again, or use the version of switch_lm that wrote it"
         raise ConfigError(f"{file} has format {number}, and this version reads format {FORMAT}; {fix}")
     return stored
-
-
-def _show_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:
-    return "; ".join(f"{key} was {show(then)}, now {show(now)}" for key, (then, now) in differences.items())

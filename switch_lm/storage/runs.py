@@ -1,5 +1,7 @@
 """Finds runs and their checkpoints."""
 
+import json
+import pickletools
 import zipfile
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -9,6 +11,7 @@ from switch_lm.config.schema import KEYS
 
 OUTPUTS = Path(KEYS["outputs"].default)
 CHECKPOINTS, BEST, LAST = "checkpoints", "best.ckpt", "last.ckpt"
+START = "start.json"  # a number that rises with each start of a run: a clock may go back
 NAMES_SHOWN = 5
 
 
@@ -19,15 +22,15 @@ class RunError(Exception):
 def find_run(name: str | None, outputs: Path = OUTPUTS) -> Path:
     """The folder of a run, or a checkpoint file. `name`: a run, `sweep/job`, a path to either, or None: the newest.
 
-    The newest run is the one whose checkpoint was written last. A name under `outputs` takes precedence over an equal
-    path. RunError if there is none.
+    The newest is the one with a checkpoint that was started or resumed last. A name under `outputs` takes precedence
+    over an equal path. RunError if there is none.
     """
     runs = list_runs(outputs)
     if name is None:
-        saved = [(path.stat().st_mtime_ns, str(run), run) for run in runs.values() for path in checkpoints(run)]
+        saved = [run for run in runs.values() if checkpoints(run)]
         if not saved:
             raise RunError(f"no run under {outputs} has a checkpoint yet; train one with `python -m switch_lm.train`")
-        return max(saved)[-1]
+        return max(saved, key=start_order)
     if name.rstrip("/") in runs:
         return runs[name.rstrip("/")]
     path = Path(name)
@@ -41,6 +44,20 @@ def list_runs(outputs: Path = OUTPUTS) -> dict[str, Path]:
     runs, sweeps = outputs / "runs", outputs / "sweeps"
     jobs = {str(job.relative_to(sweeps)): job for job in sorted(sweeps.glob("*/*")) if _is_run(job)}
     return jobs | {run.name: run for run in sorted(runs.glob("*")) if _is_run(run)}
+
+
+def start_number(run: Path) -> int:
+    """Which start of those in its outputs the run's last one was; 0 if nothing tells, as of a run of older versions."""
+    try:
+        return int(json.loads((run / START).read_bytes())["number"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
+
+
+def start_order(run: Path) -> tuple[int, int, str]:
+    """Sorts runs by their last start; those without a number, which are older, by the time of their files."""
+    files = checkpoints(run) or [path for path in (run / "config.yaml",) if path.is_file()]
+    return start_number(run), max((path.stat().st_mtime_ns for path in files), default=0), str(run)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -73,10 +90,23 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def newest_whole(folder: Path, but: Path | None = None) -> Path | None:
-    """The undamaged checkpoint of a folder, other than `but`, that was written last: `last.ckpt`, if it is intact."""
-    paths = [path for path in folder.glob("*.ckpt") if path != but and path.is_file()]
-    newest_first = sorted(paths, key=lambda path: (path.name == LAST, path.stat().st_mtime_ns), reverse=True)
-    return next((path for path in newest_first if damage(path) is None), None)
+    """The undamaged checkpoint of a folder, other than `but`, of the latest step: `last.ckpt`, if it is intact."""
+    if folder / LAST != but and damage(folder / LAST) is None:
+        return folder / LAST
+    paths = [path for path in folder.glob("*.ckpt") if path != but and damage(path) is None]
+    return max(paths, key=lambda path: (_step(path), path.stat().st_mtime_ns), default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    """The step of an undamaged checkpoint, read from its pickle without running it; -1 if it states none."""
+    with zipfile.ZipFile(checkpoint) as archive:
+        pickles = [archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")]
+    before = None
+    for code, value, _ in pickletools.genops(pickles[0] if pickles else b"."):
+        if before == "global_step" and isinstance(value, int) and "PUT" not in code.name:
+            return value
+        before = value if "PUT" not in code.name and code.name != "MEMOIZE" else before
+    return -1
 
 
 def _is_run(path: Path) -> bool:

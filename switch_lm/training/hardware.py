@@ -1,18 +1,20 @@
 """How a run computes on this machine: device, precision, and whether compiling pays. Stored with the run."""
 
-import ctypes
 import os
 import platform
 import shutil
 import sysconfig
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from switch_lm.config.keys import ConfigError
+from switch_lm.config.rules import show
 from switch_lm.config.schema import Config
 
 # Compiling costs half a minute on two CPU cores and saves a third of a step, so it pays above about this much work.
@@ -32,18 +34,6 @@ class Hardware:
     threads: int
 
 
-def keep_freed_memory() -> None:
-    """Makes the C library keep freed memory for the next step, which saves a tenth of a step's time. glibc only.
-
-    Otherwise each step asks the system for the same tens of thousands of pages again.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # malloc.h
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)  # the largest that glibc takes before 2.35
-
-
 def compile_blocks(model: nn.Module) -> None:
     """Compiles the model's blocks at their first call: one graph serves all blocks of a kind."""
     torch.compiler.reset()  # an earlier run in this process leaves its graphs
@@ -59,25 +49,45 @@ def compile_module(module: nn.Module) -> None:
     module.compile(dynamic=False, options={"fallback_random": True})
 
 
-def detect(config: Config, *, training_flops: float) -> Hardware:
+def detect(config: Config, *, training_flops: float, stored: Mapping[str, Any] | None = None) -> Hardware:
     """Resolves `auto` in the trainer's device, precision and compile. `training_flops`: those of the whole run.
 
-    ConfigError if the configured device does not exist.
+    `stored`: what the run, or its sweep, has used so far; it counts where the configuration leaves the choice, and what
+    is missing in it is chosen again. ConfigError if a device that is asked for, or was used, does not exist.
     """
-    device = config.trainer.device
+    trainer, stored = config.trainer, stored or {}
+    device = trainer.device if trainer.device != "auto" else stored.get("device")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("trainer.device=cuda: there is no usable GPU here; use trainer.device=auto")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    bf16, precision_reason = config.trainer.precision == "bf16", "as configured"
-    if config.trainer.precision == "auto":
+        if trainer.device == "cuda":
+            raise ConfigError("trainer.device=cuda: there is no usable GPU here; use trainer.device=cpu")
+        raise ConfigError(
+            f"trainer.device=auto: it began on a GPU ({stored.get('name')}), and there is no usable one here; continue "
+            "on the CPU with trainer.device=cpu (its bits will differ), or where there is a GPU"
+        )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    moved = device != stored.get("device")
+    bf16, precision_reason = trainer.precision == "bf16", "as configured"
+    if trainer.precision == "auto":
         bf16, precision_reason = fast_bf16(device)
-    compiles, compile_reason = config.trainer.compile == "true", "as configured"
-    if config.trainer.compile == "auto":
-        compiles, compile_reason = compiling_pays(device, training_flops)
-    threads = config.trainer.threads or torch.get_num_threads()
+        if "precision" in stored:  # also on another device: the weights belong to it
+            bf16, precision_reason = stored["precision"] == "bf16", str(stored.get("precision_reason", "as before"))
+    compiles, compile_reason = trainer.compile == "true", "as configured"
+    if trainer.compile == "auto":
+        if moved or "compile" not in stored:
+            compiles, compile_reason = compiling_pays(device, training_flops)
+        else:
+            compiles, compile_reason = bool(stored["compile"]), str(stored.get("compile_reason", "as before"))
+    threads = trainer.threads or int(stored.get("threads") or torch.get_num_threads())
     name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {threads} threads"
     return Hardware(device, "bf16" if bf16 else "fp32", compiles, precision_reason, compile_reason, name, threads)
+
+
+def changes_bits(hardware: Hardware, stored: Mapping[str, Any]) -> str | None:
+    """What makes a resumed run's bits differ from those of one that was not interrupted; None: nothing chosen here."""
+    now = {"trainer.device": hardware.device, "trainer.compile": hardware.compile, "trainer.threads": hardware.threads}
+    changed = [f"{key} was {show(then)}, now {show(value)}" for key, value in now.items()
+               if (then := stored.get(key.rpartition(".")[2], value)) != value]  # fmt: skip
+    return f"{'; '.join(changed)}: its bits will differ from those of an uninterrupted run" if changed else None
 
 
 def fast_bf16(device: str) -> tuple[bool, str]:

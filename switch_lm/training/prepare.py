@@ -24,7 +24,7 @@ from switch_lm.text.corpus import Corpus, load_corpus
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.text.windows import split, too_short
 from switch_lm.training.data import TextData
-from switch_lm.training.hardware import Hardware, detect, keep_freed_memory
+from switch_lm.training.hardware import Hardware, changes_bits, detect
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.process_state import restored
 from switch_lm.training.signals import StopSignals
@@ -54,9 +54,9 @@ class Training:
 def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: str | None = None) -> Iterator[Training]:
     """Fetches the text, chooses how to compute and makes the model; nothing is written or locked yet.
 
-    At the block's end the process is as before, except that the C library keeps freed memory. Errors: `train`.
+    At the block's end the process is as before. Errors: `train`.
     """
-    with restored(LOG, LIGHTNING_LOG), torch.compiler.set_stance("default"):
+    with restored(), torch.compiler.set_stance("default"):
         quiet = config.logger.progress == "none" or heading is not None
         console = Console(quiet=quiet, width=None if sys.stdout.isatty() else LINE_WIDTH)
         _set_up_logs(console)
@@ -70,10 +70,11 @@ def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: st
             only = named(corpus.characters[int(training_ids[0])])
             print(f"warning: every character to train on is {only}: there is nothing to learn", file=sys.stderr)
         training_flops = run_ledger(config, vocab_size=len(vocabulary)).training
-        stored = run.stored_hardware()  # with the run, or with an earlier job of its sweep
-        hardware = Hardware(**stored) if stored else detect(config, training_flops=training_flops)
+        stored = run.hardware_so_far()
+        hardware = detect(config, training_flops=training_flops, stored=stored)
+        if run.resumes_from is not None and stored and (note := changes_bits(hardware, stored)):
+            print(f"warning: {run.path}: {note}", file=sys.stderr)
         torch.set_num_threads(hardware.threads)
-        keep_freed_memory()
         torch.manual_seed(config.seed)
         module = SwitchModule(config, vocabulary, corpus_sha256=corpus.sha256, precision=hardware.precision)
         if config.init_from is not None:

@@ -1,27 +1,47 @@
 """Restores the process-wide settings that a run or a command changes, however it ends."""
 
 import logging
+import os
+import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+
+LOGGERS = ("", "switch_lm", "lightning", "lightning.pytorch", "lightning.fabric", "matplotlib")
 
 
 @contextmanager
-def restored(*loggers: str) -> Iterator[None]:
-    """Restores torch's threads and random numbers, the warnings filters, and the level and handlers of `loggers`.
+def restored() -> Iterator[None]:
+    """Restores what a process has one of: threads, random numbers, torch's modes, warnings, logs and environment.
 
     A GPU that is not in use at the start of the block has no random state to restore.
     """
-    before = [(log, log.level, list(log.handlers)) for log in map(logging.getLogger, loggers)]
-    threads = torch.get_num_threads()
+    logs = [(log, log.level, log.propagate, list(log.handlers)) for log in map(logging.getLogger, LOGGERS)]
+    threads, environment = torch.get_num_threads(), dict(os.environ)
+    randomness = random.getstate(), np.random.get_state()
+    of_torch = torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.is_grad_enabled()
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(gpus), warnings.catch_warnings():
         try:
             yield
         finally:
             torch.set_num_threads(threads)
-            for log, level, handlers in before:
+            torch.set_default_dtype(of_torch[0])
+            torch.set_float32_matmul_precision(of_torch[1])
+            torch.set_grad_enabled(of_torch[2])
+            torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn
+            torch.autograd.set_detect_anomaly(*anomaly)
+            random.setstate(randomness[0])
+            np.random.set_state(randomness[1])
+            os.environ.clear()
+            os.environ.update(environment)
+            for log, level, propagate, handlers in logs:
                 log.setLevel(level)
-                log.handlers = handlers
+                log.propagate, log.handlers = propagate, handlers

@@ -1,18 +1,21 @@
 """Starts a run: from a configuration to what its result.json holds."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.config.plugins import load_plugins
 from switch_lm.config.rules import resolve
 from switch_lm.config.schema import Config
-from switch_lm.storage import run_folder
+from switch_lm.storage import choice, run_folder
 from switch_lm.training.boards.registry import board_class
 from switch_lm.training.signals import StopSignals
 
 
+@survive_closed_pipe()
 def train(
     cfg: DictConfig | Config,
     *,
@@ -32,7 +35,9 @@ def train(
     config = resolve(cfg)
     for name in config.logger.boards:
         board_class(name).require()
-    run = run_folder.choose(config) if folder is None else run_folder.of_job(folder, config)
+    run = choice.choose(config) if folder is None else choice.of_job(folder, config)
+    if run.note is not None:
+        print(f"resume=auto: {run.note}", file=sys.stderr)
     if (finished := run.read_json(run_folder.RESULT)) is not None:
         return finished
     from switch_lm.training.prepare import prepare  # torch and Lightning are slow to import: not for --help and --cfg

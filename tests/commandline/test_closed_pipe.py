@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from switch_lm.commandline.closed_pipe import survive_closed_pipe
 
 SMALL = [
     "model.num_layers=1", "model.d_model=16", "model.num_heads=2", "model.d_ff=16", "model.num_experts=2",
@@ -63,3 +66,20 @@ def test_every_command_writes_all_that_was_asked_for_and_ends_with_0(
     done = into_a_closed_pipe(folder, f"switch_lm.{name}", *arguments, *configuration)
     assert done.returncode == 0, done.stderr
     assert "BrokenPipe" not in done.stderr and (folder / file).is_file()
+
+
+@pytest.mark.parametrize("stream", ["ascii", "closed", "full", "none"])
+def test_a_stream_that_cannot_take_a_text_loses_that_text_and_nothing_else(
+    stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Path("/dev/full" if stream == "full" else tmp_path / "printed")
+    file = place.open("w", encoding="ascii")
+    if stream == "closed":
+        file.close()
+    monkeypatch.setattr(sys, "stdout", None if stream == "none" else file)
+    with survive_closed_pipe():
+        print("1 — 2", flush=True)
+        Console().print("3 ± 4")
+    file.close()
+    assert stream != "ascii" or place.read_text() == "1 ? 2\n3 ? 4\n"
+    assert len(capsys.readouterr().err.splitlines()) == (stream in ("closed", "full"))  # says so once

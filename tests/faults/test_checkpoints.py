@@ -19,7 +19,7 @@ from switch_lm import evaluate, generate
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
 from switch_lm.routers.options import TopKOptions
-from switch_lm.storage import run_folder
+from switch_lm.storage import choice
 from switch_lm.storage.checkpoint import CheckpointError
 from switch_lm.training.callbacks.checkpoints import Best
 from switch_lm.training.module import SwitchModule
@@ -168,7 +168,7 @@ def test_a_folder_that_was_moved_keeps_what_is_known_of_its_best(tmp_path: Path)
 
 @pytest.mark.row(21)
 def test_a_folder_that_another_process_used_meanwhile_is_not_used(config: Config) -> None:
-    chosen = run_folder.choose(config)
+    chosen = choice.choose(config)
     train(config)
     before = (folder_of(config) / "config.yaml").read_bytes()
     with pytest.raises(ConfigError, match="another process has trained here meanwhile; start the command again"):

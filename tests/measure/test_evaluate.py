@@ -258,3 +258,14 @@ def test_a_bad_value_is_refused_before_any_model_is_searched(
 def test_no_run_ends_with_1_and_says_how_to_train_one(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 1
     assert "python -m switch_lm.train" in capsys.readouterr().err
+
+
+def test_a_loss_beyond_exp_has_a_row_and_valid_json(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_model()
+    model.norm.weight.data *= 1e8  # and with it every logit
+    run = make_run(model=model)
+    assert main(["--device", "cpu", "--threads", "1"]) == 0
+    heading, row = capsys.readouterr().out.splitlines()[-2:]
+    assert len(row) == len(heading) and "inf" in row and "e+0" in row
+    (result,) = json.loads((run / "evaluate.json").read_text(), parse_constant=pytest.fail)["results"]
+    assert result["perplexity"] is None and result["loss"] > 1e6

@@ -17,13 +17,13 @@ SUBMITIT = ("hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.
 BASIC: tuple[str, list[str]] = ("", [])
 # Each is run at the start of every Python process, and harms the job of seed 1 or every worker.
 IN_JOB = """
-from switch_lm.storage import run_folder
-of_job = run_folder.of_job
+from switch_lm.storage import choice
+of_job = choice.of_job
 def crash(folder, config):
     if config.seed == 1:
         {}
     return of_job(folder, config)
-run_folder.of_job = crash
+choice.of_job = crash
 """
 UNPICKLABLE = IN_JOB.format("class Local(Exception): ...\n        raise Local('no way', lambda: 0)")
 KILLED = IN_JOB.format("import os; os._exit(9)")

@@ -8,6 +8,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from switch_lm.config.schema import Config
 from switch_lm.storage.run_folder import TrainingError
 from switch_lm.training.boards.base import Board
 from switch_lm.training.boards.registry import BOARDS
+from switch_lm.training.boards.tensorboard import TensorBoard
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.start import train
 
@@ -108,6 +110,18 @@ def test_a_resumed_run_has_the_points_of_one_that_was_never_stopped(
     assert reproducible(logged(run)) == reproducible(logged(run.parent / "whole"))
 
 
+def test_a_clock_that_went_back_hides_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time
+    for days, steps in ((0, range(10)), (1, range(6, 15)), (2, range(12, 20))):
+        monkeypatch.setattr(time, "time", lambda days=days: real() - 86400 * days)
+        board = TensorBoard(tmp_path, None, config=Config(), first_step=steps[0])
+        for step in steps:
+            board.scalars({"loss": float(step)}, step)
+        board.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(step, step) for step in range(20)]
+
+
 def test_tensorboard_shows_texts_histograms_pictures_and_a_row_of_the_run(config: Config) -> None:
     config = on(config, "tensorboard")
     train(config)
@@ -127,7 +141,7 @@ def test_without_a_board_a_run_writes_metrics_jsonl_alone(tmp_path: Path) -> Non
     config = on(short_run(tmp_path))
     train(config)
     files = {path.name for path in folder_of(config).iterdir()}
-    assert files == {"checkpoints", "config.yaml", "hardware.json", "metrics.jsonl", "result.json"}
+    assert files == {"checkpoints", "config.yaml", "hardware.json", "metrics.jsonl", "result.json", "start.json"}
     assert list(logged(folder_of(config))["val/loss"]) == [1, 2]
 
 

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from switch_lm.certificate.show import certificate_markdown, write_text
 from switch_lm.config.schema import Config
 from switch_lm.model.config import ModelConfig
-from switch_lm.training.boards.tensorboard import chart_layout
+from switch_lm.training.boards.tensorboard import chart_layout, open_writer
 from switch_lm.training.callbacks.dashboard import NO_METRICS, hparams, metrics
 
 ALL_STEPS, VALIDATIONS = [1, 2, 3, 4, 5, 6], [3, 6]
@@ -140,7 +140,7 @@ def test_the_certificate_is_a_table_of_its_findings_and_none_of_it_is_markup(
 
 def test_a_text_that_is_written_again_replaces_the_old_one_and_no_other_text(tmp_path: Path) -> None:
     for tag, text in (("certificate", "first"), ("notes", "other"), ("certificate", "second")):
-        write_text(tmp_path, tag, text, 7)
+        write_text(tmp_path, tag, text, 7, open_writer=open_writer)
     events = EventAccumulator(str(tmp_path)).Reload()
     texts = {tag: [(e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors(tag)]
              for tag in events.Tags()["tensors"]}  # fmt: skip

@@ -6,15 +6,18 @@ import platform
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
 
-from switch_lm.training.hardware import compile_module
+from switch_lm.config.keys import ConfigError
+from switch_lm.config.schema import Config, TrainerConfig
+from switch_lm.training.hardware import changes_bits, compile_module, detect
 
 FAULTS = """
 import resource, sys, torch
-from switch_lm.training.hardware import keep_freed_memory
+from switch_lm.commandline.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 for step in range(20):
@@ -50,3 +53,14 @@ def test_a_module_that_we_compile_draws_torchs_random_numbers_and_another_does_n
         torch.manual_seed(0)
         outputs.append(module(torch.ones(9)))
     assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
+
+
+def test_what_was_typed_beats_what_is_stored_and_the_rest_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu = {"device": "cuda", "precision": "bf16", "compile": True, "threads": 64, "name": "a GPU"}
+    with pytest.raises(ConfigError, match=r"began on a GPU \(a GPU\).* on the CPU with trainer.device=cpu"):
+        detect(Config(), training_flops=0.0, stored=gpu)
+    now = detect(Config(trainer=TrainerConfig(device="cpu", threads=3)), training_flops=0.0, stored=gpu)
+    assert (now.device, now.threads, now.precision, now.compile) == ("cpu", 3, "bf16", False)
+    assert "trainer.device was cuda, now cpu" in str(changes_bits(now, gpu))
+    assert detect(Config(), training_flops=1e20, stored=asdict(now)) == now

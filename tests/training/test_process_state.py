@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import logging
 import os
+import random
 import signal
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from compare import same
@@ -21,7 +25,8 @@ from switch_lm import check, evaluate, generate, inspect
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
 from switch_lm.storage import checkpoint
-from switch_lm.storage.run_folder import Lock, Stopped, choose
+from switch_lm.storage.choice import choose
+from switch_lm.storage.run_folder import Lock, Stopped
 from switch_lm.training import hardware
 from switch_lm.training import prepare as preparing
 from switch_lm.training.module import SwitchModule
@@ -43,6 +48,8 @@ def process_state() -> dict[str, Any]:
         "environment": dict(os.environ),
         "signals": [signal.getsignal(number) for number in SIGNALS],
         "defaults": (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_float32_matmul_precision()),
+        "other random numbers": (random.getstate(), str(np.random.get_state())),
+        "streams": (sys.stdout, sys.stderr),
         "deterministic": (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark),
     }
 
@@ -56,7 +63,16 @@ def in_validation(config: Config, patch: pytest.MonkeyPatch) -> None:
 
 
 def before_the_first_step(config: Config, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(preparing, "TextData", fails)
+    def changes(*_: Any, **__: Any) -> None:  # as a plugin may
+        random.seed(1)
+        np.random.seed(1)
+        torch.set_default_dtype(torch.float64)
+        torch.use_deterministic_algorithms(True)
+        os.environ["PLANTED"] = "1"
+        fails()
+
+    patch.setattr(preparing, "TextData", changes)
+    patch.setattr(ctypes, "CDLL", changes)  # the C library's memory could not be set back
 
 
 def by_the_configuration(config: Config, patch: pytest.MonkeyPatch) -> None:

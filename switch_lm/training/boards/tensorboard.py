@@ -1,8 +1,10 @@
 """TensorBoard: event files in the run's folder, and the charts that show its layers."""
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from switch_lm.config.schema import Config
@@ -35,17 +37,18 @@ class TensorBoard(Board):
     name = "tensorboard"
 
     def __init__(self, run: Path, options: Any, *, config: Config, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
         is_new = first_step == 0 or not any(run.glob(EVENTS))
-        _wait_for_a_new_second(run)
-        self._writer = SummaryWriter(str(run), purge_step=first_step, flush_secs=FLUSH_SECONDS)
+        self._writer = open_writer(run, purge_step=first_step, flush_secs=FLUSH_SECONDS)
+        self._flushed = time.monotonic()
         if is_new:
             self._writer.add_custom_scalars(chart_layout(config.model.switch_blocks))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:  # the writer goes by the clock, which may go back
+            self._writer.flush()
+            self._flushed = time.monotonic()
 
     def text(self, tag: str, text: str, step: int) -> None:
         self._writer.add_text(tag, text, step)
@@ -95,8 +98,22 @@ def chart_layout(blocks: Sequence[int]) -> dict[str, dict[str, list[object]]]:
     return layout
 
 
-def _wait_for_a_new_second(run: Path) -> None:
-    """TensorBoard orders event files by their names, which begin with the second: a new file needs a new second."""
-    newest = max((int(path.name.split(".")[3]) for path in run.glob(EVENTS)), default=0)
-    if 0 <= (age := time.time() - newest) < 1:
-        time.sleep(1 - age)
+def open_writer(run: Path, **options: Any) -> Any:
+    """A `SummaryWriter` whose event file comes after all that are there, even if the clock went back.
+
+    TensorBoard reads event files in the order of their names, which begin with the second of the clock.
+    """
+    from tensorboard.summary.writer import event_file_writer
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    seconds = [part for path in run.glob(EVENTS) if (part := path.name.split(".")[3]).isdecimal()]
+    begins = max(time.time(), 1 + max(map(int, seconds), default=0))
+    # No argument chooses the name: `filename_suffix` stands behind the time. The writer asks its module's clock; its
+    # thread does, too, and must go by the real one.
+    creator = threading.current_thread()
+    clock = SimpleNamespace(time=lambda: begins if threading.current_thread() is creator else time.time())
+    event_file_writer.time = clock
+    try:
+        return SummaryWriter(str(run), **options)
+    finally:
+        event_file_writer.time = time

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from switch_lm.config.schema import Config
-from switch_lm.measure.metrics import routing_scalars
+from switch_lm.measure.metrics import perplexity_of, routing_scalars
 from switch_lm.measure.tallies import StepTally
 from switch_lm.training.callbacks.base import MicroBatch, StepCallback
 
@@ -31,5 +31,4 @@ class StepScalars(StepCallback):
 
 def as_perplexity(group: str, loss: float) -> dict[str, float]:
     """Other units of a loss in nats per character."""
-    perplexity = math.exp(min(loss, 50.0))  # a diverging loss must not overflow
-    return {f"{group}/perplexity": perplexity, f"{group}/bits_per_character": loss / math.log(2)}
+    return {f"{group}/perplexity": perplexity_of(loss), f"{group}/bits_per_character": loss / math.log(2)}

@@ -1,0 +1,157 @@
+"""Which folder a run writes to: a new one, or that of a run it continues."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+from switch_lm.config.families import FAMILIES
+from switch_lm.config.keys import ConfigError
+from switch_lm.config.plugins import not_loaded
+from switch_lm.config.rules import flatten, show, unknown_key
+from switch_lm.config.schema import KEYS, Config, changes_result
+from switch_lm.storage.run_folder import CONFIG, RESULT, RunFolder, read_config, stated
+from switch_lm.storage.runs import damage, newest_whole, start_order
+
+HOW = ("trainer.device", "trainer.compile")  # how a run computes: may change on resume, which `prepare` reports
+SHOWN = 5  # keys of a message
+Differences = Mapping[str, str]  # by key, in words
+
+
+def choose(config: Config) -> RunFolder:
+    """The folder for this run; ConfigError if it is used already, or if what `resume` names cannot be resumed.
+
+    Nothing is created yet.
+    """
+    runs = Path(config.outputs) / "runs"
+    if config.resume == "auto":
+        return _newest_unfinished(runs, config)
+    return _free(runs, config) if config.resume is None else _named(runs, config)
+
+
+def of_job(folder: Path, config: Config) -> RunFolder:
+    """A sweep job's folder, which continues from its last checkpoint; ConfigError if it holds another configuration."""
+    run = RunFolder(folder)
+    if run.began and not run.nothing_to_lose and (different := differences(folder, config)):
+        raise ConfigError(
+            f"{folder} holds a run of another configuration ({_listed(different)}); give this sweep a name of its "
+            "own: name=NAME"
+        )
+    return _continued(folder, sweep=folder.parent)
+
+
+def _free(runs: Path, config: Config, why: str | None = None) -> RunFolder:
+    """A new folder, or one of the name that holds nothing to lose: a run that failed does not use up its name.
+
+    `why`: why `resume=auto` continues none.
+    """
+    note = why and f"starts a new run: {why}"
+    if config.name is None:
+        stamp, number = datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f"), 1
+        while (path := runs / (stamp if number == 1 else f"{stamp}-{number}")).exists():  # the clock went back
+            number += 1
+        return RunFolder(path, seen=RunFolder(path).state, note=note)
+    run = RunFolder(runs / config.name, note=note)
+    if not run.nothing_to_lose:
+        problem, fix = f"name={config.name}: {run.path} holds a run already", "choose another name"
+        if (run.path / RESULT).is_file():
+            raise ConfigError(
+                f"{problem}, which is finished; {fix}, or look at it: python -m switch_lm.generate --run {config.name}"
+            )
+        if not run.began:
+            raise ConfigError(f"name={config.name}: {run.path} holds other files already; {fix}")
+        if config.resume == "auto":
+            raise ConfigError(f"resume=auto: {run.path} cannot be continued: {why}; {fix}")
+        raise ConfigError(f"{problem}; {fix}, or continue it with resume={config.name}")
+    return RunFolder(run.path, seen=run.state, note=note)
+
+
+def _newest_unfinished(runs: Path, config: Config) -> RunFolder:
+    """The unfinished run of an equal configuration that was started last; else a new one that says why."""
+    paths = [path for path in runs.glob("*" if config.name is None else config.name) if (path / CONFIG).is_file()]
+    nearest, why = SHOWN, "there is no run yet" if config.name is None else f"there is no run {config.name} yet"
+    if paths:
+        why = "no unfinished run has this configuration"
+    for path in sorted(paths, key=start_order, reverse=True):
+        finished = (path / RESULT).is_file()
+        try:
+            different = differences(path, config)
+        except ConfigError as error:  # of a damaged configuration nobody can tell
+            why = str(error) if nearest == SHOWN else why
+            continue
+        if not different and not finished:
+            run = _continued(path)
+            at = "its beginning: it has no checkpoint" if run.resumes_from is None else str(run.resumes_from)
+            return RunFolder(path, run.resumes_from, seen=run.seen, note=f"continues {path} from {at}")
+        if len(different) < nearest:
+            nearest = len(different)
+            why = f"{path.name} has this configuration and is finished"
+            if different:
+                state = "is finished and " if finished else ""
+                why = f"no unfinished run has this configuration; the nearest, {path.name}, {state}differs: "
+                why += _listed(different)
+    return _free(runs, config, why)
+
+
+def _named(runs: Path, config: Config) -> RunFolder:
+    path = runs / str(config.resume)
+    if not (path / CONFIG).is_file():
+        there = sorted((p for p in runs.glob("*") if (p / CONFIG).is_file()), key=start_order)[-SHOWN:]
+        names = ", ".join(p.name for p in there) or "none"
+        raise ConfigError(f"resume={config.resume}: {path} is not a run; the newest there are: {names}")
+    if (path / RESULT).is_file():
+        raise ConfigError(f"resume={config.resume}: {path} is finished; start a new run with another name")
+    _require_families(path)
+    if different := differences(path, config):
+        raise ConfigError(
+            f"resume={config.resume}: another configuration than that of the run: {_listed(different, most=None)}"
+        )
+    return _continued(path)
+
+
+def _continued(path: Path, sweep: Path | None = None) -> RunFolder:
+    """The run, from its newest good checkpoint; one stopped before its first starts again in its own folder."""
+    run = RunFolder(path)
+    good = newest_whole(run.checkpoints)
+    if good is None and (there := sorted(run.checkpoints.glob("*.ckpt"))):
+        reasons = "; ".join(f"{checkpoint.name}: {damage(checkpoint)}" for checkpoint in there)
+        raise ConfigError(
+            f"{path}: no checkpoint of this run can be read ({reasons}); start a new run with another name, or remove "
+            f"{run.checkpoints} to begin this one again"
+        )
+    return RunFolder(path, good, sweep, run.state)
+
+
+def differences(path: Path, config: Config) -> Differences:
+    """The keys in which a run's configuration is another one than `config`, each in words. ConfigError: `read_config`.
+
+    A key that the run's file lacks has the value that its absence implies; one that no configuration has is named.
+    """
+    stored, now = stated(path), flatten(asdict(config))
+    then, different = read_config(path), {}
+    for key in filter(changes_result, sorted(then)):
+        if key in now and key not in HOW and then[key] != now[key]:
+            unknown = then[key] is None and key not in stored
+            was = "is not stated in its config.yaml" if unknown else f"was {show(then[key])}"
+            different[key] = f"{key} {was}, now {show(now[key])}"
+        elif key not in KEYS:
+            problem = f"{path / CONFIG} states {key}={show(then[key])}, which this version does not know"
+            different[key] = f"{problem} ({unknown_key(key)})"
+    return different
+
+
+def _listed(different: Differences, most: int | None = SHOWN) -> str:
+    lines = list(different.values())
+    more = f"; and {len(lines) - most} more" if most is not None and len(lines) > most else ""
+    return "; ".join(lines[:most]) + more
+
+
+def _require_families(path: Path) -> None:
+    """PluginError, with what to set, if the run's router or optimizer comes from a plugin that is not loaded."""
+    stored = stated(path)
+    for group, families in FAMILIES.items():
+        name = stored.get(f"{group}.name")
+        if name is not None and str(name) not in families:
+            raise not_loaded(str(path), group, name, stored.get("plugins"))
