@@ -1,16 +1,23 @@
 """The sources of the text, byte for byte: a given file, the verified copy, a mirror, or the plays of a package."""
 
+import errno
 import hashlib
 import logging
 import os
+import re
+import shlex
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from switch_lm.storage.files import replacing
 from switch_lm.text import mirrors, plays
+from switch_lm.text.formats import HEAD_BYTES, Format, encoding_of, other_format
 
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TINY_SHAKESPEARE_BYTES = 1_115_394
@@ -22,6 +29,10 @@ log = logging.getLogger("switch_lm")
 
 class CorpusError(Exception):
     """The text is not available; the message says why and what to do."""
+
+
+class TextError(CorpusError):
+    """The file that was given cannot be trained on; the message names the setting, the rule and what to do."""
 
 
 class _SourceError(Exception):
@@ -72,21 +83,78 @@ def _supply() -> str:
     return f"give the file yourself with data.path=FILE or {FILE_VARIABLE}=FILE"
 
 
-def _read_given(path: Path, *, name: str) -> Corpus:
-    rule = f"{name} must name a UTF-8 text file that is not empty"
+def require_text_file(path: Path, *, name: str) -> None:
+    """Checks quickly that `path` is a UTF-8 text file that can be read again, by its kind and its first bytes.
+
+    TextError names the setting `name` with its value, what the file is, and what to do. torch is not needed.
+    """
+    with _opened(path, name=name) as file:
+        head = file.read(HEAD_BYTES)
+        if (known := other_format(head, whole=len(head) < HEAD_BYTES)) is not None:
+            raise _not_text(path, known, name=name)
+
+
+@contextmanager
+def _opened(path: Path, *, name: str) -> Iterator[BinaryIO]:
+    """The file, which is regular and not empty."""
     fix = f"give {name}=FILE another file, or leave it out for Tiny Shakespeare"
     try:
-        corpus = _corpus(path.read_bytes(), source=str(path))
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise CorpusError(
-            f"{name}={path}: byte 0x{byte:02x} at offset {error.start} is not UTF-8; {rule}; {fix}"
-        ) from None
+        kind = path.stat().st_mode
+        if _is_stream(path, kind):
+            raise TextError(
+                f"{name}={path}: not a file but a stream, which can be read only once: the model could not be "
+                f"evaluated; {_rule(name)}; write it to a file first (such as: cat A B > FILE), and give {name}=FILE"
+            )
+        if stat.S_ISDIR(kind):
+            raise TextError(
+                f"{name}={path}: {os.strerror(errno.EISDIR)}; {_rule(name)}; {fix}; to train on all texts in it: "
+                f"cat {shlex.quote(shell_path(path))}/*.txt > FILE"
+            )
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise TextError(f"{name}={path}: the file is empty; {_rule(name)}; {fix}")
+            file.seek(0)
+            yield file
     except OSError as error:
-        raise CorpusError(f"{name}={path}: {error.strerror or error}; {rule}; {fix}") from error
-    if not corpus.text:
-        raise CorpusError(f"{name}={path}: the file is empty; {rule}; {fix}")
-    return corpus
+        if str(path) == "-":
+            raise TextError(
+                f"{name}=-: standard input can be read only once; {_rule(name)}; write it to a file first "
+                f"(such as: cat > FILE), and give {name}=FILE"
+            ) from None
+        raise TextError(f"{name}={path}: {error.strerror or error}; {_rule(name)}; {fix}") from error
+
+
+def _is_stream(path: Path, kind: int) -> bool:
+    """Pipes, devices, sockets, and whatever is named by its number among the open files of a process."""
+    of_process = str(path) == "/dev/stdin" or re.fullmatch(r"/dev/fd|/proc/.*/fd", str(path.absolute().parent))
+    return bool(of_process) or not (stat.S_ISREG(kind) or stat.S_ISDIR(kind))
+
+
+def _rule(name: str) -> str:
+    return f"{name} must name a UTF-8 text file that is not empty"
+
+
+def _not_text(path: Path, known: Format, *, name: str) -> TextError:
+    file, text = shell_path(path), shell_path(Path(f"{path}.txt"))
+    command = known.command.format(file=shlex.quote(file), text=shlex.quote(text))
+    return TextError(f"{name}={path}: {known.what}; {_rule(name)}; convert it with: {command}")
+
+
+def shell_path(path: Path) -> str:
+    """A path that no command takes for an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
+
+
+def _read_given(path: Path, *, name: str) -> Corpus:
+    require_text_file(path, name=name)
+    with _opened(path, name=name) as file:
+        body = file.read()
+    try:
+        return _corpus(body, source=str(path))
+    except UnicodeDecodeError as error:
+        part = body[max(0, error.start - HEAD_BYTES // 2) :][:HEAD_BYTES]
+        known = encoding_of(part).at(body[error.start], error.start)
+        raise _not_text(path, known, name=name) from None
 
 
 def _corpus(body: bytes, *, source: str) -> Corpus:
