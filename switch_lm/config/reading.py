@@ -1,6 +1,7 @@
 """What a value means for the type of its key, wherever it was written: one place for numbers, text, paths and null."""
 
 import math
+import re
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -146,6 +147,20 @@ def _by_omegaconf(owner: type, name: str, value: Any) -> Any:
     """For a type that only a plugin's key has, such as an Enum."""
     merged: Any = OmegaConf.merge(OmegaConf.structured(owner), {name: value})
     return getattr(OmegaConf.to_object(merged), name)
+
+
+def literal(text: str) -> str:
+    """A text in which OmegaConf interpolates nothing."""
+    return re.sub(r"(\\*)\$\{", lambda match: rf"{match[1] * 2}\${{", text)
+
+
+def literals(tree: Any) -> Any:
+    """A tree of plain values with each text as a literal."""
+    if isinstance(tree, dict):
+        return {key: literals(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [literals(value) for value in tree]
+    return literal(tree) if isinstance(tree, str) else tree
 
 
 def show(value: object) -> str:

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.plugins import load_plugins, not_loaded
+from switch_lm.config.reading import literals
 from switch_lm.config.rules import flatten, show
 from switch_lm.config.schema import Config, changes_result, keys_of_choice
 from switch_lm.storage.files import remove_parts, replace_text
@@ -250,7 +251,7 @@ def _differences(path: Path, config: Config) -> dict[str, tuple[Any, Any]]:
 def as_yaml(config: Config) -> str:
     """The content of config.yaml. The plugins stand there as text: no command imports what a file names."""
     plugins = f"plugins: [{', '.join(names)}]\n" if (names := load_plugins()) else ""
-    return f"format: {FORMAT}\n{plugins}" + OmegaConf.to_yaml(OmegaConf.structured(config))
+    return f"format: {FORMAT}\n{plugins}" + OmegaConf.to_yaml(OmegaConf.create(literals(asdict(config))))
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from switch_lm.config.schema import Config, TrainerConfig
 from switch_lm.measure.ledger import run_ledger
 from switch_lm.reporting.controls import SAME_WORK
 from switch_lm.sweep import jobs as sweep
+from switch_lm.sweep.grid import Grid
 from switch_lm.sweep.jobs import as_mapping, job_name, read_jobs, side_by_side
 
 
@@ -130,13 +131,12 @@ def planned(*overrides: str) -> tuple[list[dict[str, Any]], dict[tuple[Any, ...]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose("train", list(overrides), return_hydra_config=True)
         assert str(config.hydra.mode) == "RunMode.MULTIRUN"
-        all_overrides = sweep.sweep_overrides(config)
-        fixed = [str(override.input_line) for override in all_overrides if not override.is_sweep_override()]
-        jobs = sweep.planned_jobs(all_overrides) or []
+        grid = Grid.of(config)
+        jobs = grid.jobs() or []
         configs = {}
         for job in (job for job in jobs if job["seed"] == jobs[0]["seed"]):
             arguments = [f"{key}={value}" for key, value in job.items()]
-            configs[tuple(v for k, v in job.items() if k != "seed")] = resolve(compose("train", [*fixed, *arguments]))
+            configs[tuple(v for k, v in job.items() if k != "seed")] = resolve(compose("train", [*grid.fixed, *arguments]))
     return jobs, configs
 
 
@@ -182,7 +182,7 @@ def test_an_override_narrows_a_shipped_sweep() -> None:
         config = compose("train", ["experiment=capacity_sweep"], return_hydra_config=True)
     with open_dict(config.hydra):
         config.hydra.overrides.task = ["experiment=capacity_sweep", "seed=7,8", "variant=dense"]
-    assert sweep.planned_jobs(sweep.sweep_overrides(config)) == [{"seed": 7}, {"seed": 8}]
+    assert Grid.of(config).jobs() == [{"seed": 7}, {"seed": 8}]
 
 
 # --- Side by side
