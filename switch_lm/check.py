@@ -16,6 +16,7 @@ from switch_lm.commandline.command import (
     finish,
     model_parser,
     open_model,
+    path_option,
     require_writable,
     validation_ids,
     whole_number,
@@ -57,10 +58,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--all-policies", action="store_true", help="also every drop order and overflow rule on the same weights"
     )
-    options.add_argument("--data", type=Path, metavar="FILE", help="the text, if it is not where the run found it")
+    options.add_argument(
+        "--data", type=path_option, metavar="FILE", help="the text, if it is not where the run found it"
+    )
     options.add_argument(
         "--json",
-        type=Path,
+        type=path_option,
         metavar="FILE",
         help="(default: check.json in the run's folder, or of a configuration in its outputs)",
     )

@@ -6,7 +6,6 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
@@ -17,11 +16,13 @@ from switch_lm.commandline.command import (
     model_parser,
     number,
     open_model,
+    path_option,
     require_writable,
     validation_ids,
     whole_number,
     write_json,
 )
+from switch_lm.config.reading import is_null
 from switch_lm.stats.intervals import estimate
 from switch_lm.storage.runs import run_of
 
@@ -35,8 +36,8 @@ NANOGPT_DRAWS = 10
 
 
 def capacity_factor(text: str) -> float | None:
-    """Parses a capacity factor, or "none" for dropless."""
-    if text.lower() == "none":
+    """Parses a capacity factor, or "none" or "null" for dropless."""
+    if is_null(text):
         return None
     value = number(text)
     if not 0.0 < value < math.inf:
@@ -64,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
         help="windows per batch, which share their capacity (default: as in training)",
     )
     options.add_argument("--precision", choices=("fp32", "bf16"), help="(default: as in training)")
-    options.add_argument("--data", type=Path, metavar="FILE", help="the text, if it is no longer where the run read it")
+    options.add_argument(
+        "--data", type=path_option, metavar="FILE", help="the text, if it is no longer where the run read it"
+    )
     options.add_argument(
         "--nanogpt-protocol",
         type=whole_number(at_least=1, example=NANOGPT_DRAWS),
@@ -79,7 +82,9 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         help="of nanoGPT's random windows (default: 0)",
     )
-    options.add_argument("--json", type=Path, metavar="FILE", help="(default: evaluate.json in the run's folder)")
+    options.add_argument(
+        "--json", type=path_option, metavar="FILE", help="(default: evaluate.json in the run's folder)"
+    )
     return options
 
 

@@ -16,6 +16,7 @@ from switch_lm.commandline.command import (
     model_parser,
     number,
     open_model,
+    path_option,
     require_writable,
     whole_number,
     write_text,
@@ -35,9 +36,9 @@ def temperature(text: str) -> float:
 
 def page_file(text: str) -> Path:
     """Parses the name of a file."""
-    if not Path(text).name:
+    if not (file := path_option(text)).name:
         raise argparse.ArgumentTypeError(f"{text!r} must be a file's name; give for example sample.html")
-    return Path(text)
+    return file
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ from switch_lm.commandline.command import (
     finish,
     model_parser,
     open_model,
+    path_option,
     require_writable,
     validation_ids,
     writing,
@@ -36,9 +37,14 @@ def parser() -> argparse.ArgumentParser:
     )
     options = model_parser(prog="python -m switch_lm.inspect", about=about)
     options.add_argument("--compare", metavar="NAME", help="a second run, to be put beside the first")
-    options.add_argument("--data", type=Path, metavar="FILE", help="the text, if it is not where the run found it")
     options.add_argument(
-        "--out", type=Path, metavar="FOLDER", help=f"where to write (default: {FOLDER}/ in the first run's folder)"
+        "--data", type=path_option, metavar="FILE", help="the text, if it is not where the run found it"
+    )
+    options.add_argument(
+        "--out",
+        type=path_option,
+        metavar="FOLDER",
+        help=f"where to write (default: {FOLDER}/ in the first run's folder)",
     )
     return options
 

@@ -46,9 +46,7 @@ def _parted(arguments: Sequence[str], groups: set[str]) -> tuple[list[str], list
             flags.append(argument)
         elif WITH_WORD.fullmatch(before) and ("=" not in argument or before[:2] not in ("-i", "--")):
             flags.append(argument)
-        elif "=" in argument[1:]:
-            overrides.append(argument)
-        elif argument.startswith(("~", "+")):
+        elif "=" in argument[1:] or argument.startswith(("~", "+")):
             overrides.append(argument)
         else:
             raise ConfigError(_explain_word(argument, before, arguments[place + 1 : place + 2], groups))
@@ -150,7 +148,7 @@ def _element(key: Key, text: str) -> str:
 
 
 def _is_scalar(text: str) -> bool:
-    return text != "" and not text.strip().startswith(("[", "{", "${")) and not is_null(text)
+    return text != "" and "," not in text and not text.strip().startswith(("[", "{", "${")) and not is_null(text)
 
 
 def _text(text: str) -> str:

@@ -36,7 +36,13 @@ class Key:
 
 
 def key(
-    default: Any, meaning: str, rule: Rule | None = None, *, changes_result: bool = True, implied: Any = MISSING, path: bool = False
+    default: Any,
+    meaning: str,
+    rule: Rule | None = None,
+    *,
+    changes_result: bool = True,
+    implied: Any = MISSING,
+    path: bool = False,
 ) -> Any:
     """A dataclass field that is a configuration key. `implied`: the default, unless given."""
     implied = default if implied is MISSING else implied

@@ -168,7 +168,9 @@ def explain(error: Exception, plugins: object = None) -> str:
     if (match := re.search(r"Could not override '(\w+)\.(\w+)'", text)) and match[1] in FAMILIES:  # only others have it
         having = [f"{match[1]}={name}" for name, one in FAMILIES[match[1]].items() if match[2] in keys_of(one.options)]
         return f"{match[1]}.{match[2]}: the chosen {match[1]} has no such key; choose {' or '.join(having)}"
-    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n| requires)", text, re.DOTALL):
+    if match := re.search(
+        r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n| requires)", text, re.DOTALL
+    ):
         return f"{match[1]}: several values make a sweep; add -m to the command, or give one value"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if match := re.search(r"Could not find '([^']+)/([^']*)'", text):

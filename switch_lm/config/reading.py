@@ -16,7 +16,7 @@ from switch_lm.config.keys import ConfigError, Key, keys_of
 from switch_lm.config.paths import expanded
 
 NULLS = ("null", "none")
-LARGEST = 2**63 - 1
+LARGEST = 2**64 - 1  # what anything here can count
 SWITCHES = dict.fromkeys(("true", "yes", "on", "y", "1"), True) | dict.fromkeys(("false", "no", "off", "n", "0"), False)
 
 
@@ -52,17 +52,21 @@ def read(name: str, value: Any, kind: Any, *, path: bool = False) -> Any:
         result = reader(value)
     except (ValueError, TypeError, OverflowError) as error:
         raise ConfigError(f"{name}={show(value)}: {rule}" + ", or null" * nullable) from error
-    return type(result)(expanded(str(result))) if path or kinds[0] is Path else result
+    if not path and kinds[0] is not Path:
+        return result
+    try:
+        return type(result)(expanded(str(result)))
+    except ConfigError as error:
+        raise ConfigError(f"{name}={error}") from error
 
 
 def whole(value: Any) -> int:
     """A whole number in any spelling that is exact, such as 1e3 and 1_000; ValueError for anything else."""
     try:
         number = Decimal(str(value).strip())
-        exact = not isinstance(value, bool) and number.is_finite() and abs(number) <= LARGEST
     except InvalidOperation:
-        exact = False
-    if not exact or number != int(number):
+        raise ValueError(value) from None
+    if isinstance(value, bool) or not number.is_finite() or abs(number) > LARGEST or number != int(number):
         raise ValueError(value)
     return int(number)
 
@@ -87,7 +91,7 @@ def _text(value: Any) -> str:
 
 
 READERS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
-    int: (f"must be a whole number of at most {LARGEST:,}", whole),
+    int: ("must be a whole number", whole),
     float: ("must be a number", _real),
     bool: ("must be true or false", _switch),
     str: ("must be text; in a YAML file put it in quotes", _text),
@@ -96,7 +100,12 @@ READERS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
 
 
 def build(
-    owner: type, values: Any, *, unknown: Callable[[str], str], prefix: str = "", parts: Mapping[str, type] | None = None
+    owner: type,
+    values: Any,
+    *,
+    unknown: Callable[[str], str],
+    prefix: str = "",
+    parts: Mapping[str, type] | None = None,
 ) -> tuple[Any, list[str]]:
     """A dataclass of keys from plain values, and a line for each value that it cannot have (its default stands then).
 

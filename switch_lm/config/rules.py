@@ -132,7 +132,8 @@ def _of_keys(config: Config) -> list[str]:
     """A line for each key whose own rule does not hold."""
     values = flatten(asdict(config))
     return [
-        f"{key.name}={show(values[key.name])}: {key.rule.text}; for example {key.name}={show(key.default)}"
+        f"{key.name}={show(values[key.name])}: {key.rule.text}"
+        + ("" if key.default is None else f"; for example {key.name}={show(key.default)}")
         for key in keys_in(config).values()
         if key.rule is not None and values[key.name] is not None and not key.rule.holds(values[key.name])
     ]

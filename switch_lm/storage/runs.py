@@ -1,5 +1,6 @@
 """Finds runs and their checkpoints."""
 
+import os
 import zipfile
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -22,6 +23,7 @@ def find_run(name: str | None, outputs: Path = OUTPUTS) -> Path:
     The newest run is the one whose checkpoint was written last. A name under `outputs` takes precedence over an equal
     path. RunError if there is none.
     """
+    outputs, name = outputs.expanduser(), name and os.path.expanduser(name)  # noqa: PTH111  of a user who is not here, too
     runs = list_runs(outputs)
     if name is None:
         saved = [(path.stat().st_mtime_ns, str(run), run) for run in runs.values() for path in checkpoints(run)]

@@ -84,9 +84,9 @@ def as_given(overrides: Any) -> list[str]:
 def parsed(lines: Sequence[str]) -> list[Override]:
     """Overrides as Hydra's sweepers read them."""
     hydra = GlobalHydra.instance()
-    return OverridesParser.create(config_loader=hydra.config_loader() if hydra.is_initialized() else None).parse_overrides(
-        list(lines)
-    )
+    return OverridesParser.create(
+        config_loader=hydra.config_loader() if hydra.is_initialized() else None
+    ).parse_overrides(list(lines))
 
 
 def values_of(override: Override) -> list[Value]:

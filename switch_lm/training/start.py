@@ -26,8 +26,9 @@ def train(
     For a sweep's jobs: `folder`; `heading`, the label of a progress bar that replaces the run's own output; and
     `signals`, which are caught already.
 
-    ConfigError if the configuration breaks a rule (before anything is fetched or written); TextError or another CorpusError
-    if there is no text; TrainingError if training fails; Stopped, which is no Exception, after a signal or `trainer.max_time`.
+    ConfigError if the configuration breaks a rule (before anything is fetched or written); TextError or another
+    CorpusError if there is no text; TrainingError if training fails; Stopped, which is no Exception, after a signal or
+    `trainer.max_time`.
     """
     load_plugins()  # a launcher's worker has not loaded them yet
     config = resolve(cfg)
