@@ -12,11 +12,11 @@ from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
     MAX_SEED,
     CommandError,
+    as_path,
     finish,
     model_parser,
     number,
     open_model,
-    path_option,
     require_writable,
     validation_ids,
     whole_number,
@@ -65,9 +65,7 @@ def parser() -> argparse.ArgumentParser:
         help="windows per batch, which share their capacity (default: as in training)",
     )
     options.add_argument("--precision", choices=("fp32", "bf16"), help="(default: as in training)")
-    options.add_argument(
-        "--data", type=path_option, metavar="FILE", help="the text, if it is no longer where the run read it"
-    )
+    options.add_argument("--data", type=as_path, metavar="FILE", help="the text, if it is elsewhere by now")
     options.add_argument(
         "--nanogpt-protocol",
         type=whole_number(at_least=1, example=NANOGPT_DRAWS),
@@ -82,9 +80,7 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         help="of nanoGPT's random windows (default: 0)",
     )
-    options.add_argument(
-        "--json", type=path_option, metavar="FILE", help="(default: evaluate.json in the run's folder)"
-    )
+    options.add_argument("--json", type=as_path, metavar="FILE", help="(default: evaluate.json in the run's folder)")
     return options
 
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
     MAX_SEED,
+    as_path,
     finish,
     model_parser,
     number,
     open_model,
-    path_option,
     require_writable,
     whole_number,
     write_text,
@@ -36,7 +36,7 @@ def temperature(text: str) -> float:
 
 def page_file(text: str) -> Path:
     """Parses the name of a file."""
-    if not (file := path_option(text)).name:
+    if not (file := as_path(text)).name:
         raise argparse.ArgumentTypeError(f"{text!r} must be a file's name; give for example sample.html")
     return file
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
     CommandError,
+    as_path,
     finish,
     model_parser,
     open_model,
-    path_option,
     require_writable,
     validation_ids,
     writing,
@@ -37,12 +37,10 @@ def parser() -> argparse.ArgumentParser:
     )
     options = model_parser(prog="python -m switch_lm.inspect", about=about)
     options.add_argument("--compare", metavar="NAME", help="a second run, to be put beside the first")
-    options.add_argument(
-        "--data", type=path_option, metavar="FILE", help="the text, if it is not where the run found it"
-    )
+    options.add_argument("--data", type=as_path, metavar="FILE", help="the text, if it is elsewhere by now")
     options.add_argument(
         "--out",
-        type=path_option,
+        type=as_path,
         metavar="FOLDER",
         help=f"where to write (default: {FOLDER}/ in the first run's folder)",
     )

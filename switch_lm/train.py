@@ -12,7 +12,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.config import overrides as cli
@@ -23,6 +23,7 @@ from switch_lm.storage.run_folder import Stopped, TrainingError, plugins_of
 from switch_lm.storage.runs import OUTPUTS
 from switch_lm.sweep import jobs as sweep
 from switch_lm.sweep import launchers
+from switch_lm.sweep.grid import as_given
 from switch_lm.text.corpus import CorpusError, TextError
 from switch_lm.training.start import train
 
@@ -40,7 +41,7 @@ def main() -> None:
         try:
             train(cfg)
         except Stopped as stop:
-            given: list[str] = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # type: ignore
+            given = as_given(HydraConfig.get().overrides.task)
             overrides = [one for one in given if not one.startswith(("name=", "resume="))]
             words = ["-m", "switch_lm.train", *overrides, f"resume={stop.run}"]
             sys.exit(_say(f"{stop}\nto continue: {shlex.join([interpreter(), *words])}", stop.code))
@@ -57,10 +58,8 @@ def main() -> None:
             raise failures[0]
     except ConfigError as error:
         sys.exit(_say(refusal(error), 2))
-    except TextError as error:
-        sys.exit(_say(str(error), 2))
     except (CorpusError, TrainingError) as error:
-        sys.exit(_say(str(error), 1))
+        sys.exit(_say(str(error), 2 if isinstance(error, TextError) else 1))
     except Stopped as stop:  # in a sweep, which has printed how to continue
         sys.exit(stop.code)
     except KeyboardInterrupt:

@@ -44,7 +44,7 @@ def model_parser(*, prog: str, about: str) -> argparse.ArgumentParser:
 
 def add_outputs(options: argparse.ArgumentParser) -> None:
     where = f"the folder in which runs are found by name (default: {OUTPUTS})"
-    options.add_argument("--outputs", type=path_option, default=OUTPUTS, metavar="FOLDER", help=where)
+    options.add_argument("--outputs", type=as_path, default=OUTPUTS, metavar="FOLDER", help=where)
 
 
 def open_model(name: str | None, outputs: Path) -> tuple[Path, SwitchLM, Header]:
@@ -149,7 +149,7 @@ def whole_number(*, at_least: int, at_most: int | None = None, example: int) -> 
     return read
 
 
-def path_option(text: str) -> Path:
+def as_path(text: str) -> Path:
     """Reads a path; the shell leaves a `~` in --option=~/file as it is."""
     try:
         return Path(expanded(text))

@@ -17,7 +17,7 @@ def config_dir() -> Path:
 
 def expanded(path: str) -> str:
     """A path with the home folder that a leading `~` or `~user` means; ConfigError for a user that there is not."""
-    whole = os.path.expanduser(path)
+    whole = os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises for an unknown user
     if path.startswith("~") and whole == path:
         user = path.partition("/")[0]
         raise ConfigError(f"{path}: there is no user {user[1:]} here; for a folder of this name write ./{user}")

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -108,10 +109,8 @@ def _plain_value(value: object) -> object:
 
 def _identity(name: str, value: Any) -> str:
     """Equal for values that are the same to the type of their key."""
-    try:
+    with suppress(ConfigError):  # it is refused later
         value = value if (key := key_of(name)) is None else read(name, value, key.type, path=key.path)
-    except ConfigError:  # it is refused later
-        pass
     return json.dumps(value, default=str)
 
 
@@ -136,7 +135,7 @@ def require_valid(config: DictConfig, grid: Grid) -> None:
         more = [f"... and {len(wrong) - MOST_LINES} more"] if len(wrong) > MOST_LINES else []
         raise ConfigError("\n".join([*list(wrong)[:MOST_LINES], *more]))
     for text in keys.get("data.path", [Value("", config.data.path)]):
-        require_given(text.value)
+        require_given(OmegaConf.create({"path": text.value}).path)  # without the backslash of a literal `${`
 
 
 def _check(plain: dict[str, Any], wrong: dict[str, None]) -> None:
