@@ -10,7 +10,7 @@ import pytest
 from compare import same
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
-from sweep_runs import Done, rows, run, weights
+from sweep_runs import Done, block, rows, run, weights
 
 from switch_lm.config.paths import config_dir
 from switch_lm.config.rules import resolve
@@ -26,7 +26,8 @@ from switch_lm.sweep.jobs import as_mapping, job_name, read_jobs, side_by_side
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done, Done]:
     """The folder, a sweep whose second job can't run, and the same command once more."""
     folder = tmp_path_factory.mktemp("sweep")
-    arguments = ["-m", "model.capacity_factor=1.0,-1,null", "seed=3", "name=three"]
+    arguments = ["-m", "model.capacity_factor=1.0,2.0,null", "seed=3", "name=three"]
+    block(folder / "outputs/sweeps/three/capacity_factor=2.0")
     first = run(folder, *arguments)
     return folder / "outputs" / "sweeps" / "three", first, run(folder, *arguments)
 
@@ -37,9 +38,9 @@ def test_a_failing_job_is_listed_with_its_reason_and_the_others_run(swept: tuple
     assert "Traceback" not in done.stderr
     records = read_jobs(folder)
     assert [record["status"] for record in records] == ["done", "failed", "done"]
-    assert records[1]["error"].startswith("model.capacity_factor=-1.0: must be a positive number")
+    assert "capacity_factor=2.0 cannot be written (File exists)" in records[1]["error"]
     assert records[2]["overrides"] == {"model.capacity_factor": None}  # what varies, and no more
-    assert "-1  FAILED: model.capacity_factor=-1.0: must be a positive number" in rows(done)[1]
+    assert "2.0  FAILED: outputs=outputs: " in rows(done)[1]
     result = json.loads((folder / "capacity_factor=1.0" / "result.json").read_text())
     assert f"{result['val_loss']:.4f}" in rows(done)[0]
 
@@ -49,7 +50,7 @@ def test_it_is_told_at_once_how_many_jobs_of_what_will_run_and_each_adds_one_row
 ) -> None:
     folder, done, _ = swept
     lines = done.stdout.splitlines()
-    assert lines[0] == "Sweep of 3 jobs: model.capacity_factor 1.0, -1, null"
+    assert lines[0] == "Sweep of 3 jobs: model.capacity_factor 1.0, 2.0, null"
     assert lines[1] == "resolves  no difference, with one seed; several: seed=0,1,2,3,4"
     heads = [number for number, line in enumerate(lines) if line.split()[:2] == ["job", "capacity_factor"]]
     assert len(heads) == 1 and [line.split()[0] for line in lines[heads[0] + 1 :][:3]] == ["1/3", "2/3", "3/3"]
