@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString, Transformer
+from hydra.core.override_parser.types import Override, QuotedString, RangeSweep, Transformer
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -65,7 +65,7 @@ class Grid:
         self.varied[key] = [values[0] for values in same.values()]
         repeated = [" and ".join(one.text for one in values) for values in same.values() if len(values) > 1]
         self.notes.extend(f"{key}: {texts} are equal and run once" for texts in repeated)
-        if repeated or any(isinstance(one, str) and "(" in one for one in getattr(override.value(), "list", ())):
+        if repeated or any(isinstance(one, RangeSweep) for one in getattr(override.value(), "list", ())):
             self.changed.append(f"{key}={','.join(values[0].text for values in same.values())}")
 
     def jobs(self) -> list[dict[str, Any]] | None:
@@ -94,6 +94,9 @@ def values_of(override: Override) -> list[Value]:
     """What a sweep goes through; a range among other values is one after all."""
     values: list[Value] = []
     for element in override.sweep_iterator():
+        if isinstance(element, RangeSweep):
+            values += [Value(str(number), number) for number in element.range()]
+            continue
         text = str(Transformer.str(element))
         if isinstance(element, list | dict | str):
             inner = parsed([f"{override.get_key_element()}={text}"])[0]
