@@ -1,6 +1,5 @@
 """What a value means for the type of its key, wherever it was written: one place for numbers, text, paths and null."""
 
-import math
 import re
 import types
 from collections.abc import Callable, Mapping
@@ -42,7 +41,7 @@ def read(name: str, value: Any, kind: Any, *, path: bool = False) -> Any:
         raise ConfigError(f"{name}=null: cannot be null; leave it out for its default{hint}")
     if get_origin(kinds[0]) is list:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{name}={show(value)}: must be a list, such as [1,3]" + ", or null" * nullable)
+            raise ConfigError(f"{name}={_short(value)}: must be a list, such as [1,3]" + ", or null" * nullable)
         (inner,) = get_args(kinds[0])
         return [read(f"{name}[{place}]", one, inner) for place, one in enumerate(value)]
     if kinds[0] not in READERS or len(kinds) > 1:
@@ -51,7 +50,7 @@ def read(name: str, value: Any, kind: Any, *, path: bool = False) -> Any:
     try:
         result = reader(value)
     except (ValueError, TypeError, OverflowError) as error:
-        raise ConfigError(f"{name}={show(value)}: {rule}" + ", or null" * nullable) from error
+        raise ConfigError(f"{name}={_short(value)}: {rule}" + ", or null" * nullable) from error
     if not path and kinds[0] is not Path:
         return result
     try:
@@ -112,7 +111,7 @@ def build(
     `unknown`: the line for a key that there is not. `parts`: the classes of its groups, where the default is another.
     """
     if not isinstance(values, Mapping):
-        return owner(), [f"{prefix.rstrip('.')}={show(values)}: must hold keys"]
+        return owner(), [f"{prefix.rstrip('.')}={_short(values)}: must hold keys"]
     known, arguments, wrong = {field.name: field for field in fields(owner)}, {}, []
     keys = _keys(owner, prefix)
     for name, value in values.items():
@@ -133,7 +132,7 @@ def build(
             example = "" if key.default is None else f"; for example {key.name}={show(key.default)}"
             wrong.append(f"{error}{example}")
         except OmegaConfBaseException as error:
-            wrong.append(f"{key.name}={show(value)}: {str(error).splitlines()[0]}")
+            wrong.append(f"{key.name}={_short(value)}: {str(error).splitlines()[0]}")
     return owner(**arguments), wrong
 
 
@@ -172,9 +171,11 @@ def literals(tree: Any) -> Any:
     return literal(tree) if isinstance(tree, str) else tree
 
 
+def _short(value: object) -> str:
+    text = show(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def show(value: object) -> str:
     """A value as it is written in an override."""
-    if isinstance(value, float) and math.isfinite(value) and value == int(value) and abs(value) >= 1e16:
-        return f"{value:g}"
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

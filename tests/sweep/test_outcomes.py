@@ -143,7 +143,7 @@ def test_equal_values_are_run_once_and_reported(
     [
         (["model.d_model=64,63"], ["model.num_heads=4: must divide"]),
         (["model.d_model=64,63", "model.num_experts=0,1"], ["model.num_experts=0: must", "model.num_heads=4: must"]),
-        (["seed=range(0,9000)", "model.num_experts=8,0"], ["model.num_experts=0: must"]),
+        (["seed=range(0,4000)", "model.num_experts=8,0"], ["model.num_experts=0: must"]),
         (["model=switch,dense", "alpha=0,-1"], ["alpha=-1.0: must lie"]),
         (["router=topk,switch", "router.top_k=2"], ["router.top_k=2: router=switch sends"]),
         (["data.path=text.txt,nowhere.txt"], ["data.path=nowhere.txt: No such file"]),
@@ -155,13 +155,11 @@ def test_every_value_is_checked_before_the_first_job(
     (tmp_path / "text.txt").write_text("a text\n")
     assert start(done, *overrides) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert [line.startswith(begin) for line, begin in zip(lines[-len(wrong) :], wrong, strict=True)] == [True] * len(
-        wrong
-    )
+    assert all(line.startswith(begin) for line, begin in zip(lines[-len(wrong) :], wrong, strict=True)), lines
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
-@pytest.mark.parametrize("outputs", ["O'Brien", "a b=c,d", "${x}", "a\\", "~/sw", "'~/sw'"])
+@pytest.mark.parametrize("outputs", ["O'Brien ${x},a=b\\\\", "'~/sw'"])
 def test_a_sweep_runs_in_a_folder_of_any_name(
     outputs: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
