@@ -63,7 +63,9 @@ class Sweep(Callback):
         with open_dict(config.hydra):  # each job's configuration is composed again from these overrides
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(folder))}")
             config.hydra.sweep.dir = literal(str(folder))
-            config.hydra.overrides.task = as_given(config.hydra.overrides.task) + grid.changed
+            changed = {override.partition("=")[0]: override for override in grid.changed}
+            task = [changed.get(one.partition("=")[0], one) for one in as_given(config.hydra.overrides.task)]
+            config.hydra.overrides.task = task + [override for override in grid.changed if override not in task]
         print_plan(plan, folder=folder, notes=grid.notes)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
