@@ -32,5 +32,5 @@ def load(path: str | Path) -> tuple[SwitchLM, Vocabulary]:
 
     CheckpointError says which file cannot be read, and why; PluginError, which plugin its router needs.
     """
-    model, header = read_model(Path(path))
+    model, header = read_model(Path(path).expanduser())
     return model, Vocabulary(header.vocabulary, header.start)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
     CommandError,
+    as_path,
     compute_on,
     finish,
     model_parser,
@@ -58,10 +59,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--all-policies", action="store_true", help="also every drop order and overflow rule on the same weights"
     )
-    options.add_argument("--data", type=Path, metavar="FILE", help="the text, if it is not where the run found it")
+    options.add_argument("--data", type=as_path, metavar="FILE", help="the text, if it is elsewhere by now")
     options.add_argument(
         "--json",
-        type=Path,
+        type=as_path,
         metavar="FILE",
         help="(default: check.json in the run's folder, or of a configuration in its outputs)",
     )

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
+from switch_lm.commandline.command import as_path
 from switch_lm.text.corpus import FILE_VARIABLE, TINY_SHAKESPEARE_FILE, CorpusError, load_corpus
 
 
@@ -13,7 +14,7 @@ from switch_lm.text.corpus import FILE_VARIABLE, TINY_SHAKESPEARE_FILE, CorpusEr
 def main() -> int:
     """Fetch Tiny Shakespeare once, so that later runs need no network."""
     parser = argparse.ArgumentParser(prog="python -m switch_lm.corpus", description=main.__doc__)
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where the copy is kept (default: data)")
+    parser.add_argument("--data-dir", type=as_path, default=Path("data"), help="where the copy is kept (default: data)")
     data_dir: Path = parser.parse_args().data_dir
     try:
         corpus = load_corpus(data_dir=data_dir)

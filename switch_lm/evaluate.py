@@ -6,13 +6,13 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
     MAX_SEED,
     CommandError,
+    as_path,
     compute_on,
     figure,
     finish,
@@ -24,6 +24,7 @@ from switch_lm.commandline.command import (
     whole_number,
     write_json,
 )
+from switch_lm.config.reading import is_null
 from switch_lm.stats.intervals import estimate
 from switch_lm.storage.runs import run_of
 
@@ -37,8 +38,8 @@ NANOGPT_DRAWS = 10
 
 
 def capacity_factor(text: str) -> float | None:
-    """Parses a capacity factor, or "none" for dropless."""
-    if text.lower() == "none":
+    """Parses a capacity factor, or "none" or "null" for dropless."""
+    if is_null(text):
         return None
     value = number(text)
     if not 0.0 < value < math.inf:
@@ -66,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         help="windows per batch, which share their capacity (default: as in training)",
     )
     options.add_argument("--precision", choices=("fp32", "bf16"), help="(default: as in training)")
-    options.add_argument("--data", type=Path, metavar="FILE", help="the text, if it is no longer where the run read it")
+    options.add_argument("--data", type=as_path, metavar="FILE", help="the text, if it is elsewhere by now")
     options.add_argument(
         "--nanogpt-protocol",
         type=whole_number(at_least=1, example=NANOGPT_DRAWS),
@@ -81,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         help="of nanoGPT's random windows (default: 0)",
     )
-    options.add_argument("--json", type=Path, metavar="FILE", help="(default: evaluate.json in the run's folder)")
+    options.add_argument("--json", type=as_path, metavar="FILE", help="(default: evaluate.json in the run's folder)")
     return options
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
     MAX_SEED,
+    as_path,
     compute_on,
     finish,
     model_parser,
@@ -37,9 +38,9 @@ def temperature(text: str) -> float:
 
 def page_file(text: str) -> Path:
     """Parses the name of a file."""
-    if not Path(text).name:
+    if not (file := as_path(text)).name:
         raise argparse.ArgumentTypeError(f"{text!r} must be a file's name; give for example sample.html")
-    return Path(text)
+    return file
 
 
 def parser() -> argparse.ArgumentParser:

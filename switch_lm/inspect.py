@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
     CommandError,
+    as_path,
     compute_on,
     finish,
     model_parser,
@@ -38,9 +39,12 @@ def parser() -> argparse.ArgumentParser:
     )
     options = model_parser(prog="python -m switch_lm.inspect", about=about, computes="a GPU if there is one, 1 thread")
     options.add_argument("--compare", metavar="NAME", help="a second run, to be put beside the first")
-    options.add_argument("--data", type=Path, metavar="FILE", help="the text, if it is not where the run found it")
+    options.add_argument("--data", type=as_path, metavar="FILE", help="the text, if it is elsewhere by now")
     options.add_argument(
-        "--out", type=Path, metavar="FOLDER", help=f"where to write (default: {FOLDER}/ in the first run's folder)"
+        "--out",
+        type=as_path,
+        metavar="FOLDER",
+        help=f"where to write (default: {FOLDER}/ in the first run's folder)",
     )
     return options
 

@@ -4,10 +4,9 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
-from switch_lm.commandline.command import add_outputs, number
+from switch_lm.commandline.command import add_outputs, as_path, number
 from switch_lm.config.keys import NAME
 from switch_lm.reporting.records import ReportError
 from switch_lm.reporting.write import DEFAULT_NAME, print_report, write_report
@@ -20,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     paths = "a sweep's folder, a run or its name, or a glob; several make one report"
     options.add_argument("paths", nargs="+", metavar="PATH", help=paths)
     out = f"where it is written (default: the sweep's folder, if that is the one PATH; else below {OUTPUTS}/reports)"
-    options.add_argument("--out", type=Path, metavar="FOLDER", help=out)
+    options.add_argument("--out", type=as_path, metavar="FOLDER", help=out)
     options.add_argument("--name", type=_name, default=DEFAULT_NAME, help=f"of its files (default: {DEFAULT_NAME})")
     default = "the lowest multiple of 0.05 that half of the seeds of the control and of another variant reached"
     threshold = f"loss to which Table 1 counts (default: {default})"

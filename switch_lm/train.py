@@ -18,13 +18,14 @@ from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.memory import keep_freed_memory
 from switch_lm.config import overrides as cli
 from switch_lm.config.keys import NAME, ConfigError
-from switch_lm.config.paths import config_dir, interpreter
+from switch_lm.config.paths import config_dir, expanded, interpreter
 from switch_lm.config.rules import refusal
 from switch_lm.storage.run_folder import Stopped, TrainingError, plugins_of
 from switch_lm.storage.runs import OUTPUTS
 from switch_lm.sweep import jobs as sweep
 from switch_lm.sweep import launchers
-from switch_lm.text.corpus import CorpusError
+from switch_lm.sweep.grid import as_given
+from switch_lm.text.corpus import CorpusError, TextError
 from switch_lm.training.start import train
 
 
@@ -55,7 +56,8 @@ def main() -> None:
         try:
             train(cfg)
         except Stopped as stop:
-            overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith(("name=", "resume="))]
+            given = as_given(HydraConfig.get().overrides.task)
+            overrides = [one for one in given if not one.startswith(("name=", "resume="))]
             words = ["-m", "switch_lm.train", *overrides, f"resume={stop.run}"]
             sys.exit(_say(f"{stop}\nto continue: {shlex.join([interpreter(), *words])}", stop.code))
         except Exception as error:  # raised again outside: Hydra would print a line of its own
@@ -63,18 +65,31 @@ def main() -> None:
         return None
 
     try:
-        cli.check(sys.argv[1:])
-        _compose_and_run(run_job)
+        arguments = cli.prepared(sys.argv[1:])
+        cli.check(arguments)
+        with _arguments(arguments):
+            _compose_and_run(run_job)
         if failures:
             raise failures[0]
     except ConfigError as error:
         sys.exit(_say(refusal(error), 2))
     except (CorpusError, TrainingError) as error:
-        sys.exit(_say(str(error), 1))
+        sys.exit(_say(str(error), 2 if isinstance(error, TextError) else 1))
     except Stopped as stop:  # in a sweep, which has printed how to continue
         sys.exit(stop.code)
     except KeyboardInterrupt:
         sys.exit(_say("Stopped.", 130))
+
+
+@contextmanager
+def _arguments(arguments: list[str]) -> Iterator[None]:
+    """Hydra reads the command line itself."""
+    before = sys.argv
+    sys.argv = [*before[:1], *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def _compose_and_run(run_job: Callable[[DictConfig], float | None]) -> None:
@@ -92,7 +107,7 @@ def _compose_and_run(run_job: Callable[[DictConfig], float | None]) -> None:
 def _plugins_of_the_run() -> Any:
     """Those that the run to be resumed used: Hydra, which cannot compose without them, does not know their names."""
     name, outputs = (cli.value_of(key, sys.argv[1:]) for key in ("resume", "outputs"))
-    return plugins_of(Path(outputs or OUTPUTS, "runs", name)) if name and NAME.holds(name) else None
+    return plugins_of(Path(expanded(outputs or str(OUTPUTS)), "runs", name)) if name and NAME.holds(name) else None
 
 
 def _say(message: str, code: int) -> int:

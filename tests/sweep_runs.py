@@ -29,6 +29,12 @@ SMALL = [
 Done = subprocess.CompletedProcess[str]
 
 
+def block(job: Path) -> None:
+    """Makes a job fail: a file stands where its checkpoints would go."""
+    job.mkdir(parents=True)
+    (job / "checkpoints").touch()
+
+
 def command(folder: Path, *arguments: str) -> list[str]:
     (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
     flags = [argument for argument in arguments if argument.startswith("-")]

@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from switch_lm.config.keys import ConfigError
+from switch_lm.config.paths import expanded
 from switch_lm.config.plugins import PluginError
+from switch_lm.config.reading import whole
 from switch_lm.storage.files import as_json, remedy, replace_text
 from switch_lm.storage.runs import OUTPUTS, RunError, find_run
 from switch_lm.text.corpus import CorpusError
@@ -60,7 +63,7 @@ def compute_on(options: argparse.Namespace, *, device: str = "auto", threads: in
 
 def add_outputs(options: argparse.ArgumentParser) -> None:
     where = f"the folder in which runs are found by name (default: {OUTPUTS})"
-    options.add_argument("--outputs", type=Path, default=OUTPUTS, metavar="FOLDER", help=where)
+    options.add_argument("--outputs", type=as_path, default=OUTPUTS, metavar="FOLDER", help=where)
 
 
 def open_model(name: str | None, outputs: Path) -> tuple[Path, SwitchLM, Header]:
@@ -161,15 +164,27 @@ def finish(command: Callable[[], int]) -> int:
 
 
 def whole_number(*, at_least: int, at_most: int | None = None, example: int) -> Callable[[str], int]:
-    """Reads a whole number within bounds; argparse adds the option's name to the message."""
+    """Reads a whole number within bounds, as 1000 or 1e3; argparse adds the option's name to the message."""
 
     def read(text: str) -> int:
         bounds = f"{at_least} or more" if at_most is None else f"{at_least} to {at_most}"
-        if not text.isdecimal() or int(text) < at_least or (at_most is not None and int(text) > at_most):
+        try:
+            value = whole(text)
+        except ValueError:
+            value = at_least - 1
+        if value < at_least or (at_most is not None and value > at_most):
             raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, {bounds}; give for example {example}")
-        return int(text)
+        return value
 
     return read
+
+
+def as_path(text: str) -> Path:
+    """Reads a path; the shell leaves a `~` in --option=~/file as it is."""
+    try:
+        return Path(expanded(text))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def number(text: str) -> float:

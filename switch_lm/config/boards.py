@@ -5,10 +5,8 @@ from dataclasses import asdict
 from difflib import get_close_matches
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from switch_lm.config.keys import Key, keys_of
+from switch_lm.config.reading import build
 from switch_lm.training.boards.registry import BOARDS, board_class
 
 PREFIX = "logger.boards."
@@ -31,6 +29,10 @@ def refused(key: str) -> str | None:
     return f"{key}: no such key; " + (f"did you mean {' or '.join(near)}?" if near else f"{name} has no options")
 
 
+def unknown_option(key: str) -> str:
+    return refused(key) or f"{key}: no such key"
+
+
 def with_defaults(boards: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Each board with all of its options, and a line for each thing that is wrong."""
     complete: dict[str, Any] = {}
@@ -39,17 +41,12 @@ def with_defaults(boards: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
         if not isinstance(given, Mapping | None):
             wrong.append(f"{PREFIX}{name}={given}: must be a mapping of options; choose a board with logger={name}")
             continue
-        names = [f"{PREFIX}{name}.{key}" for key in given or ()] or [PREFIX + name]
-        if lines := [line for key in names if (line := refused(key)) is not None]:
-            wrong += dict.fromkeys(lines)
+        if name not in BOARDS:
+            wrong.append(unknown_option(PREFIX + name))
             continue
-        try:
-            typed: Any = OmegaConf.to_object(
-                OmegaConf.merge(OmegaConf.structured(board_class(name).Options), given or {})
-            )
-        except OmegaConfBaseException as error:
-            wrong.append(f"{PREFIX}{name}.{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}")
-            continue
+        prefix = f"{PREFIX}{name}."
+        typed, lines = build(board_class(name).Options, given or {}, unknown=unknown_option, prefix=prefix)
+        wrong += lines
         complete[name] = asdict(typed)
         for key in keys_of_board(name).values():
             value = complete[name][key.name.rpartition(".")[2]]

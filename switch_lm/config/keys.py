@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 
 class ConfigError(Exception):
@@ -31,14 +31,22 @@ class Key:
     rule: Rule | None
     changes_result: bool  # whether what is computed depends on it
     implied: Any  # its value in a run whose file does not state it
+    path: bool = False  # a file or folder, in which `~` is a home
+    type: Any = Any
 
 
 def key(
-    default: Any, meaning: str, rule: Rule | None = None, *, changes_result: bool = True, implied: Any = MISSING
+    default: Any,
+    meaning: str,
+    rule: Rule | None = None,
+    *,
+    changes_result: bool = True,
+    implied: Any = MISSING,
+    path: bool = False,
 ) -> Any:
     """A dataclass field that is a configuration key. `implied`: the default, unless given."""
     implied = default if implied is MISSING else implied
-    metadata = {"meaning": meaning, "rule": rule, "changes_result": changes_result, "implied": implied}
+    metadata = {"meaning": meaning, "rule": rule, "changes_result": changes_result, "implied": implied, "path": path}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -47,6 +55,7 @@ def key(
 def keys_of(owner: type, prefix: str = "") -> dict[str, Key]:
     """Every key below a dataclass by its dotted name, in order."""
     keys: dict[str, Key] = {}
+    types = get_type_hints(owner)
     for field in fields(owner):
         name = prefix + field.name
         factory: Any = field.default_factory
@@ -57,7 +66,7 @@ def keys_of(owner: type, prefix: str = "") -> dict[str, Key]:
             metadata = dict(field.metadata) or {  # a plain field, of a plugin
                 "meaning": "", "rule": None, "changes_result": True, "implied": default
             }  # fmt: skip
-            keys[name] = Key(name, default, **metadata)
+            keys[name] = Key(name, default, **metadata, type=types[field.name])
     return keys
 
 
@@ -74,6 +83,7 @@ def within(low: float, high: float) -> Rule:
     return Rule(f"must lie in {shown}", lambda value: low <= value <= high)
 
 
+FILLED = Rule("cannot be empty", lambda value: str(value).strip() != "")
 POSITIVE = Rule("must be a positive number", lambda value: 0 < value < math.inf)
 POSITIVE_OR_NULL = Rule("must be a positive number, or null for no limit", POSITIVE.holds)
 BELOW_ONE = Rule("must lie in 0 .. 1, without 1", lambda value: 0 <= value < 1)

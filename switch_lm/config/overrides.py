@@ -14,6 +14,7 @@ from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf.errors import OmegaConfBaseException
 
+from switch_lm.config import arguments as arguments_of
 from switch_lm.config import boards
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import ConfigError, keys_of
@@ -33,6 +34,12 @@ class PluginConfigs(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for name, folder in plugin_configs().items():
             search_path.append(provider=name, path=str(folder))
+
+
+def prepared(arguments: Sequence[str]) -> list[str]:
+    """The command line for Hydra, with the values as they were typed; ConfigError for what is no override or flag."""
+    load_plugins()
+    return arguments_of.prepared(arguments, groups=_groups())
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -161,6 +168,10 @@ def explain(error: Exception, plugins: object = None) -> str:
     if (match := re.search(r"Could not override '(\w+)\.(\w+)'", text)) and match[1] in FAMILIES:  # only others have it
         having = [f"{match[1]}={name}" for name, one in FAMILIES[match[1]].items() if match[2] in keys_of(one.options)]
         return f"{match[1]}.{match[2]}: the chosen {match[1]} has no such key; choose {' or '.join(having)}"
+    if match := re.search(
+        r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n| requires)", text, re.DOTALL
+    ):
+        return f"{match[1]}: several values make a sweep; add -m to the command, or give one value"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if match := re.search(r"Could not find '([^']+)/([^']*)'", text):
         choices = [line for line in lines[1:] if "vailable options" not in line and ":" not in line and line != BASE]
@@ -180,10 +191,11 @@ def value_of(key: str, arguments: Sequence[str]) -> str:
 
 def composed(overrides: Sequence[str]) -> Config:
     """The configuration of `python -m switch_lm.train OVERRIDES`; ConfigError for what cannot be used."""
-    check(overrides)
+    arguments = prepared(overrides)
+    check(arguments)
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            cfg = compose("train", list(overrides))
+            cfg = compose("train", arguments)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(explain(error)) from error
     return resolve(cfg)

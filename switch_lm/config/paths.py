@@ -5,12 +5,23 @@ import shutil
 import sys
 from pathlib import Path
 
+from switch_lm.config.keys import ConfigError
+
 
 def config_dir() -> Path:
     """The absolute path of `configs/`: inside the package in an installed wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
+
+
+def expanded(path: str) -> str:
+    """A path with the home folder that a leading `~` or `~user` means; ConfigError for a user that there is not."""
+    whole = os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises for an unknown user
+    if path.startswith("~") and whole == path:
+        user = path.partition("/")[0]
+        raise ConfigError(f"{path}: there is no user {user[1:]} here; for a folder of this name write ./{user}")
+    return whole
 
 
 def interpreter() -> str:

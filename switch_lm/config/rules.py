@@ -11,6 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 from switch_lm.config import boards
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import ConfigError, keys_of
+from switch_lm.config.reading import build
+from switch_lm.config.reading import show as show
 from switch_lm.config.schema import KEYS, Config, keys_in
 
 REMOVED = {"data.num_workers": "no such key any more; batches need no workers: leave it out"}
@@ -69,30 +71,30 @@ COMBINATIONS: list[Row] = [
 def resolve(cfg: DictConfig | Config) -> Config:
     """The typed configuration. ConfigError if a key is unknown, a type is wrong or values break rules (all at once).
 
-    A recipe may set a key that the chosen router or optimizer does not have: it is left out. Merged with the schema
-    once more because Hydra lets `+key=value` add any key.
+    A recipe may set a key that the chosen router or optimizer does not have: it is left out.
     """
     if isinstance(cfg, Config):
-        cfg = OmegaConf.structured(cfg)
+        return resolved(asdict(cfg))
     try:
         plain = OmegaConf.to_container(cfg, resolve=True)
-        assert isinstance(plain, dict)
-        merged = OmegaConf.merge(_schema_of(plain), _text_switches(plain))
-        config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from error
-    assert isinstance(config, Config)
-    config.logger.boards, wrong = boards.with_defaults(config.logger.boards)
-    if broken := _broken(config) + wrong:
-        raise ConfigError("\n".join(broken))
+    assert isinstance(plain, dict)
+    return resolved(plain)
+
+
+def resolved(plain: dict[Any, Any]) -> Config:
+    """`resolve` for plain values, which may be changed."""
+    config, wrong = build(Config, _text_switches(plain), unknown=unknown_key, parts=_families_of(plain))
+    config.logger.boards, of_boards = boards.with_defaults(config.logger.boards)
+    lines = wrong + of_boards + _of_keys(config) + ([] if wrong else _of_combinations(config))
+    if lines:
+        raise ConfigError("\n".join(lines))
     return config
 
 
-def _schema_of(plain: dict[Any, Any]) -> DictConfig:
-    """The schema with the options of the families that are chosen; what only others have is taken out of `plain`.
-
-    Without its default boards where the configuration has its own, since merging would add to them.
-    """
+def _families_of(plain: dict[Any, Any]) -> dict[str, type]:
+    """The options of the families that are chosen; what only others have is taken out of `plain`."""
     chosen = {}
     for group, families in FAMILIES.items():
         values = plain.get(group)
@@ -101,14 +103,11 @@ def _schema_of(plain: dict[Any, Any]) -> DictConfig:
         name = values.get("name")
         if name not in families:
             raise ConfigError(no_family(group, name))
-        chosen[group] = families[name].options()
+        chosen[group] = families[name].options
         own = {field.name for field in fields(chosen[group])}
         for key in [key for key in values if key not in own and f"{group}.{key}" in KEYS]:
             del values[key]
-    schema = OmegaConf.structured(Config(**chosen))
-    if "boards" in (plain.get("logger") or {}):
-        schema.logger.boards = {}
-    return schema
+    return chosen
 
 
 def not_of(group: str, name: str, key: str) -> str | None:
@@ -129,19 +128,25 @@ def no_family(group: str, name: object) -> str:
     )
 
 
-def _broken(config: Config) -> list[str]:
-    """A line for each rule that does not hold."""
+def _of_keys(config: Config) -> list[str]:
+    """A line for each key whose own rule does not hold."""
     values = flatten(asdict(config))
-    lines = [
-        f"{key.name}={show(values[key.name])}: {key.rule.text}; for example {key.name}={show(key.default)}"
+    return [
+        f"{key.name}={show(values[key.name])}: {key.rule.text}"
+        + ("" if key.default is None else f"; for example {key.name}={show(key.default)}")
         for key in keys_in(config).values()
         if key.rule is not None and values[key.name] is not None and not key.rule.holds(values[key.name])
     ]
+
+
+def _of_combinations(config: Config) -> list[str]:
+    """A line for each rule of several keys that does not hold."""
+    values = flatten(asdict(config))
     broken = [(key, rule, fix) for key, holds, rule, fix in COMBINATIONS if not holds(config)]
     model = config.model
     problems = config.router.problems(model.num_experts, config.balance, model.capacity_factor)
     broken += [(key if "." in key else f"router.{key}", rule, fix) for key, rule, fix in problems]
-    return lines + [f"{key}={show(values.get(key))}: {rule}; {fix}" for key, rule, fix in broken]
+    return [f"{key}={show(values.get(key))}: {rule}; {fix}" for key, rule, fix in broken]
 
 
 def _text_switches(plain: Any) -> Any:
@@ -155,13 +160,7 @@ def _text_switches(plain: Any) -> Any:
 
 def _explain(error: OmegaConfBaseException) -> str:
     key = str(getattr(error, "full_key", "") or "")
-    reason = str(error).splitlines()[0]
-    if "not in 'Config'" in reason or "Key '" in reason:
-        return unknown_key(key)
-    if "is not a ListConfig" in reason:
-        return f"{key}: must be a list, such as [1,3], or null"
-    hint = "; for no limit write null" if "none" in reason.lower() else ""
-    return f"{key}: {reason}{hint}"
+    return f"{key}: {str(error).splitlines()[0]}"
 
 
 def unknown_key(key: str) -> str:
@@ -185,8 +184,3 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def show(value: object) -> str:
-    """A value as it is written in an override."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

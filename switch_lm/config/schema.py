@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from switch_lm.config.families import FAMILIES
-from switch_lm.config.keys import NAME, Key, Rule, at_least, key, keys_of, one_of, within
+from switch_lm.config.keys import FILLED, NAME, Key, Rule, at_least, key, keys_of, one_of, within
 from switch_lm.model.config import ModelConfig
 from switch_lm.optim.options import MuonOptions, OptimOptions
 from switch_lm.routers.options import BalanceOptions, RouterOptions, SwitchOptions
@@ -27,8 +27,10 @@ class DataConfig:
     path: str | None = key(
         None,
         "A text file (UTF-8) to train on. null: the environment variable SWITCH_LM_DATA, or else Tiny Shakespeare.",
+        FILLED,
+        path=True,
     )
-    dir: str = key("data", "Where Tiny Shakespeare is kept.", changes_result=False)
+    dir: str = key("data", "Where Tiny Shakespeare is kept.", FILLED, changes_result=False, path=True)
     batch_size: int = key(32, "Windows of model.context_length characters in a (micro-)batch.", at_least(1))
 
 
@@ -183,8 +185,10 @@ class Config:
         None,
         "A finished dense run of the same sizes (name, folder or checkpoint) to start a Switch model from (Sparse "
         "Upcycling).",
+        FILLED,
+        path=True,
     )
-    outputs: str = key("outputs", "Where runs and sweeps are written.", changes_result=False)
+    outputs: str = key("outputs", "Where runs and sweeps are written.", FILLED, changes_result=False, path=True)
 
     @property
     def balance_weight(self) -> float:

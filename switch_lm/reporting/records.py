@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -106,7 +107,7 @@ def find_sources(paths: Sequence[str | Path], outputs: Path = OUTPUTS) -> list[R
     """
     unique: dict[object, Record] = {}
     for path in paths:
-        folders = _folders(str(path), outputs)
+        folders = _folders(os.path.expanduser(path), outputs.expanduser())  # noqa: PTH111  of a user who is not here, too
         records = [record for folder in folders for record in ([_run(folder)] if is_run(folder) else _jobs(folder))]
         if not records:
             rule = "it has no run: a report needs runs, which have a config.yaml, or jobs, which have a job.json"

@@ -70,7 +70,10 @@ def write_report(
 
     `out`: the folder, by default that of the sweep if one is given, else one below outputs/reports.
     """
-    sources, folder = find_sources(paths, outputs), Path(out) if out is not None else _folder(paths, outputs)
+    sources, folder = (
+        find_sources(paths, outputs),
+        Path(out).expanduser() if out is not None else _folder(paths, outputs),
+    )
     usual = name == DEFAULT_NAME
     pictures = folder / ("pictures" if usual else f"{name}_pictures")
     with _writing(folder):  # before any run is read

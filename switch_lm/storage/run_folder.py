@@ -7,7 +7,7 @@ import json
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.plugins import load_plugins
+from switch_lm.config.reading import literals
 from switch_lm.config.rules import flatten
 from switch_lm.config.schema import KEYS, Config, keys_of_choice
 from switch_lm.storage.files import PART, as_json, remove_parts, replace_text
@@ -187,7 +188,7 @@ class Lock:
 def as_yaml(config: Config) -> str:
     """The content of config.yaml. The plugins stand there as text: no command imports what a file names."""
     plugins = f"plugins: [{', '.join(names)}]\n" if (names := load_plugins()) else ""
-    return f"format: {FORMAT}\n{plugins}" + OmegaConf.to_yaml(OmegaConf.structured(config))
+    return f"format: {FORMAT}\n{plugins}" + OmegaConf.to_yaml(OmegaConf.create(literals(asdict(config))))
 
 
 def read_config(path: Path) -> dict[str, Any]:

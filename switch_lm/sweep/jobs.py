@@ -1,7 +1,6 @@
 """The jobs of one sweep: where each lies, what came of it, and Hydra's callback around them."""
 
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -19,18 +18,21 @@ from typing import Any, ClassVar, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
+from switch_lm.config.arguments import quoted
 from switch_lm.config.keys import NAME, ConfigError
+from switch_lm.config.paths import expanded
+from switch_lm.config.reading import literal
 from switch_lm.config.rules import refusal, show
 from switch_lm.config.schema import changes_result
 from switch_lm.storage.files import replace_text
 from switch_lm.storage.run_folder import JOB, RESULT, SWEEP, Lock, RunFolder, Stopped, TrainingError
-from switch_lm.text.corpus import CorpusError
+from switch_lm.sweep.grid import Grid, as_given, require_valid
+from switch_lm.text.corpus import CorpusError, TextError
 from switch_lm.training.signals import StopSignals
 
 MAX_NAME = 80
@@ -46,22 +48,25 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from switch_lm.sweep.table import print_plan
 
-        overrides = sweep_overrides(config)
-        folder = _folder(config, overrides)
         try:
+            folder, grid = _folder(config), Grid.of(config)
+            require_valid(config, grid)
             folder.mkdir(parents=True, exist_ok=True)
             self.locks.enter_context(Lock(folder, "two commands would do each other's jobs"))
-            plan = _plan(config, overrides, began=RunFolder(folder).read_json(SWEEP))
+            plan = _plan(config, grid, began=RunFolder(folder).read_json(SWEEP))
             RunFolder(folder).write_json(SWEEP, plan)
         except OSError as error:
             fix = "make the folder writable, or choose another one with outputs=FOLDER"
             _refuse(ConfigError(f"outputs={config.outputs}: {folder} cannot be written ({error.strerror}); {fix}"))
-        except ConfigError as error:
+        except (ConfigError, TextError) as error:
             _refuse(error)
         with open_dict(config.hydra):  # each job's configuration is composed again from these overrides
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
-            config.hydra.sweep.dir = str(folder)
-        print_plan(plan, folder=folder)
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(folder))}")
+            config.hydra.sweep.dir = literal(str(folder))
+            changed = {override.partition("=")[0]: override for override in grid.changed}
+            task = [changed.get(one.partition("=")[0], one) for one in as_given(config.hydra.overrides.task)]
+            config.hydra.overrides.task = task + [override for override in grid.changed if override not in task]
+        print_plan(plan, folder=folder, notes=grid.notes)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         job_return.cfg = job_return.hydra_cfg = None  # Hydra keeps them to the sweep's end: a quarter of a MiB a job
@@ -87,7 +92,7 @@ def run_job(cfg: DictConfig, train: Callable[..., dict[str, Any]]) -> float:
 
     hydra = HydraConfig.get()
     sweep = Path(hydra.sweep.dir)
-    plan, task = RunFolder(sweep).read_json(SWEEP) or {}, list(hydra.overrides.task)
+    plan, task = RunFolder(sweep).read_json(SWEEP) or {}, as_given(hydra.overrides.task)
     record = recorded(sweep, plan, hydra.job.num, task)
     if record.pop("status", None) in ENDED:  # before a launch was lost
         return outcome(sweep, plan, hydra.job.num, task)
@@ -189,62 +194,45 @@ def _plain(value: object) -> object:
     return value if isinstance(value, (int, float, bool, str, type(None))) else str(value)
 
 
-def sweep_overrides(config: DictConfig) -> list[Override]:
-    """All overrides of a sweep as Hydra's sweepers read them: those of its experiment first, the last of a key wins."""
-    params = config.hydra.sweeper.get("params") or {}
-    lines = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
-    return list({o.get_key_element(): o for o in OverridesParser.create().parse_overrides(lines)}.values())
-
-
-def planned_jobs(overrides: list[Override]) -> list[dict[str, Any]] | None:
-    """What varies in each job, in order; None if the sweeper chooses as it goes."""
-    varied = [override for override in overrides if override.is_sweep_override()]
-    if not all(override.is_discrete_sweep() for override in varied):
-        return None
-    choices = [[f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in varied]
-    return [as_mapping(list(job)) for job in itertools.product(*choices)]
-
-
-def _plan(config: DictConfig, overrides: list[Override], *, began: dict[str, Any] | None) -> dict[str, Any]:
+def _plan(config: DictConfig, grid: Grid, *, began: dict[str, Any] | None) -> dict[str, Any]:
     """The content of sweep.json."""
     from switch_lm.storage.provenance import commit
 
     trials = config.hydra.sweeper.get("n_trials")
-    jobs = None if trials else planned_jobs(overrides)  # a search may choose from more than a list can hold
-    given = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
+    jobs = None if trials else grid.jobs()  # a search may choose from more than a list can hold
+    given = [*as_given(config.hydra.overrides.task), *as_given(config.hydra.overrides.hydra)]
     words = ["-m" if override == "hydra.mode=MULTIRUN" else shlex.quote(override) for override in given]
     return {
         "command": " ".join(["python -m switch_lm.train", *words]),
         "start": secrets.token_hex(4),  # distinguishes the records of this start from those of an earlier one
         "started": began["started"] if began else datetime.now().isoformat(timespec="seconds"),
         "commit": commit(),
-        "varied": [override.get_key_element() for override in overrides if override.is_sweep_override()],
+        "varied": list(grid.varied),
         "jobs": jobs,
         "num_jobs": int(trials) if trials else len(jobs or []),
         "side_by_side": side_by_side(config.hydra.launcher),
     }
 
 
-def _folder(config: DictConfig, overrides: list[Override]) -> Path:
+def _folder(config: DictConfig) -> Path:
     """By the sweep's name or else by its overrides, so that the same command continues it."""
-    given = [o for o in config.hydra.overrides.hydra if o.startswith("hydra.sweep.dir=")]
-    if given:
-        return Path(str(config.hydra.sweep.dir))
+    if any(override.startswith("hydra.sweep.dir=") for override in as_given(config.hydra.overrides.hydra)):
+        return Path(expanded(str(config.hydra.sweep.dir)))
     name = config.get("name")
     if name is None:
-        task = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        task = OverridesParser.create().parse_overrides(as_given(config.hydra.overrides.task))
         unnamed = {"experiment", "logger"}
         named = [o for o in task if (key := o.get_key_element()) not in unnamed and changes_result(key)]
         parts = sorted(str(o.input_line) for o in named)
         name = _as_name([config.hydra.runtime.choices.get("experiment") or "", *parts]) or "sweep"
     elif not NAME.holds(str(name)):
-        _refuse(ConfigError(f"name={name}: {NAME.text}; for example name=my_sweep"))
-    return Path(str(config.outputs)) / "sweeps" / str(name)
+        raise ConfigError(f"name={name}: {NAME.text}; for example name=my_sweep")
+    return Path(expanded(str(config.outputs))) / "sweeps" / str(name)
 
 
-def _refuse(error: ConfigError) -> NoReturn:
+def _refuse(error: ConfigError | TextError) -> NoReturn:
     """By itself: Hydra makes a warning of an exception in a callback."""
-    print(refusal(error), file=sys.stderr)
+    print(refusal(error) if isinstance(error, ConfigError) else error, file=sys.stderr)
     sys.exit(2)
 
 

@@ -55,6 +55,10 @@ class _Complete(Launcher):
         again until a job is alone; jobs that ended are not. If no job began at all, no other attempt would help.
         """
         self.launches.begun = True
+        once = list({tuple(overrides): overrides for overrides in job_overrides}.values())
+        if len(once) < len(job_overrides):  # by a search; two at once in one folder would lock each other out
+            returned = dict(zip(map(tuple, once), self.launch(once, initial_job_idx), strict=True))
+            return [returned[tuple(overrides)] for overrides in job_overrides]
         jobs = list(enumerate(job_overrides, initial_job_idx))
         plan = RunFolder(self.sweep).read_json(SWEEP) or {}
         if all(recorded(self.sweep, plan, *job).get("status") in ENDED for job in jobs):

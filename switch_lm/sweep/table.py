@@ -12,7 +12,7 @@ Record = Mapping[str, Any]
 FIGURES = {"val_loss": 9, "dropped": 9, "chars/s": 9, "seconds": 8, "left": 8}
 
 
-def print_plan(plan: Plan, *, folder: Path) -> None:
+def print_plan(plan: Plan, *, folder: Path, notes: Sequence[str] = ()) -> None:
     """How many jobs of what, where, and the head of the table that each job adds a row to."""
     from switch_lm.reporting.words import planned_words
 
@@ -21,6 +21,8 @@ def print_plan(plan: Plan, *, folder: Path) -> None:
     print(f"Sweep of {plan['num_jobs']} jobs: {varied or 'nothing varies'}")
     if resolvable := planned_words(plan["jobs"] or []):
         print(f"resolves  {resolvable}")
+    for note in notes:
+        print(note)
     print(f"folder    {folder}  (the same command continues there: finished jobs are kept)")
     print(f"watch it  tensorboard --logdir {shlex.quote(str(folder))} --host 127.0.0.1\n")
     cells = [f"{'job':>7}", *(f"{_short(key):>{width}}" for key, width in _widths(plan).items())]

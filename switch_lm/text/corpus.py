@@ -75,7 +75,7 @@ def load_corpus(*, data_dir: Path, path: Path | None = None, offline: bool = Fal
     if path is not None:
         return _read_given(path, name="data.path")
     if from_environment := os.environ.get(FILE_VARIABLE):
-        return _read_given(Path(from_environment), name=FILE_VARIABLE)
+        return _read_given(_home(from_environment), name=FILE_VARIABLE)
     target = data_dir / TINY_SHAKESPEARE_FILE
     failures: list[str] = []
     try:
@@ -99,6 +99,16 @@ def load_corpus(*, data_dir: Path, path: Path | None = None, offline: bool = Fal
 
 def _supply() -> str:
     return f"give the file yourself with data.path=FILE or {FILE_VARIABLE}=FILE"
+
+
+def _home(path: str) -> Path:
+    return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises for an unknown user
+
+
+def require_given(path: str | None) -> None:
+    """`require_text_file` for what `data.path` or else SWITCH_LM_DATA names, if anything."""
+    if given := path or os.environ.get(FILE_VARIABLE):
+        require_text_file(_home(given), name="data.path" if path else FILE_VARIABLE)
 
 
 def require_text_file(path: Path, *, name: str) -> None:

@@ -11,6 +11,7 @@ from switch_lm.config.plugins import load_plugins
 from switch_lm.config.rules import resolve
 from switch_lm.config.schema import Config
 from switch_lm.storage import choice, run_folder
+from switch_lm.text.corpus import require_given
 from switch_lm.training.boards.registry import board_class
 from switch_lm.training.signals import StopSignals
 
@@ -28,8 +29,9 @@ def train(
     For a sweep's jobs: `folder`; `heading`, the label of a progress bar that replaces the run's own output; and
     `signals`, which are caught already.
 
-    ConfigError if the configuration breaks a rule (before anything is fetched or written); CorpusError if there is no
-    text; TrainingError if training fails; Stopped, which is no Exception, after a signal or `trainer.max_time`.
+    ConfigError if the configuration breaks a rule (before anything is fetched or written); TextError or another
+    CorpusError if there is no text; TrainingError if training fails; Stopped, which is no Exception, after a signal or
+    `trainer.max_time`.
     """
     load_plugins()  # a launcher's worker has not loaded them yet
     config = resolve(cfg)
@@ -40,6 +42,7 @@ def train(
         print(f"resume=auto: {run.note}", file=sys.stderr)
     if (finished := run.read_json(run_folder.RESULT)) is not None:
         return finished
+    require_given(config.data.path)
     from switch_lm.training.prepare import prepare  # torch and Lightning are slow to import: not for --help and --cfg
     from switch_lm.training.run import fit
 

@@ -31,7 +31,7 @@ BAD = [
     ("model.init_scale=0", "model.init_scale=0.0: must be a positive number"),
     ("model.capacity_factor=0", "model.capacity_factor=0.0: must be a positive number, or null"),
     ("model.capacity_factor=inf", "model.capacity_factor=inf"),
-    ("model.capacity_factor=none", "for no limit write null"),
+    ("model.num_layers=none", "model.num_layers=null: cannot be null; leave it out for its default"),
     ("model.num_experts=-2", "model.num_experts=-2"),
     ("model.num_experts=two", "model.num_experts"),
     ("model.num_experts=1.5", "model.num_experts"),
@@ -53,7 +53,7 @@ BAD = [
     ("model.switch_layers=[1,1]", "model.switch_layers=[1, 1]: must name each block once, in order"),
     ("model.switch_layers=[4]", "model.switch_layers=[4]: blocks have the numbers 0 .. model.num_layers - 1"),
     ("model.switch_layers=[-1]", "model.switch_layers=[-1]: blocks have the numbers 0 .. model.num_layers - 1"),
-    ("model.switch_layers=1", "model.switch_layers: must be a list, such as [1,3], or null"),
+    ("model.switch_layers=1", "model.switch_layers=1: must be a list, such as [1,3], or null"),
     ("model.switch_layers=[a]", "model.switch_layers[0]"),
     ("data.batch_size=0", "data.batch_size=0: must be at least 1"),
     ("optim.name=sgd", "optim.name: choose it, with the options of its own, by optim=NAME"),
@@ -97,6 +97,10 @@ BAD = [
     ("logger.boards.nope.x=1", "logger.boards.nope: no such board; choose among"),
     ("logger.boards.wandb.projct=x", "no such key; did you mean logger.boards.wandb.project?"),
     ("logger.boards.wandb.project=x", "the board wandb is not chosen; add logger=wandb, or name it in logger=[...]"),
+    ("--seed=0", "--seed=0: keys are written without dashes; write seed=0"),
+    ("--run=x", "--run=x: to continue a run write resume=x"),
+    ("seed", "seed: cannot be read as key=value; write key=value, without blanks"),
+    ("seed=range(0,2)", "seed=range(0,2): several values make a sweep; add -m to the command"),
     ("+alpha=0.1", "+alpha=0.1: the key exists already; write alpha=0.1"),
 ]
 

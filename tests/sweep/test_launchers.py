@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from compare import same
-from sweep_runs import rows, run, weights
+from sweep_runs import block, rows, run, weights
 
 from switch_lm.sweep.jobs import _num_cores, read_jobs
 
@@ -75,7 +75,9 @@ def test_jobs_in_processes_of_their_own_give_what_they_give_alone(
 ) -> None:
     pytest.importorskip(f"hydra_plugins.{plugin}")
     threads = 1 if "cpus" in options[1] else max(1, _num_cores() // 2)
-    done = run(tmp_path, "-m", "seed=0,1", "model.capacity_factor=1.0,0", "name=apart", *options)
+    for seed in (0, 1):
+        block(tmp_path / f"outputs/sweeps/apart/seed={seed},capacity_factor=2.0")
+    done = run(tmp_path, "-m", "seed=0,1", "model.capacity_factor=1.0,2.0", "name=apart", *options)
     records = read_jobs(tmp_path / "outputs" / "sweeps" / "apart")
     assert [record["status"] for record in records] == ["done", "failed"] * 2, done.stdout + done.stderr
     assert done.returncode == 1 and "Traceback" not in done.stderr
@@ -95,12 +97,13 @@ def test_a_search_goes_on_after_a_job_that_failed_and_tells_how_many_are_left(tm
         "hydra/sweeper=optuna",
         "hydra.sweeper.n_trials=6",
         "hydra.sweeper.sampler.seed=0",
-        "model.capacity_factor=choice(1.0,-1)",
-        "optim.lr=interval(0.001,0.01)",
+        "optim=adamw",
+        "optim.lr=choice(0.001,1e37)",
+        "model.dropout=interval(0.0,0.5)",
         "name=search",
     )
     records = read_jobs(tmp_path / "outputs" / "sweeps" / "search")
     assert len(records) == 6, done.stdout + done.stderr
     assert {record["status"] for record in records} == {"done", "failed"}
-    assert all(0.001 <= record["overrides"]["optim.lr"] <= 0.01 for record in records)
+    assert all(0 <= record["overrides"]["model.dropout"] <= 0.5 for record in records)
     assert done.stdout.startswith("Sweep of 6 jobs:") and rows(done)[-1].split()[0] == "6/6"

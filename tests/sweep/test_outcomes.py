@@ -124,3 +124,60 @@ def test_a_clusters_job_that_has_not_ended_has_no_row(tmp_path: Path, capsys: py
     (tmp_path / "sweep.json").write_text(json.dumps(PLAN))
     _Complete(Cluster(), tmp_path, Launches()).launch([["seed=0"], ["seed=1"]], 0)  # type: ignore[arg-type]
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1/3"]
+
+
+def test_equal_values_are_run_once_and_reported(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(done, "seed=0,0,range(0,2)", "model.capacity_factor=1,1.0,null,none") == 0
+    output = capsys.readouterr().out
+    assert output.startswith("Sweep of 4 jobs: seed 0, 1 x model.capacity_factor 1, null\n")
+    assert "seed: 0 and 0 and 0 are equal and run once\n" in output
+    assert "model.capacity_factor: 1 and 1.0 are equal and run once\n" in output
+    jobs = [{"seed": seed, "model.capacity_factor": factor} for seed in (0, 1) for factor in (1, None)]
+    assert [one["overrides"] for one in read_jobs(tmp_path / "outputs/sweeps/two")] == jobs
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wrong"),
+    [
+        (["model.d_model=64,63"], ["model.num_heads=4: must divide"]),
+        (["model.d_model=64,63", "model.num_experts=0,1"], ["model.num_experts=0: must", "model.num_heads=4: must"]),
+        (["seed=range(0,2000)", "model.num_experts=8,0"], ["model.num_experts=0: must"]),
+        (["model=switch,dense", "alpha=0,-1"], ["alpha=-1.0: must lie"]),
+        (["router=topk,switch", "router.top_k=2"], ["router.top_k=2: router=switch sends"]),
+        (["data.path=text.txt,nowhere.txt"], ["data.path=nowhere.txt: No such file"]),
+    ],
+)
+def test_every_value_is_checked_before_the_first_job(
+    overrides: list[str], wrong: list[str], start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("a text\n")
+    assert start(done, *overrides) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith(begin) for line, begin in zip(lines[-len(wrong) :], wrong, strict=True)), lines
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+@pytest.mark.parametrize("outputs", ["O'Brien ${x},a=b\\\\", "'~/sw'"])
+def test_a_sweep_runs_in_a_folder_of_any_name(
+    outputs: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert start(done, f"outputs={outputs}") == 0
+    folder = tmp_path / outputs.strip("'").replace("~/", "") if "~" in outputs else tmp_path / outputs
+    assert len(read_jobs(folder / "sweeps/two")) == 2
+
+
+def test_equal_jobs_of_a_search_are_launched_once(tmp_path: Path) -> None:
+    """Side by side they would lock each other out."""
+    launched: list[list[str]] = []
+
+    class Side:
+        def launch(self, overrides: list[list[str]], _: int) -> list[JobReturn]:
+            launched.extend(overrides)
+            return [JobReturn(status=JobStatus.COMPLETED) for _ in overrides]
+
+    (tmp_path / "sweep.json").write_text(json.dumps(PLAN))
+    returned = _Complete(Side(), tmp_path, Launches()).launch([["seed=0"], ["seed=1"], ["seed=0"]], 0)  # type: ignore[arg-type]
+    assert launched == [["seed=0"], ["seed=1"]] and len(returned) == 3

@@ -10,7 +10,7 @@ import pytest
 from compare import same
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
-from sweep_runs import Done, rows, run, weights
+from sweep_runs import Done, block, rows, run, weights
 
 from switch_lm.config.paths import config_dir
 from switch_lm.config.rules import resolve
@@ -18,6 +18,7 @@ from switch_lm.config.schema import Config, TrainerConfig
 from switch_lm.measure.ledger import run_ledger
 from switch_lm.reporting.controls import SAME_WORK
 from switch_lm.sweep import jobs as sweep
+from switch_lm.sweep.grid import Grid
 from switch_lm.sweep.jobs import as_mapping, job_name, read_jobs, side_by_side
 
 
@@ -25,7 +26,8 @@ from switch_lm.sweep.jobs import as_mapping, job_name, read_jobs, side_by_side
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done, Done]:
     """The folder, a sweep whose second job can't run, and the same command once more."""
     folder = tmp_path_factory.mktemp("sweep")
-    arguments = ["-m", "model.capacity_factor=1.0,-1,null", "seed=3", "name=three"]
+    arguments = ["-m", "model.capacity_factor=1.0,2.0,null", "seed=3", "name=three"]
+    block(folder / "outputs/sweeps/three/capacity_factor=2.0")
     first = run(folder, *arguments)
     return folder / "outputs" / "sweeps" / "three", first, run(folder, *arguments)
 
@@ -36,9 +38,9 @@ def test_a_failing_job_is_listed_with_its_reason_and_the_others_run(swept: tuple
     assert "Traceback" not in done.stderr
     records = read_jobs(folder)
     assert [record["status"] for record in records] == ["done", "failed", "done"]
-    assert records[1]["error"].startswith("model.capacity_factor=-1.0: must be a positive number")
+    assert "capacity_factor=2.0 cannot be written (File exists)" in records[1]["error"]
     assert records[2]["overrides"] == {"model.capacity_factor": None}  # what varies, and no more
-    assert "-1  FAILED: model.capacity_factor=-1.0: must be a positive number" in rows(done)[1]
+    assert "2.0  FAILED: outputs=outputs: " in rows(done)[1]
     result = json.loads((folder / "capacity_factor=1.0" / "result.json").read_text())
     assert f"{result['val_loss']:.4f}" in rows(done)[0]
 
@@ -48,7 +50,7 @@ def test_it_is_told_at_once_how_many_jobs_of_what_will_run_and_each_adds_one_row
 ) -> None:
     folder, done, _ = swept
     lines = done.stdout.splitlines()
-    assert lines[0] == "Sweep of 3 jobs: model.capacity_factor 1.0, -1, null"
+    assert lines[0] == "Sweep of 3 jobs: model.capacity_factor 1.0, 2.0, null"
     assert lines[1] == "resolves  no difference, with one seed; several: seed=0,1,2,3,4"
     heads = [number for number, line in enumerate(lines) if line.split()[:2] == ["job", "capacity_factor"]]
     assert len(heads) == 1 and [line.split()[0] for line in lines[heads[0] + 1 :][:3]] == ["1/3", "2/3", "3/3"]
@@ -130,13 +132,14 @@ def planned(*overrides: str) -> tuple[list[dict[str, Any]], dict[tuple[Any, ...]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose("train", list(overrides), return_hydra_config=True)
         assert str(config.hydra.mode) == "RunMode.MULTIRUN"
-        all_overrides = sweep.sweep_overrides(config)
-        fixed = [str(override.input_line) for override in all_overrides if not override.is_sweep_override()]
-        jobs = sweep.planned_jobs(all_overrides) or []
+        grid = Grid.of(config)
+        jobs = grid.jobs() or []
         configs = {}
         for job in (job for job in jobs if job["seed"] == jobs[0]["seed"]):
             arguments = [f"{key}={value}" for key, value in job.items()]
-            configs[tuple(v for k, v in job.items() if k != "seed")] = resolve(compose("train", [*fixed, *arguments]))
+            configs[tuple(v for k, v in job.items() if k != "seed")] = resolve(
+                compose("train", [*grid.fixed, *arguments])
+            )
     return jobs, configs
 
 
@@ -182,7 +185,7 @@ def test_an_override_narrows_a_shipped_sweep() -> None:
         config = compose("train", ["experiment=capacity_sweep"], return_hydra_config=True)
     with open_dict(config.hydra):
         config.hydra.overrides.task = ["experiment=capacity_sweep", "seed=7,8", "variant=dense"]
-    assert sweep.planned_jobs(sweep.sweep_overrides(config)) == [{"seed": 7}, {"seed": 8}]
+    assert Grid.of(config).jobs() == [{"seed": 7}, {"seed": 8}]
 
 
 # --- Side by side

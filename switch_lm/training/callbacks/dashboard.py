@@ -9,6 +9,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
+from switch_lm.config.reading import literals
 from switch_lm.config.rules import flatten, show
 from switch_lm.config.schema import Config
 from switch_lm.generation.sampling import generate
@@ -47,7 +48,7 @@ class Dashboard(Callback):
         config, log = pl_module.config, pl_module.run_log
         if trainer.global_step > 0:
             return
-        log.text("configuration", _verbatim(OmegaConf.to_yaml(OmegaConf.structured(config))), 0)
+        log.text("configuration", _verbatim(OmegaConf.to_yaml(OmegaConf.create(literals(asdict(config))))), 0)
         log.text("computation", ledger_table(config, len(pl_module.vocabulary)), 0)
         log.hparams(hparams(config), NO_METRICS)
 
