@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    from switch_lm.measure.evaluation import evaluate, nanogpt_estimates
+    from switch_lm.measure.evaluation import nanogpt_estimates
 
     path, model, header = open_model(options.run, options.outputs)
     ids = validation_ids(header, options.data)
@@ -119,7 +119,7 @@ def _measure(options: argparse.Namespace) -> int:
     }
     for factor in factors:
         how = {"batch_size": batch_size, "capacity_factor": factor, "precision": precision}
-        result = evaluate(model, ids, context_length=model.config.context_length, **how)
+        result = _evaluated(model, ids, **how)
         losses = []
         if options.nanogpt_protocol:
             losses = nanogpt_estimates(model, ids, num_draws=options.nanogpt_protocol, seed=options.seed, **how)
@@ -128,6 +128,18 @@ def _measure(options: argparse.Namespace) -> int:
         print(_row(results[-1]), flush=True)
     print(f"written: {file}", file=sys.stderr)
     return 0
+
+
+def _evaluated(model: SwitchLM, ids: Tensor, *, batch_size: int, **how: Any) -> Evaluation:
+    """With a bar that counts the batches."""
+    from switch_lm.measure.evaluation import evaluate
+    from switch_lm.probe.progress import progress
+    from switch_lm.text.windows import EvaluationBatches
+
+    sizes: Any = {"context_length": model.config.context_length, "batch_size": batch_size}
+    with progress(len(EvaluationBatches(ids, **sizes))) as say:
+        say("", stage=True)
+        return evaluate(model, ids, **sizes, **how, after_batch=lambda *_: say("", stage=True))
 
 
 def _heading(model: SwitchLM, ids: Tensor, batch_size: int, precision: str, num_draws: int | None) -> str:
