@@ -38,6 +38,8 @@ class _Unbroken:
             return
         try:
             act()
+        except BlockingIOError:
+            pass  # its reader is slow, and what called us made it so that it does not wait: only this piece is lost
         except (OSError, ValueError) as error:  # ValueError: it is closed
             self._lost = True
             if not isinstance(error, BrokenPipeError) and self is not sys.stderr:
@@ -48,9 +50,13 @@ class _Unbroken:
     def _drop_what_is_buffered(self) -> None:
         """Python writes it at its end, and would fail again."""
         try:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
+            file, nowhere = self._stream.fileno(), os.open(os.devnull, os.O_WRONLY)
+            kept = os.dup(file)
+            os.dup2(nowhere, file)
+            self._stream.flush()
+            os.dup2(kept, file)
             os.close(nowhere)
+            os.close(kept)
         except (OSError, ValueError):
             pass  # a stream without a file has none
 
@@ -67,7 +73,6 @@ def survive_closed_pipe() -> Iterator[None]:
         try:
             yield
         finally:
-            for stream in (sys.stdout, sys.stderr):
-                if stream is not None:
-                    stream.flush()
-            sys.stdout, sys.stderr = before
+            streams, (sys.stdout, sys.stderr) = (sys.stdout, sys.stderr), before
+            for stream in filter(None, streams):
+                stream.flush()

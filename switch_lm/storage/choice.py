@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -33,13 +33,18 @@ def choose(config: Config) -> RunFolder:
 
 def of_job(folder: Path, config: Config) -> RunFolder:
     """A sweep job's folder, which continues from its last checkpoint; ConfigError if it holds another configuration."""
-    run = RunFolder(folder)
+    run = _looked_at(folder)
     if run.began and not run.nothing_to_lose and (different := differences(folder, config)):
         raise ConfigError(
             f"{folder} holds a run of another configuration ({_listed(different)}); give this sweep a name of its "
             "own: name=NAME"
         )
-    return _continued(folder, sweep=folder.parent)
+    return _continued(run, sweep=folder.parent)
+
+
+def _looked_at(path: Path, note: str | None = None) -> RunFolder:
+    """The folder as it is now. Looked at before anything else in it: what comes later is seen when it is created."""
+    return RunFolder(path, seen=RunFolder(path).state, note=note)
 
 
 def _free(runs: Path, config: Config, why: str | None = None) -> RunFolder:
@@ -52,8 +57,8 @@ def _free(runs: Path, config: Config, why: str | None = None) -> RunFolder:
         stamp, number = datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f"), 1
         while (path := runs / (stamp if number == 1 else f"{stamp}-{number}")).exists():  # the clock went back
             number += 1
-        return RunFolder(path, seen=RunFolder(path).state, note=note)
-    run = RunFolder(runs / config.name, note=note)
+        return _looked_at(path, note)
+    run = _looked_at(runs / config.name, note)
     if not run.nothing_to_lose:
         problem, fix = f"name={config.name}: {run.path} holds a run already", "choose another name"
         if (run.path / RESULT).is_file():
@@ -65,7 +70,7 @@ def _free(runs: Path, config: Config, why: str | None = None) -> RunFolder:
         if config.resume == "auto":
             raise ConfigError(f"resume=auto: {run.path} cannot be continued: {why}; {fix}")
         raise ConfigError(f"{problem}; {fix}, or continue it with resume={config.name}")
-    return RunFolder(run.path, seen=run.state, note=note)
+    return run
 
 
 def _newest_unfinished(runs: Path, config: Config) -> RunFolder:
@@ -75,6 +80,7 @@ def _newest_unfinished(runs: Path, config: Config) -> RunFolder:
     if paths:
         why = "no unfinished run has this configuration"
     for path in sorted(paths, key=start_order, reverse=True):
+        run = _looked_at(path)
         finished = (path / RESULT).is_file()
         try:
             different = differences(path, config)
@@ -82,9 +88,9 @@ def _newest_unfinished(runs: Path, config: Config) -> RunFolder:
             why = str(error) if nearest == SHOWN else why
             continue
         if not different and not finished:
-            run = _continued(path)
+            run = _continued(run)
             at = "its beginning: it has no checkpoint" if run.resumes_from is None else str(run.resumes_from)
-            return RunFolder(path, run.resumes_from, seen=run.seen, note=f"continues {path} from {at}")
+            return replace(run, note=f"continues {path} from {at}")
         if len(different) < nearest:
             nearest = len(different)
             why = f"{path.name} has this configuration and is finished"
@@ -97,6 +103,7 @@ def _newest_unfinished(runs: Path, config: Config) -> RunFolder:
 
 def _named(runs: Path, config: Config) -> RunFolder:
     path = runs / str(config.resume)
+    run = _looked_at(path)
     if not (path / CONFIG).is_file():
         there = sorted((p for p in runs.glob("*") if (p / CONFIG).is_file()), key=start_order)[-SHOWN:]
         names = ", ".join(p.name for p in there) or "none"
@@ -108,20 +115,19 @@ def _named(runs: Path, config: Config) -> RunFolder:
         raise ConfigError(
             f"resume={config.resume}: another configuration than that of the run: {_listed(different, most=None)}"
         )
-    return _continued(path)
+    return _continued(run)
 
 
-def _continued(path: Path, sweep: Path | None = None) -> RunFolder:
+def _continued(run: RunFolder, sweep: Path | None = None) -> RunFolder:
     """The run, from its newest good checkpoint; one stopped before its first starts again in its own folder."""
-    run = RunFolder(path)
     good = newest_whole(run.checkpoints)
     if good is None and (there := sorted(run.checkpoints.glob("*.ckpt"))):
         reasons = "; ".join(f"{checkpoint.name}: {damage(checkpoint)}" for checkpoint in there)
         raise ConfigError(
-            f"{path}: no checkpoint of this run can be read ({reasons}); start a new run with another name, or remove "
-            f"{run.checkpoints} to begin this one again"
+            f"{run.path}: no checkpoint of this run can be read ({reasons}); start a new run with another name, or "
+            f"remove {run.checkpoints} to begin this one again"
         )
-    return RunFolder(path, good, sweep, run.state)
+    return replace(run, resumes_from=good, sweep=sweep)
 
 
 def differences(path: Path, config: Config) -> Differences:

@@ -22,6 +22,7 @@ from switch_lm.config.reading import literals
 from switch_lm.config.rules import flatten
 from switch_lm.config.schema import KEYS, Config, keys_of_choice
 from switch_lm.storage.files import PART, as_json, remove_parts, replace_text
+from switch_lm.storage.metrics import METRICS
 from switch_lm.storage.runs import CHECKPOINTS, LAST, START, damage, list_runs, start_number
 
 CONFIG, RESULT, HARDWARE = "config.yaml", "result.json", "hardware.json"
@@ -81,8 +82,14 @@ class RunFolder:
     @property
     def nothing_to_lose(self) -> bool:
         """Whether a new run may have the folder: there is none, or its run has neither a checkpoint nor a result."""
-        _, saved, finished = self.state
-        return self.began and not saved and not finished
+        _, saved, finished = self.seen or self.state
+        return self.began and not saved and not finished and not self._validated
+
+    @property
+    def _validated(self) -> bool:
+        """Whether it had a checkpoint once, which somebody has removed: each validation has one."""
+        metrics = self.path / METRICS
+        return metrics.is_file() and b'"val/loss"' in metrics.read_bytes()
 
     @property
     def damaged(self) -> str | None:
@@ -107,8 +114,7 @@ class RunFolder:
                 for folder in (self.path, self.checkpoints):
                     remove_parts(folder)
                 replace_text(self.path / CONFIG, as_yaml(config))
-                others = [start_number(run) for run in list_runs(Path(config.outputs)).values()]
-                self.write_json(START, {"number": 1 + max(others, default=start_number(self.path))})
+                self.write_json(START, {"number": self._next_start(Path(config.outputs))})
                 self.store_hardware(hardware)
             except OSError as error:
                 raise ConfigError(
@@ -117,6 +123,15 @@ class RunFolder:
                 ) from error
             undo.pop_all()  # it stays locked
             return lock
+
+    def _next_start(self, outputs: Path) -> int:
+        """A number above that of each start in `outputs`, or beside a run that lies elsewhere. One file counts them."""
+        home = outputs if self.path.is_relative_to(outputs) else self.path.parent
+        with Lock(home, "two starts would have one number"):
+            last = start_number(home) or max(map(start_number, list_runs(home).values()), default=0)
+            number = 1 + max(last, start_number(self.path))
+            RunFolder(home).write_json(START, {"number": number})
+        return number
 
     def store_hardware(self, hardware: dict[str, Any]) -> None:
         """Stores how the run computes, for a resume and for the later jobs of its sweep."""

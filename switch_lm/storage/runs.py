@@ -1,13 +1,13 @@
 """Finds runs and their checkpoints."""
 
 import json
-import os
 import pickletools
 import zipfile
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
+from switch_lm.config.paths import expanded
 from switch_lm.config.schema import KEYS
 
 OUTPUTS = Path(KEYS["outputs"].default)
@@ -26,7 +26,7 @@ def find_run(name: str | None, outputs: Path = OUTPUTS) -> Path:
     The newest is the one with a checkpoint that was started or resumed last. A name under `outputs` takes precedence
     over an equal path. RunError if there is none.
     """
-    outputs, name = outputs.expanduser(), name and os.path.expanduser(name)  # noqa: PTH111  of a user who is not here, too
+    outputs, name = Path(expanded(str(outputs))), name and expanded(name)
     runs = list_runs(outputs)
     if name is None:
         saved = [run for run in runs.values() if checkpoints(run)]

@@ -77,7 +77,8 @@ class Sweep(Callback):
 
         folder = Path(str(config.hydra.sweep.dir))
         print_end(folder)
-        rows = read_jobs(folder)
+        start = (RunFolder(folder).read_json(SWEEP) or {}).get("start")
+        rows = [row for row in read_jobs(folder) if row.get("start") == start]  # not those of another grid
         if not rows or any(row["status"] != "done" for row in rows):
             sys.exit(1)
 

@@ -119,7 +119,7 @@ def encoding_of(part: bytes) -> Format:
 def _share_of_frequent(part: bytes, name: str) -> float:
     """Among the characters beyond ASCII that these bytes have in an encoding; 0 if they are not in that encoding."""
     text = part.decode(name, errors="ignore")
-    if len(text.encode(name)) < len(part) - 8:  # what is at the ends may be a part of a character
+    if len(text.encode(name, errors="ignore")) < len(part) - 8:  # what is at the ends may be a part of a character
         return 0.0
     beyond = [character for character in text if character > "\x7f"]
     return sum(character in _FREQUENT[name] for character in beyond) / max(1, len(beyond)) * _WEIGHT.get(name, 1)

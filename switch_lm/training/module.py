@@ -171,6 +171,7 @@ class SwitchModule(lightning.LightningModule):
             connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop.val_loop
             first, trainer.validating = connector._first_loop_iter, True
             loop.restarting = False  # it begins where the data begin
+            self.on_validation_model_zero_grad()  # as Lightning does: gradients need no memory in a validation
             loop.run()
             connector._first_loop_iter, trainer.training = first, True
         if step >= self.config.trainer.max_steps:

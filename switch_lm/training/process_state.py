@@ -22,7 +22,7 @@ def restored() -> Iterator[None]:
     logs = [(log, log.level, log.propagate, list(log.handlers)) for log in map(logging.getLogger, LOGGERS)]
     threads, environment = torch.get_num_threads(), dict(os.environ)
     randomness = random.getstate(), np.random.get_state()
-    of_torch = torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.is_grad_enabled()
+    of_torch = torch.get_default_dtype(), torch.is_grad_enabled()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
     anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
@@ -33,15 +33,15 @@ def restored() -> Iterator[None]:
         finally:
             torch.set_num_threads(threads)
             torch.set_default_dtype(of_torch[0])
-            torch.set_float32_matmul_precision(of_torch[1])
-            torch.set_grad_enabled(of_torch[2])
+            torch.set_grad_enabled(of_torch[1])
             torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
             torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn
             torch.autograd.set_detect_anomaly(*anomaly)
             random.setstate(randomness[0])
             np.random.set_state(randomness[1])
-            os.environ.clear()
-            os.environ.update(environment)
+            for name in os.environ.keys() - environment.keys():
+                del os.environ[name]
+            os.environ.update({name: text for name, text in environment.items() if os.environ.get(name) != text})
             for log, level, propagate, handlers in logs:
                 log.setLevel(level)
                 log.propagate, log.handlers = propagate, handlers

@@ -55,7 +55,6 @@ def _train(training: Training) -> dict[str, Any]:
         module.run_log = log
         module.saving = Saving(run.checkpoints, training.config.trainer, training.signals)
         trainer = _trainer(training)
-        training.signals.nothing_to_save = True
         trainer.fit(module, training.data, ckpt_path=run.resumes_from)
         result = result_of(training, trainer)
         run.write_json(RESULT, result)

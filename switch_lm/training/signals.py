@@ -19,7 +19,7 @@ class StopSignals:
     So does the first one while there is `nothing_to_save`.
     """
 
-    nothing_to_save = False
+    nothing_to_save = True  # until training begins
 
     def __init__(self, run: Path) -> None:
         self.run = run
