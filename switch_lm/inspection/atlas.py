@@ -10,12 +10,12 @@ from torch import Tensor
 from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.reading import Probe, Reading
 from switch_lm.stats.information import SHIFTS, Explained, explained
+from switch_lm.text.encoding import LINE_ENDS
 from switch_lm.text.vocabulary import Vocabulary
 
 CHARACTER, NEXT, CLASS = "character", "next character", "character class"
 LINE, WINDOW, SPEAKER = "position in the line", "position in the window", "speaker names"
 CLASSES = ("vowel", "consonant", "upper case", "digit", "punctuation", "space", "newline")
-LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # those of `str.splitlines`; \r\n is one break
 LAST_STEP = 512  # positions from here on are one label
 PLAIN = (CHARACTER, CLASS)  # the class follows from the character: beyond it, it explains nothing
 
@@ -43,7 +43,7 @@ def _doubling(position_BS: Tensor) -> Tensor:
 def character_class(character: str) -> str:
     """One of `CLASSES`. An upper-case vowel is upper case; white space that ends no line is space."""
     tests = {
-        "newline": character in LINE_BREAKS,
+        "newline": character in LINE_ENDS,
         "space": character.isspace(),
         "digit": character.isdigit(),
         "upper case": character.isupper(),
@@ -72,7 +72,7 @@ class Lines:
                     is_mark_N |= ids == number
             return is_mark_N
 
-        breaks_N, first, end = places(LINE_BREAKS), ids.new_zeros(1).long(), torch.tensor([len(ids)], device=ids.device)
+        breaks_N, first, end = places(LINE_ENDS), ids.new_zeros(1).long(), torch.tensor([len(ids)], device=ids.device)
         second_N = places("\n") & places("\r").roll(1)  # of \r\n; a text's first character is no second one
         second_N[0] = False
         breaks_N &= ~second_N.roll(-1)
