@@ -1,6 +1,7 @@
 """Restores the process-wide settings that a run or a command changes, however it ends."""
 
 import logging
+import multiprocessing
 import os
 import random
 import warnings
@@ -21,6 +22,7 @@ def restored() -> Iterator[None]:
     """
     logs = [(log, log.level, log.propagate, list(log.handlers)) for log in map(logging.getLogger, LOGGERS)]
     threads, environment = torch.get_num_threads(), dict(os.environ)
+    start_method = multiprocessing.get_start_method(allow_none=True)  # Lightning fixes it where it is still open
     randomness = random.getstate(), np.random.get_state()
     of_torch = torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.is_grad_enabled()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -33,13 +35,15 @@ def restored() -> Iterator[None]:
         finally:
             torch.set_num_threads(threads)
             torch.set_default_dtype(of_torch[0])
-            torch.set_float32_matmul_precision(of_torch[1])
+            if torch.get_float32_matmul_precision() != of_torch[1]:  # setting it pins the precision of each backend, too
+                torch.set_float32_matmul_precision(of_torch[1])
             torch.set_grad_enabled(of_torch[2])
             torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
             torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn
             torch.autograd.set_detect_anomaly(*anomaly)
             random.setstate(randomness[0])
             np.random.set_state(randomness[1])
+            multiprocessing.set_start_method(start_method, force=True)
             os.environ.clear()
             os.environ.update(environment)
             for log, level, propagate, handlers in logs:

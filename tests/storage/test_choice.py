@@ -50,7 +50,7 @@ def test_a_process_a_checkpoint_or_a_result_uses_a_name(config: Config, monkeypa
     with pytest.raises(ConfigError, match="or continue it with resume=run"):
         choice.choose(config)
     run.write_json(RESULT, {})
-    with pytest.raises(ConfigError, match="which is finished; choose another name, or look at it"):
+    with pytest.raises(ConfigError, match=f"which is finished; choose another name, or .*--run {run.path}"):
         choice.choose(replace(config, resume="auto"))
 
 

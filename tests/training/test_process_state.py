@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import logging
+import multiprocessing
 import os
 import random
 import signal
@@ -50,6 +51,7 @@ def process_state() -> dict[str, Any]:
         "defaults": (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_float32_matmul_precision()),
         "other random numbers": (random.getstate(), str(np.random.get_state())),
         "streams": (sys.stdout, sys.stderr),
+        "start method": multiprocessing.get_start_method(allow_none=True),
         "deterministic": (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark),
     }
 
