@@ -35,7 +35,7 @@ def restored() -> Iterator[None]:
         finally:
             torch.set_num_threads(threads)
             torch.set_default_dtype(of_torch[0])
-            if torch.get_float32_matmul_precision() != of_torch[1]:  # setting it pins the precision of each backend, too
+            if torch.get_float32_matmul_precision() != of_torch[1]:  # setting it pins that of each backend, too
                 torch.set_float32_matmul_precision(of_torch[1])
             torch.set_grad_enabled(of_torch[2])
             torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])

@@ -124,7 +124,6 @@ def test_a_run_restores_the_process(
         (check.main, ["--steps", "0", *SMALL, "trainer.threads=3"]),
         (generate.main, ["--run", "nowhere"]),
     ],
-    ids=["generate", "evaluate", "inspect", "check", "no run"],
 )
 def test_a_command_restores_the_process(
     main: Callable[[list[str]], int], arguments: list[str], make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
