@@ -60,8 +60,8 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     if not values:
         return None
     mean, count = fmean(values), len(values)
-    spread = stdev(values) if count > 1 else 0.0
-    if spread <= ROUNDING * max(map(abs, values)):
+    spread = stdev(values) if count > 1 and math.isfinite(mean) else 0.0
+    if not math.isfinite(mean) or spread <= ROUNDING * max(map(abs, values)):
         return Estimate(mean, count)
     return Estimate(mean, count, spread / math.sqrt(count), count - 1)
 

@@ -111,6 +111,8 @@ def read_model(path: Path) -> tuple[SwitchLM, Header]:
         raise CheckpointError(
             f"{path} does not fit this version of switch_lm ({reason}); train the run again"
         ) from error
+    if (bad := next((name for name, value in weights.items() if not value.isfinite().all()), None)) is not None:
+        raise CheckpointError(f"{path}: {bad} has values that are not finite; take another checkpoint of the run")
     return model.eval(), header
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -63,7 +64,8 @@ def _free(runs: Path, config: Config, why: str | None = None) -> RunFolder:
         problem, fix = f"name={config.name}: {run.path} holds a run already", "choose another name"
         if (run.path / RESULT).is_file():
             raise ConfigError(
-                f"{problem}, which is finished; {fix}, or look at it: python -m switch_lm.generate --run {config.name}"
+                f"{problem}, which is finished; {fix}, or look at it: "
+                f"python -m switch_lm.generate --run {shlex.quote(str(run.path))}"
             )
         if not run.began:
             raise ConfigError(f"name={config.name}: {run.path} holds other files already; {fix}")

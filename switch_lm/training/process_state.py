@@ -1,6 +1,7 @@
 """Restores the process-wide settings that a run or a command changes, however it ends."""
 
 import logging
+import multiprocessing
 import os
 import random
 import warnings
@@ -21,6 +22,7 @@ def restored() -> Iterator[None]:
     """
     logs = [(log, log.level, log.propagate, list(log.handlers)) for log in map(logging.getLogger, LOGGERS)]
     threads, environment = torch.get_num_threads(), dict(os.environ)
+    start_method = multiprocessing.get_start_method(allow_none=True)  # Lightning fixes it where it is still open
     randomness = random.getstate(), np.random.get_state()
     of_torch = torch.get_default_dtype(), torch.is_grad_enabled()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -39,6 +41,7 @@ def restored() -> Iterator[None]:
             torch.autograd.set_detect_anomaly(*anomaly)
             random.setstate(randomness[0])
             np.random.set_state(randomness[1])
+            multiprocessing.set_start_method(start_method, force=True)
             for name in os.environ.keys() - environment.keys():
                 del os.environ[name]
             os.environ.update({name: text for name, text in environment.items() if os.environ.get(name) != text})

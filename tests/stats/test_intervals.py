@@ -42,8 +42,8 @@ def test_an_effect_is_detectable_where_four_of_five_repeats_would_resolve_it() -
     assert result.detectable == pytest.approx(2.776445 + 0.940965, abs=1e-5)  # t at 0.975 and at 0.8
 
 
-@pytest.mark.parametrize("values", [[7.0], [0.1 + 0.2] * 4, [0.3, 0.1 + 0.2, 0.3]], ids=["one", "equal", "rounding"])
-def test_one_value_and_equal_values_have_no_interval_and_are_not_resolved(values: list[float]) -> None:
+@pytest.mark.parametrize("values", [[7.0], [0.1 + 0.2] * 4, [0.3, 0.1 + 0.2, 0.3], [1.0, math.nan], [math.inf] * 2])
+def test_one_value_equal_ones_and_infinite_ones_have_no_interval_and_are_not_resolved(values: list[float]) -> None:
     result = estimate(values)
     assert result is not None and result.count == len(values)
     assert [result.half(), result.interval(), result.p_value, result.detectable] == [None] * 4

@@ -50,7 +50,7 @@ def test_a_process_a_checkpoint_or_a_result_uses_a_name(config: Config, monkeypa
     with pytest.raises(ConfigError, match="or continue it with resume=run"):
         choice.choose(config)
     run.write_json(RESULT, {})
-    with pytest.raises(ConfigError, match="which is finished; choose another name, or look at it"):
+    with pytest.raises(ConfigError, match=f"which is finished; choose another name, or .*--run {run.path}"):
         choice.choose(replace(config, resume="auto"))
 
 
@@ -107,7 +107,8 @@ def test_a_checkpoint_implies_what_it_lacks(make_run: MakeRun, capsys: pytest.Ca
     del content["switch_lm"]["model"]["dropout"], content["switch_lm"]["router"]["jitter"]
     checkpoint.write(content, best)
     assert evaluate.main(["--batch-size", "4"]) == 0
-    content["switch_lm"]["model"]["num_expert"] = 4
-    checkpoint.write(content, best)
-    assert evaluate.main([]) == 1
-    assert "states model.num_expert=4, which this version does not know" in capsys.readouterr().err
+    content["state_dict"]["model.embedding.weight"][0] = float("nan")
+    for unknown, message in (({}, "embedding.weight has values"), ({"num_expert": 4}, "states model.num_expert=4,")):
+        content["switch_lm"]["model"] |= unknown
+        checkpoint.write(content, best)
+        assert evaluate.main([]) == 1 and message in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import logging
+import multiprocessing
 import os
 import random
 import signal
@@ -42,14 +43,14 @@ def process_state() -> dict[str, Any]:
     logs = [logging.getLogger(name) for name in ("", "switch_lm", "lightning", "lightning.pytorch")]
     return {
         "threads": torch.get_num_threads(),
-        "random numbers": torch.random.get_rng_state().tolist(),
+        "random numbers": (torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())),
         "logs": [(log.level, log.propagate, list(log.handlers)) for log in logs],
         "warnings": list(warnings.filters),
         "environment": dict(os.environ),
         "signals": [signal.getsignal(number) for number in SIGNALS],
         "defaults": (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_float32_matmul_precision()),
-        "other random numbers": (random.getstate(), str(np.random.get_state())),
         "streams": (sys.stdout, sys.stderr),
+        "start method": multiprocessing.get_start_method(allow_none=True),
         "deterministic": (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark),
     }
 
@@ -93,7 +94,6 @@ def by_its_time_limit(config: Config, patch: pytest.MonkeyPatch) -> None:
         (by_the_configuration, ConfigError),
         (by_its_time_limit, Stopped),
     ],
-    ids=lambda value: getattr(value, "__name__", None),
 )
 def test_a_run_restores_the_process(
     end: Callable[[Config, pytest.MonkeyPatch], None] | None,
@@ -122,7 +122,6 @@ def test_a_run_restores_the_process(
         (check.main, ["--steps", "0", *SMALL, "trainer.threads=3"]),
         (generate.main, ["--run", "nowhere"]),
     ],
-    ids=["generate", "evaluate", "inspect", "check", "no run"],
 )
 def test_a_command_restores_the_process(
     main: Callable[[list[str]], int], arguments: list[str], make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
