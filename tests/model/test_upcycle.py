@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from small_models import short_run
 from switch_lm.config.keys import ConfigError
 from switch_lm.model.upcycle import upcycle
 from switch_lm.routers.options import SwitchOptions
-from switch_lm.storage.run_folder import Stopped
-from switch_lm.training.module import SwitchModule
 from switch_lm.training.start import train
 
 SAME = SwitchOptions(gate_scale="straight_through", jitter=0.0)
@@ -72,31 +69,6 @@ def test_a_run_that_starts_from_a_dense_one_starts_at_its_validation_loss(tmp_pa
     assert list(losses) == [0, 1, 2]
     assert losses[0] == pytest.approx(dense["best_val_loss"], abs=1e-5)
     assert losses[2] != pytest.approx(losses[0], abs=1e-5)
-
-
-def test_a_run_stopped_before_its_first_step_goes_on_in_the_validation_of_the_dense_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, real, batches = short_run(tmp_path), SwitchModule.validation_step, list[int]()
-    config.data.batch_size = 1
-    train(replace(config, name="dense", model=replace(config.model, switch_every=0)))
-    up = replace(config, name="up", init_from="dense")
-    whole = train(replace(up, name="whole"))
-
-    def stops(self: SwitchModule, batch: Any, number: int) -> None:
-        real(self, batch, number)
-        batches.append(self.global_step)
-        if len(batches) == 2:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(SwitchModule, "validation_step", stops)
-    with pytest.raises(Stopped, match="everything up to step 0 of 2 is saved"):
-        train(up)
-    assert train(replace(up, resume="up"))["val_loss"] == whole["val_loss"]
-    first, later = batches.count(0), batches.count(1)
-    assert first == later > 2
-    runs = [logged(tmp_path / "outputs" / "runs" / name)["val/loss"] for name in ("up", "whole")]
-    assert runs[0] == runs[1]
 
 
 def test_a_missing_dense_run_is_named_before_anything_is_written(tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def test_a_resumed_run_reaches_the_end_of_one_that_was_never_stopped(
 
 
 CALLS = {  # the method in which it is stopped, in which call, and how many steps are done by then
+    "before the first step": (SwitchModule, "validation_step", 4, 0),
     "in the first validation": (SwitchModule, "validation_step", 4, 8),
     "after the last batch of the first one": (SwitchModule, "validation_step", 10, 8),
     "in the second validation": (SwitchModule, "validation_step", 12, 12),
@@ -134,17 +135,18 @@ CALLS = {  # the method in which it is stopped, in which call, and how many step
 }
 
 
-@pytest.mark.parametrize("moment", CALLS)
-@pytest.mark.parametrize("asked", [True, False], ids=["by a signal", "by a cut"])
+@pytest.mark.parametrize(
+    ("moment", "asked"), [*((moment, True) for moment in CALLS), *((moment, False) for moment in [*CALLS][1::3])]
+)
 def test_a_run_stopped_in_a_validation_goes_on_there_and_ends_with_the_same_bits(
-    asked: bool, moment: str, config: Config, monkeypatch: pytest.MonkeyPatch
+    moment: str, asked: bool, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.trainer.val_every, config.data.batch_size = 8, 4  # two validations of 10 batches, 12 steps
-    whole, (owner, stopped_in, at_call, steps_done), calls = (
-        replace(config, name="whole"),
-        CALLS[moment],
-        Counter[str](),
-    )
+    owner, stopped_in, at_call, steps_done = CALLS[moment]
+    if steps_done == 0:  # there is one before the first step
+        train(replace(config, name="dense", model=replace(config.model, switch_every=0)))
+        config.init_from = "dense"
+    whole, calls = replace(config, name="whole"), Counter[str]()
     want = train(whole)
 
     def count(owner: Any, name: str) -> None:
@@ -170,7 +172,7 @@ def test_a_run_stopped_in_a_validation_goes_on_there_and_ends_with_the_same_bits
     got = train(replace(config, resume="auto"))
     assert calls["training_step"] == 12  # none was done twice
     if asked and stopped_in in ("validation_step", "add"):  # nor was a batch
-        assert calls[stopped_in] == (20 if stopped_in == "validation_step" else 10)
+        assert calls[stopped_in] == 30 - 10 * (steps_done > 0) - 10 * (stopped_in == "add")
     assert timeless(got) == timeless(want)
     assert same(state(config)["state_dict"], state(whole)["state_dict"])
     assert timeless(logged(folder_of(config))) == timeless(logged(folder_of(whole)))
