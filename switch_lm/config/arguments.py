@@ -49,7 +49,7 @@ def _parted(arguments: Sequence[str], groups: set[str]) -> tuple[list[str], list
         elif "=" in argument[1:] or argument.startswith(("~", "+")):
             overrides.append(argument)
         else:
-            raise ConfigError(_explain_word(argument, before, arguments[place + 1 : place + 2], groups))
+            raise ConfigError(_explain_word(argument, before, arguments[place + 1 : place + 3], groups))
     return overrides, flags
 
 
@@ -103,7 +103,7 @@ def as_typed(override: str, *, sweep: bool) -> str:
     key = key_of(name)
     if name == "hydra.sweep.dir":
         return override if QUOTED.fullmatch(value) or "${" in value else f"{name}={_text(value)}"
-    if key is None or not equals:
+    if not equals or (key is None and not name.isidentifier()):
         return override
     if not sweep or name in OF_A_WHOLE_SWEEP:
         return f"{name}={_element(key, value)}"
@@ -129,8 +129,10 @@ def split(values: str) -> list[str]:
         rest = rest[match.end() + 1 :]
 
 
-def _element(key: Key, text: str) -> str:
-    """One value."""
+def _element(key: Key | None, text: str) -> str:
+    """One value; of no key: a choice of a group."""
+    if key is None:
+        return "none" if is_null(text) else text
     kinds, nullable = types_of(key.type)
     kind = kinds[0] if kinds else Any
     if QUOTED.fullmatch(text):

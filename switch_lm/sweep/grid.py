@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose
@@ -19,8 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 from switch_lm.config.arguments import as_typed, key_of
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.overrides import explain
+from switch_lm.config.paths import expanded
 from switch_lm.config.reading import read
 from switch_lm.config.rules import resolve, resolved
+from switch_lm.storage.runs import RunError, find_run
 from switch_lm.text.corpus import require_given
 
 MOST_COMBINATIONS = 500  # up to which every one is checked; of more, each value once
@@ -137,8 +140,21 @@ def require_valid(config: DictConfig, grid: Grid) -> None:
     if wrong:
         more = [f"... and {len(wrong) - MOST_LINES} more"] if len(wrong) > MOST_LINES else []
         raise ConfigError("\n".join([*list(wrong)[:MOST_LINES], *more]))
-    for text in keys.get("data.path", [Value("", config.data.path)]):
-        require_given(OmegaConf.create({"path": text.value}).path)  # without the backslash of a literal `${`
+    for text in _values("data.path", keys, config):
+        require_given(text)
+    for run in filter(None, _values("init_from", keys, config)):
+        try:
+            find_run(run, Path(expanded(str(config.outputs))))
+        except RunError as error:
+            raise ConfigError(f"init_from={run}: {error}") from error
+
+
+def _values(name: str, keys: Mapping[str, Sequence[Value]], config: DictConfig) -> list[str | None]:
+    """The texts that a key has in a sweep; None for null."""
+    if name not in keys:
+        return [OmegaConf.select(config, name)]
+    values = [OmegaConf.create({"text": one.value}).text for one in keys[name]]  # no backslash of a literal `${`
+    return [None if value is None else str(value) for value in values]
 
 
 def _check(plain: dict[str, Any], wrong: dict[str, None]) -> None:

@@ -99,11 +99,11 @@ def test_a_search_goes_on_after_a_job_that_failed_and_tells_how_many_are_left(tm
         "hydra.sweeper.sampler.seed=0",
         "optim=adamw",
         "optim.lr=choice(0.001,1e37)",
-        "model.dropout=interval(0.0,0.5)",
+        "alpha=interval(0.0,0.5)",
         "name=search",
     )
     records = read_jobs(tmp_path / "outputs" / "sweeps" / "search")
     assert len(records) == 6, done.stdout + done.stderr
     assert {record["status"] for record in records} == {"done", "failed"}
-    assert all(0 <= record["overrides"]["model.dropout"] <= 0.5 for record in records)
+    assert all(0 <= record["overrides"]["alpha"] <= 0.5 for record in records)
     assert done.stdout.startswith("Sweep of 6 jobs:") and rows(done)[-1].split()[0] == "6/6"
