@@ -20,9 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from switch_lm.config.arguments import as_typed, key_of
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.overrides import explain
-from switch_lm.config.paths import expanded
 from switch_lm.config.reading import read
 from switch_lm.config.rules import resolve, resolved
+from switch_lm.config.schema import Config
 from switch_lm.storage.runs import RunError, find_run
 from switch_lm.text.corpus import require_given
 
@@ -128,40 +128,33 @@ def require_valid(config: DictConfig, grid: Grid) -> None:
     listed = {key: values for key, values in grid.varied.items() if values}
     groups = {key: values for key, values in listed.items() if key_of(key) is None}
     keys = {key: values for key, values in listed.items() if key not in groups}
-    wrong: dict[str, None] = {}
+    wrong, configs = dict[str, None](), list[Config]()
     choices = list(_combined(groups, most=MOST_COMPOSED))
     for choice in choices:
         try:
             base = _plain(config, grid.fixed, choice)
-            for values in _combined(keys, most=MOST_COMBINATIONS // len(choices)):
-                _check(_with(base, values), wrong)
         except ConfigError as error:
             wrong |= dict.fromkeys(str(error).splitlines())
+            continue
+        for values in _combined(keys, most=MOST_COMBINATIONS // len(choices)):
+            try:
+                configs.append(_resolved(_with(base, values)))
+            except ConfigError as error:
+                wrong |= dict.fromkeys(str(error).splitlines())
     if wrong:
         more = [f"... and {len(wrong) - MOST_LINES} more"] if len(wrong) > MOST_LINES else []
         raise ConfigError("\n".join([*list(wrong)[:MOST_LINES], *more]))
-    for text in _values("data.path", keys, config):
+    for text in {one.data.path for one in configs}:
         require_given(text)
-    for run in filter(None, _values("init_from", keys, config)):
+    for run, outputs in {(one.init_from, one.outputs) for one in configs if one.init_from}:
         try:
-            find_run(run, Path(expanded(str(config.outputs))))
+            find_run(run, Path(outputs))
         except RunError as error:
             raise ConfigError(f"init_from={run}: {error}") from error
 
 
-def _values(name: str, keys: Mapping[str, Sequence[Value]], config: DictConfig) -> list[str | None]:
-    """The texts that a key has in a sweep; None for null."""
-    if name not in keys:
-        return [OmegaConf.select(config, name)]
-    values = [OmegaConf.create({"text": one.value}).text for one in keys[name]]  # no backslash of a literal `${`
-    return [None if value is None else str(value) for value in values]
-
-
-def _check(plain: dict[str, Any], wrong: dict[str, None]) -> None:
-    try:
-        resolve(OmegaConf.create(plain)) if "${" in json.dumps(plain, default=str) else resolved(plain)
-    except ConfigError as error:
-        wrong |= dict.fromkeys(str(error).splitlines())
+def _resolved(plain: dict[str, Any]) -> Config:
+    return resolve(OmegaConf.create(plain)) if "${" in json.dumps(plain, default=str) else resolved(plain)
 
 
 def _combined(varied: Mapping[str, Sequence[Value]], *, most: int) -> Iterator[dict[str, Value]]:
