@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--all-policies", action="store_true", help="also every drop order and overflow rule on the same weights"
     )
-    options.add_argument("--data", type=as_path, metavar="FILE", help="the text, if it is elsewhere by now")
+    options.add_argument("--data", type=as_path, metavar="FILE", help="the text file, if it has moved")
     options.add_argument(
         "--json",
         type=as_path,
@@ -125,7 +125,7 @@ def _check(options: argparse.Namespace, config: Config | None, verdicts: list[Ve
     data, device = validation_ids(header, options.data), compute_on(options)
     if data.min() == data.max():
         only = named(header.vocabulary[int(data[0])])
-        rule = "a router can learn nothing from it, and is not to blame"
+        rule = "there is nothing for a router to learn"
         raise CommandError(f"every character of the validation split is {only}: {rule}; check a run on another text")
     alpha = header.config.get("alpha", 0.0) if model.balance.adds_loss else 0.0
     subject = Subject(model.to(device), data.to(device), header.config["data"]["batch_size"], alpha)

@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         help="windows per batch, which share their capacity (default: as in training)",
     )
     options.add_argument("--precision", choices=("fp32", "bf16"), help="(default: as in training)")
-    options.add_argument("--data", type=as_path, metavar="FILE", help="the text, if it is elsewhere by now")
+    options.add_argument("--data", type=as_path, metavar="FILE", help="the text file, if it has moved")
     options.add_argument(
         "--nanogpt-protocol",
         type=whole_number(at_least=1, example=NANOGPT_DRAWS),

@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--prompt",
         default="",
-        help="the beginning of the text; if it begins with a dash, use --prompt=-... (default: as after a line break)",
+        help="the beginning of the text; if it begins with a dash, use --prompt=-... (default: the model's own start)",
     )
     options.add_argument(
         "--length",
@@ -123,7 +123,7 @@ def _write(options: argparse.Namespace) -> int:
         else:
             text = _keeping(trace(model, vocabulary, **how), traced)
     except ValueError as error:
-        print(f"--prompt: {error}; use known ones, or leave --prompt out", file=sys.stderr)
+        print(f"--prompt: {error}; use characters that the model knows, or leave out --prompt", file=sys.stderr)
         return 2
     for part in chain([options.prompt], text):
         print(harmless(part) if sys.stdout.isatty() else part, end="", flush=True)

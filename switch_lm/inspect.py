@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options = model_parser(prog="python -m switch_lm.inspect", about=about, computes="a GPU if there is one, 1 thread")
     options.add_argument("--compare", metavar="NAME", help="a second run, to be put beside the first")
-    options.add_argument("--data", type=as_path, metavar="FILE", help="the text, if it is elsewhere by now")
+    options.add_argument("--data", type=as_path, metavar="FILE", help="the text file, if it has moved")
     options.add_argument(
         "--out",
         type=as_path,

@@ -173,7 +173,7 @@ def future_gap(
 ) -> Estimate:
     """The loss at some positions where the true next character follows, less that where another does.
 
-    Below 0 where the future helps. Both go on with the same text of another window, so that both have a seam: of the
+    Below 0 where the future helps. Both continue with the same text of another window, so that both have a seam: of the
     same batch, so that batches stay independent.
     """
     ids_BS, target_BS = text

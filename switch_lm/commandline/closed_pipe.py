@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 
 class _Unbroken:
-    """A stream that continues into nowhere once it cannot be written, and shows ? for what its encoding lacks."""
+    """A stream that discards its text once it cannot be written, and shows ? for what its encoding lacks."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._lost = stream, False

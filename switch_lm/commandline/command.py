@@ -36,11 +36,11 @@ class CommandError(Exception):
 def model_parser(
     *, prog: str, about: str, computes: str = "a GPU if there is one, all cores"
 ) -> argparse.ArgumentParser:
-    """A parser with the options that say which model is meant, and on what it computes; by default, `computes`."""
+    """A parser with the options that say which model is meant, and on what hardware it runs, by default `computes`."""
     options = argparse.ArgumentParser(prog=prog, description=about)
     options.add_argument("--run", metavar="NAME", help="run, SWEEP/JOB, run folder or .ckpt file (default: newest run)")
     add_outputs(options)
-    where = options.add_argument_group(f"on what it computes (default: {computes})")
+    where = options.add_argument_group(f"hardware (default: {computes})")
     where.add_argument("--device", choices=("auto", "cpu", "cuda"), help="auto: a GPU if there is one")
     where.add_argument("--threads", type=whole_number(at_least=1, example=1), metavar="N", help="CPU threads")
     return options
@@ -93,8 +93,8 @@ def validation_ids(header: Header, file: Path | None) -> Tensor:
         fix = "give that text with --data FILE"
         raise CommandError(f"{corpus.source} has sha256 {corpus.sha256}; {rule}, and losses of two texts differ; {fix}")
     if corpus.characters != header.vocabulary:
-        rule = "which read byte order marks as characters"
-        raise CommandError(f"{corpus.source} has some, and the model is of an older version, {rule}; train again")
+        rule = "this model is of an older version, which read them as characters: train it again"
+        raise CommandError(f"{corpus.source} has byte order marks, which are now left out; {rule}")
     ids = split(torch.from_numpy(corpus.ids))[1]
     if (problem := validation_too_short(len(ids))) is not None:
         raise CommandError(problem)

@@ -28,7 +28,7 @@ WITH_WORD = re.compile(r"-c|--cfg|-p|--package|-i|--info|-c[pnd]|--config-(path|
 
 
 def prepared(arguments: Sequence[str], *, groups: set[str]) -> list[str]:
-    """The overrides, then the flags, of a command line; ConfigError for what is neither. Twice is as good as once."""
+    """The overrides, then the flags, of a command line; ConfigError for what is neither. Idempotent."""
     if any(argument.startswith(("-sc", "--shell")) for argument in arguments):
         return list(arguments)  # shell completion, of half a line
     overrides, flags = _parted(arguments, groups)

@@ -20,7 +20,7 @@ def expanded(path: str) -> str:
     whole = os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises for an unknown user
     if path.startswith("~") and whole == path:
         user = path.partition("/")[0]
-        raise ConfigError(f"{path}: there is no user {user[1:]} here; for a folder of this name write ./{user}")
+        raise ConfigError(f"{path}: no user named {user[1:]} on this machine; for a folder of this name write ./{user}")
     return whole
 
 

@@ -32,13 +32,14 @@ def types_of(kind: Any) -> tuple[tuple[Any, ...], bool]:
 def read(name: str, value: Any, kind: Any, *, path: bool = False) -> Any:
     """The value of the key `name` as its type has it; ConfigError with name, value and rule if it is of another."""
     kinds, nullable = types_of(kind)
+    typed = value
     if isinstance(value, str) and is_null(value) and (nullable or path or kinds[0] in (int, float, bool)):
         value = None
     if value is None:
         if nullable:
             return None
         hint = "; a folder of this name is ./none" if path else ""
-        raise ConfigError(f"{name}=null: cannot be null; leave it out for its default{hint}")
+        raise ConfigError(f"{name}={_short(typed)}: cannot be null; leave it out for its default{hint}")
     if get_origin(kinds[0]) is list:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{name}={_short(value)}: must be a list, such as [1,3]" + ", or null" * nullable)

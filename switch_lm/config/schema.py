@@ -26,7 +26,9 @@ A_TIME = Rule("must be a time as hours:minutes:seconds, such as 00:20:00, or nul
 class DataConfig:
     path: str | None = key(
         None,
-        "A text file (UTF-8) to train on. null: the environment variable SWITCH_LM_DATA, or else Tiny Shakespeare.",
+        "A text file to train on, in UTF-8: a regular file, not a stream such as <(cat a b). "
+        "Byte order marks are left out; another encoding is refused with the command that converts it. "
+        "null: the environment variable SWITCH_LM_DATA, or else Tiny Shakespeare.",
         FILLED,
         path=True,
     )

@@ -36,7 +36,7 @@ class Evaluation:
 
 
 class EvaluationTally:
-    """The sums of an evaluation under way. It can go on later, in another process, to the same bits."""
+    """The sums of an evaluation under way. It can continue later, in another process, to the same bits."""
 
     def __init__(self) -> None:
         self.num_batches = self.predictions = 0
@@ -87,7 +87,7 @@ def evaluate(
     """Scores each prediction of the split (ids of shape (N,)) once, on the model's device and in `eval()`.
 
     `precision`: fp32, or bf16 for autocast. `capacity_factor` None is dropless; otherwise the result depends on the
-    batch size, since a batch shares its capacity slots. It goes on from where `tally` stands. `after_batch` is given
+    batch size, since a batch shares its capacity slots. It continues from where `tally` stands. `after_batch` is given
     the number of batches that are done and of all; what it raises leaves the tally whole.
     """
     device, tally = model.embedding.weight.device, EvaluationTally() if tally is None else tally

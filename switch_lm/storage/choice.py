@@ -55,18 +55,17 @@ def _free(runs: Path, config: Config, why: str | None = None) -> RunFolder:
     """
     note = why and f"starts a new run: {why}"
     if config.name is None:
+        # A clock that went back can repeat a time.
         stamp, number = datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f"), 1
-        while (path := runs / (stamp if number == 1 else f"{stamp}-{number}")).exists():  # the clock went back
+        while (path := runs / (stamp if number == 1 else f"{stamp}-{number}")).exists():
             number += 1
         return _looked_at(path, note)
     run = _looked_at(runs / config.name, note)
     if not run.nothing_to_lose:
         problem, fix = f"name={config.name}: {run.path} holds a run already", "choose another name"
         if (run.path / RESULT).is_file():
-            raise ConfigError(
-                f"{problem}, which is finished; {fix}, or look at it: "
-                f"python -m switch_lm.generate --run {shlex.quote(str(run.path))}"
-            )
+            look = f"python -m switch_lm.generate --run {shlex.quote(str(run.path))}"
+            raise ConfigError(f"{problem}, which is finished; {fix}, or look at it: {look}")
         if not run.began:
             raise ConfigError(f"name={config.name}: {run.path} holds other files already; {fix}")
         if config.resume == "auto":
@@ -86,7 +85,7 @@ def _newest_unfinished(runs: Path, config: Config) -> RunFolder:
         finished = (path / RESULT).is_file()
         try:
             different = differences(path, config)
-        except ConfigError as error:  # of a damaged configuration nobody can tell
+        except ConfigError as error:  # a damaged configuration cannot be compared
             why = str(error) if nearest == SHOWN else why
             continue
         if not different and not finished:
@@ -98,7 +97,7 @@ def _newest_unfinished(runs: Path, config: Config) -> RunFolder:
             why = f"{path.name} has this configuration and is finished"
             if different:
                 state = "is finished and " if finished else ""
-                why = f"no unfinished run has this configuration; the nearest, {path.name}, {state}differs: "
+                why = f"no unfinished run has this configuration; the nearest is {path.name}, which {state}differs: "
                 why += _listed(different)
     return _free(runs, config, why)
 

@@ -60,7 +60,7 @@ class RunFolder:
     resumes_from: Path | None = None
     sweep: Path | None = None
     seen: State | None = None  # its state when it was chosen; None: not looked at
-    note: str | None = None  # what `resume=auto` came to
+    note: str | None = None  # what `resume=auto` decided, and why
 
     @property
     def checkpoints(self) -> Path:
@@ -110,7 +110,7 @@ class RunFolder:
                 )
                 if self.seen is not None and self.state != self.seen:
                     again = "start the command again"
-                    raise ConfigError(f"{self.path}: another process has trained here meanwhile; {again}")
+                    raise ConfigError(f"{self.path}: another process has trained here in the meantime; {again}")
                 for folder in (self.path, self.checkpoints):
                     remove_parts(folder)
                 replace_text(self.path / CONFIG, as_yaml(config))

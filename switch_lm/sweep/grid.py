@@ -66,8 +66,8 @@ class Grid:
         for one in given:
             same.setdefault(_identity(key, one.value), []).append(one)
         self.varied[key] = [values[0] for values in same.values()]
-        repeated = [" and ".join(one.text for one in values) for values in same.values() if len(values) > 1]
-        self.notes.extend(f"{key}: {texts} are equal and run once" for texts in repeated)
+        repeated = [", ".join(one.text for one in values) for values in same.values() if len(values) > 1]
+        self.notes.extend(f"{key}: {texts} are equal: run once" for texts in repeated)
         if repeated or any(isinstance(one, RangeSweep) for one in getattr(override.value(), "list", ())):
             self.changed.append(f"{key}={','.join(values[0].text for values in same.values())}")
 
@@ -94,7 +94,7 @@ def parsed(lines: Sequence[str]) -> list[Override]:
 
 
 def values_of(override: Override) -> list[Value]:
-    """What a sweep goes through; a range among other values is one after all."""
+    """What a sweep goes through; a range among other values counts as its numbers."""
     values: list[Value] = []
     for element in override.sweep_iterator():
         if isinstance(element, RangeSweep):

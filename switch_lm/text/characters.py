@@ -16,7 +16,7 @@ def named(character: str) -> str:
     """Such as 'é' (U+00E9 LATIN SMALL LETTER E WITH ACUTE); only the code point of what does not show alone."""
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # what Python makes of bytes that it cannot decode
-        return f"byte 0x{code - 0xDC00:02x}, which is no character in this terminal's encoding,"
+        return f"byte 0x{code - 0xDC00:02x} (not a character in this terminal's encoding)"
     name = " ".join([f"U+{code:04X}", *filter(None, [unicodedata.name(character, "")])])
     alone = not unicodedata.combining(character) and (character.isprintable() or code < 0x20)
     return f"{character!r} ({name})" if alone else name

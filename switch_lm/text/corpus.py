@@ -188,7 +188,7 @@ def _read_given(path: Path, *, name: str) -> Corpus:
                 f"{name}={path}: it changed while it was read; {_rule(name)}; wait until it is written"
             ) from None
     if not corpus.characters:
-        raise TextError(f"{name}={path}: it holds nothing but a byte order mark; {_rule(name)}; give another file")
+        raise TextError(f"{name}={path}: it holds nothing but byte order marks; {_rule(name)}; give another file")
     return corpus
 
 

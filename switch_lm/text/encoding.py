@@ -39,7 +39,7 @@ class NotUTF8Error(Exception):
 
 
 def encode(file: BinaryIO) -> Encoded:
-    """The ids of a whole file. It is read twice, once for its characters, so that it never lies in memory itself."""
+    """The ids of a whole file. It is read twice, once for its characters, so the text itself is never in memory."""
     seen_V, num_characters, num_marks = np.zeros(NUM_CODE_POINTS, dtype=np.bool_), 0, 0
     digest, again = hashlib.sha256(), hashlib.sha256()
     for code_N, marks in _code_points(file, digest):

@@ -61,8 +61,8 @@ def detect(config: Config, *, training_flops: float, stored: Mapping[str, Any] |
         if trainer.device == "cuda":
             raise ConfigError("trainer.device=cuda: there is no usable GPU here; use trainer.device=cpu")
         raise ConfigError(
-            f"trainer.device=auto: it began on a GPU ({stored.get('name')}), and there is no usable one here; continue "
-            "on the CPU with trainer.device=cpu (its bits will differ), or where there is a GPU"
+            f"this run began on a GPU ({stored.get('name')}), and none is usable here; continue on the CPU with "
+            "trainer.device=cpu (the result will differ in its last bits), or on a machine with a GPU"
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     moved = device != stored.get("device")
@@ -83,11 +83,12 @@ def detect(config: Config, *, training_flops: float, stored: Mapping[str, Any] |
 
 
 def changes_bits(hardware: Hardware, stored: Mapping[str, Any]) -> str | None:
-    """What makes a resumed run's bits differ from those of one that was not interrupted; None: nothing chosen here."""
+    """What makes a resumed run's bits differ from those of one that was not interrupted; None if nothing does."""
     now = {"trainer.device": hardware.device, "trainer.compile": hardware.compile, "trainer.threads": hardware.threads}
     changed = [f"{key} was {show(then)}, now {show(value)}" for key, value in now.items()
                if (then := stored.get(key.rpartition(".")[2], value)) != value]  # fmt: skip
-    return f"{'; '.join(changed)}: its bits will differ from those of an uninterrupted run" if changed else None
+    rule = "the result will not be bit-identical to that of an uninterrupted run"
+    return f"{'; '.join(changed)}: {rule}" if changed else None
 
 
 def fast_bf16(device: str) -> tuple[bool, str]:

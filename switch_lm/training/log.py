@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class BoardError(Exception):
-    """A board failed; the message names it and says how to go on."""
+    """A board failed; the message names it and says how to continue."""
 
 
 class Log:
@@ -35,10 +35,10 @@ class Log:
 
     @classmethod
     def open(cls, run: Path, config: Config, *, first_step: int, kept: int = 0) -> Self:
-        """Goes on with the run's file and boards.
+        """Continues the run's file and boards, and forgets what was written from `first_step` on.
 
-        What was written from `first_step` on is forgotten. But the file's first `kept` rows stay: boards, which forget
-        whole steps, forget none if the file had no others, or else get these scalars again.
+        The file keeps its first `kept` rows even so. A board can only forget whole steps: it forgets none if no row was
+        removed; otherwise it forgets them and gets the kept rows' scalars again.
         """
         metrics, boards = MetricsFile(run, first_step=first_step, kept=kept), list[Board]()
         log, late = cls(metrics, boards), metrics.late if metrics.removed else []
@@ -114,5 +114,5 @@ def _naming(name: str) -> Iterator[None]:
         if isinstance(error, OSError) and (error.filename or remedy(error)):  # the disk's, not the board's
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        fix = "to go on without it, leave it out of logger=[...]"
+        fix = "to continue without it, leave it out of logger=[...]"
         raise BoardError(f"the board {name} failed ({reason}); {fix}") from error

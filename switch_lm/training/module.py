@@ -142,7 +142,7 @@ class SwitchModule(lightning.LightningModule):
             self.run_log.scalars({"optim/gradient_norm": norm.item(), **rates}, step)
 
     def on_train_start(self) -> None:
-        """Goes on with a validation that was stopped, or begins the one before the first step."""
+        """Continues a validation that was stopped, or begins the one before the first step."""
         step = self.global_step
         if step == 0 and self.validation.step < 0 and self.config.init_from is not None:
             self.validation = Validation(step, num_rows=self.run_log.num_rows)
@@ -163,7 +163,7 @@ class SwitchModule(lightning.LightningModule):
     def _validate(self) -> None:
         """Runs a validation that has begun and is not done, and after the last step the one at training's capacity.
 
-        Not left to Lightning, whose loop cannot go on within a validation. It has no public name for whether this is
+        Not left to Lightning, whose loop cannot continue within a validation. It has no public name for whether this is
         the first step, which a validation forgets and the end of the step asks for.
         """
         trainer, step = self.trainer, self.global_step

@@ -125,7 +125,9 @@ def _first_step(run: RunFolder, corpus: Corpus) -> tuple[int, tuple[int, int]]:
         raise ConfigError(str(error)) from error
     if content[KEY]["vocabulary"] != corpus.characters and content[KEY]["corpus_sha256"] == corpus.sha256:
         rule = "which read byte order marks as characters"
-        raise ConfigError(f"{run.resumes_from} is of an older version, {rule}; start a new run with another name")
+        raise ConfigError(
+            f"{run.resumes_from} was written by an older version, {rule}; start a new run with another name"
+        )
     if (trained_on := content[KEY]["corpus_sha256"]) != corpus.sha256:
         raise ConfigError(
             f"{run.resumes_from} was trained on the text with sha256 {trained_on}, and {corpus.source} has "

@@ -68,7 +68,7 @@ def _failed(run: RunFolder, error: Exception) -> str:
     if isinstance(error, OSError):
         reason = f"{error.filename or run.path} could not be written: {error.strerror or error}{remedy(error)}"
     if (left := newest_whole(run.checkpoints)) is None:
-        return f"{reason}\nThere is no checkpoint yet: the same name can be used again."
+        return f"{reason}\nThere is no checkpoint yet: start it again, with the same name if it had one."
     return f"{reason}\nThe last good checkpoint: {left} (to continue from it: resume={run.path.name})"
 
 

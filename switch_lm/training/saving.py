@@ -16,7 +16,7 @@ class Saving:
     """Saves `last.ckpt` every `checkpoint_every` steps, and before and after each validation.
 
     After the step or the batch of a validation in which a signal came or the time ran out, it saves and raises
-    `Stopped`: a run that continues from there goes on in the middle of the validation.
+    `Stopped`: a run that is resumed from there continues in the middle of the validation.
 
     The module calls it from its own hooks, which Lightning runs after those of all callbacks, whatever their order: so
     what callbacks count and the validation's rank among the best are in the file.

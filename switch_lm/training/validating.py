@@ -1,4 +1,4 @@
-"""A validation of the whole split, which can be stopped after any batch and go on in another process."""
+"""A validation of the whole split, which can be stopped after any batch and continue in another process."""
 
 from typing import Any
 

@@ -68,7 +68,7 @@ def test_a_whole_number_in_any_exact_spelling_is_taken(typed: str) -> None:
 
 
 @pytest.mark.parametrize("typed", ["1.5e0", "1k", "1e400", "inf", "nan", "0x10"])
-def test_what_is_no_whole_number_is_named_as_typed_with_an_example(typed: str) -> None:
+def test_a_value_that_is_not_a_whole_number_is_named_as_typed_with_an_example(typed: str) -> None:
     with pytest.raises(ConfigError) as error:
         composed([f"trainer.max_steps={typed}"])
     rule = "must be a whole number; for example trainer.max_steps=1800"
@@ -80,7 +80,7 @@ def test_none_and_null_are_the_same_where_a_key_may_be_null(null: str) -> None:
     keys = ("model.capacity_factor", "trainer.max_time", "data.path", "name", "model.switch_layers")
     assert composed([f"{key}={null}" for key in keys]).model.capacity_factor is None
     for key in ("seed", "alpha", "outputs"):
-        with pytest.raises(ConfigError, match=f"{key}=null: cannot be null"):
+        with pytest.raises(ConfigError, match=f"{key}={null}: cannot be null"):
             composed([f"{key}={null}"])
     assert composed(["balance=none", "logger.progress=none"]).logger.progress == "none"
 
@@ -92,5 +92,5 @@ def test_a_tilde_is_the_home_folder_from_every_source(monkeypatch: pytest.Monkey
         resolve(Config(outputs="~/o", data=DataConfig("~/t"))),
     ):
         assert (config.outputs, config.data.path) == (f"{tmp_path}/o", f"{tmp_path}/t")
-    with pytest.raises(ConfigError, match="outputs=~nobody_here/x: there is no user nobody_here here"):
+    with pytest.raises(ConfigError, match="outputs=~nobody_here/x: no user named nobody_here on this machine"):
         composed(["outputs=~nobody_here/x"])

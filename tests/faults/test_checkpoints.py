@@ -171,7 +171,7 @@ def test_a_folder_that_another_process_used_meanwhile_is_not_used(config: Config
     chosen = choice.choose(config)
     train(config)
     before = (folder_of(config) / "config.yaml").read_bytes()
-    with pytest.raises(ConfigError, match="another process has trained here meanwhile; start the command again"):
+    with pytest.raises(ConfigError, match="another process has trained here in the meantime; start the command again"):
         chosen.create(config, {})
     assert (folder_of(config) / "config.yaml").read_bytes() == before
 

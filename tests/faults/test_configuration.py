@@ -31,7 +31,7 @@ BAD = [
     ("model.init_scale=0", "model.init_scale=0.0: must be a positive number"),
     ("model.capacity_factor=0", "model.capacity_factor=0.0: must be a positive number, or null"),
     ("model.capacity_factor=inf", "model.capacity_factor=inf"),
-    ("model.num_layers=none", "model.num_layers=null: cannot be null; leave it out for its default"),
+    ("model.num_layers=none", "model.num_layers=none: cannot be null; leave it out for its default"),
     ("model.num_experts=-2", "model.num_experts=-2"),
     ("model.num_experts=two", "model.num_experts"),
     ("model.num_experts=1.5", "model.num_experts"),

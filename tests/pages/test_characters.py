@@ -21,7 +21,7 @@ def test_a_command_is_shown_by_its_code(character: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\tb\n", "é e\u0301", "\u00a0\u3000", "شلوم", "👨\u200d👩 🏳\ufe0f", "\ue000"])
-def test_what_is_no_command_stays_as_it_is(text: str) -> None:
+def test_other_characters_are_left_as_they_are(text: str) -> None:
     assert harmless(text) == text
 
 

@@ -38,19 +38,19 @@ def test_a_run_without_a_checkpoint_does_not_use_up_its_name(config: Config, mon
     assert train(config)["steps"] == 12
 
 
-def test_a_process_a_checkpoint_or_a_result_uses_a_name(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_a_checkpoint_or_a_result_keeps_a_name_taken(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.0)
     run = choice.choose(config)
     with run.create(config, {}), pytest.raises(ConfigError, match="another process trains there"):
         begun(config)
     waiting = choice.choose(config)
     (run.checkpoints / "last.ckpt").write_bytes(b"x")
-    with pytest.raises(ConfigError, match="another process has trained here meanwhile"):
+    with pytest.raises(ConfigError, match="another process has trained here in the meantime"):
         waiting.create(config, {})
     with pytest.raises(ConfigError, match="or continue it with resume=run"):
         choice.choose(config)
     run.write_json(RESULT, {})
-    with pytest.raises(ConfigError, match=f"which is finished; choose another name, or .*--run {run.path}"):
+    with pytest.raises(ConfigError, match=f"which is finished; .* look at it: .* --run {run.path}$"):
         choice.choose(replace(config, resume="auto"))
 
 
@@ -63,7 +63,7 @@ def test_resume_auto_says_what_it_continues_or_why_it_starts_a_new_run(config: C
     assert note() == "starts a new run: there is no run yet"
     path = begun(config)
     assert note() == f"continues {path} from its beginning: it has no checkpoint"
-    differs = "the nearest, run, differs: alpha was 0.01, now 0.5"
+    differs = "the nearest is run, which differs: alpha was 0.01, now 0.5"
     assert note(alpha=0.5) == f"starts a new run: no unfinished run has this configuration; {differs}"
     RunFolder(path).write_json(RESULT, {})
     assert note() == "starts a new run: run has this configuration and is finished"

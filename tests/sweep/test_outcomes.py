@@ -132,8 +132,8 @@ def test_equal_values_are_run_once_and_reported(
     assert start(done, "seed=0,0,range(0,2)", "model.capacity_factor=1,1.0,null,none") == 0
     output = capsys.readouterr().out
     assert output.startswith("Sweep of 4 jobs: seed 0, 1 x model.capacity_factor 1, null\n")
-    assert "seed: 0 and 0 and 0 are equal and run once\n" in output
-    assert "model.capacity_factor: 1 and 1.0 are equal and run once\n" in output
+    assert "seed: 0, 0, 0 are equal: run once\n" in output
+    assert "model.capacity_factor: 1, 1.0 are equal: run once\n" in output
     jobs = [{"seed": seed, "model.capacity_factor": factor} for seed in (0, 1) for factor in (1, None)]
     assert [one["overrides"] for one in read_jobs(tmp_path / "outputs/sweeps/two")] == jobs
 

@@ -88,7 +88,7 @@ def test_byte_order_marks_are_left_out_and_reported_once(tmp_path: Path, caplog:
     corpus = text_of(body := "\ufeffone\n\ufefftwo\n".encode(), tmp_path)
     assert (corpus.text(), corpus.sha256) == ("one\ntwo\n", hashlib.sha256(body).hexdigest())
     assert caplog.messages == [f"{corpus.source} has 2 byte order marks (U+FEFF), which are left out"]
-    with pytest.raises(CorpusError, match="nothing but a byte order mark"):
+    with pytest.raises(CorpusError, match="nothing but byte order marks"):
         text_of(body[:3], tmp_path)
 
 
@@ -106,7 +106,7 @@ def test_a_text_without_a_newline_starts_with_its_most_frequent_first_character(
         ("“”", '"', "* '“' (U+201C LEFT DOUBLE QUOTATION MARK) or '”' (U+201D *"),
         ("a\n", "a\r\n", r"'\r' (U+000D) at position 1 * near ones are '\n' (U+000A)"),
         ("a\n", r"a\na", r"'\\' * write $'...\n...', which *"),
-        ("a", "\udcff", "byte 0xff, which is no character in this terminal's encoding, at position 0 *"),
+        ("a", "\udcff", "byte 0xff (not a character in this terminal's encoding) at position 0 *"),
         ("".join(map(chr, range(0x4E00, 0x4E00 + 4000))), "€" * 5000, "* 4,000 characters that the model knows"),
     ],
 )

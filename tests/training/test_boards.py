@@ -221,7 +221,7 @@ class Fragile(Board):
 def test_a_board_that_fails_is_named_and_the_run_continues_without_it(step: int, reason: str, config: Config) -> None:
     config.logger.log_every, config.logger.boards = 1, {"kept": {}, "fragile": {"fails_at": step}}
     with pytest.raises(
-        TrainingError, match=rf"the board fragile failed \({reason}\); to go on without it, leave it out"
+        TrainingError, match=rf"the board fragile failed \({reason}\); to continue without it, leave it out"
     ):
         train(config)
     config.logger.boards = {"kept": {}}

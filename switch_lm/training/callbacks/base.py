@@ -13,7 +13,7 @@ from switch_lm.routers.routing import Routing
 
 
 class MicroBatch(TypedDict):
-    """What `training_step` returns. All but `loss`, which Lightning goes back from, is without gradient."""
+    """What `training_step` returns. All but `loss`, on which Lightning calls backward, is without gradient."""
 
     loss: Tensor
     losses: dict[str, Tensor]  # by tag

@@ -29,7 +29,7 @@ class TimeLeft:
         self._since, self._validated = time.perf_counter(), False
 
     def begin_step(self) -> None:
-        """What came between a validation and this belongs to the validation."""
+        """The time since the last batch of a validation counts as validation."""
         if self._validated:
             self._batch[0] += self._lap()
             self._validated = False
