@@ -71,10 +71,10 @@ def main() -> None:
             _compose_and_run(run_job)
         if failures:
             raise failures[0]
-    except ConfigError as error:
+    except (ConfigError, TextError) as error:
         sys.exit(_say(refusal(error), 2))
     except (CorpusError, TrainingError) as error:
-        sys.exit(_say(str(error), 2 if isinstance(error, TextError) else 1))
+        sys.exit(_say(str(error), 1))
     except Stopped as stop:  # in a sweep, which has printed how to continue
         sys.exit(stop.code)
     except KeyboardInterrupt:

@@ -125,7 +125,7 @@ def build(
             wrong += lines
             continue
         key = keys[f"{prefix}{name}"]
-        if isinstance(value, str | None) and is_null(str(value)) and key.rule is not None and key.type is str:
+        if key.type is str and key.rule is not None and is_null(str(value)) and not key.path:
             value = "none" if key.rule.holds("none") else value  # a choice of this key, such as logger.progress=none
         try:
             arguments[name] = read(key.name, value, key.type, path=key.path)

@@ -28,7 +28,7 @@ MOVED = {
 } | {f"model.{name}": f"router.{name}" for name in OF_ROUTER}
 
 
-def refusal(error: ConfigError) -> str:
+def refusal(error: Exception) -> str:
     """What a command prints of it."""
     return f"The configuration cannot be used:\n{error}"
 

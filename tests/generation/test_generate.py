@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from torch import Tensor
 from switch_lm.generate import main
 from switch_lm.generation import sampling as writing
 from switch_lm.generation.sampling import Reading, generate, read, sample
+from switch_lm.generation.trace import trace
 from switch_lm.model.attention import LayerCache
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.pages.characters import harmless
@@ -173,9 +174,10 @@ def test_no_length_is_no_text() -> None:
     assert written(tiny_model(), length=0) == ""
 
 
-def test_an_unknown_character_is_named_before_anything_is_written() -> None:
+@pytest.mark.parametrize("writes", [generate, trace])
+def test_an_unknown_character_is_named_before_anything_is_written(writes: Callable[..., object]) -> None:
     with pytest.raises(ValueError, match=r"'€' \(U\+20AC EURO SIGN\) at position 3 is not among the"):
-        generate(tiny_model(), VOCABULARY, "To €", length=10)
+        writes(tiny_model(), VOCABULARY, "To €", length=10)
 
 
 def test_the_command_writes_prompt_and_text_to_stdout_and_the_checkpoint_to_stderr(

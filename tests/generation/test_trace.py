@@ -114,8 +114,3 @@ def test_with_two_experts_per_character_both_are_those_selected() -> None:
         assert one.choices is not None
         chosen = [routing.expert_TK[t].tolist() for routing in routings]
         assert [[choice.expert, choice.second] for choice in one.choices] == chosen
-
-
-def test_an_unknown_character_is_named_before_anything_is_written() -> None:
-    with pytest.raises(ValueError, match=r"'€' \(U\+20AC EURO SIGN\) at position 3 is not among the"):
-        trace(tiny_model(), VOCABULARY, "To €", length=10)

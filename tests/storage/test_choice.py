@@ -52,6 +52,9 @@ def test_a_process_a_checkpoint_or_a_result_keeps_a_name_taken(config: Config, m
     run.write_json(RESULT, {})
     with pytest.raises(ConfigError, match=f"which is finished; .* look at it: .* --run {run.path}$"):
         choice.choose(replace(config, resume="auto"))
+    for resume, why in (("run", "is finished; start a new run with another name"), ("nowhere", "is not a run")):
+        with pytest.raises(ConfigError, match=why):
+            choice.choose(replace(config, resume=resume))
 
 
 def test_resume_auto_says_what_it_continues_or_why_it_starts_a_new_run(config: Config) -> None:

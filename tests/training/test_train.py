@@ -182,16 +182,6 @@ def timeless(figures: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in figures.items() if "second" not in name and name != "name"}
 
 
-def test_a_used_folder_is_refused_and_a_finished_run_is_not_resumed(config: Config) -> None:
-    train(config)
-    with pytest.raises(ConfigError, match="holds a run already"):
-        train(config)
-    with pytest.raises(ConfigError, match="is finished"):
-        train(replace(config, resume="run"))
-    with pytest.raises(ConfigError, match="is not a run"):
-        train(replace(config, resume="nowhere"))
-
-
 def test_a_dense_model_trains_on_the_same_path(config: Config) -> None:
     config.model.switch_every = 0
     result = train(config)
