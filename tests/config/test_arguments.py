@@ -35,10 +35,8 @@ def test_a_path_is_the_text_that_was_typed_and_is_stored_so(text: str, tmp_path:
 
 def test_quotes_are_hydras_and_a_comma_parts_values_in_a_sweep_only() -> None:
     assert composed(["name='run'", 'data.path="a,b.txt"']).data.path == "a,b.txt"
-    assert prepared(["data.path=1,O'Brien.txt", "outputs=a,b", "-m"], groups=set())[:2] == [
-        "data.path='1','O\\'Brien.txt'",
-        "outputs='a,b'",
-    ]
+    given = ["data.path=1,O'Brien.txt", "outputs=a,b", "-m"]
+    assert prepared(given, groups=set())[:2] == ["data.path='1','O\\'Brien.txt'", "outputs='a,b'"]
     assert prepared(["experiment=capacity_sweep", "data.path=1,2"], groups=set())[1] == "data.path='1','2'"
 
 
@@ -67,10 +65,8 @@ def test_none_and_null_are_the_same_where_a_key_may_be_null(null: str) -> None:
 
 def test_a_tilde_is_the_home_folder_from_every_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    for config in (
-        composed(["outputs=~/o", "data.path='~/t'"]),
-        resolve(Config(outputs="~/o", data=DataConfig("~/t"))),
-    ):
+    from_python = Config(outputs="~/o", data=DataConfig("~/t"))
+    for config in (composed(["outputs=~/o", "data.path='~/t'"]), resolve(from_python)):
         assert (config.outputs, config.data.path) == (f"{tmp_path}/o", f"{tmp_path}/t")
     with pytest.raises(ConfigError, match="outputs=~nobody_here/x: no user named nobody_here on this machine"):
         composed(["outputs=~nobody_here/x"])

@@ -18,23 +18,11 @@ import torch
 from switch_lm.storage import checkpoint, metrics
 
 SMALL = [
-    "model.num_layers=2",
-    "model.d_model=32",
-    "model.num_heads=2",
-    "model.d_ff=32",
-    "model.num_experts=4",
-    "model.context_length=16",
-    "model.dropout=0.1",
-    "data.batch_size=8",
-    "data.path=text.txt",
-    "trainer.val_every=50",
-    "trainer.checkpoint_every=20",
-    "trainer.compile=false",
-    "trainer.threads=1",
-    "logger.log_every=5",
-    "logger.sample_length=0",
-    "logger.progress=lines",
-]
+    "model.num_layers=2", "model.d_model=32", "model.num_heads=2", "model.d_ff=32", "model.num_experts=4",
+    "model.context_length=16", "model.dropout=0.1", "data.batch_size=8", "data.path=text.txt", "trainer.val_every=50",
+    "trainer.checkpoint_every=20", "trainer.compile=false", "trainer.threads=1", "logger.log_every=5",
+    "logger.sample_length=0", "logger.progress=lines",
+]  # fmt: skip
 TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on. " * 60
 # Run before the command, this makes a moment long enough to be met.
 SLOW_VALIDATION = """

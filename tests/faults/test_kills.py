@@ -18,19 +18,10 @@ from switch_lm.storage import checkpoint
 
 # Every noise, every optimizer and every kind of step that training has.
 EVERYTHING = (
-    "router.random_drop_rate=0.1",
-    "model.expert_dropout=0.1",
-    "router.jitter=0.05",
-    "model.capacity_factor=1.0",
-    "router.drop_order=random",
-    "balance=sign",
-    "optim=muon",
-    "trainer.precision=bf16",
-    "trainer.accumulate=2",
-    "trainer.val_every=30",
-    "trainer.checkpoint_every=6",
-    "trainer.keep_best=3",
-)
+    "router.random_drop_rate=0.1", "model.expert_dropout=0.1", "router.jitter=0.05", "model.capacity_factor=1.0",
+    "router.drop_order=random", "balance=sign", "optim=muon", "trainer.precision=bf16", "trainer.accumulate=2",
+    "trainer.val_every=30", "trainer.checkpoint_every=6", "trainer.keep_best=3",
+)  # fmt: skip
 SLOW_SYNC = """
 import os, time
 sync = os.fsync

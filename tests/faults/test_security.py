@@ -110,26 +110,16 @@ def test_a_url_as_checkpoint_is_refused_and_nothing_is_fetched(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["model@hydra.callbacks.x=switch"],
-        ["+model._target_=os.system"],
-        ["model._target_=os.system"],
+        ["model@hydra.callbacks.x=switch"], ["+model._target_=os.system"], ["model._target_=os.system"],
         ["model={_target_: builtins.open, file: harm, mode: w}"],
-        ["+x={_target_: builtins.open, file: harm, mode: w}"],
-        ["data.path=${python:os.system}"],
-        ["experiment=../../tmp/evil"],
-        ["experiment=/tmp/evil"],
-        ["+experiment='../evil'"],
-        ["model=[switch,../evil]"],
-        ["experiment=${oc.env:HOME}"],
-        ["-m", "experiment=smoke,../evil"],
-        ["-m", "experiment=choice(smoke,'../evil')"],
-        ["-m", "experiment=glob(*)"],
-        ["../evil=x"],
-        ["experiment/../x=y"],
-        ["hydra/launcher=../evil"],
+        ["+x={_target_: builtins.open, file: harm, mode: w}"], ["data.path=${python:os.system}"],
+        ["experiment=../../tmp/evil"], ["experiment=/tmp/evil"], ["+experiment='../evil'"],
+        ["model=[switch,../evil]"], ["experiment=${oc.env:HOME}"], ["-m", "experiment=smoke,../evil"],
+        ["-m", "experiment=choice(smoke,'../evil')"], ["-m", "experiment=glob(*)"], ["../evil=x"],
+        ["experiment/../x=y"], ["hydra/launcher=../evil"],
     ],
     ids=" ".join,
-)
+)  # fmt: skip
 def test_no_key_of_a_configuration_can_name_code_to_run(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

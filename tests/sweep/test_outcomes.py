@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -173,11 +174,11 @@ def test_equal_jobs_of_a_search_are_launched_once(tmp_path: Path) -> None:
     """Side by side they would lock each other out."""
     launched: list[list[str]] = []
 
-    class Side:
-        def launch(self, overrides: list[list[str]], _: int) -> list[JobReturn]:
-            launched.extend(overrides)
-            return [JobReturn(status=JobStatus.COMPLETED) for _ in overrides]
+    def launch(overrides: list[list[str]], _: int) -> list[JobReturn]:
+        launched.extend(overrides)
+        return [JobReturn(status=JobStatus.COMPLETED) for _ in overrides]
 
     (tmp_path / "sweep.json").write_text(json.dumps(PLAN))
-    returned = _Complete(Side(), tmp_path, Launches()).launch([["seed=0"], ["seed=1"], ["seed=0"]], 0)  # type: ignore[arg-type]
+    side: Any = SimpleNamespace(launch=launch)
+    returned = _Complete(side, tmp_path, Launches()).launch([["seed=0"], ["seed=1"], ["seed=0"]], 0)
     assert launched == [["seed=0"], ["seed=1"]] and len(returned) == 3

@@ -137,9 +137,8 @@ def planned(*overrides: str) -> tuple[list[dict[str, Any]], dict[tuple[Any, ...]
         configs = {}
         for job in (job for job in jobs if job["seed"] == jobs[0]["seed"]):
             arguments = [f"{key}={value}" for key, value in job.items()]
-            configs[tuple(v for k, v in job.items() if k != "seed")] = resolve(
-                compose("train", [*grid.fixed, *arguments])
-            )
+            cfg = compose("train", [*grid.fixed, *arguments])
+            configs[tuple(v for k, v in job.items() if k != "seed")] = resolve(cfg)
     return jobs, configs
 
 
