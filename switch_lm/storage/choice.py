@@ -143,7 +143,7 @@ def differences(path: Path, config: Config) -> Differences:
             unknown = then[key] is None and key not in stored
             was = "is not stated in its config.yaml" if unknown else f"was {show(then[key])}"
             different[key] = f"{key} {was}, now {show(now[key])}"
-        elif key not in KEYS:
+        elif key not in now and key not in KEYS:
             problem = f"{path / CONFIG} states {key}={show(then[key])}, which this version does not know"
             different[key] = f"{problem} ({unknown_key(key)})"
     return different
