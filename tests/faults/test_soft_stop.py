@@ -82,9 +82,8 @@ def test_a_signal_ends_the_run_at_a_step_and_the_printed_line_continues_it_to_th
 
 
 @pytest.mark.row(4, 5)
-@pytest.mark.parametrize(
-    ("number", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long), (signal.SIGINT, 130)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_before_the_first_step_ends_the_run_at_once(number: signal.Signals, code: int, tmp_path: Path) -> None:
     started = Started(tmp_path, STEPS, "name=stopped", "trainer.accumulate=3", before=SLOW_START)
     started.wait_for("starting")
@@ -111,6 +110,7 @@ def test_a_worker_sends_a_stop_to_the_process_that_started_it() -> None:
 
 
 @pytest.mark.row(5)
+@pytest.mark.long
 def test_ctrl_c_twice_leaves_at_once(tmp_path: Path) -> None:
     started = Started(tmp_path, STEPS, "name=stopped", "trainer.accumulate=50")  # a step takes half a second
     started.wait_for("step 15/300")
