@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they ne
     from switch_lm.certificate.finding import Finding, Verdict
     from switch_lm.config.schema import Config
     from switch_lm.model.transformer import SwitchLM
+    from switch_lm.probe.subject import Subject
     from switch_lm.storage.checkpoint import Header
 
 STEPS = 100
@@ -103,8 +104,6 @@ def _check(options: argparse.Namespace, config: Config | None, verdicts: list[Ve
     from switch_lm.certificate import policies, show
     from switch_lm.certificate.certify import PARTS, certify
     from switch_lm.probe.progress import progress
-    from switch_lm.probe.subject import Subject
-    from switch_lm.text.characters import named
 
     checkpoint, steps = None, STEPS if options.steps is None else options.steps
     facts: dict[str, Any] = {"overrides": options.overrides, "steps": steps}
@@ -122,13 +121,7 @@ def _check(options: argparse.Namespace, config: Config | None, verdicts: list[Ve
         raise CommandError(f"--all-policies: {problem}")
     if config is not None:
         model, header = _trained(config, steps)
-    data, device = validation_ids(header, options.data), compute_on(options)
-    if data.min() == data.max():
-        only = named(header.vocabulary[int(data[0])])
-        rule = "there is nothing for a router to learn"
-        raise CommandError(f"every character of the validation split is {only}: {rule}; check a run on another text")
-    alpha = header.config.get("alpha", 0.0) if model.balance.adds_loss else 0.0
-    subject = Subject(model.to(device), data.to(device), header.config["data"]["batch_size"], alpha)
+    subject = _subject(options, model, header)
     with progress(len(PARTS)) as say:
         findings = certify(subject, say=say)
     facts["findings"] = [asdict(finding) for finding in findings]
@@ -146,6 +139,20 @@ def _check(options: argparse.Namespace, config: Config | None, verdicts: list[Ve
         write_json(facts, file)
         show.policies(measured, factor=factor)
     return 0
+
+
+def _subject(options: argparse.Namespace, model: SwitchLM, header: Header) -> Subject:
+    """The model and its validation split; CommandError if that holds one distinct character."""
+    from switch_lm.probe.subject import Subject
+    from switch_lm.text.characters import named
+
+    data, device = validation_ids(header, options.data), compute_on(options)
+    if data.min() == data.max():
+        only = named(header.vocabulary[int(data[0])])
+        rule = "there is nothing for a router to learn"
+        raise CommandError(f"every character of the validation split is {only}: {rule}; check a run on another text")
+    alpha = header.config.get("alpha", 0.0) if model.balance.adds_loss else 0.0
+    return Subject(model.to(device), data.to(device), header.config["data"]["batch_size"], alpha)
 
 
 def _to_tensorboard(findings: Sequence[Finding], checkpoint: Path, header: Header) -> None:
