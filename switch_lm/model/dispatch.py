@@ -18,30 +18,35 @@ IN_ORDER = 4  # up to so many terms `sum(dim=)` adds in their order, and faster
 class ExpertRows:
     """Which of the experts' P input rows holds which of the N assignments, and the inverse map.
 
-    With a capacity there is a row for each capacity slot, P = E*G*C; without one, a row for each assignment, P = N. The
-    rows of one expert follow each other, in the order of its queue.
+    The rows of one expert follow each other, in the order of its queue.
     """
 
     row_N: Tensor  # int64; P: the assignment is dropped
     choice_P: Tensor  # int64; N: the row is empty
+    end_E: Tensor | None = None  # int64; the rows of each expert end before this one; None: each has as many
 
     @classmethod
-    def of(cls, routing: Routing) -> ExpertRows:
-        """The rows of one router call."""
-        expert_N, slot_N, num_assignments = routing.assigned_N, routing.slot_N, routing.token_N.numel()
-        if routing.capacity is None:
-            start_E = routing.load_E.cumsum(0) - routing.load_E
-            num_rows, row_N = num_assignments, start_E[expert_N] + slot_N
-        else:
-            rows_per_expert = routing.num_groups * routing.capacity
-            num_rows = routing.num_experts * rows_per_expert
+    def padded(cls, routing: Routing, rows_per_expert: int) -> ExpertRows:
+        """As many rows for each expert, P = E * `rows_per_expert`: one for each of its slots, or its largest load."""
+        row_N = routing.assigned_N * rows_per_expert + routing.slot_N
+        if routing.capacity is not None and routing.num_groups > 1:
             group_N = routing.token_N // (routing.num_tokens // routing.num_groups)
-            row_N = expert_N * rows_per_expert + group_N * routing.capacity + slot_N
-        if not routing.keeps_all:
-            row_N = torch.where(routing.kept_N, row_N, num_rows)
-        choice_P = row_N.new_full((num_rows + 1,), num_assignments)
-        choice_P = choice_P.scatter(0, row_N, torch.arange(num_assignments, device=row_N.device))[:num_rows]
-        return cls(row_N, choice_P)
+            row_N = row_N + group_N * routing.capacity
+        return cls(*_both_ways(routing, row_N, routing.num_experts * rows_per_expert))
+
+    @classmethod
+    def packed(cls, routing: Routing) -> ExpertRows:
+        """No empty row between two experts, P = N. With a capacity those who are dropped leave empty rows at the end."""
+        num_assignments = routing.token_N.numel()
+        if routing.capacity is None:
+            end_E = routing.load_E.cumsum(0)
+            row_N = (end_E - routing.load_E)[routing.assigned_N] + routing.slot_N
+        else:
+            slots = cls.padded(routing, routing.num_groups * routing.capacity)
+            before_P = (slots.choice_P < num_assignments).cumsum(0)
+            end_E = before_P.view(routing.num_experts, -1)[:, -1]
+            row_N = before_P[slots.row_N.clamp(max=before_P.numel() - 1)] - 1
+        return cls(*_both_ways(routing, row_N, num_assignments), end_E)
 
     def dispatch(self, x_ND: Tensor) -> Tensor:
         """The experts' input (P, D), from each assignment's token (N, D). An empty row holds any token, never read."""
@@ -80,6 +85,15 @@ class TokenRows:
             return y_ND
         y_TKD = y_ND.unflatten(0, (-1, top_k))
         return y_TKD.sum(dim=1) if top_k <= IN_ORDER else _added(y_TKD.unbind(1), top_k)
+
+
+def _both_ways(routing: Routing, row_N: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """`row_N` and `choice_P` of `ExpertRows`, from the rows of the assignments as if none were dropped."""
+    num_assignments = row_N.numel()
+    if not routing.keeps_all:
+        row_N = torch.where(routing.kept_N, row_N, num_rows)
+    choice_P = row_N.new_full((num_rows + 1,), num_assignments)
+    return row_N, choice_P.scatter(0, row_N, torch.arange(num_assignments, device=row_N.device))[:num_rows]
 
 
 class _MoveRows(torch.autograd.Function):

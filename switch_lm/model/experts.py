@@ -1,4 +1,4 @@
-"""Feed-forwards: a dense one, and stacked experts, which run padded to a capacity or ragged without one."""
+"""Feed-forwards: a dense one, and stacked experts, which run on as many rows each, or on rows of their own."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,14 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from switch_lm.model import devices
 from switch_lm.routers.noise import Dropout
 
 Piece = tuple[int, slice]  # an expert, and some of its rows
 
 
 def relu_squared(x: Tensor) -> Tensor:
-    """max(x, 0)^2 (Primer, So et al., 2021)."""
-    return F.relu(x).square()
+    """max(x, 0)^2 (Primer, So et al., 2021). A product: on a GPU, autocast would compute a power in float32."""
+    positive = F.relu(x)
+    return positive * positive
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "relu_squared": relu_squared}
@@ -46,7 +48,7 @@ class Experts(nn.Module):
         self.dropout = Dropout(dropout)  # between the matrices (Switch Transformers, section 2.4: expert dropout)
 
     def padded(self, x_ECD: Tensor) -> Tensor:
-        """Each expert on its G*C rows (E, G*C, D): two batched products, whose shape does not depend on the router."""
+        """Each expert on as many rows (E, C, D): two batched products."""
         return torch.bmm(self.dropout(self.activation(torch.bmm(x_ECD, self.w_in_EDF))), self.w_out_EFD)
 
     def one_token(self, x_1D: Tensor, expert_1: Tensor) -> Tensor:
@@ -55,11 +57,24 @@ class Experts(nn.Module):
         h_1F = self.activation(x_1D.to(dtype) @ self.w_in_EDF[expert].to(dtype))
         return self.dropout(h_1F) @ self.w_out_EFD[expert].to(dtype)
 
-    def ragged(self, x_ND: Tensor, load_E: Tensor) -> Tensor:
-        """Each expert on its own rows of `x_ND`, sorted by expert (N, D). Copies the loads to the host once."""
-        dtype, pieces = product_dtype(x_ND), _pieces(load_E.tolist(), x_ND.device.type)
+    def multiplies_groups(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether `grouped` is fast there and takes matrices of this size, whose rows it wants at 16 bytes."""
+        return devices.multiplies_groups(device, dtype) and all(side % 8 == 0 for side in self.w_in_EDF.shape[1:])
+
+    def grouped(self, x_ND: Tensor, end_E: Tensor) -> Tensor:
+        """Each expert on its own rows of `x_ND`, sorted by expert, those of expert e before row `end_E[e]` (N, D).
+
+        Copies nothing to the host. Rows after the last expert's hold anything, also NaN.
+        """
+        dtype, end_E = product_dtype(x_ND), end_E.to(torch.int32)
+        h_NF = self.activation(F.grouped_mm(x_ND.to(dtype), self.w_in_EDF.to(dtype), offs=end_E))
+        return F.grouped_mm(self.dropout(h_NF).to(dtype), self.w_out_EFD.to(dtype), offs=end_E)
+
+    def ragged(self, x_ND: Tensor, loads: Sequence[int]) -> Tensor:
+        """Each expert on its own rows of `x_ND`, sorted by expert (N, D), one expert after the other."""
+        dtype, pieces = product_dtype(x_ND), _pieces(loads, x_ND.device)
         h_NF = self.activation(_RaggedProduct.apply(x_ND.to(dtype), self.w_in_EDF.to(dtype), pieces))  # type: ignore[no-untyped-call]
-        y_ND: Tensor = _RaggedProduct.apply(self.dropout(h_NF), self.w_out_EFD.to(dtype), pieces)  # type: ignore[no-untyped-call]
+        y_ND: Tensor = _RaggedProduct.apply(self.dropout(h_NF).to(dtype), self.w_out_EFD.to(dtype), pieces)  # type: ignore[no-untyped-call]
         return y_ND
 
 
@@ -69,7 +84,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def _pieces(loads: Sequence[int], device: str) -> list[Piece]:
+def _pieces(loads: Sequence[int], device: torch.device) -> list[Piece]:
     """Each expert and its rows: in one piece, or on a CPU in two, the largest multiple of 64 and the rest.
 
     oneDNN compiles a bf16 kernel for each shape and keeps the last thousand. Loads differ from step to step: without
@@ -77,7 +92,7 @@ def _pieces(loads: Sequence[int], device: str) -> list[Piece]:
     """
     pieces, start = [], 0
     for expert, load in enumerate(loads):
-        rest = load % 64 if device == "cpu" else 0
+        rest = load % 64 if devices.is_cpu(device) else 0
         for rows in (load - rest, rest):
             if rows:
                 pieces.append((expert, slice(start, start + rows)))

@@ -79,28 +79,33 @@ class _Muon(Optimizer):
     def _step(self, group: dict[str, Any]) -> None:
         """Updates the parameters of a group."""
 
-    def _accumulate(self, parameter: Tensor, grad: Tensor, momentum: float) -> Tensor:
-        """The moving average of the gradients of a parameter, this one included."""
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        average: Tensor = state["momentum_buffer"].lerp_(grad, 1 - momentum)
-        return average
+    def _averages(self, parameters: Sequence[Tensor], momentum: float) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradients, and their moving averages with these included; one launch for all on a GPU."""
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        averages = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(averages, grads, 1 - momentum)
+        return grads, averages
+
+    def _nesterov(self, parameters: Sequence[Tensor], momentum: float) -> Sequence[Tensor]:
+        grads, averages = self._averages(parameters, momentum)
+        return torch._foreach_lerp(grads, averages, momentum)
 
 
 class BatchedMuon(_Muon):
     """`torch.optim.Muon` for the (O, I) matrices of `nn.Linear`, with all matrices of one shape as one batch."""
 
     def _step(self, group: dict[str, Any]) -> None:
-        momentum, by_shape = group["momentum"], defaultdict[torch.Size, dict[Tensor, Tensor]](dict)
+        by_shape = defaultdict[torch.Size, list[Tensor]](list)
         for parameter in group["params"]:
-            if (grad := parameter.grad) is not None:
-                average = self._accumulate(parameter, grad, momentum)
-                by_shape[parameter.shape][parameter] = grad.lerp(average, momentum)
-        for (fan_out, fan_in), nesterov in by_shape.items():
-            updates = orthogonalize(torch.stack(list(nesterov.values())), dtype=self.dtype)
-            for parameter, update in zip(nesterov, updates, strict=True):
-                _move(parameter, update, lr=group["lr"], decay=group["weight_decay"], widening=fan_out / fan_in)
+            if parameter.grad is not None:
+                by_shape[parameter.shape].append(parameter)
+        for (fan_out, fan_in), parameters in by_shape.items():
+            nesterov = self._nesterov(parameters, group["momentum"])
+            updates = orthogonalize(torch.stack(nesterov), dtype=self.dtype).unbind()
+            _move(parameters, updates, lr=group["lr"], decay=group["weight_decay"], widening=fan_out / fan_in)
 
 
 class StackedMuon(_Muon):
@@ -117,19 +122,23 @@ class StackedMuon(_Muon):
     def _step(self, group: dict[str, Any]) -> None:
         momentum, every = group["momentum"], group["every"]
         for turn, parameter in enumerate(group["params"]):
-            if (grad := parameter.grad) is None:
+            if parameter.grad is None:
                 continue
-            average, state = self._accumulate(parameter, grad, momentum), self.state[parameter]
+            (grad,), (average,) = self._averages([parameter], momentum)
+            state = self.state[parameter]
             state["step"] = state.get("step", turn) + 1
             if state["step"] % every == 0:
                 _, fan_in, fan_out = parameter.shape
                 update = orthogonalize(grad.lerp(average, momentum), dtype=self.dtype)
-                _move(parameter, update, lr=group["lr"] * every, decay=group["weight_decay"], widening=fan_out / fan_in)
+                lr, decay = group["lr"] * every, group["weight_decay"]
+                _move([parameter], [update], lr=lr, decay=decay, widening=fan_out / fan_in)
 
 
-def _move(parameter: Tensor, update: Tensor, *, lr: float, decay: float, widening: float) -> None:
-    parameter.mul_(1 - lr * decay)
-    parameter.add_(update, alpha=-lr * max(1.0, widening) ** 0.5)
+def _move(
+    parameters: Sequence[Tensor], updates: Sequence[Tensor], *, lr: float, decay: float, widening: float
+) -> None:
+    torch._foreach_mul_(parameters, 1 - lr * decay)
+    torch._foreach_add_(parameters, updates, alpha=-lr * max(1.0, widening) ** 0.5)
 
 
 class MuonRecipe(AdamWRecipe):

@@ -28,9 +28,11 @@ def queue_slots(expert_GN: Tensor, num_experts: int) -> Queue:
     device = expert_GN.device
     if expert_GN.numel() == 1:  # one token, as in generation
         return Queue(torch.zeros_like(expert_GN), (expert_GN == torch.arange(num_experts, device=device)).long())
-    sorted_GN, choice_GN = expert_GN.sort(dim=1, stable=True)
-    first_GE = torch.searchsorted(sorted_GN, torch.arange(num_experts, device=device).repeat(num_groups, 1))
-    sorted_slot_GN = torch.arange(num_choices, device=device) - first_GE.gather(1, sorted_GN)
+    short = expert_GN.is_cuda and num_experts < 2**15  # a GPU sorts byte by byte
+    sorted_GN, choice_GN = (expert_GN.to(torch.int16) if short else expert_GN).sort(dim=1, stable=True)
+    experts_GE = torch.arange(num_experts, device=device, dtype=sorted_GN.dtype).repeat(num_groups, 1)
+    first_GE = torch.searchsorted(sorted_GN, experts_GE)
+    sorted_slot_GN = torch.arange(num_choices, device=device) - first_GE.gather(1, sorted_GN.long())
     slot_GN = torch.empty_like(sorted_slot_GN).scatter(1, choice_GN, sorted_slot_GN)
     return Queue(slot_GN, first_GE.diff(dim=1, append=first_GE.new_full((num_groups, 1), num_choices)))
 

@@ -5,6 +5,7 @@ token, N assignments, E experts, C capacity, G groups, D d_model, F d_ff, H head
 layers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -160,6 +161,13 @@ class Routing:
 
     def detached(self) -> Self:
         """The same without gradients, so that nothing keeps the graph of a step alive."""
+        return self._with_each(Tensor.detach)
+
+    def copied(self) -> Self:
+        """The same in memory of its own."""
+        return self._with_each(Tensor.clone)
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Self:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        without: dict[str, Any] = {name: x.detach() for name, x in values.items() if isinstance(x, Tensor)}
-        return replace(self, **without)
+        changed: dict[str, Any] = {name: change(x) for name, x in values.items() if isinstance(x, Tensor)}
+        return replace(self, **changed)

@@ -116,12 +116,19 @@ class TextData(lightning.LightningDataModule):
             num_ranks=self.trainer.world_size,
         )
         first = self.trainer.global_step * self.trainer.accumulate_grad_batches
-        return DataLoader(batches, batch_size=None, sampler=Numbers(lambda: itertools.count(first)))
+        return self._loader(batches, lambda: itertools.count(first))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Without the batches that the module's tally has seen before a stop."""
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
         batches = self.validation_batches
-        numbers = Numbers(lambda: range(module.validation.num_batches, len(batches)))
-        return DataLoader(ValidationBatches(batches), batch_size=None, sampler=numbers)
+        return self._loader(
+            ValidationBatches(batches), lambda: range(module.validation.num_batches, len(batches))
+        )
+
+    def _loader(self, batches: Dataset[Batch], numbers: Callable[[], Iterable[int]]) -> DataLoader[Batch]:
+        """Lightning draws one batch ahead; from pinned memory a GPU fetches it while it computes."""
+        assert self.trainer is not None
+        pinned = self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(batches, batch_size=None, sampler=Numbers(numbers), pin_memory=pinned)

@@ -1,5 +1,6 @@
 """The LightningModule: the only place where loss, log and optimizer meet."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -14,10 +15,12 @@ from switch_lm.config.plugins import load_plugins
 from switch_lm.config.schema import Config
 from switch_lm.measure.evaluation import EvaluationTally, evaluate
 from switch_lm.measure.tallies import DropTally
+from switch_lm.model import devices
 from switch_lm.model.losses import language_loss, summed
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.optim.base import build_optimizer
 from switch_lm.optim.schedule import learning_rate_factor
+from switch_lm.routers.base import Router
 from switch_lm.routers.losses import importance_loss, router_z_loss
 from switch_lm.routers.noise import seed_noise
 from switch_lm.routers.routing import Routing
@@ -27,8 +30,9 @@ from switch_lm.training.callbacks.base import MicroBatch, step_ends
 from switch_lm.training.callbacks.step_scalars import as_perplexity
 from switch_lm.training.data import Batch, derive_seed
 from switch_lm.training.log import Log
-from switch_lm.training.nonfinite import NonFiniteError, first_of, locate
+from switch_lm.training.nonfinite import FirstBad, NonFiniteError, first_of, locate
 from switch_lm.training.saving import Saving
+from switch_lm.training.step_graph import CannotRecordError, StepGraph
 from switch_lm.training.validating import Validation
 
 
@@ -72,6 +76,8 @@ class SwitchModule(lightning.LightningModule):
         self.at_capacity = EvaluationTally()  # after the last step: the same with the capacity of training
         self.on_measured: Callable[[int, int], None] = lambda done, of: None  # batches of a validation
         self._step_routings: list[tuple[Routing, ...]] = []  # of each micro-batch of this step
+        self.graph: StepGraph | None = None  # replays the passes of a micro-batch
+        self._bad = {"the loss": FirstBad(), "the gradient norm": FirstBad()}
         self._rates: list[float] = []  # of this step: the schedule moves on before a validation or a checkpoint
 
     def warm_up(self) -> None:
@@ -106,15 +112,78 @@ class SwitchModule(lightning.LightningModule):
         seed_noise(derive_seed(self.config.seed, self.global_step, number, self.global_rank), self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> MicroBatch:
-        losses, step = self.losses(batch.ids, batch.targets), self.global_step + 1
-        if not torch.isfinite(losses.total):
+        done, step = self._replayed(batch, batch_idx) or self.forward_pass(batch), self.global_step + 1
+        total = done["losses"]["train/total_loss"]
+        if not self._reads(step):
+            self._bad["the loss"].add(total, step)
+        elif not torch.isfinite(total):
             self._seed_noise(batch_idx)
             place = locate(self.model, lambda: self.losses(batch.ids, batch.targets).total)
-            raise self._not_finite(f"the loss became {losses.total.item()}", place, step=step)
-        self.drops.add(losses.routings)
+            raise self._not_finite(f"the loss became {total.item()}", f"first in {place}", step=step)
+        self.drops.add(done["routings"])
+        self._step_routings.append(done["routings"])
+        return done
+
+    def _reads(self, step: int) -> bool:
+        """Whether the step looks at its numbers. On a GPU only logged ones do: the others are launched ahead of it."""
+        if not devices.is_cpu(self.device):
+            if step % self.config.logger.log_every:
+                return False
+            self._look_back()
+        return True
+
+    def _look_back(self) -> None:
+        """NonFiniteError if there was a bad number in a step that did not look."""
+        for what, first in self._bad.items():
+            if (step := first.read()) is not None:
+                where = "the same run with logger.log_every=1 shows where"
+                raise self._not_finite(f"{what} became infinite or not a number", where, step=step)
+
+    def forward_pass(self, batch: Batch) -> MicroBatch:
+        losses = self.losses(batch.ids, batch.targets)
         routings = tuple(routing.detached() for routing in losses.routings)
-        self._step_routings.append(routings)
         return {"loss": losses.total, "losses": _by_tag(losses), "routings": routings}
+
+    def both_passes(self, batch: Batch) -> MicroBatch:
+        """The forward pass in the run's precision, and the backward pass, for a recording."""
+        device, bf16 = batch.ids.device.type, self.precision_name == "bf16"
+        with torch.autocast(device, torch.bfloat16, enabled=bf16, cache_enabled=False):  # weights change between them
+            done = self.forward_pass(batch)
+        with torch.autocast(device, enabled=False):
+            (done["loss"] / self.config.trainer.accumulate).backward()
+        return done | {"loss": done["loss"].detach()}
+
+    def record_steps(self) -> None:
+        """From now on a step's passes are recorded and replayed, if that is possible."""
+        self.graph = StepGraph(self.both_passes, self.model, accumulates=self.config.trainer.accumulate > 1)
+
+    def _replayed(self, batch: Batch, batch_idx: int) -> MicroBatch | None:
+        """None where nothing is recorded."""
+        if self.graph is None:
+            return None
+        if not self.graph.is_current():
+            try:
+                self.graph.record(batch)
+            except CannotRecordError as error:
+                print(f"note: each kernel of a step is launched alone: {error}", file=sys.stderr)
+                self.graph = None
+                self.zero_grad()
+            self._seed_noise(batch_idx)
+            if self.graph is None:
+                return None
+        done = self.graph.replay(batch, first=batch_idx % self.config.trainer.accumulate == 0)
+        learns = any(type(router).after_step is not Router.after_step for router in self.model.routers)
+        if learns or self.config.trainer.accumulate > 1:  # it may look at them after the next replay
+            return done | {"routings": tuple(routing.copied() for routing in done["routings"])}
+        return done
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.graph is None:
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        if self.graph is None:  # a replay begins with new gradients
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Then what routers learn from the routings of the step, such as a bias."""
@@ -132,10 +201,12 @@ class SwitchModule(lightning.LightningModule):
     ) -> None:
         grads = {name: weight.grad for name, weight in self.model.named_parameters() if weight.grad is not None}
         norm, step = torch.nn.utils.get_total_norm(grads.values()), self.global_step + 1
-        if not torch.isfinite(norm):  # before clipping, which multiplies every gradient by it
+        if not self._reads(step):
+            self._bad["the gradient norm"].add(norm, step)
+        elif not torch.isfinite(norm):  # before clipping, which multiplies every gradient by it
             bad = first_of(reversed(grads.items()))  # the backward pass runs from the last weight to the first
             where = f"the gradient of {bad}" if bad else "the norm itself: every gradient is finite"
-            raise self._not_finite(f"the gradient norm became {norm.item()}", where, step=step)
+            raise self._not_finite(f"the gradient norm became {norm.item()}", f"first in {where}", step=step)
         torch.nn.utils.clip_grads_with_norm_(self.parameters(), self.config.optim.grad_clip, norm)
         if step % self.config.logger.log_every == 0:
             rates = {f"optim/lr_{i}": rate for i, rate in enumerate(self._rates)}
@@ -202,7 +273,8 @@ class SwitchModule(lightning.LightningModule):
         loss = language_loss(output.logits, batch.targets)
         if not torch.isfinite(loss):
             place = locate(self.model, lambda: language_loss(self.model(batch.ids).logits, batch.targets))
-            raise self._not_finite(f"the validation loss became {loss.item()}", place, step=self.global_step)
+            what = f"the validation loss became {loss.item()}"
+            raise self._not_finite(what, f"first in {place}", step=self.global_step)
         self.validation.add(loss, batch.targets.numel(), output.routings)
 
     def on_validation_epoch_end(self) -> None:
@@ -247,13 +319,15 @@ class SwitchModule(lightning.LightningModule):
     def _not_finite(self, what: str, place: str, *, step: int) -> NonFiniteError:
         rates = " and ".join(sorted({f"{rate:.3g}" for rate in self._rates}))
         return NonFiniteError(
-            f"{what} at step {step} (learning rates {rates}), first in {place}; lower "
+            f"{what} at step {step} (learning rates {rates}), {place}; lower "
             f"{' and '.join(self.config.optim.learning_rates())}, or lengthen optim.warmup_steps"
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._look_back()
         if (weight := first_of(self.model.named_parameters())) is not None:
-            raise self._not_finite("nothing was saved: weights are not finite", weight, step=self.global_step)
+            what = "nothing was saved: weights are not finite"
+            raise self._not_finite(what, f"first in {weight}", step=self.global_step)
         checkpoint[KEY] = self.header
         checkpoint["drops"] = self.drops.state_dict()
         checkpoint["validation"] = self.validation.state_dict()

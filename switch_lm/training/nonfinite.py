@@ -9,14 +9,35 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 
+NEVER = 2**62  # later than any step
+
+
 class NonFiniteError(Exception):
     """A number became NaN or infinite in training; the message says where and at which step."""
 
 
+class FirstBad:
+    """The first step with a number that is not finite, noted on its device: nothing waits for it before `read`."""
+
+    def __init__(self) -> None:
+        self._step: Tensor | None = None
+
+    def add(self, number: Tensor, step: int) -> None:
+        bad = torch.where(torch.isfinite(number.detach()), NEVER, step)
+        self._step = bad if self._step is None else torch.minimum(self._step, bad)
+
+    def read(self) -> int | None:
+        """None if all were finite."""
+        step = NEVER if self._step is None else int(self._step)
+        return None if step == NEVER else step
+
+
 def first_of(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
     """The first tensor that is not finite, and how: "w_router_DE (nan)"."""
-    for name, tensor in named:
-        if tensor is not None and not torch.isfinite(tensor).all():
+    tensors = [(name, tensor) for name, tensor in named if tensor is not None]
+    finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in tensors]).tolist() if tensors else []
+    for (name, tensor), is_finite in zip(tensors, finite, strict=True):
+        if not is_finite:
             return f"{name} ({'nan' if torch.isnan(tensor).any() else 'inf'})"
     return None
 

@@ -215,12 +215,17 @@ def test_counts_add_up_and_a_slot_is_used_once(case: Case) -> None:
                 assert kept_E.max() <= C and int(kept_E.sum()) == min(T // G, E * C)
             else:
                 assert kept_E.tolist() == load_E.clamp(max=C).tolist()
-    rows, kept_N = ExpertRows.of(routing), routing.kept_TK.flatten()
-    used = rows.row_N[kept_N]
-    assert len(set(used.tolist())) == len(used)
-    assert (rows.row_N[~kept_N] == len(rows.choice_P)).all()
-    assert torch.equal(rows.choice_P[used], kept_N.nonzero().flatten())  # the inverse map
-    assert int((rows.choice_P < T * K).sum()) == len(used)  # and the other slots are empty
+    kept_N, slots = routing.kept_TK.flatten(), routing.capacity and routing.num_groups * routing.capacity
+    for rows in (ExpertRows.padded(routing, slots or int(routing.load_E.max())), ExpertRows.packed(routing)):
+        used = rows.row_N[kept_N]
+        assert len(set(used.tolist())) == len(used)
+        assert (rows.row_N[~kept_N] == len(rows.choice_P)).all()
+        assert torch.equal(rows.choice_P[used], kept_N.nonzero().flatten())  # the inverse map
+        assert int((rows.choice_P < T * K).sum()) == len(used)  # and the other slots are empty
+        if rows.end_E is not None:  # nothing lies between two experts
+            expert_P = torch.bucketize(used, rows.end_E.contiguous(), right=True)
+            assert torch.equal(expert_P, routing.assigned_N[kept_N]) 
+            assert int(rows.end_E[-1]) == (len(used) if slots else routing.num_assignments)
 
 
 @settings(REPEATABLE, max_examples=60)
