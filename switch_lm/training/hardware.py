@@ -57,8 +57,8 @@ def detect(config: Config, *, training_flops: float, stored: Mapping[str, Any] |
     """Resolves `auto` in the trainer's device, precision and compile. `training_flops`: those of the whole run.
 
     `stored`: what the run, or its sweep, has used so far; it counts where the configuration leaves the choice, and what
-    is missing in it is chosen again, as is a device that is not usable here. ConfigError if one is asked for that is
-    not.
+    is missing in it is chosen again, as is a device that is not usable here, and on another device all but the
+    precision. ConfigError if a device is asked for that is not usable here.
     """
     trainer, stored = config.trainer, stored or {}
     device = trainer.device
@@ -81,7 +81,7 @@ def detect(config: Config, *, training_flops: float, stored: Mapping[str, Any] |
             compiles, compile_reason = compiling_pays(device, training_flops)
         else:
             compiles, compile_reason = bool(stored["compile"]), str(stored.get("compile_reason", "as before"))
-    threads = trainer.threads or int(stored.get("threads") or torch.get_num_threads())
+    threads = trainer.threads or int((not moved and stored.get("threads")) or torch.get_num_threads())
     name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {threads} threads"
     return Hardware(device, "bf16" if bf16 else "fp32", compiles, precision_reason, compile_reason, name, threads)
 
@@ -91,9 +91,8 @@ def changes_bits(hardware: Hardware, stored: Mapping[str, Any]) -> str | None:
     now = {"trainer.compile": hardware.compile, "trainer.threads": hardware.threads}
     changed = [f"{key} was {show(then)}, now {show(value)}" for key, value in now.items()
                if (then := stored.get(key.rpartition(".")[2], value)) != value]  # fmt: skip
-    changed = [*filter(None, [change_of_device(hardware, stored)]), *changed]
-    rule = "the result will not be bit-identical to that of an uninterrupted run"
-    return f"{'; '.join(changed)}: {rule}" if changed else None
+    changes = change_of_device(hardware, stored) or "; ".join(changed)  # on another device all is chosen again
+    return f"{changes}: the result will not be bit-identical to that of an uninterrupted run" if changes else None
 
 
 def change_of_device(hardware: Hardware, stored: Mapping[str, Any]) -> str | None:
