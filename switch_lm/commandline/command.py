@@ -41,7 +41,9 @@ def model_parser(
     options.add_argument("--run", metavar="NAME", help="run, SWEEP/JOB, run folder or .ckpt file (default: newest run)")
     add_outputs(options)
     where = options.add_argument_group(f"hardware (default: {computes})")
-    where.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="auto: a GPU if there is one; mps: experimental")
+    where.add_argument(
+        "--device", choices=("auto", "cpu", "cuda", "mps"), help="auto: a GPU if there is one; mps: experimental"
+    )
     where.add_argument("--threads", type=whole_number(at_least=1, example=1), metavar="N", help="CPU threads")
     return options
 

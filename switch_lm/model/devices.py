@@ -21,7 +21,7 @@ def chosen() -> str:
 
 
 def is_cpu(device: torch.device) -> bool:
-    """Whether to compute as suits a CPU. Elsewhere a step is launched ahead of the device, and nothing reads from it."""
+    """Whether to compute as on a CPU. Elsewhere steps are launched ahead of the device, and nothing reads from it."""
     return device.type == "cpu"
 
 
