@@ -146,7 +146,7 @@ def _subject(options: argparse.Namespace, model: SwitchLM, header: Header) -> Su
     from switch_lm.probe.subject import Subject
     from switch_lm.text.characters import named
 
-    data, device = validation_ids(header, options.data), compute_on(options)
+    data, device = validation_ids(header, options.data), compute_on(options, in_float64=True)
     if data.min() == data.max():
         only = named(header.vocabulary[int(data[0])])
         rule = "there is nothing for a router to learn"

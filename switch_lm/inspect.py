@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _inspect(options: argparse.Namespace, command: str) -> int:
-    device = compute_on(options, threads=1)  # the tensors are small, so threads would only wait for each other
+    # The tensors are small, so threads would only wait for each other.
+    device = compute_on(options, threads=1, in_float64=True)
     names = [options.run] if options.compare is None else [options.run, options.compare]
     opened = [open_model(name, options.outputs) for name in names]
     for checkpoint, model, _ in opened:

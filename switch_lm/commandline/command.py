@@ -41,24 +41,35 @@ def model_parser(
     options.add_argument("--run", metavar="NAME", help="run, SWEEP/JOB, run folder or .ckpt file (default: newest run)")
     add_outputs(options)
     where = options.add_argument_group(f"hardware (default: {computes})")
-    where.add_argument("--device", choices=("auto", "cpu", "cuda"), help="auto: a GPU if there is one")
+    where.add_argument(
+        "--device", choices=("auto", "cpu", "cuda", "mps"), help="auto: a GPU if there is one; mps: experimental"
+    )
     where.add_argument("--threads", type=whole_number(at_least=1, example=1), metavar="N", help="CPU threads")
     return options
 
 
-def compute_on(options: argparse.Namespace, *, device: str = "auto", threads: int | None = None) -> str:
-    """Sets the threads and returns the device, cpu or cuda: those of the command line, or else these defaults.
+def compute_on(
+    options: argparse.Namespace, *, device: str = "auto", threads: int | None = None, in_float64: bool = False
+) -> str:
+    """Sets the threads and returns the device, cpu, cuda or mps: those of the command line, or else these defaults.
 
-    CommandError if there is no GPU and one was asked for.
+    `in_float64`: what is computed needs it, so that the CPU, with a word, takes the place of MPS, which has none.
+    CommandError if the device that was asked for is not there.
     """
     import torch
+
+    from switch_lm.model import devices
 
     if (count := options.threads or threads) is not None:
         torch.set_num_threads(count)
     device = options.device or device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise CommandError("--device cuda: there is no usable GPU here; give --device cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    device = devices.chosen() if device == "auto" else device
+    if not devices.is_usable(device):
+        raise CommandError(f"--device {device}: there is no usable {devices.NAMES[device]} here; give --device cpu")
+    if device == "mps" and in_float64:
+        print("on the CPU: this is computed in float64, which MPS does not have", file=sys.stderr)
+        return "cpu"
+    return device
 
 
 def add_outputs(options: argparse.ArgumentParser) -> None:

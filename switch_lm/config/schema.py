@@ -56,7 +56,11 @@ class TrainerConfig:
         "How many of the best checkpoints stay: best.ckpt and, if more than one, each by its step (step_000300.ckpt).",
         at_least(1),
     )
-    device: str = key("auto", "auto, cpu or cuda.", one_of("auto", "cpu", "cuda"))
+    device: str = key(
+        "auto",
+        "auto (a GPU if there is one), cpu, cuda or mps (Apple silicon; experimental, never chosen by auto).",
+        one_of("auto", "cpu", "cuda", "mps"),
+    )
     precision: str = key(
         "auto",
         "auto (bf16 only where the hardware does it fast), bf16 or fp32.",

@@ -87,7 +87,7 @@ def read(model: SwitchLM, ids: list[int], cache: list[LayerCache]) -> Reading:
     with torch.inference_mode(), evaluating(model):
         ids_BS = torch.tensor([ids], device=model.embedding.weight.device)
         output: SwitchOutput = model(ids_BS, cache=cache, capacity_factor=None)
-        return Reading(output.logits[0, -1].double().cpu(), output.routings)
+        return Reading(output.logits[0, -1].cpu().double(), output.routings)
 
 
 def sample(logits_V: Tensor, *, temperature: float, top_k: int | None, generator: Generator) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from switch_lm.measure.metrics import dropped_choices, num_choices, perplexity_of
+from switch_lm.model import devices
 from switch_lm.model.losses import language_loss
 from switch_lm.model.transformer import SwitchLM, SwitchOutput, evaluating
 from switch_lm.text.windows import EvaluationBatches
@@ -41,15 +42,15 @@ class EvaluationTally:
     def __init__(self) -> None:
         self.num_batches = self.predictions = 0
         self.seconds = 0.0
-        self.sums: Tensor | None = None  # nats, then for each layer its dropped choices and all of them; float64
+        self.sums: Tensor | None = None  # nats, then for each layer its dropped choices and all of them
 
     def add(self, output: SwitchOutput, target_BS: Tensor) -> None:
-        parts = [language_loss(output.logits, target_BS).double() * target_BS.numel()]
+        parts = [devices.widened(language_loss(output.logits, target_BS)) * target_BS.numel()]
         for routing in output.routings:
             choices = torch.as_tensor(num_choices(routing), device=output.logits.device)
-            parts += [dropped_choices(routing).double(), choices.double()]
+            parts += [devices.widened(dropped_choices(routing)), devices.widened(choices)]
         sums = torch.stack(parts)
-        self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
+        self.sums = sums if self.sums is None else self.sums.to(sums) + sums
         self.num_batches += 1
         self.predictions += target_BS.numel()
 
@@ -130,7 +131,7 @@ def nanogpt_estimates(
                     windows_NS[torch.randint(len(windows_NS), (batch_size,), generator=generator)].long().to(device)
                 )
                 output: SwitchOutput = model(window_BS[:, :-1], capacity_factor=capacity_factor)
-                losses.append(language_loss(output.logits, window_BS[:, 1:]).double())
+                losses.append(devices.widened(language_loss(output.logits, window_BS[:, 1:])))
             estimates.append(torch.stack(losses).mean().item())
     return estimates
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from switch_lm.measure.metrics import SMALLEST, RoutingSums, dropped_choices, num_choices, router_entropy
+from switch_lm.model import devices
 from switch_lm.routers.routing import Routing
 
 
@@ -37,7 +38,7 @@ class DropTally:
     """
 
     def __init__(self, num_layers: int) -> None:
-        self._dropped_L = torch.zeros(num_layers, dtype=torch.float64)
+        self._dropped_L = torch.zeros(num_layers, dtype=torch.long)
         self._choices_L: list[int | Tensor] = [0] * num_layers  # tensors where tokens have any number of experts
         self._tokens = 0  # in one layer
         self._stretch_began = [0.0, 0]  # at the last validation: drops and choices in all layers
@@ -79,7 +80,7 @@ class DropTally:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._dropped_L = torch.tensor(state["dropped_L"], dtype=torch.float64)
+        self._dropped_L = torch.tensor(state["dropped_L"], dtype=torch.long)
         self._choices_L, self._tokens = list(state["choices_L"]), state["tokens"]
         self._stretch_began, self.last_stretch = state["stretch_began"], state["last_stretch"]
 
@@ -99,9 +100,9 @@ class ValidationTally:
         self.num_batches += 1
         if routings:
             load_LE = torch.stack([routing.load_E for routing in routings])
-            entropy_L = torch.stack([router_entropy(routing) for routing in routings]).double() * count
+            entropy_L = devices.widened(torch.stack([router_entropy(routing) for routing in routings])) * count
             self.load_LE = load_LE if self.load_LE is None else self.load_LE.to(load_LE.device) + load_LE
-            self._entropy_L = entropy_L if self._entropy_L is None else self._entropy_L.to(entropy_L.device) + entropy_L
+            self._entropy_L = entropy_L if self._entropy_L is None else self._entropy_L.to(entropy_L) + entropy_L
 
     def state_dict(self) -> dict[str, Any]:
         """For a run that is stopped in a validation, or after its last one with only its result to write."""

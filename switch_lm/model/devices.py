@@ -1,13 +1,27 @@
 """What a kind of device does well: rules by its type and generation, never by a stopwatch, which would change bits."""
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+# What a device is called in a message. MPS is experimental.
+NAMES = {"cpu": "CPU", "cuda": "GPU", "mps": "MPS device (Apple silicon)"}
 HOPPER = (9, 0)  # the compute capability on which torch multiplies groups in one kernel; elsewhere it loops on the host
 
 
+def is_usable(name: str) -> bool:
+    """Whether torch can use such a device here: cpu, cuda or mps."""
+    tests = {"cpu": lambda: True, "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    return name in tests and tests[name]()
+
+
+def chosen() -> str:
+    """What `auto` stands for: a GPU if there is one. MPS, which is experimental, must be asked for."""
+    return "cuda" if is_usable("cuda") else "cpu"
+
+
 def is_cpu(device: torch.device) -> bool:
-    """Whether to compute as suits a CPU. Elsewhere a step is launched ahead of the device, and nothing reads from it."""
+    """Whether to compute as on a CPU. Elsewhere steps are launched ahead of the device, and nothing reads from it."""
     return device.type == "cpu"
 
 
@@ -22,3 +36,8 @@ def multiplies_groups(device: torch.device, dtype: torch.dtype) -> bool:
 def sum_dtype(device: torch.device) -> torch.dtype:
     """The type of sums over many batches: float64, which MPS does not have."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def widened(x: Tensor) -> Tensor:
+    """A tensor in the type of sums over many batches; it stays on its device."""
+    return x.to(sum_dtype(x.device))

@@ -14,10 +14,14 @@ def seed_noise(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed_all(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def random_bytes(like: Tensor) -> Tensor:
     """Independent, uniform bytes (uint8) in the shape and on the device of `like`, from torch's global random state."""
+    if like.device.type == "mps":  # which draws integers of 32 bits only, however wide their type is
+        return torch.randint(256, like.shape, dtype=torch.int32, device=like.device).to(torch.uint8)
     draws = torch.randint(-(2**63), 2**63 - 1, (-(-like.numel() // 8),), device=like.device)
     return draws.view(torch.uint8)[: like.numel()].view(like.shape)
 

@@ -16,16 +16,18 @@ from torch import nn
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.rules import show
 from switch_lm.config.schema import Config
+from switch_lm.model import devices
 
 # Compiling costs half a minute on two CPU cores and saves a third of a step, so it pays above about this much work.
 COMPILE_PAYS_FLOPS = 1.2e13
+GPU_COMPILE_PAYS_FLOPS = 2e15  # on a GPU, which has done 1.2e13 in a second
 
 
 @dataclass(frozen=True)
 class Hardware:
     """How a run computes, and why."""
 
-    device: str  # cpu or cuda
+    device: str  # cpu, cuda or mps
     precision: str  # bf16 or fp32
     compile: bool
     precision_reason: str
@@ -44,27 +46,29 @@ def compile_blocks(model: nn.Module) -> None:
 def compile_module(module: nn.Module) -> None:
     """Compiles a module at its first call, for inputs of one shape.
 
-    Random numbers remain torch's own: the compiler draws its own one by one, which takes longer than the products.
+    On a CPU random numbers remain torch's own: the compiler draws its own one by one, which takes longer than the
+    products. On a GPU it draws them where they are needed, from torch's seed.
     """
-    module.compile(dynamic=False, options={"fallback_random": True})
+    device = next((weight.device for weight in module.parameters()), torch.device("cpu"))
+    module.compile(dynamic=False, options={"fallback_random": devices.is_cpu(device)})
 
 
 def detect(config: Config, *, training_flops: float, stored: Mapping[str, Any] | None = None) -> Hardware:
     """Resolves `auto` in the trainer's device, precision and compile. `training_flops`: those of the whole run.
 
     `stored`: what the run, or its sweep, has used so far; it counts where the configuration leaves the choice, and what
-    is missing in it is chosen again. ConfigError if a device that is asked for, or was used, does not exist.
+    is missing in it is chosen again, as is a device that is not usable here, and on another device all but the
+    precision. ConfigError if a device is asked for that is not usable here.
     """
     trainer, stored = config.trainer, stored or {}
-    device = trainer.device if trainer.device != "auto" else stored.get("device")
-    if device == "cuda" and not torch.cuda.is_available():
-        if trainer.device == "cuda":
-            raise ConfigError("trainer.device=cuda: there is no usable GPU here; use trainer.device=cpu")
+    device = trainer.device
+    if device == "auto":
+        device = str(stored.get("device", devices.chosen()))
+        device = device if devices.is_usable(device) else devices.chosen()
+    elif not devices.is_usable(device):
         raise ConfigError(
-            f"this run began on a GPU ({stored.get('name')}), and none is usable here; continue on the CPU with "
-            "trainer.device=cpu (the result will differ in its last bits), or on a machine with a GPU"
+            f"trainer.device={device}: there is no usable {devices.NAMES[device]} here; use trainer.device=cpu"
         )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     moved = device != stored.get("device")
     bf16, precision_reason = trainer.precision == "bf16", "as configured"
     if trainer.precision == "auto":
@@ -77,24 +81,35 @@ def detect(config: Config, *, training_flops: float, stored: Mapping[str, Any] |
             compiles, compile_reason = compiling_pays(device, training_flops)
         else:
             compiles, compile_reason = bool(stored["compile"]), str(stored.get("compile_reason", "as before"))
-    threads = trainer.threads or int(stored.get("threads") or torch.get_num_threads())
+    threads = trainer.threads or int((not moved and stored.get("threads")) or torch.get_num_threads())
     name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {threads} threads"
     return Hardware(device, "bf16" if bf16 else "fp32", compiles, precision_reason, compile_reason, name, threads)
 
 
 def changes_bits(hardware: Hardware, stored: Mapping[str, Any]) -> str | None:
     """What makes a resumed run's bits differ from those of one that was not interrupted; None if nothing does."""
-    now = {"trainer.device": hardware.device, "trainer.compile": hardware.compile, "trainer.threads": hardware.threads}
+    now = {"trainer.compile": hardware.compile, "trainer.threads": hardware.threads}
     changed = [f"{key} was {show(then)}, now {show(value)}" for key, value in now.items()
                if (then := stored.get(key.rpartition(".")[2], value)) != value]  # fmt: skip
-    rule = "the result will not be bit-identical to that of an uninterrupted run"
-    return f"{'; '.join(changed)}: {rule}" if changed else None
+    changes = change_of_device(hardware, stored) or "; ".join(changed)  # on another device all is chosen again
+    return f"{changes}: the result will not be bit-identical to that of an uninterrupted run" if changes else None
+
+
+def change_of_device(hardware: Hardware, stored: Mapping[str, Any]) -> str | None:
+    """From which device the run, or its sweep, moves to which; None if it stays."""
+    if (then := stored.get("device", hardware.device)) == hardware.device:
+        return None
+    slow = hardware.device == "cpu" and hardware.precision == "bf16" and not fast_bf16("cpu")[0]
+    note = ", where bf16 is slow without instructions for it" if slow else ""
+    return f"trainer.device was {then} ({stored.get('name')}), now {hardware.device} ({hardware.name}){note}"
 
 
 def fast_bf16(device: str) -> tuple[bool, str]:
     """Whether bf16 products are faster than fp32 ones there, and how we know."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False), "by the GPU's generation"
+    if device == "mps":  # and older systems do not have it there at all
+        return False, "nobody has measured bf16 on Apple silicon"
     # The public query, torch.cpu.get_capabilities, is missing in torch 2.9, the oldest that we accept.
     if torch.cpu._is_amx_tile_supported():
         return True, "the CPU has AMX"
@@ -105,14 +120,21 @@ def fast_bf16(device: str) -> tuple[bool, str]:
 
 def compiling_pays(device: str, training_flops: float) -> tuple[bool, str]:
     """Whether `torch.compile` can run here and earns back its start-up, and why."""
-    if training_flops < COMPILE_PAYS_FLOPS:
+    if device == "mps":
+        return False, "nobody has tried it on Apple silicon"
+    on_gpu = device == "cuda"
+    if training_flops < (GPU_COMPILE_PAYS_FLOPS if on_gpu else COMPILE_PAYS_FLOPS):
         return False, "the run is too short to earn it back"
-    if device == "cuda":
-        installed = find_spec("triton") is not None
-        return installed, f"triton is {'' if installed else 'not '}installed"
-    compiler = next(filter(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")), None)
-    if compiler is None:
-        return False, "no C++ compiler was found; install g++ for about a third more speed"
+    if on_gpu and find_spec("triton") is None:
+        return False, "triton is not installed"
+    if on_gpu:  # triton compiles the launchers of its kernels, and looks for these
+        language, package, gain = "C", "gcc", "faster steps"
+        names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    else:
+        language, package, gain = "C++", "g++", "about a third more speed"
+        names = [os.environ.get("CXX", ""), "g++", "clang++"]
+    if (compiler := next(filter(shutil.which, names), None)) is None:
+        return False, f"no {language} compiler was found; install {package} for {gain}"
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
-        return False, "Python's C headers are missing; install python3-dev for about a third more speed"
+        return False, f"Python's C headers are missing; install python3-dev for {gain}"
     return True, f"{compiler} was found"

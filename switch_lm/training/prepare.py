@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,7 +25,7 @@ from switch_lm.text.corpus import Corpus, load_corpus
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.text.windows import split, too_short
 from switch_lm.training.data import TextData
-from switch_lm.training.hardware import Hardware, changes_bits, detect
+from switch_lm.training.hardware import Hardware, change_of_device, changes_bits, detect
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.process_state import restored
 from switch_lm.training.signals import StopSignals
@@ -72,7 +73,7 @@ def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: st
         training_flops = run_ledger(config, vocab_size=len(vocabulary)).training
         stored = run.hardware_so_far()
         hardware = detect(config, training_flops=training_flops, stored=stored)
-        if run.resumes_from is not None and stored and (note := changes_bits(hardware, stored)):
+        if stored and (note := _moved(config, run, hardware, stored)):
             print(f"warning: {run.path}: {note}", file=sys.stderr)
         torch.set_num_threads(hardware.threads)
         torch.manual_seed(config.seed)
@@ -88,6 +89,15 @@ def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: st
             seed=config.seed,
         )
         yield Training(config, run, first_step, log_from, corpus, hardware, module, data, console, signals, heading)
+
+
+def _moved(config: Config, run: RunFolder, hardware: Hardware, stored: dict[str, Any]) -> str | None:
+    """In what the run computes otherwise than its steps so far, or, unasked, than the earlier jobs of its sweep."""
+    if run.resumes_from is not None:
+        return changes_bits(hardware, stored)
+    if config.trainer.device != "auto" or (change := change_of_device(hardware, stored)) is None:
+        return None
+    return f"{change}: the result will not be bit-identical to that of the sweep's other jobs on its first device"
 
 
 def _set_up_logs(console: Console) -> None:

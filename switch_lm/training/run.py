@@ -98,7 +98,7 @@ def callbacks_of(training: Training) -> list[Callback]:
 def _trainer(training: Training) -> lightning.Trainer:
     config = training.config
     trainer = lightning.Trainer(
-        accelerator="gpu" if training.hardware.device == "cuda" else "cpu",
+        accelerator="gpu" if training.hardware.device == "cuda" else training.hardware.device,
         devices=1,
         precision="bf16-mixed" if training.hardware.precision == "bf16" else "32-true",
         # Lightning would not even begin with a run that was stopped after its last step: the module ends it.

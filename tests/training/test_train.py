@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -125,6 +126,26 @@ def test_a_resumed_run_reaches_the_end_of_one_that_was_never_stopped(
     for tag in ("train/loss", "perf/tokens_per_second"):
         assert list(points[tag]) == [2, 4, 6, 8, 10, 12]
     assert list(points["val/loss"]) == [5, 10, 12]
+
+
+def test_a_run_that_began_on_a_gpu_continues_on_the_cpu_with_one_line(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(SwitchModule, "_evaluate_at_capacity", Mock(side_effect=PlugPulled))
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        with pytest.raises(PlugPulled):
+            train(config)
+    with pytest.raises(RuntimeError, match="CUDA"):  # it was written as from a GPU
+        torch.load(folder_of(config) / "checkpoints" / "last.ckpt", weights_only=True)
+    stored = folder_of(config) / "hardware.json"
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | {"device": "cuda", "name": "a GPU"}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    capsys.readouterr()
+    result = train(replace(config, name=None, resume="auto"))
+    assert (result["name"], result["steps"], result["hardware"]["device"]) == ("run", 12, "cpu")
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: "))
+    assert "trainer.device was cuda (a GPU), now cpu (" in line and "not be bit-identical" in line
 
 
 CALLS = {  # the method in which it is stopped, in which call, and how many steps are done by then

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from switch_lm.config.schema import Config
+from switch_lm.model import devices
 from switch_lm.model.transformer import SwitchLM, evaluating
 from switch_lm.pages.document import HeatMap
 from switch_lm.pages.expert_maps import atlas, shown, stacked
@@ -60,7 +61,7 @@ def shares_by_character(model: SwitchLM, ids_BS: Tensor) -> Tensor:
     """
     with torch.inference_mode(), evaluating(model):
         routings = model(ids_BS, capacity_factor=None).routings
-    ids_T, one = ids_BS.flatten(), torch.ones((), dtype=torch.double, device=ids_BS.device)
+    ids_T, one = ids_BS.flatten(), devices.widened(torch.ones((), device=ids_BS.device))
     count_LEV = one.new_zeros(len(routings), model.config.num_experts, model.vocab_size)
     for count_EV, routing in zip(count_LEV, routings, strict=True):
         used_N = one if routing.used_N is None else routing.used_N.to(one.dtype)

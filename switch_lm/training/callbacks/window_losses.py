@@ -7,6 +7,7 @@ from torch import Tensor
 
 from switch_lm.config.schema import Config
 from switch_lm.measure.scoring import character_by_character, whole
+from switch_lm.model import devices
 from switch_lm.model.transformer import evaluating
 from switch_lm.text.windows import fixed_windows
 from switch_lm.training.callbacks.base import Measurement
@@ -42,7 +43,7 @@ class WindowLosses(Measurement):
                 "val/window_loss_train_capacity": whole(model, ids_BS, target_BS, capacity_factor=self.capacity_factor),
                 "val/window_loss_generation": by_character,
             }
-            pl_module.run_log.scalars({tag: nll.double().mean().item() for tag, nll in nll_BS.items()}, step)
+            pl_module.run_log.scalars({tag: devices.widened(nll).mean().item() for tag, nll in nll_BS.items()}, step)
 
     def is_due(self, step: int) -> bool:
         """Whether the validation at `step`, 0 before training, is one of those in the class's rule."""
