@@ -1,8 +1,9 @@
-"""A run of some steps, with something done at the start and at the end of each micro-batch."""
+"""Something done at the start and at the end of each micro-batch of a run, and a run that ends after some steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -10,37 +11,42 @@ from switch_lm.config.schema import Config
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.start import train
 
+Act = Callable[[SwitchModule], None]
+
 
 class EnoughSteps(BaseException):
     """Nothing in the program catches it."""
 
 
-def train_steps(
-    config: Config,
-    patch: pytest.MonkeyPatch,
-    *,
-    steps: int,
-    start: Callable[[int], None],
-    end: Callable[[], None] = lambda: None,
-) -> None:
-    """Trains so many steps, and ends before what follows the last one.
+def around_each_micro_batch(patch: pytest.MonkeyPatch, *, start: Act, end: Act) -> None:
+    """`start` is called after all else that begins a micro-batch, and `end` after all else that ends it."""
 
-    `start` is called after all else that begins a micro-batch, with the number of steps done, and `end` after all else
-    that ends one.
-    """
-    begin, finish = SwitchModule.on_train_batch_start, SwitchModule.on_train_batch_end
+    def after(name: str, act: Act) -> None:
+        real = getattr(SwitchModule, name)
 
-    def on_start(self: SwitchModule, batch: object, number: int) -> None:
-        begin(self, batch, number)  # type: ignore[arg-type]
-        start(self.global_step)
+        def both(self: SwitchModule, *given: Any) -> None:
+            real(self, *given)
+            act(self)
 
-    def on_end(self: SwitchModule, outputs: object, batch: object, number: int) -> None:
-        finish(self, outputs, batch, number)  # type: ignore[arg-type]
-        end()
-        if self.global_step == steps:
+        patch.setattr(SwitchModule, name, both)
+
+    after("on_train_batch_start", start)
+    after("on_train_batch_end", end)
+
+
+def nothing(module: SwitchModule) -> None:
+    pass
+
+
+def train_steps(config: Config, steps: int, *, start: Act = nothing, end: Act = nothing) -> None:
+    """Trains so many steps, and ends right after what follows the last one, such as a checkpoint."""
+
+    def end_or_stop(module: SwitchModule) -> None:
+        end(module)
+        if module.global_step == steps:
             raise EnoughSteps
 
-    patch.setattr(SwitchModule, "on_train_batch_start", on_start)
-    patch.setattr(SwitchModule, "on_train_batch_end", on_end)
-    with pytest.raises(EnoughSteps):
-        train(config)
+    with pytest.MonkeyPatch.context() as patch:
+        around_each_micro_batch(patch, start=start, end=end_or_stop)
+        with pytest.raises(EnoughSteps):
+            train(config)

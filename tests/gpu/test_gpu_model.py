@@ -23,8 +23,9 @@ from switch_lm.routers.switch import SwitchRouter
 from switch_lm.training.module import SwitchModule
 
 pytestmark = pytest.mark.gpu
-# Two blocks of about ten roundings in a row, forward and backward, each by 2^-9 at most; most of them cancel.
-BF16 = 20 * 2**-9
+# A gradient has passed two blocks forward and backward: about 30 roundings by 2^-9 at most, which mostly cancel. Logits
+# have half of them.
+BF16 = 30 * 2**-9
 MODELS: dict[str, dict[str, Any]] = {
     "default": {},
     "two choices by choice": {"top_k": 2, "queue_order": "choice", "renormalize_gates": True},
@@ -78,7 +79,9 @@ def test_in_bf16_they_are_near_where_the_experts_are_those_of_float32(
     there = results(module, torch.device("cpu"))
     again = itertools.cycle(chosen)
     monkeypatch.setattr(SwitchRouter, "select", lambda self, *_: next(again).to(DEVICE))
-    require_equal(results(module, DEVICE, "bf16"), there, BF16)
+    here = results(module, DEVICE, "bf16")
+    require_equal(here, there, BF16)
+    assert far(here["logits"], there["logits"]) < BF16 / 2
 
 
 @pytest.mark.parametrize("options", [MuonOptions(), AdamWOptions()], ids=lambda options: options.name)
@@ -110,7 +113,8 @@ def test_sums_over_many_batches_are_equal(factor: float | None) -> None:
     for device in (DEVICE, torch.device("cpu")):
         drops, validation, part = DropTally(2), ValidationTally(), copy.deepcopy(model).to(device).train()
         for window_BS in ids[:2990].view(-1, 10, 13).to(device):
-            output = part(window_BS[:, :-1])
+            with torch.no_grad():
+                output = part(window_BS[:, :-1])
             drops.add(output.routings)
             validation.add(language_loss(output.logits, window_BS[:, 1:]), 120, output.routings)
         drops.end_stretch()
