@@ -66,9 +66,7 @@ def made(rule: RouterOptions, options: dict[str, Any]) -> tuple[SwitchFeedForwar
     sizes = {"d_model": 16, "d_ff": 32, "num_experts": 4} | {k: v for k, v in options.items() if k.startswith("d_")}
     others = {k: v for k, v in options.items() if k not in (*sizes, "balance", "offset")}
     rule.jitter = 0.0
-    router = load("router", rule.name)(
-        rule, d_model=sizes["d_model"], num_experts=4, balance=options.get("balance")
-    )
+    router = load("router", rule.name)(rule, d_model=sizes["d_model"], num_experts=4, balance=options.get("balance"))
     made = SwitchFeedForward(router=router, activation="relu_squared", init_scale=1.0, **sizes, **others).train()
     x_BSD = torch.randn(ROWS, POSITIONS, sizes["d_model"])
     x_BSD[..., 0] = 1.0

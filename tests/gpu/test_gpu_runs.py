@@ -70,7 +70,9 @@ def test_a_run_that_was_stopped_ends_at_the_same_bits(
     train_steps(run, 6)
     assert last(run)["global_step"] == 6
     got = train(replace(run, resume="auto"))
-    assert [got[key] for key in ("steps", "val_loss", "dropped")] == [want[key] for key in ("steps", "val_loss", "dropped")]
+    assert [got[key] for key in ("steps", "val_loss", "dropped")] == [
+        want[key] for key in ("steps", "val_loss", "dropped")
+    ]
     assert (want["dropped"] > 0.0) == (factor is not None)
     for key in ("state_dict", "optimizer_states"):
         assert same(last(run)[key], last(whole)[key]), key
@@ -149,33 +151,33 @@ def test_a_nan_ends_a_run_at_the_next_logged_step_with_the_first_bad_step_and_no
     assert all(torch.isfinite(weight).all() for weight in last(run)["state_dict"].values())
 
 
+KINDS: dict[str, tuple[RouterOptions, BalanceOptions, dict[str, Any]]] = {
+    "capacity": (SwitchOptions(), BalanceOptions(), {}),
+    "two choices": (TopKOptions(), BalanceOptions(), {}),
+    "dense": (SwitchOptions(), BalanceOptions(), {"switch_every": 0}),
+    "sign": (SwitchOptions(), BalanceOptions("sign"), {}),
+    "dropless": (SwitchOptions(), BalanceOptions(), {"capacity_factor": None}),
+}
+
+
 @pytest.mark.parametrize("graph", ["auto", "false"])
 @pytest.mark.parametrize("optim", [MuonOptions(), AdamWOptions()], ids=lambda optim: optim.name)
-@pytest.mark.parametrize("kind", ["capacity", "two choices", "dense", "sign", "dropless"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_twenty_steps_never_wait_for_the_device(run: Config, kind: str, optim: OptimOptions, graph: str) -> None:
-    run = replace(with_graph(run, graph), optim=optim)
+    if kind == "dropless" and IS_GPU and not devices.multiplies_groups(DEVICE, torch.bfloat16):
+        pytest.skip("this GPU or torch multiplies no groups in one kernel: dropless layers read their loads")
+    router, balance, changes = KINDS[kind]
+    run = replace(with_graph(run, graph), router=router, balance=balance, optim=optim)
+    run.model = replace(run.model, dropout=0.1, **changes)
     run.trainer = replace(run.trainer, precision="bf16", max_steps=99, val_every=99, checkpoint_every=99)
-    run.logger.log_every, run.model.dropout, run.router.jitter = 99, 0.1, 0.01
-    run.model.switch_every = int(kind != "dense")
-    if kind == "two choices":
-        run.router = TopKOptions()
-    if kind == "sign":
-        run.balance = BalanceOptions("sign")
-    if kind == "dropless":
-        run.model.capacity_factor = None
-        if IS_GPU and not devices.multiplies_groups(DEVICE, torch.bfloat16):
-            pytest.skip("this GPU or torch multiplies no groups in one kernel: dropless layers read their loads")
+    run.logger.log_every = 99
 
-    def forbid(module: SwitchModule) -> None:
-        if IS_GPU and module.global_step == WARM_UP:
-            torch.cuda.set_sync_debug_mode("error")
-
-    def allow(module: SwitchModule) -> None:
-        if IS_GPU and module.global_step == WARM_UP + STEPS:
-            torch.cuda.set_sync_debug_mode("default")
+    def watch(module: SwitchModule) -> None:
+        if IS_GPU and module.global_step in (WARM_UP, WARM_UP + STEPS):
+            torch.cuda.set_sync_debug_mode("error" if module.global_step == WARM_UP else "default")
 
     try:
-        train_steps(run, WARM_UP + STEPS, start=forbid, end=allow)
+        train_steps(run, WARM_UP + STEPS, start=watch, end=watch)
     finally:
         if IS_GPU:
             torch.cuda.set_sync_debug_mode("default")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from other_routers import ChosenOptions
-from small_models import NOISE, OF_ROUTER, parts_of, short_run
+from small_models import NOISE, parts_of, short_run
 from some_steps import train_steps
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,7 +36,7 @@ class NotesReads(TorchDispatchMode):
     """Adds each read to `reads`, with the line of ours that made it."""
 
     def __init__(self, reads: set[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.reads = reads
 
     def note(self, name: str) -> None:
@@ -56,7 +56,9 @@ def noting(reads: set[str]) -> Iterator[None]:
     """Tensor.tolist, cpu and numpy pass by the dispatcher, or do nothing on a CPU."""
     with NotesReads(reads) as mode, pytest.MonkeyPatch.context() as patch:
         for name in ("tolist", "cpu", "numpy"):
-            patch.setattr(Tensor, name, lambda tensor, name=name: mode.note(name) or getattr(super(Tensor, tensor), name)())
+            patch.setattr(
+                Tensor, name, lambda tensor, name=name: mode.note(name) or getattr(super(Tensor, tensor), name)()
+            )
         yield
 
 
