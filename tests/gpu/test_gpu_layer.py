@@ -27,7 +27,7 @@ from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.routers.options import BalanceOptions, RouterOptions, SwitchOptions, TopKOptions
 
 pytestmark = pytest.mark.gpu
-# Each of x, both weights, the hidden values (whose square doubles it), the square, the output, the gate and their product
+# Each of x, both weights, the hidden values (whose square doubles it), the square, the output, gate and product
 # is rounded by 2^-9 at most. A share of the largest value, since small ones are sums that cancel.
 BF16 = 9 * 2**-9
 MARGIN = 1e-5
