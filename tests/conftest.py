@@ -20,7 +20,7 @@ from switch_lm.routers.options import BalanceOptions, RouterOptions
 from switch_lm.storage import checkpoint, metrics
 from switch_lm.text.vocabulary import Vocabulary
 
-pytest_plugins = ["fault_rows", "kept_board"]
+pytest_plugins = ["fault_rows", "gpu_device", "kept_board"]
 TEXT = "To be, or not to be: that is the question.\n" * 20
 BATCH_SIZE = 4
 MakeRun = Callable[..., Path]

@@ -87,11 +87,11 @@ class ExpertChoice(Router):
         num_tokens, num_experts = p_TE.shape
         if self.training and capacity is not None:
             token_EC, used_N = self.best(p_TE.detach(), capacity), None
-            expert_N = torch.arange(num_experts).repeat_interleave(capacity)
+            expert_N = torch.arange(num_experts, device=p_TE.device).repeat_interleave(capacity)
             token_N = token_EC.flatten()
         else:
-            token_N = torch.arange(num_tokens).repeat_interleave(num_experts)
-            expert_N = torch.arange(num_experts).repeat(num_tokens)
+            token_N = torch.arange(num_tokens, device=p_TE.device).repeat_interleave(num_experts)
+            expert_N = torch.arange(num_experts, device=p_TE.device).repeat(num_tokens)
             used_N, capacity = (p_TE.detach() > self.cutoff_E).flatten(), None
         return Routing.listed(
             token_N=token_N,
