@@ -72,6 +72,12 @@ class TrainerConfig:
         "does not end the run.",
         one_of("auto", "true", "false"),
     )
+    cuda_graph: bool = key(
+        True,
+        "Whether a GPU gets the forward and backward pass of a step as one recording, instead of kernel by kernel. "
+        "What cannot be recorded, such as a router that reads from the GPU, does not end the run.",
+        changes_result=False,
+    )
     threads: int | None = key(
         None,
         "CPU threads. null: all cores, or in a sweep whose jobs run side by side each job's share of them.",

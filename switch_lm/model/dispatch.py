@@ -36,7 +36,7 @@ class ExpertRows:
 
     @classmethod
     def packed(cls, routing: Routing) -> ExpertRows:
-        """No empty row between two experts, P = N. With a capacity those who are dropped leave empty rows at the end."""
+        """No empty row between two experts, P = N. Dropped ones leave empty rows at the end."""
         num_assignments = routing.token_N.numel()
         if routing.capacity is None:
             end_E = routing.load_E.cumsum(0)

@@ -125,9 +125,9 @@ class SwitchFeedForward(nn.Module):
         x_ECD = rows.dispatch(x_ND).view(self.num_experts, -1, x_ND.shape[1])
         return rows.combine(self.experts.padded(x_ECD).flatten(0, 1))
 
-    @torch.compiler.disable  # each step has other loads: every one would be compiled again
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # loads differ: each step would be compiled again
     def _dropless(self, x_ND: Tensor, routing: Routing) -> Tensor:
-        """Copies the loads to the host. On a GPU, experts are padded to the largest unless that is far from the mean."""
+        """Reads the loads. On a GPU, experts are padded to the largest unless that is far from the mean."""
         loads = routing.load_E.tolist()
         most = max(1, -(-max(loads) // PADDING)) * PADDING
         if not devices.is_cpu(x_ND.device) and self.num_experts * most <= UNEVEN * x_ND.shape[0]:

@@ -79,7 +79,7 @@ class _Muon(Optimizer):
     def _step(self, group: dict[str, Any]) -> None:
         """Updates the parameters of a group."""
 
-    def _averages(self, parameters: Sequence[Tensor], momentum: float) -> tuple[list[Tensor], list[Tensor]]:
+    def _averages(self, parameters: list[Tensor], momentum: float) -> tuple[list[Tensor], list[Tensor]]:
         """The gradients, and their moving averages with these included; one launch for all on a GPU."""
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
@@ -89,7 +89,7 @@ class _Muon(Optimizer):
         torch._foreach_lerp_(averages, grads, 1 - momentum)
         return grads, averages
 
-    def _nesterov(self, parameters: Sequence[Tensor], momentum: float) -> Sequence[Tensor]:
+    def _nesterov(self, parameters: list[Tensor], momentum: float) -> Sequence[Tensor]:
         grads, averages = self._averages(parameters, momentum)
         return torch._foreach_lerp(grads, averages, momentum)
 
@@ -104,8 +104,8 @@ class BatchedMuon(_Muon):
                 by_shape[parameter.shape].append(parameter)
         for (fan_out, fan_in), parameters in by_shape.items():
             nesterov = self._nesterov(parameters, group["momentum"])
-            updates = orthogonalize(torch.stack(nesterov), dtype=self.dtype).unbind()
-            _move(parameters, updates, lr=group["lr"], decay=group["weight_decay"], widening=fan_out / fan_in)
+            updates = orthogonalize(torch.stack(list(nesterov)), dtype=self.dtype)
+            _move(parameters, list(updates), lr=group["lr"], decay=group["weight_decay"], widening=fan_out / fan_in)
 
 
 class StackedMuon(_Muon):
@@ -134,9 +134,7 @@ class StackedMuon(_Muon):
                 _move([parameter], [update], lr=lr, decay=decay, widening=fan_out / fan_in)
 
 
-def _move(
-    parameters: Sequence[Tensor], updates: Sequence[Tensor], *, lr: float, decay: float, widening: float
-) -> None:
+def _move(parameters: list[Tensor], updates: list[Tensor], *, lr: float, decay: float, widening: float) -> None:
     torch._foreach_mul_(parameters, 1 - lr * decay)
     torch._foreach_add_(parameters, updates, alpha=-lr * max(1.0, widening) ** 0.5)
 

@@ -123,9 +123,7 @@ class TextData(lightning.LightningDataModule):
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
         batches = self.validation_batches
-        return self._loader(
-            ValidationBatches(batches), lambda: range(module.validation.num_batches, len(batches))
-        )
+        return self._loader(ValidationBatches(batches), lambda: range(module.validation.num_batches, len(batches)))
 
     def _loader(self, batches: Dataset[Batch], numbers: Callable[[], Iterable[int]]) -> DataLoader[Batch]:
         """Lightning draws one batch ahead; from pinned memory a GPU fetches it while it computes."""

@@ -1,12 +1,19 @@
 """What a finished run reports: the content of result.json."""
 
+import sys
 from typing import Any
 
 import lightning
+import torch
 
 from switch_lm.measure.ledger import ledger, run_ledger
 from switch_lm.storage.provenance import commit, versions
 from switch_lm.training.prepare import Training
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 
 def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
@@ -30,6 +37,7 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
         "load_max_over_mean": module.validation.load_max_over_mean,
         "router_entropy": module.validation.router_entropy,
         **figures,
+        "peak_memory_bytes": _peak_memory(training.hardware.device),
         "computation": _computation(training),
         "corpus_sha256": training.corpus.sha256,
         "seed": config.seed,
@@ -37,6 +45,16 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
+
+
+def _peak_memory(device: str) -> int | None:
+    """The most that this start of the run took on its GPU, or of its process on a CPU; None if nobody counts it."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if device != "cpu" or resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _at_training_capacity(training: Training) -> dict[str, float | None]:

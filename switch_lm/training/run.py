@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from switch_lm.measure.alarm import RouterAlarmError
@@ -55,6 +56,10 @@ def _train(training: Training) -> dict[str, Any]:
         module.run_log = log
         module.saving = Saving(run.checkpoints, training.config.trainer, training.signals)
         trainer = _trainer(training)
+        if training.hardware.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            if training.config.trainer.cuda_graph:
+                module.record_steps()
         trainer.fit(module, training.data, ckpt_path=run.resumes_from)
         result = result_of(training, trainer)
         run.write_json(RESULT, result)

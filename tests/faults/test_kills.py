@@ -52,6 +52,7 @@ def require_the_same(folder: Path, whole: Path, *, log_every: int = 5) -> None:
     timed = ("seconds", "training_seconds", "tokens_per_second", "inference_tokens_per_second")
     for key in (*timed, "window_loss_seconds", "router_health_seconds", "routing_pictures_seconds"):
         assert all(result.pop(key) > 0 for result in results)
+    assert all(result.pop("peak_memory_bytes") > 0 for result in results)
     assert results[0] == results[1]
     steps = [step for step, _ in scalars(whole, "train/loss")]
     assert [step for step, _ in scalars(run, "train/loss")] == steps == list(range(5, steps[-1] + 1, log_every))

@@ -224,7 +224,7 @@ def test_counts_add_up_and_a_slot_is_used_once(case: Case) -> None:
         assert int((rows.choice_P < T * K).sum()) == len(used)  # and the other slots are empty
         if rows.end_E is not None:  # nothing lies between two experts
             expert_P = torch.bucketize(used, rows.end_E.contiguous(), right=True)
-            assert torch.equal(expert_P, routing.assigned_N[kept_N]) 
+            assert torch.equal(expert_P, routing.assigned_N[kept_N])
             assert int(rows.end_E[-1]) == (len(used) if slots else routing.num_assignments)
 
 
