@@ -128,12 +128,12 @@ def test_on_apple_silicon_a_run_is_not_compiled_and_a_command_in_float64_takes_t
     now = detect(Config(trainer=TrainerConfig(device="mps")), training_flops=1e20)
     assert (now.precision, now.compile) == ("fp32", False)
     options = model_parser(prog="", about="").parse_args(["--device", "mps"])
-    assert compute_on(options) == "mps" and capsys.readouterr().err == ""
+    assert compute_on(options) == "mps" and not capsys.readouterr().err
     assert compute_on(options, in_float64=True) == "cpu" and "float64" in capsys.readouterr().err
 
 
-NO_COMPILER = "no C compiler was found; install gcc for faster steps"
-COMPILES = [(0.9, "", "triton gcc", "the run is too short to earn it back"), (1.1, "", "gcc", "triton is not installed"),
+NO_COMPILER, SHORT = "no C compiler was found; install gcc for faster steps", "the run is too short to earn it back"
+COMPILES = [(0.9, "", "triton gcc", SHORT), (1.1, "", "gcc", "triton is not installed"),
             (1.1, "", "triton g++", NO_COMPILER), (1.1, "none", "triton gcc", NO_COMPILER),
             (1.1, "mine", "triton mine", "mine was found"), (1.1, "", "triton clang", "clang was found")]  # fmt: skip
 
@@ -142,18 +142,18 @@ COMPILES = [(0.9, "", "triton gcc", "the run is too short to earn it back"), (1.
 def test_a_gpu_compiles_long_runs_where_triton_and_its_c_compiler_are_there(
     runs: float, compiler: str, installed: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware.os, "environ", {"CC": compiler} if compiler else {})
+    monkeypatch.setenv("CC", compiler)
     monkeypatch.setattr(hardware, "find_spec", lambda name: name if name in installed.split() else None)
     monkeypatch.setattr(shutil, "which", lambda name: name if name in installed.split() else None)
-    monkeypatch.setattr(hardware.Path, "is_file", lambda path: True)  # Python.h
+    monkeypatch.setattr(Path, "is_file", lambda path: True)  # Python.h
     assert compiling_pays("cuda", runs * GPU_COMPILE_PAYS_FLOPS) == (expected.endswith(" was found"), expected)
 
 
 def test_only_on_a_cpu_are_random_numbers_kept_from_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda _, **options: chosen.append(options["options"]))
-    for device in ("cpu", "meta"):
-        compile_module(torch.nn.Linear(1, 1, device=device))
+    compile_module(torch.nn.Linear(1, 1))
+    compile_module(torch.nn.Linear(1, 1, device="meta"))
     assert chosen == [{"fallback_random": True}, {"fallback_random": False}]
 
 
@@ -174,7 +174,7 @@ class NoFloat64(TorchDispatchMode):
     """Follows what is computed from weights, as if it lay on a device of its own until `cpu()`: no float64 there."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.there: dict[int, Any] = {}  # storages, kept so that none gets the address of another
         self.widened: list[str] = []
 
@@ -200,7 +200,6 @@ def test_a_run_and_what_continues_one_take_no_float64_to_a_device_without_it(
     monkeypatch.setattr(devices, "sum_dtype", lambda device: torch.float32)
     config = short_run(tmp_path)
     config.logger.sample_length, config.health.every = 3, 1
-    ids_BS = torch.arange(24).view(2, 12) % 9
     validation, drops, at_capacity = ValidationTally(), DropTally(num_layers=2), EvaluationTally()
     with mode:
         train(config)
@@ -209,7 +208,7 @@ def test_a_run_and_what_continues_one_take_no_float64_to_a_device_without_it(
         drops.load_state_dict(content["drops"])
         at_capacity.sums = torch.zeros(5).double()  # as a GPU leaves it
         model = checkpoint.read_model(folder_of(config))[0]
-        output = model(ids_BS)
+        output = model(ids_BS := torch.arange(24).view(2, 12) % 9)
         validation.add(output.logits.mean(), ids_BS.numel(), output.routings)
         drops.add(output.routings)
         at_capacity.add(output, ids_BS)
