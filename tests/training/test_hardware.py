@@ -103,8 +103,7 @@ def test_a_run_stays_on_its_device_if_that_is_there_and_no_other_is_asked_for(
     machine_with(monkeypatch, *there.split())
     before = GPU | {"device": stored, "name": "then"} if stored else {}
     now = detect(Config(trainer=TrainerConfig(device=typed)), training_flops=0.0, stored=before)
-    assert now.device == expected
-    assert now.threads == (64 if stored == expected else torch.get_num_threads())
+    assert (now.device, now.threads) == (expected, 64 if stored == expected else torch.get_num_threads())
     line = f"trainer.device was {stored} (then), now {expected} ({now.name}): the result will not be bit-identical"
     assert (changes_bits(now, before) or "").startswith(line) == (stored not in ("", expected))
 
@@ -128,8 +127,8 @@ def test_on_apple_silicon_a_run_is_not_compiled_and_a_command_in_float64_takes_t
     now = detect(Config(trainer=TrainerConfig(device="mps")), training_flops=1e20)
     assert (now.precision, now.compile) == ("fp32", False)
     options = model_parser(prog="", about="").parse_args(["--device", "mps"])
-    assert compute_on(options) == "mps" and not capsys.readouterr().err
-    assert compute_on(options, in_float64=True) == "cpu" and "float64" in capsys.readouterr().err
+    assert (compute_on(options), compute_on(options, in_float64=True)) == ("mps", "cpu")
+    assert capsys.readouterr().err == "on the CPU: this is computed in float64, which MPS does not have\n"
 
 
 NO_COMPILER, SHORT = "no C compiler was found; install gcc for faster steps", "the run is too short to earn it back"
