@@ -100,7 +100,7 @@ class ValidationTally:
         self.num_batches += 1
         if routings:
             load_LE = torch.stack([routing.load_E for routing in routings])
-            entropy_L = torch.stack([router_entropy(routing) for routing in routings]).double() * count
+            entropy_L = devices.widened(torch.stack([router_entropy(routing) for routing in routings])) * count
             self.load_LE = load_LE if self.load_LE is None else self.load_LE.to(load_LE.device) + load_LE
             self._entropy_L = entropy_L if self._entropy_L is None else self._entropy_L.to(entropy_L) + entropy_L
 
