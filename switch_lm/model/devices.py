@@ -11,8 +11,8 @@ HOPPER = (9, 0)  # the compute capability on which torch multiplies groups in on
 
 def is_usable(name: str) -> bool:
     """Whether torch can use such a device here: cpu, cuda or mps."""
-    tests = {"cpu": lambda: True, "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    return name in tests and tests[name]()
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return there.get(name, False)
 
 
 def chosen() -> str:

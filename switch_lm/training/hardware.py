@@ -129,7 +129,7 @@ def compiling_pays(device: str, training_flops: float) -> tuple[bool, str]:
         return False, "triton is not installed"
     if on_gpu:  # triton compiles the launchers of its kernels, and looks for these
         language, package, gain = "C", "gcc", "faster steps"
-        names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+        names = [chosen] if (chosen := os.environ.get("CC")) else ["gcc", "clang"]
     else:
         language, package, gain = "C++", "g++", "about a third more speed"
         names = [os.environ.get("CXX", ""), "g++", "clang++"]

@@ -103,8 +103,7 @@ def test_a_run_stays_on_its_device_if_that_is_there_and_no_other_is_asked_for(
     machine_with(monkeypatch, *there.split())
     before = GPU | {"device": stored, "name": "then"} if stored else {}
     now = detect(Config(trainer=TrainerConfig(device=typed)), training_flops=0.0, stored=before)
-    assert now.device == expected
-    assert now.threads == (64 if stored == expected else torch.get_num_threads())
+    assert (now.device, now.threads) == (expected, 64 if stored == expected else torch.get_num_threads())
     line = f"trainer.device was {stored} (then), now {expected} ({now.name}): the result will not be bit-identical"
     assert (changes_bits(now, before) or "").startswith(line) == (stored not in ("", expected))
 
@@ -128,36 +127,32 @@ def test_on_apple_silicon_a_run_is_not_compiled_and_a_command_in_float64_takes_t
     now = detect(Config(trainer=TrainerConfig(device="mps")), training_flops=1e20)
     assert (now.precision, now.compile) == ("fp32", False)
     options = model_parser(prog="", about="").parse_args(["--device", "mps"])
-    assert compute_on(options) == "mps" and capsys.readouterr().err == ""
-    assert compute_on(options, in_float64=True) == "cpu" and "float64" in capsys.readouterr().err
+    assert (compute_on(options), compute_on(options, in_float64=True)) == ("mps", "cpu")
+    assert capsys.readouterr().err == "on the CPU: this is computed in float64, which MPS does not have\n"
 
 
-@pytest.mark.parametrize(
-    ("runs", "compiler", "installed", "expected"),
-    [
-        (0.9, "", "triton gcc", "the run is too short to earn it back"),
-        (1.1, "", "gcc", "triton is not installed"),
-        (1.1, "", "triton g++", "no C compiler was found; install gcc for faster steps"),
-        (1.1, "none", "triton gcc", "no C compiler was found; install gcc for faster steps"),
-        (1.1, "mine", "triton mine", "mine was found"),
-        (1.1, "", "triton clang", "clang was found"),
-    ],
-)
+NO_COMPILER, SHORT = "no C compiler was found; install gcc for faster steps", "the run is too short to earn it back"
+COMPILES = [(0.9, "", "triton gcc", SHORT), (1.1, "", "gcc", "triton is not installed"),
+            (1.1, "", "triton g++", NO_COMPILER), (1.1, "none", "triton gcc", NO_COMPILER),
+            (1.1, "mine", "triton mine", "mine was found"), (1.1, "", "triton clang", "clang was found")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("runs", "compiler", "installed", "expected"), COMPILES)
 def test_a_gpu_compiles_long_runs_where_triton_and_its_c_compiler_are_there(
     runs: float, compiler: str, installed: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware.os, "environ", {"CC": compiler} if compiler else {})
+    monkeypatch.setenv("CC", compiler)
     monkeypatch.setattr(hardware, "find_spec", lambda name: name if name in installed.split() else None)
     monkeypatch.setattr(shutil, "which", lambda name: name if name in installed.split() else None)
-    monkeypatch.setattr(hardware.Path, "is_file", lambda path: True)  # Python.h
+    monkeypatch.setattr(Path, "is_file", lambda path: True)  # Python.h
     assert compiling_pays("cuda", runs * GPU_COMPILE_PAYS_FLOPS) == (expected.endswith(" was found"), expected)
 
 
 def test_only_on_a_cpu_are_random_numbers_kept_from_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda _, **options: chosen.append(options["options"]))
-    for device in ("cpu", "meta"):
-        compile_module(torch.nn.Linear(1, 1, device=device))
+    compile_module(torch.nn.Linear(1, 1))
+    compile_module(torch.nn.Linear(1, 1, device="meta"))
     assert chosen == [{"fallback_random": True}, {"fallback_random": False}]
 
 
@@ -168,21 +163,17 @@ def test_a_job_of_a_sweep_that_began_on_a_gpu_continues_on_the_cpu_with_one_line
     monkeypatch.setattr(hardware, "fast_bf16", lambda _: (False, ""))
     RunFolder(tmp_path).write_json(HARDWARE, GPU)
     job = RunFolder(tmp_path / "0", sweep=tmp_path)
-    for device, lines in (("auto", 1), ("cpu", 0)):  # asked for, nobody is surprised
-        config.trainer.device = device
-        with prepare(config, job, signals=StopSignals(job.path)) as training:
-            assert (training.hardware.device, training.hardware.precision) == ("cpu", "bf16")
-        assert len((line := capsys.readouterr().err).splitlines()) == lines
-        assert all(
-            words in line for words in ("cuda (a GPU)", "now cpu", "bf16 is slow", "not be bit-identical") * lines
-        )
+    with prepare(config, job, signals=StopSignals(job.path)) as training:
+        assert (training.hardware.device, training.hardware.precision) == ("cpu", "bf16")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(words in line for words in ("cuda (a GPU)", "now cpu", "bf16 is slow", "not be bit-identical"))
 
 
 class NoFloat64(TorchDispatchMode):
     """Follows what is computed from weights, as if it lay on a device of its own until `cpu()`: no float64 there."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.there: dict[int, Any] = {}  # storages, kept so that none gets the address of another
         self.widened: list[str] = []
 
@@ -208,7 +199,6 @@ def test_a_run_and_what_continues_one_take_no_float64_to_a_device_without_it(
     monkeypatch.setattr(devices, "sum_dtype", lambda device: torch.float32)
     config = short_run(tmp_path)
     config.logger.sample_length, config.health.every = 3, 1
-    ids_BS = torch.arange(24).view(2, 12) % 9
     validation, drops, at_capacity = ValidationTally(), DropTally(num_layers=2), EvaluationTally()
     with mode:
         train(config)
@@ -217,11 +207,10 @@ def test_a_run_and_what_continues_one_take_no_float64_to_a_device_without_it(
         drops.load_state_dict(content["drops"])
         at_capacity.sums = torch.zeros(5).double()  # as a GPU leaves it
         model = checkpoint.read_model(folder_of(config))[0]
-        output = model(ids_BS)
+        output = model(ids_BS := torch.arange(24).view(2, 12) % 9)
         validation.add(output.logits.mean(), ids_BS.numel(), output.routings)
         drops.add(output.routings)
         at_capacity.add(output, ids_BS)
-        nanogpt_estimates(
-            model, ids_BS.flatten(), batch_size=2, capacity_factor=1.0, precision="fp32", num_draws=1, seed=0
-        )
+        how: dict[str, Any] = {"batch_size": 2, "capacity_factor": 1.0, "precision": "fp32"}
+        nanogpt_estimates(model, ids_BS.flatten(), num_draws=1, seed=0, **how)
     assert mode.there and mode.widened == []

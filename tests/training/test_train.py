@@ -141,7 +141,6 @@ def test_a_run_that_began_on_a_gpu_continues_on_the_cpu_with_one_line(
     stored = folder_of(config) / "hardware.json"
     stored.write_text(json.dumps(json.loads(stored.read_text()) | {"device": "cuda", "name": "a GPU"}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    capsys.readouterr()
     result = train(replace(config, name=None, resume="auto"))
     assert (result["name"], result["steps"], result["hardware"]["device"]) == ("run", 12, "cpu")
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: "))
