@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Tests, measures and trains on a GPU in under six minutes: scripts/gpu_check.sh [--dry]
 # --dry tries every line on a CPU with small sizes. PYTHON names the interpreter, OUT the folder of the report
-# (default: outputs/gpu_check). A part that fails does not stop the others; then the exit code is 1.
+# (default: outputs/gpu_check). A part that fails does not stop the others; then the exit code is 1. A part has at most
+# what is left of SECONDS_AT_MOST (default: 350).
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-outputs/gpu_check}
+SECONDS_AT_MOST=${SECONDS_AT_MOST:-350}
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 1
 export OUT PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
@@ -36,10 +38,12 @@ failed=0
 
 # part NAME SECONDS COMMAND...: under a timeout, with a log of its own.
 part() {
-    local name=$1 limit=$2 start=$EPOCHREALTIME code seconds
+    local name=$1 limit=$2 start=$EPOCHREALTIME code seconds left=$((SECONDS_AT_MOST - SECONDS))
     shift 2
+    left=$((left > 1 ? left : 1))
+    limit=$((limit < left ? limit : left))
     echo "== $name (at most $limit s)"
-    timeout --kill-after=5 "$limit" "$@" >"$OUT/logs/$name.log" 2>&1
+    timeout --kill-after=2 "$limit" "$@" >"$OUT/logs/$name.log" 2>&1
     code=$?
     seconds=$(((${EPOCHREALTIME/[.,]/} - ${start/[.,]/}) / 100000))
     printf '%s\t%s\t%s.%s\n' "$name" "$code" "$((seconds / 10))" "$((seconds % 10))" >>"$OUT/parts.tsv"
@@ -83,10 +87,10 @@ export -f gpu_run
 part facts 30 bash -c 'facts "$@"' facts "$dry"
 part tests 110 "$PYTHON" -m pytest tests/gpu -m gpu -q -x --maxfail=8 -p no:cacheprovider
 part default 90 "$PYTHON" -m switch_lm.train name=default "outputs=$OUT" ${small[@]+"${small[@]}"}
-part check_default 60 "$PYTHON" -m switch_lm.check "$OUT/runs/default"
+part check_default 60 "$PYTHON" -m switch_lm.check --run "$OUT/runs/default"
 part bench 90 "$PYTHON" scripts/bench/gpu.py "${bench[@]}"
 part gpu 150 bash -c 'gpu_run "$@"' gpu ${small[@]+"${small[@]}"}
-part check_gpu 60 "$PYTHON" -m switch_lm.check "$OUT/runs/gpu"
+part check_gpu 60 "$PYTHON" -m switch_lm.check --run "$OUT/runs/gpu"
 
 "$PYTHON" scripts/bench/gpu_report.py "$OUT" || failed=1
 shopt -s nullglob
