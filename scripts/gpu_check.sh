@@ -19,8 +19,8 @@ case "${1:-}" in
     "") ;;
     --dry)
         dry=1
-        small=(trainer.device=cpu trainer.max_steps=20 trainer.val_every=20 optim.warmup_steps=5 data.batch_size=4
-            model.d_model=32 model.d_ff=64)
+        small=(trainer.device=cpu trainer.threads=1 trainer.max_steps=20 trainer.val_every=20 optim.warmup_steps=5
+            data.batch_size=4 model.d_model=32 model.d_ff=64)
         bench=(--device cpu --quick)
         export SWITCH_LM_TEST_DEVICE=cpu
         ;;
@@ -31,7 +31,7 @@ case "${1:-}" in
 esac
 
 # What an earlier check left; a folder of that name cannot be trained into again.
-rm -rf "$OUT/logs" "$OUT/runs" "$OUT/gpu_bench.json" "$OUT/report.md" "$OUT/gpu_check.tar.gz"
+rm -rf "$OUT/logs" "$OUT/runs" "$OUT/start.json" "$OUT/gpu_bench.json" "$OUT/report.md" "$OUT/gpu_check.tar.gz"
 mkdir -p "$OUT/logs"
 printf 'part\texit\tseconds\n' >"$OUT/parts.tsv"
 failed=0
@@ -97,7 +97,7 @@ shopt -s nullglob
 kept=("$OUT"/logs/*.log "$OUT"/runs/*/result.json "$OUT"/runs/*/metrics.jsonl)
 # What is not in the archive, the report, the benchmark or the seconds of the parts is removed: checkpoints are large.
 if tar -C "$OUT" -czf "$OUT/gpu_check.tar.gz" "${kept[@]#"$OUT"/}"; then
-    rm -rf "$OUT/logs" "$OUT/runs"
+    rm -rf "$OUT/logs" "$OUT/runs" "$OUT/start.json"
 else
     failed=1
 fi

@@ -15,7 +15,7 @@ LAYER_GOALS = {8: 1.6, 64: 2.5}
 STEP_GOAL = 1.0
 RUNS = ("default", "gpu")
 FIGURES = ("val_loss", "seconds", "training_seconds", "tokens_per_second", "peak_memory_bytes")
-VERDICT = re.compile(r"\b(PASS|FAIL|WARN|SKIP|OK|verdict)\b", re.IGNORECASE)
+VERDICT = re.compile(r"\b[A-Z]{4,}\b|^ check +verdict ")  # PASS, FAIL, LEAKS ...
 Rows = list[dict[str, Any]]
 
 
@@ -55,7 +55,7 @@ def seconds_to_loss(file: Path) -> tuple[float | None, bool]:
     for line in text_of(file).splitlines():
         try:
             record = json.loads(line)
-            values.setdefault(int(record["step"]), {}).update(scalars_of(record))
+            values.setdefault(int(record["step"]), {}).update(record)
         except (ValueError, KeyError, TypeError):
             continue  # a line that was cut off
     validated = {step: found for step, found in values.items() if "val/loss" in found}
@@ -63,14 +63,6 @@ def seconds_to_loss(file: Path) -> tuple[float | None, bool]:
         if validated[step]["val/loss"] <= NANOGPT_LOSS:
             return validated[step].get("perf/training_seconds"), True
     return None, bool(validated)
-
-
-def scalars_of(record: dict[str, Any]) -> dict[str, float]:
-    """Of one line, which has one tag and its value, or many tags."""
-    if "tag" in record:
-        return {str(record["tag"]): float(record["value"])}
-    found = record.get("scalars", record)
-    return {tag: float(value) for tag, value in found.items() if isinstance(value, int | float)}
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> Iterator[str]:
