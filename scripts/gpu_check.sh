@@ -20,7 +20,7 @@ case "${1:-}" in
     --dry)
         dry=1
         small=(trainer.device=cpu trainer.threads=1 trainer.max_steps=20 trainer.val_every=20 optim.warmup_steps=5
-            data.batch_size=4 model.d_model=32 model.d_ff=64)
+            data.batch_size=4 model.d_model=32 model.num_heads=4 model.d_ff=64)
         bench=(--device cpu --quick)
         export SWITCH_LM_TEST_DEVICE=cpu
         ;;
