@@ -85,7 +85,7 @@ gpu_run() {
 export -f gpu_run
 
 part facts 30 bash -c 'facts "$@"' facts "$dry"
-part tests 110 "$PYTHON" -m pytest tests/gpu -m gpu -q -x --maxfail=8 -p no:cacheprovider
+part tests 110 "$PYTHON" -m pytest tests/gpu -m gpu -q -n 6 --maxfail=8 -p no:cacheprovider -p no:benchmark
 part default 90 "$PYTHON" -m switch_lm.train name=default "outputs=$OUT" ${small[@]+"${small[@]}"}
 part check_default 60 "$PYTHON" -m switch_lm.check --run "$OUT/runs/default"
 part bench 90 "$PYTHON" scripts/bench/gpu.py "${bench[@]}"

@@ -58,7 +58,7 @@ def seconds_to_loss(file: Path) -> tuple[float | None, bool]:
             values.setdefault(int(record["step"]), {}).update(record)
         except (ValueError, KeyError, TypeError):
             continue  # a line that was cut off
-    validated = {step: found for step, found in values.items() if "val/loss" in found}
+    validated = {step: found for step, found in values.items() if found.get("val/loss") is not None}
     for step in sorted(validated):
         if validated[step]["val/loss"] <= NANOGPT_LOSS:
             return validated[step].get("perf/training_seconds"), True
