@@ -57,9 +57,9 @@ part() {
 # facts: one a line, as "name: value".
 facts() {
     local sha
-    sha=$(git rev-parse HEAD 2>/dev/null) || sha=${SWITCH_LM_COMMIT:-unknown}
+    sha=${SWITCH_LM_COMMIT:-$(git rev-parse HEAD 2>/dev/null)}
     echo "date: $(date -u +%Y-%m-%d)"
-    echo "commit: $sha"
+    echo "commit: ${sha:-unknown}"
     echo "dry run: $([ "$1" = 1 ] && echo yes || echo no)"
     if command -v nvidia-smi >/dev/null; then
         nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | head -n 1 |

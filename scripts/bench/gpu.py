@@ -236,7 +236,12 @@ def recorded(call: Call) -> Call:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         call()
-    return graph.replay
+    return partial(_replay, graph, call)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, call: Call) -> None:
+    """`call` is only kept: it owns the weights and inputs, whose memory the graph reads."""
+    graph.replay()
 
 
 def steps(bench: Bench) -> None:

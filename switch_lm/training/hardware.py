@@ -20,7 +20,7 @@ from switch_lm.model import devices
 
 # Compiling costs half a minute on two CPU cores and saves a third of a step, so it pays above about this much work.
 COMPILE_PAYS_FLOPS = 1.2e13
-GPU_COMPILE_PAYS_FLOPS = 2e15  # on a GPU, which has done 1.2e13 in a second
+GPU_COMPILE_PAYS_FLOPS = 4e15  # an H200 took 21 s to compile, and in 2.2e15 it saved less than 12 s
 
 
 @dataclass(frozen=True)

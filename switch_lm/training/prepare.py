@@ -107,6 +107,7 @@ def _set_up_logs(console: Console) -> None:
     log.setLevel(logging.INFO)
     logging.getLogger(LIGHTNING_LOG).setLevel(logging.ERROR)
     for text in (".*does not have many workers.*", ".*Checkpoint directory .* exists and is not empty.*",
+                 "TensorFloat32 tensor cores .*",  # float32 is exact here on purpose
                  ".*isinstance.treespec, LeafSpec.. is deprecated.*"):  # fmt: skip
         warnings.filterwarnings("ignore", message=text)
 
