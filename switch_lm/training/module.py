@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning
 import torch
@@ -20,7 +20,6 @@ from switch_lm.model.losses import language_loss, summed
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.optim.base import build_optimizer
 from switch_lm.optim.schedule import learning_rate_factor
-from switch_lm.routers.base import Router
 from switch_lm.routers.losses import importance_loss, router_z_loss
 from switch_lm.routers.noise import seed_noise
 from switch_lm.routers.routing import Routing
@@ -30,21 +29,11 @@ from switch_lm.training.callbacks.base import MicroBatch, step_ends
 from switch_lm.training.callbacks.step_scalars import as_perplexity
 from switch_lm.training.data import Batch, derive_seed
 from switch_lm.training.log import Log
-from switch_lm.training.nonfinite import FirstBad, NonFiniteError, first_of, locate
+from switch_lm.training.losses import Losses
+from switch_lm.training.nonfinite import BadSteps, NonFiniteError, first_of, locate
 from switch_lm.training.saving import Saving
 from switch_lm.training.step_graph import CannotRecordError, StepGraph
 from switch_lm.training.validating import Validation
-
-
-class Losses(NamedTuple):
-    """The losses of one micro-batch, `total` to minimise and its parts, and what the Switch layers decided."""
-
-    total: Tensor
-    language: Tensor
-    routers: dict[str, Tensor]  # the routers' own losses by name, balance among them
-    router_z: Tensor | None  # None if its weight is 0
-    importance: Tensor | None
-    routings: tuple[Routing, ...]
 
 
 class SwitchModule(lightning.LightningModule):
@@ -77,7 +66,7 @@ class SwitchModule(lightning.LightningModule):
         self.on_measured: Callable[[int, int], None] = lambda done, of: None  # batches of a validation
         self._step_routings: list[tuple[Routing, ...]] = []  # of each micro-batch of this step
         self.graph: StepGraph | None = None  # replays the passes of a micro-batch
-        self._bad = {"the loss": FirstBad(), "the gradient norm": FirstBad()}
+        self._bad = BadSteps()
         self._rates: list[float] = []  # of this step: the schedule moves on before a validation or a checkpoint
 
     def warm_up(self) -> None:
@@ -115,7 +104,7 @@ class SwitchModule(lightning.LightningModule):
         done, step = self._replayed(batch, batch_idx) or self.forward_pass(batch), self.global_step + 1
         total = done["losses"]["train/total_loss"]
         if not self._reads(step):
-            self._bad["the loss"].add(total, step)
+            self._bad.add("the loss", total, step)
         elif not torch.isfinite(total):
             self._seed_noise(batch_idx)
             place = locate(self.model, lambda: self.losses(batch.ids, batch.targets).total)
@@ -134,15 +123,14 @@ class SwitchModule(lightning.LightningModule):
 
     def _look_back(self) -> None:
         """NonFiniteError if there was a bad number in a step that did not look."""
-        for what, first in self._bad.items():
-            if (step := first.read()) is not None:
-                where = "the same run with logger.log_every=1 shows where"
-                raise self._not_finite(f"{what} became infinite or not a number", where, step=step)
+        if (found := self._bad.first()) is not None:
+            (what, step), where = found, "the same run with logger.log_every=1 shows where"
+            raise self._not_finite(f"{what} became infinite or not a number", where, step=step)
 
     def forward_pass(self, batch: Batch) -> MicroBatch:
         losses = self.losses(batch.ids, batch.targets)
         routings = tuple(routing.detached() for routing in losses.routings)
-        return {"loss": losses.total, "losses": _by_tag(losses), "routings": routings}
+        return {"loss": losses.total, "losses": losses.by_tag(), "routings": routings}
 
     def both_passes(self, batch: Batch) -> MicroBatch:
         """The forward pass in the run's precision, and the backward pass, for a recording."""
@@ -159,23 +147,15 @@ class SwitchModule(lightning.LightningModule):
 
     def _replayed(self, batch: Batch, batch_idx: int) -> MicroBatch | None:
         """None where nothing is recorded."""
-        if self.graph is None:
-            return None
-        if not self.graph.is_current():
+        first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        if self.graph is not None and first and not self.graph.is_current():
             try:
                 self.graph.record(batch)
             except CannotRecordError as error:
                 print(f"note: each kernel of a step is launched alone: {error}", file=sys.stderr)
                 self.graph = None
-                self.zero_grad()
             self._seed_noise(batch_idx)
-            if self.graph is None:
-                return None
-        done = self.graph.replay(batch, first=batch_idx % self.config.trainer.accumulate == 0)
-        learns = any(type(router).after_step is not Router.after_step for router in self.model.routers)
-        if learns or self.config.trainer.accumulate > 1:  # it may look at them after the next replay
-            return done | {"routings": tuple(routing.copied() for routing in done["routings"])}
-        return done
+        return None if self.graph is None else self.graph.replay(batch, first=first)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if self.graph is None:
@@ -202,7 +182,7 @@ class SwitchModule(lightning.LightningModule):
         grads = {name: weight.grad for name, weight in self.model.named_parameters() if weight.grad is not None}
         norm, step = torch.nn.utils.get_total_norm(grads.values()), self.global_step + 1
         if not self._reads(step):
-            self._bad["the gradient norm"].add(norm, step)
+            self._bad.add("the gradient norm", norm, step)
         elif not torch.isfinite(norm):  # before clipping, which multiplies every gradient by it
             bad = first_of(reversed(grads.items()))  # the backward pass runs from the last weight to the first
             where = f"the gradient of {bad}" if bad else "the norm itself: every gradient is finite"
@@ -340,14 +320,3 @@ class SwitchModule(lightning.LightningModule):
         done = {"step": checkpoint["global_step"], "num_rows": 0, "is_done": True, "num_batches": 0}  # of older files
         self.validation.load_state_dict(done | checkpoint["validation"])
         self.at_capacity.load_state_dict(checkpoint.get("at_capacity", {}))
-
-
-def _by_tag(losses: Losses) -> dict[str, Tensor]:
-    by_tag = {
-        "train/loss": losses.language,
-        **{f"train/{name}_loss": loss for name, loss in losses.routers.items()},
-        "train/total_loss": losses.total,
-        "train/z_loss": losses.router_z,
-        "train/importance_loss": losses.importance,
-    }
-    return {tag: loss.detach() for tag, loss in by_tag.items() if loss is not None}

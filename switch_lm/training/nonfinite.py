@@ -15,20 +15,21 @@ class NonFiniteError(Exception):
     """A number became NaN or infinite in training; the message says where and at which step."""
 
 
-class FirstBad:
-    """The first step with a number that is not finite, noted on its device: nothing waits for it before `read`."""
+class BadSteps:
+    """The first steps with a number that is not finite, noted on its device: nothing waits for it before `first`."""
 
     def __init__(self) -> None:
-        self._step: Tensor | None = None
+        self._steps: dict[str, Tensor] = {}
 
-    def add(self, number: Tensor, step: int) -> None:
+    def add(self, what: str, number: Tensor, step: int) -> None:
         bad = torch.where(torch.isfinite(number.detach()), NEVER, step)
-        self._step = bad if self._step is None else torch.minimum(self._step, bad)
+        self._steps[what] = torch.minimum(self._steps[what], bad) if what in self._steps else bad
 
-    def read(self) -> int | None:
-        """None if all were finite."""
-        step = NEVER if self._step is None else int(self._step)
-        return None if step == NEVER else step
+    def first(self) -> tuple[str, int] | None:
+        """Which number was bad first, and at which step; None if all were finite."""
+        steps = {what: int(step) for what, step in self._steps.items()}
+        what = min(steps, key=lambda what: steps[what], default="")
+        return (what, steps[what]) if steps.get(what, NEVER) < NEVER else None
 
 
 def first_of(named: Iterable[tuple[str, Tensor | None]]) -> str | None:

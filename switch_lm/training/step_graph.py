@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.routers.base import Router
+from switch_lm.routers.noise import Dropout
 from switch_lm.training.callbacks.base import MicroBatch
 from switch_lm.training.data import Batch
 
@@ -25,13 +27,16 @@ class StepGraph:
 
     Small kernels take less time than their launches, and a replay has one. What is returned, and the gradients, are
     the same tensors in every replay, and are overwritten by the next. A recording holds the numbers that Python had:
-    it is made again if a router's own change.
+    it must be made again if those of a router, a Switch layer or a dropout change.
     """
 
     def __init__(self, passes: Callable[[Batch], MicroBatch], model: nn.Module, *, accumulates: bool) -> None:
         self.passes, self.accumulates = passes, accumulates
         self.parameters = list(model.parameters())
-        self.routers = [module for module in model.modules() if isinstance(module, Router)]
+        routers = [module for module in model.modules() if isinstance(module, Router)]
+        # A router may look at routings after the next replay, and a step adds up those of its micro-batches.
+        self.copies = accumulates or any(type(router).after_step is not Router.after_step for router in routers)
+        self.watched = [part for part in model.modules() if isinstance(part, Router | SwitchFeedForward | Dropout)]
         self.recordings, self._held = 0, ()
         self._graphs: list[tuple[torch.cuda.CUDAGraph, MicroBatch]] = []  # of a step's first micro-batch, of the others
         self._grads: list[tuple[nn.Parameter, Tensor]] = []
@@ -39,14 +44,14 @@ class StepGraph:
 
     def is_current(self) -> bool:
         """Whether the recording is what the model would do now."""
-        return bool(self._graphs) and self._held == _held(self.routers)
+        return bool(self._graphs) and self._held == _held(self.watched)
 
     def record(self, batch: Batch) -> None:
         """Records for batches of this shape; changes no weight, and draws random numbers. CannotRecordError."""
         if self.recordings == RECORDINGS:
-            raise CannotRecordError(f"the routers changed {RECORDINGS} times")
+            raise CannotRecordError(f"numbers of its routers or layers changed {RECORDINGS} times")
         self.recordings += 1
-        self._graphs, self._grads, self._held = [], [], _held(self.routers)
+        self._graphs, self._grads, self._held = [], [], _held(self.watched)
         self._batch = Batch(*(part.clone() for part in batch))
         try:
             self._warm_up(self._batch)
@@ -93,15 +98,17 @@ class StepGraph:
         graph.replay()
         for parameter, grad in self._grads:
             parameter.grad = grad
+        if self.copies:
+            return outputs | {"routings": tuple(routing.copied() for routing in outputs["routings"])}
         return outputs
 
 
-def _held(routers: Sequence[Router]) -> tuple[Any, ...]:
-    """What a recording takes from routers as it is: plain numbers and words, options, and where their tensors lie."""
+def _held(parts: Sequence[nn.Module]) -> tuple[Any, ...]:
+    """What a recording takes from them as it is: plain numbers and words, options, and where their tensors lie."""
     held: list[Any] = []
-    for router in routers:
-        held += [(name, value) for name, value in vars(router).items() if isinstance(value, int | float | str)]
-        held += [router.options, *(tensor.data_ptr() for tensor in router.buffers())]
+    for part in parts:
+        held += [(name, value) for name, value in vars(part).items() if isinstance(value, int | float | str | None)]
+        held += [getattr(part, "options", None), *(tensor.data_ptr() for tensor in part.buffers(recurse=False))]
     return tuple(held)
 
 

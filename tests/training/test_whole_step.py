@@ -20,7 +20,8 @@ from switch_lm.routers.routing import Routing
 from switch_lm.storage import checkpoint
 from switch_lm.training import run
 from switch_lm.training.callbacks.base import MicroBatch, StepCallback
-from switch_lm.training.module import Losses, SwitchModule
+from switch_lm.training.losses import Losses
+from switch_lm.training.module import SwitchModule
 from switch_lm.training.start import train
 
 
