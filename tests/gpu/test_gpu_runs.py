@@ -77,11 +77,14 @@ def test_a_run_that_was_stopped_ends_at_the_same_bits(
 
 
 @pytest.mark.parametrize("noise", [False, True])
-def test_recorded_steps_give_the_weights_of_launched_ones(run: Config, noise: bool) -> None:
+def test_recorded_steps_give_the_weights_of_launched_ones(
+    run: Config, noise: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = noisy(run) if noise else run
     launched = replace(run, name="launched", trainer=replace(run.trainer))
     train(with_graph(launched, False))
     train(run)
+    assert "launched alone" not in capsys.readouterr().err  # they were recorded
     ours, theirs = last(run)["state_dict"], last(launched)["state_dict"]
     assert {name: far(ours[name], theirs[name]) for name in ours if not far(ours[name], theirs[name]) < FLOAT32} == {}
 

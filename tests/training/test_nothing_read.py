@@ -1,6 +1,6 @@
 """A training step as a GPU takes it reads nothing from the device: not in forward, backward, clipping or optimizer.
 
-It runs on a CPU here, where `devices` is told otherwise. A GPU's own test is in tests/gpu.
+It runs on a CPU, and `devices` is patched to say that this is none. A GPU's own test is in tests/gpu.
 """
 
 from __future__ import annotations
