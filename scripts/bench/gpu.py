@@ -28,7 +28,7 @@ from switch_lm.training.hardware import compile_module
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.step_graph import StepGraph
 
-LAYERS_UNTIL, STEPS_UNTIL = 60.0, 85.0  # seconds after the start, from which on what is not essential is left out
+LAYERS_UNTIL, STEPS_UNTIL = 85.0, 100.0  # seconds after the start, from which on what is not essential is left out
 FACTORS = (1.0, 1.25, 2.0, None)
 RECORDED_FACTORS = (1.0, 1.25, None)
 SIZES = {"num_layers": 6, "num_heads": 6, "d_model": 384, "d_ff": 1536, "context_length": 256}  # nanoGPT's GPU recipe

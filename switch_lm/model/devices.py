@@ -33,6 +33,11 @@ def multiplies_groups(device: torch.device, dtype: torch.dtype) -> bool:
     return (properties.major, properties.minor) == HOPPER and torch.version.hip is None
 
 
+def multiplies_into_float32(device: torch.device) -> bool:
+    """Whether a batched product of bf16 matrices can be written in float32 there."""
+    return device.type == "cuda" and torch.version.hip is None
+
+
 def sum_dtype(device: torch.device) -> torch.dtype:
     """The type of sums over many batches: float64, which MPS does not have."""
     return torch.float32 if device.type == "mps" else torch.float64

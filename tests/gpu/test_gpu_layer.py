@@ -16,12 +16,13 @@ from typing import Any
 import extension_package
 import pytest
 import torch
-from gpu_device import DEVICE, FLOAT32, far
+from gpu_device import DEVICE, FLOAT32, IS_GPU, far
 from other_routers import CharacterOptions, ChosenOptions, FrozenOptions
 from small_models import EVERY_QUEUE
 from torch import Tensor
 
 from switch_lm.config.families import FAMILIES, load
+from switch_lm.model.experts import Experts
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.routers.options import BalanceOptions, RouterOptions, SwitchOptions, TopKOptions
@@ -125,3 +126,16 @@ def test_the_router_of_a_plugin_gives_the_same(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(FAMILIES, "router", dict(FAMILIES["router"]))
     exec(extension_package.ROUTER, vars(plugin))
     require_equal(*made(plugin.Options(), {}), "fp32")
+
+
+def test_the_gradient_of_an_experts_matrix_is_not_rounded_to_bf16() -> None:
+    torch.manual_seed(0)
+    layer = Experts(num_experts=3, d_model=16, d_ff=8, activation="relu")
+    x_ECD, w_EDF, grad_ECD = (torch.randint(-3, 4, shape).float() for shape in ((3, 40, 16), (3, 16, 8), (3, 40, 16)))
+    layer.w_in_EDF.data, layer.w_out_EFD.data = w_EDF, w_EDF.mT.contiguous()
+    expected = torch.bmm(torch.bmm(x_ECD, w_EDF).relu().mT, grad_ECD)  # whole numbers of up to 12 bits: exact
+    layer.to(DEVICE)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        layer.padded(x_ECD.to(DEVICE)).backward(grad_ECD.to(DEVICE, torch.bfloat16))
+    assert layer.w_out_EFD.grad is not None
+    assert far(layer.w_out_EFD.grad, expected) <= (0.0 if IS_GPU else BF16)
