@@ -11,7 +11,7 @@ from bench.machine import machine
 from bench.options import QUICK_REPETITIONS, REPETITIONS, Options, say
 from bench.rows import Report
 
-from switch_lm.commandline.memory import keep_freed_memory
+from switch_lm.commandline.process import keep_freed_memory
 
 ABOUT = {
     "layer": "a Switch layer beside a dense feed-forward and other implementations",

@@ -1,6 +1,5 @@
 """Trains a model: `python -m switch_lm.train [key=value ...]`, and `-m` for a sweep."""
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
-from switch_lm.commandline.memory import keep_freed_memory
+from switch_lm.commandline.process import environment, keep_freed_memory
 from switch_lm.config import overrides as cli
 from switch_lm.config.keys import NAME, ConfigError
 from switch_lm.config.paths import config_dir, expanded, interpreter
@@ -29,21 +28,9 @@ from switch_lm.text.corpus import CorpusError, TextError
 from switch_lm.training.start import train
 
 
-@contextmanager
-def _full_errors() -> Iterator[None]:
-    """In its block Hydra raises errors instead of printing its own text and leaving."""
-    name = "HYDRA_FULL_ERROR"
-    given = os.environ.get(name)
-    os.environ.setdefault(name, "1")
-    try:
-        yield
-    finally:
-        if given is None:
-            del os.environ[name]
-
-
 @survive_closed_pipe()
-@_full_errors()
+# With the first Hydra raises errors instead of printing its own text and leaving.
+@environment(HYDRA_FULL_ERROR="1", OMP_WAIT_POLICY="PASSIVE")
 def main() -> None:
     """The command. Exit code 2 and one message for a bad configuration, 1 if training failed, 128 + n for signal n."""
     failures: list[Exception] = []
@@ -61,7 +48,7 @@ def main() -> None:
             words = ["-m", "switch_lm.train", *overrides, f"resume={stop.run}"]
             sys.exit(_say(f"{stop}\nto continue: {shlex.join([interpreter(), *words])}", stop.code))
         except Exception as error:  # raised again outside: Hydra would print a line of its own
-            failures.append(error)
+            failures.append(_in_words(error))
         return None
 
     try:
@@ -79,6 +66,15 @@ def main() -> None:
         sys.exit(stop.code)
     except KeyboardInterrupt:
         sys.exit(_say("Stopped.", 130))
+
+
+def _in_words(error: Exception) -> Exception:
+    """A TrainingError in place of an allocation that failed."""
+    if not isinstance(error, MemoryError | RuntimeError):
+        return error
+    from switch_lm.model.devices import SMALLER, no_memory  # only now, since torch is slow to load
+
+    return error if (problem := no_memory(error)) is None else TrainingError(f"{problem}; {SMALLER}")
 
 
 @contextmanager

@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "probe": {"routers", "model", "measure", "stats", "text"},
     "training": {
         "commandline.closed_pipe",
+        "commandline.process",
         "routers",
         "model",
         "config",

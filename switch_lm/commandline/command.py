@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from switch_lm.commandline.process import environment, first_word
 from switch_lm.config.keys import ConfigError
+from switch_lm.config.limits import num_cores
 from switch_lm.config.paths import expanded
 from switch_lm.config.plugins import PluginError
 from switch_lm.config.reading import whole
@@ -60,12 +62,11 @@ def compute_on(
 
     from switch_lm.model import devices
 
-    if (count := options.threads or threads) is not None:
-        torch.set_num_threads(count)
+    torch.set_num_threads(options.threads or threads or min(torch.get_num_threads(), num_cores()))
     device = options.device or device
     device = devices.chosen() if device == "auto" else device
-    if not devices.is_usable(device):
-        raise CommandError(f"--device {device}: there is no usable {devices.NAMES[device]} here; give --device cpu")
+    if (problem := devices.refusal(device, key=f"--device {device}", fix="give --device cpu")) is not None:
+        raise CommandError(problem)
     if device == "mps" and in_float64:
         print("on the CPU: this is computed in float64, which MPS does not have", file=sys.stderr)
         return "cpu"
@@ -155,9 +156,12 @@ def require_writable(file: Path, *, option: str) -> None:
         raise CommandError(f"{file}: {error.strerror}; {rule}; give another with {option}") from error
 
 
+@environment(OMP_WAIT_POLICY="PASSIVE")
 def finish(command: Callable[[], int]) -> int:
     """The exit code of a command: 1 and one message for what a user can fix, 2 for plugins, 130 for Ctrl-C."""
     try:
+        first_word()
+        from switch_lm.model.devices import no_memory
         from switch_lm.storage.checkpoint import CheckpointError
         from switch_lm.training.process_state import restored
 
@@ -170,6 +174,11 @@ def finish(command: Callable[[], int]) -> int:
         except PluginError as error:
             print(error, file=sys.stderr)
             return 2
+        except (MemoryError, RuntimeError) as error:
+            if (problem := no_memory(error)) is None:
+                raise
+            print(f"{problem}; ask for less at once, or give it more", file=sys.stderr)
+            return 1
     except KeyboardInterrupt:
         return 130
 

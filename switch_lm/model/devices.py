@@ -1,5 +1,7 @@
 """What a kind of device does well: rules by its type and generation, never by a stopwatch, which would change bits."""
 
+import sys
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,15 +11,60 @@ NAMES = {"cpu": "CPU", "cuda": "GPU", "mps": "MPS device (Apple silicon)"}
 HOPPER = (9, 0)  # the compute capability on which torch multiplies groups in one kernel; elsewhere it loops on the host
 
 
+# Torch raises a plain RuntimeError when the CPU's memory does not suffice.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "Storage size calculation")
+SMALLER = "make data.batch_size, model.context_length or the model smaller"
+
+
 def is_usable(name: str) -> bool:
-    """Whether torch can use such a device here: cpu, cuda or mps."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    return there.get(name, False)
+    """Whether torch can compute on such a device here: cpu, cuda or mps."""
+    return why_not(name) is None
+
+
+def why_not(name: str) -> str | None:
+    """Why torch cannot compute on such a device here; empty if it sees none, None if it can."""
+    if name == "cpu":
+        return None
+    if not {"cuda": torch.cuda, "mps": torch.backends.mps}[name].is_available():
+        return ""
+    try:
+        try_out(name)
+    except (RuntimeError, AssertionError) as error:  # such as a GPU that this torch has no kernels for, or a full one
+        return str(error).partition("\n")[0]
+    return None
+
+
+def try_out(name: str) -> None:
+    """RuntimeError if torch sees the device and cannot compute there."""
+    ones = torch.ones(16, 16, device=name)
+    float((ones @ ones).sum())
+
+
+def refusal(name: str, *, key: str, fix: str) -> str | None:
+    """Why the device that was asked for cannot be used, in one line; None if it can."""
+    if (reason := why_not(name)) is None:
+        return None
+    return f"{key}: there is no usable {NAMES[name]} here{f' ({reason})' if reason else ''}; {fix}"
 
 
 def chosen() -> str:
-    """What `auto` stands for: a GPU if there is one. MPS, which is experimental, must be asked for."""
-    return "cuda" if is_usable("cuda") else "cpu"
+    """What `auto` stands for: a GPU if there is one. MPS, which is experimental, must be asked for.
+
+    A line on stderr says why a GPU that torch sees is not used.
+    """
+    if (reason := why_not("cuda")) is None:
+        return "cuda"
+    if reason:
+        print(f"warning: the GPU cannot be used ({reason}): computing on the CPU", file=sys.stderr)
+    return "cpu"
+
+
+def no_memory(error: BaseException) -> str | None:
+    """In words, that an allocation of Python, NumPy or torch failed; None if the error is another one."""
+    of_torch = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
+    if not (of_torch or isinstance(error, MemoryError)):
+        return None
+    return f"memory does not suffice ({str(error).partition(chr(10))[0] or 'an allocation failed'})"
 
 
 def is_cpu(device: torch.device) -> bool:

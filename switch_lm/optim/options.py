@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from switch_lm.config.families import family
 from switch_lm.config.keys import BELOW_ONE, POSITIVE, Rule, at_least, key, one_of, within
@@ -15,6 +16,8 @@ NAME_OF_OPTIMIZER = "Which optimizer it is; optim=NAME chooses it with its optio
 @dataclass
 class OptimOptions:
     """The options that every optimizer has. One adds its own, and says what a step costs."""
+
+    states_per_param: ClassVar[int] = 0  # tensors as large as the weights that the optimizer keeps, at least
 
     name: str = key("", NAME_OF_OPTIMIZER)
     lr: float = key(3e-3, "Learning rate, reached after warmup_steps; in muon, AdamW's.", POSITIVE)
@@ -48,6 +51,8 @@ class OptimOptions:
 class AdamWOptions(OptimOptions):
     """AdamW on everything (Loshchilov and Hutter 2019)."""
 
+    states_per_param: ClassVar[int] = 2
+
     name: str = key("adamw", NAME_OF_OPTIMIZER)
     beta1: float = key(0.9, "AdamW's decay of the mean gradient.", BELOW_ONE)
     beta2: float = key(0.95, "AdamW's decay of the mean squared gradient.", BELOW_ONE)
@@ -57,6 +62,8 @@ class AdamWOptions(OptimOptions):
 @dataclass
 class MuonOptions(AdamWOptions):
     """Muon on the hidden matrices, AdamW on the rest (Jordan et al. 2024)."""
+
+    states_per_param: ClassVar[int] = 1
 
     name: str = key("muon", NAME_OF_OPTIMIZER)
     matrix_lr: float = key(0.02, "Muon's learning rate.", POSITIVE)

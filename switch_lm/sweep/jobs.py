@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import re
 import secrets
 import shlex
@@ -25,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.config.arguments import quoted
 from switch_lm.config.keys import NAME, ConfigError
+from switch_lm.config.limits import num_cores
 from switch_lm.config.paths import expanded
 from switch_lm.config.reading import literal
 from switch_lm.config.rules import refusal, show
@@ -248,17 +248,13 @@ def _as_name(parts: list[str]) -> str:
 def side_by_side(launcher: Mapping[str, Any]) -> int:
     """How many jobs a launcher runs at once: joblib's n_jobs (-1: as many as there are cores), else taken as 1."""
     number = int(launcher.get("n_jobs") or 1)
-    return number if number > 0 else max(1, _num_cores() + 1 + number)
+    return number if number > 0 else max(1, num_cores() + 1 + number)
 
 
 def _with_threads(cfg: DictConfig, launcher: Mapping[str, Any]) -> DictConfig:
     """The job with its share of the cores, unless `trainer.threads` is set: jobs side by side must not fight."""
     asked, jobs = launcher.get("cpus_per_task"), side_by_side(launcher)  # submitit's, joblib's
-    share = int(asked) if asked else max(1, _num_cores() // jobs) if jobs > 1 else None
+    share = int(asked) if asked else max(1, num_cores() // jobs) if jobs > 1 else None
     if share is None or cfg.trainer.threads is not None:
         return cfg
     return OmegaConf.merge(cfg, {"trainer": {"threads": share}})  # type: ignore[return-value]
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import sysconfig
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from switch_lm.config.keys import ConfigError
+from switch_lm.config.limits import memory_bytes, num_cores
 from switch_lm.config.rules import show
 from switch_lm.config.schema import Config
 from switch_lm.model import devices
@@ -63,12 +65,10 @@ def detect(config: Config, *, training_flops: float, stored: Mapping[str, Any] |
     trainer, stored = config.trainer, stored or {}
     device = trainer.device
     if device == "auto":
-        device = str(stored.get("device", devices.chosen()))
-        device = device if devices.is_usable(device) else devices.chosen()
-    elif not devices.is_usable(device):
-        raise ConfigError(
-            f"trainer.device={device}: there is no usable {devices.NAMES[device]} here; use trainer.device=cpu"
-        )
+        device = str(stored.get("device", "auto"))
+        device = device if device in devices.NAMES and devices.is_usable(device) else devices.chosen()
+    elif (problem := devices.refusal(device, key=f"trainer.device={device}", fix="use trainer.device=cpu")) is not None:
+        raise ConfigError(problem)
     moved = device != stored.get("device")
     bf16, precision_reason = trainer.precision == "bf16", "as configured"
     if trainer.precision == "auto":
@@ -81,9 +81,59 @@ def detect(config: Config, *, training_flops: float, stored: Mapping[str, Any] |
             compiles, compile_reason = compiling_pays(device, training_flops)
         else:
             compiles, compile_reason = bool(stored["compile"]), str(stored.get("compile_reason", "as before"))
-    threads = trainer.threads or int((not moved and stored.get("threads")) or torch.get_num_threads())
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {threads} threads"
+    threads = trainer.threads or int((not moved and stored.get("threads")) or all_threads())
+    name = (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{platform.machine()}, {threads} thread{'' if threads == 1 else 's'}"
+    )
     return Hardware(device, "bf16" if bf16 else "fp32", compiles, precision_reason, compile_reason, name, threads)
+
+
+def all_threads() -> int:
+    """As many as there are cores for this process, or fewer if the environment (OMP_NUM_THREADS) says so."""
+    return min(torch.get_num_threads(), num_cores())
+
+
+def one_thread_is_faster(config: Config, threads: int) -> bool:
+    """Whether a feed-forward's product takes longer with so many threads than with one, each of three times.
+
+    Takes tens of milliseconds, and decides nothing: the number of threads changes bits.
+    """
+    rows = min(4096, config.data.batch_size * config.model.context_length)
+    x_ND, w_DF = torch.ones(rows, config.model.d_model), torch.ones(config.model.d_model, config.model.d_ff)
+
+    def seconds(number: int) -> float:
+        torch.set_num_threads(number)
+        x_ND @ w_DF  # wakes the threads
+        start = time.perf_counter()
+        x_ND @ w_DF
+        return time.perf_counter() - start
+
+    before = torch.get_num_threads()
+    try:
+        return all(seconds(threads) > 1.5 * seconds(1) for _ in range(3))
+    finally:
+        torch.set_num_threads(before)
+
+
+def require_memory(config: Config, device: str, vocab_size: int) -> None:
+    """ConfigError if not even what a step certainly keeps fits: the system would end the process without a word.
+
+    Those are weights, gradients and the optimizer's state; and of each token its logits with their gradient, and in
+    bf16 the inputs of each block's matrices.
+    """
+    model, on_gpu = config.model, device == "cuda"
+    num_params, tokens = model.num_params(vocab_size, config.router), config.data.batch_size * model.context_length
+    needed = 4 * num_params * (2 + config.optim.states_per_param)
+    needed += tokens * (8 * vocab_size + 2 * model.num_layers * (model.d_model + model.d_ff))
+    there = torch.cuda.get_device_properties(device).total_memory if on_gpu else memory_bytes()
+    if needed > there:
+        raise ConfigError(
+            f"{num_params:,} parameters and steps of {tokens:,} characters need {needed / 2**30:,.0f} GiB of memory or "
+            f"more, and {'the GPU' if on_gpu else 'this machine'} has {there / 2**30:,.1f}; make model.d_ff, "
+            "model.d_model, model.num_experts, model.num_layers or data.batch_size smaller"
+        )
 
 
 def changes_bits(hardware: Hardware, stored: Mapping[str, Any]) -> str | None:

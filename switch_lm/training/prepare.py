@@ -25,7 +25,14 @@ from switch_lm.text.corpus import Corpus, load_corpus
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.text.windows import split, too_short
 from switch_lm.training.data import TextData
-from switch_lm.training.hardware import Hardware, change_of_device, changes_bits, detect
+from switch_lm.training.hardware import (
+    Hardware,
+    change_of_device,
+    changes_bits,
+    detect,
+    one_thread_is_faster,
+    require_memory,
+)
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.process_state import restored
 from switch_lm.training.signals import StopSignals
@@ -75,7 +82,10 @@ def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: st
         hardware = detect(config, training_flops=training_flops, stored=stored)
         if stored and (note := _moved(config, run, hardware, stored)):
             print(f"warning: {run.path}: {note}", file=sys.stderr)
+        require_memory(config, hardware.device, len(vocabulary))
         torch.set_num_threads(hardware.threads)
+        if hardware.device == "cpu" and hardware.threads > 1 and one_thread_is_faster(config, hardware.threads):
+            print("warning: one thread would be faster here: trainer.threads=1", file=sys.stderr)
         torch.manual_seed(config.seed)
         module = SwitchModule(config, vocabulary, corpus_sha256=corpus.sha256, precision=hardware.precision)
         if config.init_from is not None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
 
 from switch_lm.measure.alarm import RouterAlarmError
+from switch_lm.model import devices
 from switch_lm.storage.checkpoint import CheckpointError
 from switch_lm.storage.files import remedy
 from switch_lm.storage.run_folder import RESULT, RunFolder, TrainingError
@@ -42,7 +44,11 @@ def fit(training: Training) -> dict[str, Any]:
         )  # fmt: skip
         try:
             result = _train(training)
-        except (NonFiniteError, RouterAlarmError, CheckpointError, BoardError, OSError) as error:
+        except (NonFiniteError, RouterAlarmError, CheckpointError, BoardError, OSError, MemoryError) as error:
+            raise TrainingError(_failed(run, error)) from error
+        except RuntimeError as error:
+            if devices.no_memory(error) is None:
+                raise
             raise TrainingError(_failed(run, error)) from error
     prompt = training.corpus.prompt(config.model.context_length)
     print_result(training.console, result, config, run=run.path, prompt=prompt)
@@ -72,6 +78,8 @@ def _failed(run: RunFolder, error: Exception) -> str:
     reason = str(error)
     if isinstance(error, OSError):
         reason = f"{error.filename or run.path} could not be written: {error.strerror or error}{remedy(error)}"
+    if (problem := devices.no_memory(error)) is not None:
+        reason = f"{problem}; {devices.SMALLER}"
     if (left := newest_whole(run.checkpoints)) is None:
         return f"{reason}\nThere is no checkpoint yet: start it again, with the same name if it had one."
     return f"{reason}\nThe last good checkpoint: {left} (to continue from it: resume={run.path.name})"
@@ -114,7 +122,7 @@ def _trainer(training: Training) -> lightning.Trainer:
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         logger=False,
-        plugins=[checkpoints.AtomicCheckpointIO()],
+        plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment()],  # not SLURM's, LSF's or Kubeflow's
         callbacks=callbacks_of(training),
         enable_progress_bar=False,
         enable_model_summary=False,

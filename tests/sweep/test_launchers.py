@@ -10,7 +10,8 @@ import pytest
 from compare import same
 from sweep_runs import block, rows, run, weights
 
-from switch_lm.sweep.jobs import _num_cores, read_jobs
+from switch_lm.config.limits import num_cores
+from switch_lm.sweep.jobs import read_jobs
 
 JOBLIB = ("hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"])
 SUBMITIT = ("hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=1"])
@@ -74,7 +75,7 @@ def test_jobs_in_processes_of_their_own_give_what_they_give_alone(
     plugin: str, options: list[str], tmp_path: Path
 ) -> None:
     pytest.importorskip(f"hydra_plugins.{plugin}")
-    threads = 1 if "cpus" in options[1] else max(1, _num_cores() // 2)
+    threads = 1 if "cpus" in options[1] else max(1, num_cores() // 2)
     for seed in (0, 1):
         block(tmp_path / f"outputs/sweeps/apart/seed={seed},capacity_factor=2.0")
     done = run(tmp_path, "-m", "seed=0,1", "model.capacity_factor=1.0,2.0", "name=apart", *options)

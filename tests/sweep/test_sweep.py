@@ -194,7 +194,7 @@ def test_an_override_narrows_a_shipped_sweep() -> None:
 def test_as_many_jobs_as_joblib_runs_at_once_share_the_cores(
     n_jobs: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "_num_cores", lambda: 8)
+    monkeypatch.setattr(sweep, "num_cores", lambda: 8)
     assert side_by_side({"n_jobs": n_jobs}) == at_once
     config = sweep._with_threads(OmegaConf.structured(Config()), {"n_jobs": n_jobs})
     assert config.trainer.threads == (None if at_once == 1 else 8 // at_once)

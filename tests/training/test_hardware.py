@@ -34,7 +34,7 @@ from switch_lm.training.start import train
 
 FAULTS = """
 import resource, sys, torch
-from switch_lm.commandline.memory import keep_freed_memory
+from switch_lm.commandline.process import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 for step in range(20):
@@ -75,6 +75,7 @@ def test_a_module_that_we_compile_draws_torchs_random_numbers_and_another_does_n
 def machine_with(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """One that has these devices beside its CPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in names)
+    monkeypatch.setattr(devices, "try_out", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in names)
@@ -118,6 +119,23 @@ def test_a_device_that_is_asked_for_and_not_there_is_refused_in_one_line_with_th
         detect(Config(trainer=TrainerConfig(device=name)), training_flops=0.0)
     with pytest.raises(CommandError, match=f"^--device {refusal}give --device cpu$"):
         compute_on(model_parser(prog="", about="").parse_args(["--device", name]))
+
+
+def test_a_gpu_that_torch_sees_and_cannot_use_is_left_alone_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(name: str) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available\nCompile with ...")
+
+    machine_with(monkeypatch, "cuda")
+    monkeypatch.setattr(devices, "try_out", fail)
+    reason = "(CUDA error: no kernel image is available)"
+    assert detect(Config(), training_flops=0.0).device == "cpu"
+    assert compute_on(model_parser(prog="", about="").parse_args([])) == "cpu"
+    assert capsys.readouterr().err == f"warning: the GPU cannot be used {reason}: computing on the CPU\n" * 2
+    with pytest.raises(ConfigError) as refused:
+        detect(Config(trainer=TrainerConfig(device="cuda")), training_flops=0.0)
+    assert str(refused.value) == f"trainer.device=cuda: there is no usable GPU here {reason}; use trainer.device=cpu"
 
 
 def test_on_apple_silicon_a_run_is_not_compiled_and_a_command_in_float64_takes_the_cpu(
