@@ -1,7 +1,9 @@
 """A text in which each character has the colour and the number of its expert: a part of a page, of any length."""
 
 import base64
+import struct
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from switch_lm.pages.characters import needs_a_base, visible
 
 PAGE = 3000  # characters shown at a time
+MOST_EXPERTS = 64  # in the key, each with its share of the text
 NOBODY = -1  # instead of an expert, where there is none
 NAMES = {"\n": "line break", " ": "space", "\t": "tab"}
 UNLIKELY = (  # 1 - probability, up to; and how that reads
@@ -21,7 +24,7 @@ class LayerText:
     """What one Switch layer decided for each character; `expert` is NOBODY where the model did not read it."""
 
     label: str
-    num_experts: int  # at most 64
+    num_experts: int
     expert: Sequence[int]
     gate: Sequence[float]
     second: Sequence[int]  # the most probable of the other experts, or NOBODY
@@ -71,16 +74,19 @@ def coloured_text(
 
 
 def _layer_view(layer: LayerText) -> dict[str, Any]:
-    experts = range(layer.num_experts)
+    experts, count = range(layer.num_experts), Counter(layer.expert)
+    shown = sorted(sorted(experts, key=lambda expert: -count[expert])[:MOST_EXPERTS])
+    some = f"The {MOST_EXPERTS} busiest of {len(experts):,} experts" if len(shown) < len(experts) else "Experts"
     return {
         "label": layer.label,
-        "key": f"Experts of {layer.label}, with the share of the text that each processed",
+        "key": f"{some} of {layer.label}, with the share of the text that each processed",
         "names": [f"expert {expert}" for expert in experts],
         "marks": [str(expert) for expert in experts],
+        "shown": shown,
         "palette": "expert",
-        "codes": _bytes(layer.expert),
+        "codes": _codes(layer.expert, len(experts)),
         "gate": _bytes(round(255 * gate) for gate in layer.gate),
-        "second": _bytes(layer.second),
+        "second": _codes(layer.second, len(experts)),
         "second_probability": _bytes(round(255 * p) for p in layer.second_probability),
     }
 
@@ -93,8 +99,11 @@ def _odds_view(odds: Sequence[Odds | None]) -> dict[str, Any]:
         "key": "How likely each character was, with the share of the text",
         "names": [name for _, name in UNLIKELY],
         "marks": list("ABCDE"),
+        "shown": list(range(len(UNLIKELY))),
         "palette": "odds",
-        "codes": _bytes(NOBODY if one is None else bisect_left(limits, 1.0 - one.probability) for one in odds),
+        "codes": _codes(
+            [NOBODY if one is None else bisect_left(limits, 1.0 - one.probability) for one in odds], len(UNLIKELY)
+        ),
     }
 
 
@@ -105,5 +114,10 @@ def _numbers(odds: Odds) -> list[Any]:
 
 
 def _bytes(values: Iterable[int]) -> str:
-    """A byte for each number; NOBODY becomes 255."""
-    return base64.b64encode(bytes(255 if value == NOBODY else value for value in values)).decode()
+    return base64.b64encode(bytes(values)).decode()
+
+
+def _codes(numbers: Sequence[int], count: int) -> str:
+    """Numbers below `count`, or NOBODY: a signed byte for each, or as many as are needed, the lowest first."""
+    size = next(letter for letter, bits in (("b", 7), ("h", 15), ("i", 31)) if count <= 2**bits)
+    return base64.b64encode(struct.pack(f"<{len(numbers)}{size}", *numbers)).decode()
