@@ -125,7 +125,8 @@ def layer_scalars(sums: RoutingSums, *, per_expert: bool = True) -> dict[str, Te
     if per_expert:
         each = range(load_E.numel())
         return scalars | {f"{name}/expert_{e:02d}": value_E[e] for e in each for name, value_E in of_experts.items()}
-    quantile_Q3 = torch.stack(list(of_experts.values()), dim=1).quantile(load_E.new_tensor([*QUANTILES.values()]), dim=0)
+    value_E3 = torch.stack(list(of_experts.values()), dim=1)
+    quantile_Q3 = value_E3.quantile(value_E3.new_tensor([*QUANTILES.values()]), dim=0)
     rows = zip(QUANTILES, quantile_Q3, strict=True)
     return scalars | {f"{name}/{q}": x for q, row in rows for name, x in zip(of_experts, row, strict=True)}
 

@@ -5,10 +5,7 @@ const NUM_COLOURS = 8; // of experts; the numbers tell those of one colour apart
 const GRAPHEMES = globalThis.Intl?.Segmenter && new Intl.Segmenter("en", { granularity: "grapheme" });
 
 const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-const numbers = (base64, length) => {
-  const { buffer } = bytes(base64);
-  return new { 1: Int8Array, 2: Int16Array, 4: Int32Array }[buffer.byteLength / Math.max(1, length) || 1](buffer);
-};
+const whole = (base64, below) => new (below > 32768 ? Int32Array : below > 128 ? Int16Array : Int8Array)(bytes(base64).buffer);
 const percent = (part) => (part > 0 && part < 0.001 ? "below 0.1 %" : `${Number((100 * part).toPrecision(part < 0.1 ? 2 : 3))} %`);
 
 function make(tag, properties, ...children) {
@@ -63,10 +60,9 @@ class ColouredText {
     const view = this.views[number];
     if (typeof view.codes === "string") {
       for (const key of ["gate", "second_probability"]) if (view[key]) view[key] = bytes(view[key]);
-      for (const key of ["codes", "second"]) if (view[key]) view[key] = numbers(view[key], this.letters.length);
+      for (const key of ["codes", "second"]) if (view[key]) view[key] = whole(view[key], view.names.length);
     }
-    this.view = view;
-    this.only = new Set();
+    Object.assign(this, { view, only: new Set() });
     this.showKey();
     this.draw(this.start);
   }

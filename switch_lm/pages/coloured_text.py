@@ -11,7 +11,7 @@ from typing import Any
 from switch_lm.pages.characters import needs_a_base, visible
 
 PAGE = 3000  # characters shown at a time
-MOST_EXPERTS = 64  # in the key, each with its share of the text
+MOST_EXPERTS = 64  # of a layer that a key, a picture or a table shows
 NOBODY = -1  # instead of an expert, where there is none
 NAMES = {"\n": "line break", " ": "space", "\t": "tab"}
 UNLIKELY = (  # 1 - probability, up to; and how that reads
@@ -49,6 +49,17 @@ class ColouredText:
     layers: tuple[LayerText, ...]
 
 
+def busiest(load_E: Sequence[float]) -> list[int]:
+    """The experts of a layer that are shown: all, or of more than 64 those with the largest loads, these first."""
+    every = range(len(load_E))
+    return sorted(every, key=lambda e: -load_E[e])[:MOST_EXPERTS] if len(every) > MOST_EXPERTS else list(every)
+
+
+def the_busiest(num_experts: int) -> str:
+    """What is left out by `busiest`, for the end of a label."""
+    return "" if num_experts <= MOST_EXPERTS else f" (the {MOST_EXPERTS} busiest of {num_experts:,}, these first)"
+
+
 def coloured_text(
     name: str, text: str, layers: Sequence[LayerText], *, odds: Sequence[Odds | None] | None = None, first: int = 0
 ) -> str:
@@ -75,14 +86,12 @@ def coloured_text(
 
 def _layer_view(layer: LayerText) -> dict[str, Any]:
     experts, count = range(layer.num_experts), Counter(layer.expert)
-    shown = sorted(sorted(experts, key=lambda expert: -count[expert])[:MOST_EXPERTS])
-    some = f"The {MOST_EXPERTS} busiest of {len(experts):,} experts" if len(shown) < len(experts) else "Experts"
     return {
         "label": layer.label,
-        "key": f"{some} of {layer.label}, with the share of the text that each processed",
+        "key": f"Experts of {layer.label}{the_busiest(len(experts))}, with the share of the text that each processed",
         "names": [f"expert {expert}" for expert in experts],
         "marks": [str(expert) for expert in experts],
-        "shown": shown,
+        "shown": busiest([count[expert] for expert in experts]),
         "palette": "expert",
         "codes": _codes(layer.expert, len(experts)),
         "gate": _bytes(round(255 * gate) for gate in layer.gate),

@@ -154,7 +154,7 @@ def test_shares_of_a_router_with_any_number_of_experts_per_token_are_those_of_a_
 
 def test_an_atlas_has_a_row_per_expert_and_the_chosen_characters_in_order() -> None:
     share_EV = torch.tensor([[0.25, math.nan, 1.0], [0.75, math.nan, 0.0]])
-    picture = atlas(share_EV, "\n.a", [2, 0])
+    picture = atlas(share_EV, "\n.a", [2, 0], load_E=[1.0, 1.0])
     assert (picture.x_names, picture.y_names) == (("a", "\\n"), ("00", "01"))
     assert picture.values == ((1.0, 0.25), (0.0, 0.75))
     assert (picture.low, picture.high, picture.centre) == (0.0, 1.0, None)
