@@ -201,7 +201,8 @@ def test_wandb_gets_at_most_512_bars_which_hold_every_count() -> None:
     class Bars(SimpleNamespace):
         MAX_LENGTH = 512
 
-    board, logs = object.__new__(Wandb), list[Any]()
+    board: Any = object.__new__(Wandb)
+    logs: list[Any] = []
     board._wandb, board._session = SimpleNamespace(Histogram=Bars), SimpleNamespace(log=lambda x, step: logs.append(x))
     board.histogram("experts", [1] * 1001, 5)
     bars, edges = logs[0]["experts"].np_histogram
