@@ -3,11 +3,13 @@
 from itertools import combinations
 
 import torch
+from torch import Tensor
 
 from switch_lm.certificate.finding import Finding, Verdict, judged
 from switch_lm.certificate.layers import by_oracle
 from switch_lm.measure.router_health import router_health
 from switch_lm.measure.tallies import ValidationTally
+from switch_lm.model import devices
 from switch_lm.model.losses import language_loss
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.subject import LayerCall, Subject, calls, largest, noise, seeded, used
@@ -15,6 +17,7 @@ from switch_lm.text.windows import EvaluationBatches
 
 SAME = 1e-4  # of a balance loss, float32
 ENOUGH = 100  # characters for each expert, before one without any says something
+FEW_EXPERTS = 64  # of which every pair is compared
 COPIES = 1e-3  # relative distance of two experts' outputs; independent ones are about 1.4 apart
 
 
@@ -95,7 +98,7 @@ def _different(subject: Subject, seen: list[LayerCall]) -> Finding:
     distances = {}
     for block, call in zip(subject.model.config.switch_blocks, seen, strict=True):
         y_ETD = call.every_output_ETD()
-        for i, j in combinations(range(len(y_ETD)), 2):
+        for i, j in combinations(range(len(y_ETD)), 2) if len(y_ETD) <= FEW_EXPERTS else _nearest(y_ETD):
             scale = torch.stack([y_ETD[i].norm(), y_ETD[j].norm()]).square().mean().sqrt().clamp(min=1e-20)
             distances[block, i, j] = ((y_ETD[i] - y_ETD[j]).norm() / scale).item()
     if not distances:
@@ -111,6 +114,16 @@ def _different(subject: Subject, seen: list[LayerCall]) -> Finding:
         good="no two experts of a layer are copies (unrelated ones are 1.41 apart)",
         bad="experts are copies: not drawn independently, or taken from a dense run (init_from) and not trained since",
     )
+
+
+def _nearest(y_ETD: Tensor) -> list[tuple[int, int]]:
+    """For each expert but the first the nearest one before it, by products, which are quicker than differences."""
+    y_EN = devices.widened(y_ETD.flatten(1))
+    square_E = y_EN.square().sum(dim=1)
+    distance_EE = 1.0 - 2.0 * (y_EN @ y_EN.T) / (square_E[:, None] + square_E).clamp(min=1e-40)
+    before_EE = torch.ones_like(distance_EE, dtype=torch.bool).tril(-1)
+    nearest_E = distance_EE.masked_fill(~before_EE, torch.inf).argmin(dim=1)
+    return [(j, i) for i, j in enumerate(nearest_E.tolist()) if i > 0]
 
 
 @torch.inference_mode()

@@ -19,6 +19,7 @@ def _seconds(time: str) -> float:
     return 3600 * int(match[1]) + 60 * int(match[2]) + int(match[3]) if match else math.nan
 
 
+MOST_EXPERTS = 64  # of a layer with a curve for each: thousands of curves take a fifth of the time
 A_TIME = Rule("must be a time as hours:minutes:seconds, such as 00:20:00, or null", lambda time: _seconds(time) > 0)
 
 
@@ -110,6 +111,12 @@ class LoggerConfig:
         changes_result=False,
     )
     log_every: int = key(10, "Steps between two points of a training curve.", at_least(1), changes_result=False)
+    per_expert: bool | None = key(
+        None,
+        "Whether a training curve is drawn for each expert, or five for all of a layer: the least, 5 %, median, 95 % "
+        f"and the most. null: for each, up to {MOST_EXPERTS} experts per layer.",
+        changes_result=False,
+    )
     sample_prompt: str = key("\n", "What the sample after each validation continues.", changes_result=False)
     sample_length: int = key(300, "Its length in characters; 0: no sample.", at_least(0), changes_result=False)
     progress: str = key(
@@ -118,6 +125,10 @@ class LoggerConfig:
         one_of("auto", "bar", "lines", "none"),
         changes_result=False,
     )
+
+    def logs_each(self, num_experts: int) -> bool:
+        """Whether each of so many experts has curves of its own."""
+        return num_experts <= MOST_EXPERTS if self.per_expert is None else self.per_expert
 
 
 @dataclass

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from switch_lm.model.experts import Experts
 from switch_lm.model.transformer import SwitchLM
+from switch_lm.pages.coloured_text import MOST_EXPERTS, busiest
 from switch_lm.probe.progress import Say, silent
+from switch_lm.probe.reading import ROWS as READ_ROWS
 from switch_lm.probe.reading import Probe, recorded, switch_layers
 from switch_lm.probe.subject import calls
 from switch_lm.stats.clusters import at_most, mean, nats
@@ -21,6 +23,7 @@ WINDOWS = 32
 ROWS = 8  # windows in a pass for the similarity: every expert gives an output for every token
 PAIRS = 28  # per layer: all pairs of eight experts
 PAIRS_SHOWN = 6
+EXPERTS_SHOWN = 16  # in a sentence
 Pair = tuple[int, int]
 Weights = tuple[Tensor, Tensor]  # w_in_EDF and w_out_EFD of the experts of a layer
 
@@ -29,7 +32,8 @@ Weights = tuple[Tensor, Tensor]  # w_in_EDF and w_out_EFD of the experts of a la
 class Similarity:
     """How alike the outputs of one layer's experts are."""
 
-    share_E: tuple[float, ...]  # of the choices
+    share_E: tuple[float, ...]  # of the choices, for every expert
+    experts: tuple[int, ...]  # those of `same_EE`: all, or of many the busiest
     same_EE: Tensor  # mean cosine of two outputs for the same token
     between: float | None  # mean of those over pairs of different experts; None for a single expert
     chance: float  # the same with one of the two tokens half a batch further on; 0 for a single expert
@@ -50,7 +54,7 @@ class Costliest:
 class LayerAblation:
     """What each change of one layer's experts adds to the loss, in nats per character; the router stays as it is."""
 
-    off: tuple[Estimate, ...]  # the expert gives 0
+    off: tuple[Estimate, ...]  # the expert gives 0; each of `similarity.experts`
     costliest: Costliest | None  # None: of one window, none is left to estimate it on
     swapped: dict[Pair, Estimate]  # the two exchange their weights
     any_swapped: Estimate | None  # the mean over these pairs; None for a single expert
@@ -92,22 +96,24 @@ class LayerAblation:
 
     def _switched_off(self, comparisons: int) -> list[str]:
         share_E, result = self.similarity.share_E, list[str]()
+        off = dict(zip(self.similarity.experts, self.off, strict=True))
         idle = [e for e, share in enumerate(share_E) if share == 0.0]
-        needless = [e for e, change in enumerate(self.off) if not costs(change, comparisons) and e not in idle]
-        bounded, unknown = ([e for e in needless if (self.off[e].error is None) is none] for none in (False, True))
+        needless = [e for e, change in off.items() if not costs(change, comparisons) and e not in idle]
+        bounded, unknown = ([e for e in needless if (off[e].error is None) is none] for none in (False, True))
+        some = f" of the {len(off)} busiest, which alone were switched off" * (len(off) < len(share_E))
         if self.costliest is not None:
             expert, cost = self.costliest.expert, nats(self.costliest.cost)
             result.append(
                 f"switching off expert {expert}, the costliest on half of the windows, costs {cost} on the others; "
-                f"it has {share_E[expert]:.0%} of the tokens"
+                f"it has {share_E[expert]:{'.0%' if share_E[expert] >= 0.01 else '.1%'}} of the tokens"
             )
-        if not needless and len(self.off) > 1:
-            result.append(f"switching off any {'other' if idle else 'single'} expert costs something")
+        if not needless and len(off) > 1:
+            result.append(f"switching off any {'other' if idle else 'single'} expert{some} costs something")
         if idle:
             result.append(f"without a token of the probe: expert {_list(idle)}")
         if bounded:
-            bound = at_most([self.off[e] for e in bounded], comparisons)
-            named = f"expert {_list(bounded)}" if len(bounded) < len(self.off) else "any single expert"
+            bound = at_most([off[e] for e in bounded], comparisons)
+            named = f"{'expert ' + _list(bounded) if len(bounded) < len(off) else 'any single expert'}{some}"
             result.append(f"switching off {named} costs {bound}{' each' * (len(bounded) > 1)}")
         if unknown:
             result.append(f"switching off expert {_list(unknown)}: no interval")
@@ -137,10 +143,13 @@ def ablation(
 ) -> Ablation:
     """Changes a copy, one layer at a time, and reads `num_windows` windows with nothing dropped.
 
-    If a layer has more than `pairs` pairs of experts, `pairs` of them are drawn.
+    Of more than 64 experts in a layer only the busiest are switched off or swapped. If there are more than `pairs`
+    pairs of these, `pairs` of them are drawn.
     """
     copied, probe = deepcopy(model).eval(), probe.smaller(num_windows)
-    layers, nll_from = switch_layers(copied), recorded(copied, probe)
+    layers = switch_layers(copied)
+    rows = max(1, READ_ROWS * MOST_EXPERTS // max(MOST_EXPERTS, layers[0].num_experts))
+    nll_from = recorded(copied, probe, rows=rows)  # the average of all has the hidden units of all for each token
     before_BS = nll_from(0)
 
     def change_B1(number: int, name: str, weights: Weights) -> Tensor:
@@ -155,15 +164,15 @@ def ablation(
     result = []
     for number, similarity in enumerate(similarities(copied, probe)):
         experts, every = layers[number].experts, range(layers[number].num_experts)
-        off = [change_B1(number, f"without expert {e}", _without(experts, [e])) for e in every]
-        drawn = _pairs(len(every), pairs, seed)
+        off = [change_B1(number, f"without expert {e}", _without(experts, [e])) for e in similarity.experts]
+        drawn = _pairs(similarity.experts, pairs, seed)
         swapped = {(i, j): change_B1(number, f"{i} and {j} swapped", _swapped(experts, i, j)) for i, j in drawn}
         averaged = change_B1(number, "all averaged", _averaged(experts))
         all_off = change_B1(number, "without any expert", _without(experts, list(every)))
         result.append(
             LayerAblation(
                 off=tuple(map(mean, off)),
-                costliest=costliest(torch.cat(off, dim=1)),
+                costliest=costliest(torch.cat(off, dim=1), experts=similarity.experts),
                 swapped={pair: mean(changed_B1) for pair, changed_B1 in swapped.items()},
                 any_swapped=mean(torch.cat(list(swapped.values()), dim=1)) if swapped else None,
                 averaged=mean(averaged),
@@ -196,21 +205,23 @@ def _averaged(experts: Experts) -> Weights:
     return w_in_DG.expand(num_experts, -1, -1), w_out_GD.expand(num_experts, -1, -1)
 
 
-def _pairs(num_experts: int, limit: int, seed: int) -> list[Pair]:
-    every = list(combinations(range(num_experts), 2))
+def _pairs(experts: Sequence[int], limit: int, seed: int) -> list[Pair]:
+    every = list(combinations(sorted(experts), 2))
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:limit]
     return sorted(every[i] for i in order.tolist())
 
 
-def costliest(change_BE: Tensor) -> Costliest | None:
+def costliest(change_BE: Tensor, *, experts: Sequence[int] | None = None) -> Costliest | None:
     """Chosen on every other of B windows, from what each expert's absence adds to the loss of each window.
+
+    `experts`: their numbers, by default from 0.
 
     None for one window: it cannot both choose and estimate.
     """
     if len(change_BE) < 2:
         return None
-    expert = int(change_BE[::2].mean(dim=0).argmax())
-    return Costliest(expert, mean(change_BE[1::2, [expert]]))
+    column = int(change_BE[::2].mean(dim=0).argmax())
+    return Costliest(column if experts is None else experts[column], mean(change_BE[1::2, [column]]))
 
 
 def costs(change: Estimate, comparisons: int) -> bool:
@@ -219,28 +230,34 @@ def costs(change: Estimate, comparisons: int) -> bool:
 
 
 def _list(experts: list[int]) -> str:
-    return ", ".join(map(str, experts))
+    """The first 16, and how many more there are."""
+    named = ", ".join(map(str, sorted(experts)[:EXPERTS_SHOWN]))
+    return named + f" and {len(experts) - EXPERTS_SHOWN} more" * (len(experts) > EXPERTS_SHOWN)
 
 
 def similarities(model: SwitchLM, probe: Probe) -> list[Similarity]:
-    """Every expert on every token that reaches its layer, whether the router sends it there or not."""
+    """Every expert, of more than 64 the busiest, on every token that reaches its layer, whoever gets the token."""
     num_layers, num_experts = len(switch_layers(model)), switch_layers(model)[0].num_experts
-    same_LEE, apart_LEE = torch.zeros(2, num_layers, num_experts, num_experts, dtype=torch.float64)
     load_LE = torch.zeros(num_layers, num_experts, dtype=torch.float64)
+    with torch.inference_mode():
+        for ids_BS, _ in probe.batches(ROWS):
+            load_LE += torch.stack([r.load_E for r in model(ids_BS, capacity_factor=None).routings]).cpu()
+    experts_L = [tuple(busiest(load_E)) for load_E in load_LE.tolist()]
+    shown = len(experts_L[0])
+    same_LEE, apart_LEE = torch.zeros(2, num_layers, shown, shown, dtype=torch.float64)
     for ids_BS, _ in probe.batches(ROWS):
         with torch.inference_mode(), calls(model) as seen:
             model(ids_BS, capacity_factor=None)
             for number, call in enumerate(seen):
-                y_ETD = F.normalize(call.every_output_ETD(), dim=-1)
+                y_ETD = F.normalize(call.every_output_ETD(experts_L[number]), dim=-1)
                 apart_ETD = y_ETD.roll(y_ETD.shape[1] // 2, dims=1)
                 for total_LEE, other_ETD in ((same_LEE, y_ETD), (apart_LEE, apart_ETD)):
                     cosine_EE = (y_ETD.flatten(1) @ other_ETD.flatten(1).T) / probe.ids_BS.numel()
                     total_LEE[number] += cosine_EE.cpu()
-                load_LE[number] += call.routing.load_E.cpu()
     share_LE = load_LE / load_LE.sum(dim=1, keepdim=True).clamp(min=1)
     return [
-        Similarity(tuple(share_E.tolist()), same_EE, _between(same_EE), _between(apart_EE) or 0.0)
-        for share_E, same_EE, apart_EE in zip(share_LE, same_LEE, apart_LEE, strict=True)
+        Similarity(tuple(share_E.tolist()), experts, same_EE, _between(same_EE), _between(apart_EE) or 0.0)
+        for share_E, experts, same_EE, apart_EE in zip(share_LE, experts_L, same_LEE, apart_LEE, strict=True)
     ]
 
 

@@ -13,8 +13,6 @@ from switch_lm.stats.clusters import plus_minus
 from switch_lm.stats.information import SHIFTS
 from switch_lm.stats.intervals import Estimate
 
-MOST_EXPERTS = 64  # that a coloured text tells apart
-
 
 def build(inspections: Sequence[Inspection], *, command: str) -> Document:
     """Tables hold all models; texts and pictures follow one another, model by model."""
@@ -31,10 +29,7 @@ def build(inspections: Sequence[Inspection], *, command: str) -> Document:
             if len(inspections) > 1:
                 parts[heading].append(Text(f"`{one.name}`:"))
             parts[heading].append(Bullets(tuple(sentences)))
-        if one.text.num_experts <= MOST_EXPERTS:
-            parts[ATLAS].append(pictures.coloured(one, key))
-        else:
-            parts[ATLAS].append(Text(f"No coloured text: it tells {MOST_EXPERTS} experts apart, and there are more."))
+        parts[ATLAS].append(pictures.coloured(one, key))
         parts[ATLAS] += pictures.atlases(one, key)
         parts[DROPS] += pictures.dropped_pictures(one, key)
         parts[ROUTER].append(pictures.router_picture(one, key))

@@ -20,6 +20,7 @@ from switch_lm.stats.clusters import at_most, mean, nats, plus_minus, without_in
 from switch_lm.stats.intervals import Estimate
 
 POSITIONS = 12  # in each window
+MOST_TRIED = 64  # experts: of more, as many are drawn to stand for all
 SAME = 1e-5  # nats; losses that are closer differ only by rounding
 SAME_GATE = 1e-4
 ALONE = "Each token had a single expert to choose: there is nothing to judge."
@@ -70,6 +71,7 @@ class Counterfactual:
     held: tuple[Judgement, ...]
     own: tuple[Judgement, ...]
     num_tokens: int  # per layer
+    drawn_from: int | None = None  # experts: of these 64 were drawn; None: each token was tried on all
 
     @property
     def alone(self) -> bool:
@@ -86,16 +88,24 @@ class Counterfactual:
         if self.alone:
             return [ALONE]
         layers = zip(blocks, self.held, self.own, strict=True)
-        return [f"Layer {n}: {text}" for n, *pair in layers for one in pair for text in one.findings(self.comparisons)]
+        result = [f"Layer {n}: {x}" for n, *pair in layers for one in pair for x in one.findings(self.comparisons)]
+        if self.drawn_from is not None:
+            result.insert(
+                0, f"Tried beside the chosen expert: {MOST_TRIED} of {self.drawn_from:,}, drawn once for all."
+            )
+        return result
 
 
 def counterfactual(model: SwitchLM, probe: Probe, *, positions: int = POSITIONS, say: Say = silent) -> Counterfactual:
     """Forces every expert on one token of each window at a time, at one layer; later layers route as they then will.
 
     Nothing before the token changes, and only its own loss is read, so that no expert is judged by what it does to
-    others. If there are several choices, the first is replaced by any expert that is not among the others.
+    others. If there are several choices, the first is replaced by any expert that is not among the others. Of more
+    than 64 experts as many are drawn, the same for every token.
     """
-    num_layers, (B, S) = len(switch_layers(model)), probe.ids_BS.shape
+    num_layers, (B, S), E = len(switch_layers(model)), probe.ids_BS.shape, model.config.num_experts
+    order_E = torch.randperm(E, generator=torch.Generator().manual_seed(0))
+    drawn_M = order_E[:MOST_TRIED].to(probe.ids_BS.device) if E > MOST_TRIED else None
     chosen_at = sorted({int((i + 0.5) * S / positions) for i in range(positions)})
     trials: list[list[tuple[Tensor, ...]]] = [[] for _ in range(num_layers)]
     cache = model.new_cache()
@@ -104,21 +114,23 @@ def counterfactual(model: SwitchLM, probe: Probe, *, positions: int = POSITIONS,
             say(f"counterfactual, position {t} of {S}")
             if t > cache[0].length:
                 model(probe.ids_BS[:, cache[0].length : t], cache=cache, capacity_factor=None)
-            for layer, trial in enumerate(_position(model, probe, cache)):
+            for layer, trial in enumerate(_position(model, probe, cache, drawn_M)):
                 trials[layer].append(trial)
     of_layers = [[torch.stack(parts, dim=-1) for parts in zip(*of_layer, strict=True)] for of_layer in trials]
     held, own = (
         tuple(judge(nll[i], chosen_BN=chosen, open_EBN=free, gate=gate) for nll, chosen, free in of_layers)
         for i, gate in enumerate((HELD, OWN))
     )
-    return Counterfactual(held, own, num_tokens=B * len(chosen_at))
+    return Counterfactual(held, own, num_tokens=B * len(chosen_at), drawn_from=None if drawn_M is None else E)
 
 
-def _position(model: SwitchLM, probe: Probe, cache: list[LayerCache]) -> Iterator[tuple[Tensor, ...]]:
-    """For each layer, the token after those in the cache under every expert, in B windows; the cache stays as it was.
+def _position(
+    model: SwitchLM, probe: Probe, cache: list[LayerCache], drawn_M: Tensor | None
+) -> Iterator[tuple[Tensor, ...]]:
+    """For each layer, the token after those in the cache under each tried expert, in B windows; the cache stays.
 
-    Losses (2, E, B) with the held gate and with each expert's own, the experts chosen (B), and which experts could
-    replace them (E, B).
+    Tried are all E, or the chosen one and then those drawn: R. Losses (2, R, B) with the held gate and with each
+    expert's own, which row is the chosen expert (B), and which could replace it (R, B).
     """
     t = cache[0].length
     ids_B1, target_B1 = probe.ids_BS[:, t : t + 1], probe.target_BS[:, t : t + 1]
@@ -131,12 +143,19 @@ def _position(model: SwitchLM, probe: Probe, cache: list[LayerCache]) -> Iterato
     with calls(model) as seen:
         nll_B()
     for call in seen:
-        nll = []
-        for change_EBD in _changes(call):
-            for change_BD in change_EBD:
+        nll, (first_B, *_) = [], first_choice(call.routing)
+        free_EB, chosen_B = ~_taken_BE(call).T, first_B
+        tried_RB = torch.arange(len(free_EB), device=first_B.device)[:, None].expand_as(free_EB)
+        if drawn_M is not None:
+            tried_RB, chosen_B = torch.cat([first_B[None], drawn_M[:, None].expand(-1, len(first_B))]), first_B * 0
+        open_RB = free_EB.gather(0, tried_RB)
+        if drawn_M is not None:
+            open_RB[1:] &= tried_RB[1:] != first_B  # the chosen one counts once
+        for change_RBD in _changes(call, tried_RB):
+            for change_BD in change_RBD:
                 with _added(call.layer, change_BD):
                     nll.append(nll_B())
-        yield torch.stack(nll).unflatten(0, (2, -1)), first_choice(call.routing).expert_T, ~_taken_BE(call).T
+        yield torch.stack(nll).unflatten(0, (2, -1)), chosen_B, open_RB
 
 
 def _taken_BE(call: LayerCall) -> Tensor:
@@ -147,15 +166,16 @@ def _taken_BE(call: LayerCall) -> Tensor:
     return taken_BE.scatter(1, first_choice(routing).expert_T[:, None], False)
 
 
-def _changes(call: LayerCall) -> list[Tensor]:
-    """What each expert instead of the first choice adds to the layer's output (E, B, D): gate held, and its own.
+def _changes(call: LayerCall, tried_RB: Tensor) -> list[Tensor]:
+    """What each tried expert instead of the first choice adds to the layer's output (R, B, D): gate held, and its own.
 
     Other choices keep their gates.
     """
     y_EBD, (first_B, held_B, *_) = call.every_output_ETD(), first_choice(call.routing)
-    now_BD = held_B[:, None] * y_EBD[first_B, torch.arange(len(first_B), device=first_B.device)]
-    own_EB = _own_gates_EB(call)
-    return [gate_EB[..., None] * y_EBD - now_BD for gate_EB in (held_B.expand_as(own_EB), own_EB)]
+    row_B = torch.arange(len(first_B), device=first_B.device)
+    now_BD, y_RBD = held_B[:, None] * y_EBD[first_B, row_B], y_EBD[tried_RB, row_B]
+    own_RB = _own_gates_EB(call).gather(0, tried_RB)
+    return [gate_RB[..., None] * y_RBD - now_BD for gate_RB in (held_B.expand_as(own_RB), own_RB)]
 
 
 def _own_gates_EB(call: LayerCall) -> Tensor:

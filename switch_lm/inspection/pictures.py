@@ -9,7 +9,7 @@ from torch import Tensor
 from switch_lm.inspection.ablation import WINDOWS
 from switch_lm.inspection.study import Inspection
 from switch_lm.pages.characters import visible
-from switch_lm.pages.coloured_text import ColouredText, LayerText
+from switch_lm.pages.coloured_text import ColouredText, LayerText, the_busiest
 from switch_lm.pages.document import HeatMap, Picture, Series
 from switch_lm.pages.expert_maps import atlas, experts, layer_name, shown, stacked
 
@@ -47,10 +47,11 @@ def atlases(one: Inspection, key: str) -> list[HeatMap]:
             share_VE.T,
             characters,
             shown(count_V, characters),
+            load_E=count_VE.sum(dim=0).tolist(),
             name=f"atlas_{key}_{number:02d}",
             title=f"{one.name}, {layer_name(number)}: which expert gets which character",
         )
-        for number, share_VE in zip(one.blocks, share_LVE, strict=True)
+        for number, share_VE, count_VE in zip(one.blocks, share_LVE, count_LVE, strict=True)
     ]
 
 
@@ -124,17 +125,19 @@ def expert_maps(one: Inspection, key: str) -> list[HeatMap]:
     layers = one.ablation.layers
     off = tuple(tuple(cost.mean for cost in layer.off) for layer in layers)
     highest = rounded_up(max(0.01, *(abs(cost) for row in off for cost in row)))
-    count = len(layers[0].off)
-    names, rows = stacked([layer.similarity.same_EE.tolist() for layer in layers], one.blocks)
+    num_experts, some, same = one.text.num_experts, the_busiest(one.text.num_experts), [x.similarity for x in layers]
+    names, rows = stacked([x.same_EE.tolist() for x in same], one.blocks, experts_L=[x.experts for x in same])
+    columns = experts(num_experts) if not some else tuple(str(rank + 1) for rank in range(len(layers[0].off)))
+    label = f"rank of the expert{some}" if some else "expert"
     return [
         HeatMap(
             name=f"switched_off_{key}",
             title=f"{one.name}: what it costs to switch an expert off",
             alt="A row for each layer, a column for each expert, as colour what the loss rises by without it.",
-            x_label="expert",
+            x_label=label,
             y_label="layer",
             value_label=f"nats per character, on {WINDOWS} windows",
-            x_names=experts(count),
+            x_names=columns,
             y_names=tuple(map(layer_name, one.blocks)),
             values=off,
             low=-highest,
@@ -145,10 +148,10 @@ def expert_maps(one: Inspection, key: str) -> list[HeatMap]:
             name=f"similarity_{key}",
             title=f"{one.name}: how alike the experts' outputs are",
             alt="For each layer a square of its experts, as colour the cosine of two experts' outputs for one token.",
-            x_label="expert",
-            y_label="layer · expert",
+            x_label=label,
+            y_label=f"layer · expert{some}",
             value_label="mean cosine of two outputs for the same token; 1: the same",
-            x_names=experts(count),
+            x_names=columns,
             y_names=names,
             values=rows,
             low=-1.0,

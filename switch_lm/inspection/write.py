@@ -93,7 +93,8 @@ def _estimate(name: str, estimate: Estimate, comparisons: int) -> Row:
 def _experts(one: Inspection) -> list[Row]:
     rows: list[Row] = []
     for layer, changed in zip(one.blocks, one.ablation.layers, strict=True):
-        changes = {f"without {e}": cost for e, cost in enumerate(changed.off)}
+        numbers = changed.similarity.experts
+        changes = {f"without {e}": cost for e, cost in zip(numbers, changed.off, strict=True)}
         changes |= {f"{i} and {j} swapped": cost for (i, j), cost in changed.swapped.items()}
         changes |= {"all averaged": changed.averaged, "layer off": changed.all_off}
         if one_off := changed.costliest:
@@ -102,7 +103,7 @@ def _experts(one: Inspection) -> list[Row]:
             {"layer": layer, "change": c} | _estimate("nats", x, one.ablation.comparisons) for c, x in changes.items()
         ]
         rows += [
-            {"layer": layer, "change": f"cosine of {j} and {i}", "nats": cosine}
+            {"layer": layer, "change": f"cosine of {numbers[j]} and {numbers[i]}", "nats": cosine}
             for i, cosines in enumerate(changed.similarity.same_EE.tolist())
             for j, cosine in enumerate(cosines[:i])
         ]

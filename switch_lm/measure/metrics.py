@@ -14,6 +14,7 @@ from torch import Tensor
 from switch_lm.routers.routing import Routing
 
 SMALLEST = 1e-12  # below the mean load of any layer with an assignment
+QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}  # over the experts of a layer
 
 
 def perplexity_of(loss: float) -> float:
@@ -103,10 +104,11 @@ class RoutingSums:
         return RoutingSums(*map(add, vars(self).values(), vars(other).values()))
 
 
-def layer_scalars(sums: RoutingSums) -> dict[str, Tensor]:
+def layer_scalars(sums: RoutingSums, *, per_expert: bool = True) -> dict[str, Tensor]:
     """The figures of one layer by tag, as 0-d tensors. Tags of a single expert end in its number.
 
-    Shares and ratios are 0 where no expert takes a token.
+    Without `per_expert` five quantiles over the experts stand for them: of E sorted values, number (E - 1) q from 0 on,
+    a straight line between two neighbours. Shares and ratios are 0 where no expert takes a token.
     """
     load_E, kept_E, mean_prob_E = sums.load_E.float(), sums.kept_E.float(), sums.mean_prob_E / sums.calls
     dropped, mean_load = sums.dropped.float(), load_E.mean().clamp(min=SMALLEST)
@@ -119,19 +121,24 @@ def layer_scalars(sums: RoutingSums) -> dict[str, Tensor]:
         "router_entropy": sums.entropy / sums.calls,
         "mean_gate": sums.mean_gate / sums.calls,
     }
-    for e in range(load_E.numel()):
-        scalars[f"load/expert_{e:02d}"] = load_E[e]
-        scalars[f"kept/expert_{e:02d}"] = kept_E[e]
-        scalars[f"mean_prob/expert_{e:02d}"] = mean_prob_E[e]
-    return scalars
+    of_experts = {"load": load_E, "kept": kept_E, "mean_prob": mean_prob_E.float()}
+    if per_expert:
+        each = range(load_E.numel())
+        return scalars | {f"{name}/expert_{e:02d}": value_E[e] for e in each for name, value_E in of_experts.items()}
+    value_E3 = torch.stack(list(of_experts.values()), dim=1)
+    quantile_Q3 = value_E3.quantile(value_E3.new_tensor([*QUANTILES.values()]), dim=0)
+    rows = zip(QUANTILES, quantile_Q3, strict=True)
+    return scalars | {f"{name}/{q}": x for q, row in rows for name, x in zip(of_experts, row, strict=True)}
 
 
-def routing_scalars(layers: Sequence[RoutingSums], blocks: Sequence[int]) -> dict[str, float]:
+def routing_scalars(
+    layers: Sequence[RoutingSums], blocks: Sequence[int], *, per_expert: bool = True
+) -> dict[str, float]:
     """The figures of all layers by tag `moe/layer_NN/...`, NN their block, copied to the host at once."""
     scalars = {
         f"moe/layer_{block:02d}/{name}": value
         for block, sums in zip(blocks, layers, strict=True)
-        for name, value in layer_scalars(sums).items()
+        for name, value in layer_scalars(sums, per_expert=per_expert).items()
     }
     if not scalars:
         return {}

@@ -1,10 +1,11 @@
 // Coloured text: each character by the expert that processed it, a page at a time.
 
-const NOBODY = 255; // in a byte of an expert
+const NOBODY = -1; // instead of an expert
 const NUM_COLOURS = 8; // of experts; the numbers tell those of one colour apart
 const GRAPHEMES = globalThis.Intl?.Segmenter && new Intl.Segmenter("en", { granularity: "grapheme" });
 
 const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+const whole = (base64, below) => new (below > 32768 ? Int32Array : below > 128 ? Int16Array : Int8Array)(bytes(base64).buffer);
 const percent = (part) => (part > 0 && part < 0.001 ? "below 0.1 %" : `${Number((100 * part).toPrecision(part < 0.1 ? 2 : 3))} %`);
 
 function make(tag, properties, ...children) {
@@ -58,10 +59,10 @@ class ColouredText {
   choose(number) {
     const view = this.views[number];
     if (typeof view.codes === "string") {
-      for (const key of ["codes", "gate", "second", "second_probability"]) if (view[key]) view[key] = bytes(view[key]);
+      for (const key of ["gate", "second_probability"]) if (view[key]) view[key] = bytes(view[key]);
+      for (const key of ["codes", "second"]) if (view[key]) view[key] = whole(view[key], view.names.length);
     }
-    this.view = view;
-    this.only = new Set();
+    Object.assign(this, { view, only: new Set() });
     this.showKey();
     this.draw(this.start);
   }
@@ -71,13 +72,14 @@ class ColouredText {
   }
 
   showKey() {
-    const { names, marks, codes, key } = this.view;
+    const { names, marks, shown, codes, key } = this.view;
     const counts = new Array(names.length).fill(0);
     let counted = 0;
     for (const code of codes) if (code !== NOBODY) counts[code]++, counted++;
     this.part("key-name").textContent = key;
-    const buttons = names.map((name, code) => {
-      const share = make("span", { className: "share" }, `${Math.round((100 * counts[code]) / Math.max(1, counted))} %`);
+    const buttons = shown.map((code) => {
+      const [name, part] = [names[code], counts[code] / Math.max(1, counted)];
+      const share = make("span", { className: "share" }, part < 0.01 ? percent(part) : `${Math.round(100 * part)} %`);
       const mark = make("span", { className: `mark ${this.colourOf(code)}` }, marks[code]);
       const button = make("button", { type: "button" }, mark, ` ${this.view.palette === "odds" ? name : ""} `, share);
       button.setAttribute("aria-label", `Show only ${name}, ${share.textContent}`);
@@ -90,7 +92,7 @@ class ColouredText {
       return button;
     });
     this.part("key").replaceChildren(...buttons);
-    this.box.classList.toggle("wide", marks.some((mark) => mark.length > 1));
+    this.box.dataset.digits = Math.max(...marks.map((mark) => mark.length));
   }
 
   // The page that begins at `start`: each character's cell, which accents share with their base. A sign stands for a

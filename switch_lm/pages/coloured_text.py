@@ -1,7 +1,9 @@
 """A text in which each character has the colour and the number of its expert: a part of a page, of any length."""
 
 import base64
+import struct
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from switch_lm.pages.characters import needs_a_base, visible
 
 PAGE = 3000  # characters shown at a time
+MOST_EXPERTS = 64  # of a layer that a key, a picture or a table shows
 NOBODY = -1  # instead of an expert, where there is none
 NAMES = {"\n": "line break", " ": "space", "\t": "tab"}
 UNLIKELY = (  # 1 - probability, up to; and how that reads
@@ -21,7 +24,7 @@ class LayerText:
     """What one Switch layer decided for each character; `expert` is NOBODY where the model did not read it."""
 
     label: str
-    num_experts: int  # at most 64
+    num_experts: int
     expert: Sequence[int]
     gate: Sequence[float]
     second: Sequence[int]  # the most probable of the other experts, or NOBODY
@@ -44,6 +47,17 @@ class ColouredText:
     caption: str
     text: str
     layers: tuple[LayerText, ...]
+
+
+def busiest(load_E: Sequence[float]) -> list[int]:
+    """The experts of a layer that are shown: all, or of more than 64 those with the largest loads, these first."""
+    every = range(len(load_E))
+    return sorted(every, key=lambda e: -load_E[e])[:MOST_EXPERTS] if len(every) > MOST_EXPERTS else list(every)
+
+
+def the_busiest(num_experts: int) -> str:
+    """What is left out by `busiest`, for the end of a label."""
+    return "" if num_experts <= MOST_EXPERTS else f" (the {MOST_EXPERTS} busiest of {num_experts:,}, these first)"
 
 
 def coloured_text(
@@ -71,16 +85,17 @@ def coloured_text(
 
 
 def _layer_view(layer: LayerText) -> dict[str, Any]:
-    experts = range(layer.num_experts)
+    experts, count = range(layer.num_experts), Counter(layer.expert)
     return {
         "label": layer.label,
-        "key": f"Experts of {layer.label}, with the share of the text that each processed",
+        "key": f"Experts of {layer.label}{the_busiest(len(experts))}, with the share of the text that each processed",
         "names": [f"expert {expert}" for expert in experts],
         "marks": [str(expert) for expert in experts],
+        "shown": busiest([count[expert] for expert in experts]),
         "palette": "expert",
-        "codes": _bytes(layer.expert),
+        "codes": _codes(layer.expert, len(experts)),
         "gate": _bytes(round(255 * gate) for gate in layer.gate),
-        "second": _bytes(layer.second),
+        "second": _codes(layer.second, len(experts)),
         "second_probability": _bytes(round(255 * p) for p in layer.second_probability),
     }
 
@@ -93,8 +108,11 @@ def _odds_view(odds: Sequence[Odds | None]) -> dict[str, Any]:
         "key": "How likely each character was, with the share of the text",
         "names": [name for _, name in UNLIKELY],
         "marks": list("ABCDE"),
+        "shown": list(range(len(UNLIKELY))),
         "palette": "odds",
-        "codes": _bytes(NOBODY if one is None else bisect_left(limits, 1.0 - one.probability) for one in odds),
+        "codes": _codes(
+            [NOBODY if one is None else bisect_left(limits, 1.0 - one.probability) for one in odds], len(UNLIKELY)
+        ),
     }
 
 
@@ -105,5 +123,10 @@ def _numbers(odds: Odds) -> list[Any]:
 
 
 def _bytes(values: Iterable[int]) -> str:
-    """A byte for each number; NOBODY becomes 255."""
-    return base64.b64encode(bytes(255 if value == NOBODY else value for value in values)).decode()
+    return base64.b64encode(bytes(values)).decode()
+
+
+def _codes(numbers: Sequence[int], count: int) -> str:
+    """Numbers below `count`, or NOBODY: a signed byte for each, or as many as are needed, the lowest first."""
+    size = next(letter for letter, bits in (("b", 7), ("h", 15), ("i", 31)) if count <= 2**bits)
+    return base64.b64encode(struct.pack(f"<{len(numbers)}{size}", *numbers)).decode()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from switch_lm.pages.characters import visible
+from switch_lm.pages.coloured_text import busiest, the_busiest
 from switch_lm.pages.document import HeatMap
 
 MOST_NAMED = 100
@@ -32,20 +33,22 @@ def atlas(
     characters: str,
     places: list[int],
     *,
+    load_E: Sequence[float],
     name: str = "routing_atlas",
     title: str = "Which expert gets which character",
 ) -> HeatMap:
-    """One layer's; `places`: the characters to show."""
+    """One layer's, of its busiest experts by `load_E`; `places`: the characters to show."""
+    rows = busiest(load_E)
     return HeatMap(
         name=name,
         title=title,
         alt="A row for each expert, a column for each character, as colour the share of it that the expert gets.",
         x_label="character read (\\n ends a line, ␣ is a space)",
-        y_label="expert",
+        y_label=f"expert{the_busiest(len(load_E))}",
         value_label="share of a character's occurrences that an expert gets",
         x_names=tuple(visible(characters[i]) for i in places),
-        y_names=tuple(f"{e:02d}" for e in range(len(share_EV))),
-        values=tuple(map(tuple, share_EV[:, places].tolist())),
+        y_names=tuple(f"{e:02d}" for e in rows),
+        values=tuple(map(tuple, share_EV[rows][:, places].tolist())),
         low=0.0,
         high=1.0,
     )
@@ -60,14 +63,18 @@ def experts(count: int) -> tuple[str, ...]:
 
 
 def stacked(
-    values_LEN: Sequence[Sequence[Sequence[float]]], blocks: Sequence[int]
+    values_LEN: Sequence[Sequence[Sequence[float]]], blocks: Sequence[int], *, experts_L: Sequence[Sequence[int]]
 ) -> tuple[tuple[str, ...], tuple[tuple[float, ...], ...]]:
-    """Names and rows of one map of all layers, by the numbers of their blocks, with a blank row between two of them."""
+    """Names and rows of one map of all layers, by the numbers of their blocks, with a blank row between two of them.
+
+    `experts_L`: whose rows these are.
+    """
     names, rows = list[str](), list[tuple[float, ...]]()
-    for number, values_EN in zip(blocks, values_LEN, strict=True):
+    for number, numbers, values_EN in zip(blocks, experts_L, values_LEN, strict=True):
         if rows:
             names.append("")
             rows.append((math.nan,) * len(values_EN[0]))
-        names += [f"{layer_name(number)} · 00", *experts(len(values_EN))[1:]]
+        first, *others = (f"{expert:02d}" for expert in numbers)
+        names += [f"{layer_name(number)} · {first}", *others]
         rows += [tuple(row) for row in values_EN]
     return tuple(names), tuple(rows)

@@ -19,6 +19,7 @@ from switch_lm.pages.plots import short, wrapped
 TWO_SIDED = LinearSegmentedColormap.from_list("two_sided", ["#053a66", "#3f8ac0", "#dedbd3", "#e08214", "#7f3b08"])
 # In points: the height of the scale, height and width of a letter, least width of the cells.
 SCALE, NAME_SIZE, CHARACTER, WIDTH = 9.0, 7.5, 5.2, 300.0
+HEIGHT = 20_000.0  # of the cells at most: matplotlib draws no image of more than 65,535 pixels
 
 
 def colours(heat_map: HeatMap) -> tuple[Colormap, Normalize]:
@@ -36,7 +37,7 @@ def values_of(heat_map: HeatMap) -> np.ma.MaskedArray[tuple[int, ...], np.dtype[
 def draw_heat_map(figure: Figure, heat_map: HeatMap) -> float:
     """Draws on a figure whose layout is constrained; how high the cells and the scale should be together, in points."""
     rows, columns = max(1, len(heat_map.y_names)), max(1, len(heat_map.x_names))
-    row, extent = min(18.0, max(2.5, 300.0 / rows)), (-0.5, columns - 0.5, rows - 0.5, -0.5)
+    row, extent = min(18.0, max(2.5, 300.0 / rows), HEIGHT / rows), (-0.5, columns - 0.5, rows - 0.5, -0.5)
     grid, (cmap, norm) = figure.add_gridspec(2, height_ratios=[SCALE, row * rows]), colours(heat_map)
     axes, scale = figure.add_subplot(grid[1]), figure.add_subplot(grid[0])
     image = axes.imshow(values_of(heat_map), cmap, norm, aspect="auto", interpolation="none", extent=extent)

@@ -111,7 +111,7 @@ def rewind(cache: list[LayerCache], length: int) -> None:
         layer.length = length
 
 
-def recorded(model: SwitchLM, probe: Probe) -> Callable[[int], Tensor]:
+def recorded(model: SwitchLM, probe: Probe, *, rows: int = ROWS) -> Callable[[int], Tensor]:
     """Reads the probe once, with nothing dropped, and keeps what reached each block. The model must be in `eval()`.
 
     The result takes the index of a Switch layer among all and gives the nats (B, S) of each target, with the blocks
@@ -123,13 +123,13 @@ def recorded(model: SwitchLM, probe: Probe) -> Callable[[int], Tensor]:
         for number in numbers:
             hook = model.blocks[number].register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0]))
             hooks.enter_context(hook)
-        for ids_BS, _ in probe.batches():
+        for ids_BS, _ in probe.batches(rows):
             model(ids_BS, capacity_factor=None)
 
     @torch.inference_mode()
     def nll(layer: int) -> Tensor:
         logits = []
-        for x_BSD, (ids_BS, _) in zip(reached[layer :: len(numbers)], probe.batches(), strict=True):
+        for x_BSD, (ids_BS, _) in zip(reached[layer :: len(numbers)], probe.batches(rows), strict=True):
             length, rotary = x_BSD.shape[1], model.config.position == "rotary"
             rotation = (model.cos_SW[:length], model.sin_SW[:length]) if rotary else None
             where = {"ids_BS": ids_BS, "position_S": torch.arange(length, device=ids_BS.device), "rotation": rotation}

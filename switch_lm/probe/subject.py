@@ -1,6 +1,6 @@
 """A model and a text to check, and how its layers are watched. Whatever would change the model runs on a copy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -100,10 +100,13 @@ class LayerCall:
     y_BSD: Tensor
     routing: Routing
 
-    def every_output_ETD(self) -> Tensor:
-        """What every expert gives for every token, wherever the router sends it; without gates."""
-        x_TD = self.x_BSD.flatten(0, 1)
-        return self.layer.experts.padded(x_TD.expand(self.layer.num_experts, *x_TD.shape))
+    def every_output_ETD(self, some: Sequence[int] | None = None) -> Tensor:
+        """What every expert, or each of `some`, gives for every token, wherever the router sends it; without gates."""
+        x_TD, experts = self.x_BSD.flatten(0, 1), self.layer.experts
+        if some is None or len(some) == self.layer.num_experts:
+            return experts.padded(x_TD.expand(self.layer.num_experts, *x_TD.shape))
+        w_in_EDF, w_out_EFD = experts.w_in_EDF[list(some)], experts.w_out_EFD[list(some)]
+        return experts.dropout(experts.activation(x_TD @ w_in_EDF)) @ w_out_EFD
 
 
 @contextmanager

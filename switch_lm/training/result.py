@@ -36,6 +36,7 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
         "dropped_whole_run": sum(drops.whole_run_L) / len(drops.whole_run_L) if sparse else None,
         "load_max_over_mean": module.validation.load_max_over_mean,
         "router_entropy": module.validation.router_entropy,
+        "expert_load": None if (load_LE := module.validation.load_LE) is None else load_LE.tolist(),
         **figures,
         "peak_memory_bytes": _peak_memory(training.hardware.device),
         "computation": _computation(training),

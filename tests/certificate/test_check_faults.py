@@ -91,6 +91,10 @@ def copies(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
         layer.experts.w_out_EFD.data[3] = layer.experts.w_out_EFD.data[1]
 
 
+def copies_among_many(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    copies(patch, model)
+
+
 def an_idle_expert(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
     w_DE = model.router_parameters()[1].data
     w_DE[:, 3] = w_DE[:, 1]  # among equal experts the first is selected
@@ -218,6 +222,7 @@ FAULTS: dict[Break, tuple[set[str], dict[str, Any]]] = {  # what must fail, and 
     bf16_with_a_gradient: ({"float32 router", "layer's gradients"}, {}),
     jitter_in_place: ({"layer's output"}, {"jitter": 0.1}),
     copies: ({"experts differ"}, {}),
+    copies_among_many: ({"experts differ"}, {"num_experts": 70}),
     an_idle_expert: ({"every expert used"}, {}),
     drops_in_evaluation: ({"other rows, evaluation", "batch size, evaluation", "loss gap, evaluation", "capacity"}, {}),
     select_the_worst: ({"selection"}, {}),

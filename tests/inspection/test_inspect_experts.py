@@ -52,6 +52,21 @@ def test_a_model_with_a_capacity_in_evaluation_is_read_without_it() -> None:
     assert means(ablation(limited, PROBE)) == means(ablation(free, PROBE))
 
 
+def test_of_more_than_64_experts_64_are_changed_and_tried_and_the_findings_say_so() -> None:
+    model = tiny_model(len(VOCABULARY), num_experts=70, num_layers=1)
+    model.switch_layers[0].experts.w_in_EDF.data[:] = model.switch_layers[0].experts.w_in_EDF.data[:1]
+    model.switch_layers[0].experts.w_out_EFD.data[:] = model.switch_layers[0].experts.w_out_EFD.data[:1]
+    (layer,), judged = ablation(model, PROBE).layers, counterfactual(model, PROBE, positions=2)
+    shares, shown = layer.similarity.share_E, layer.similarity.experts
+    assert len(shares) == 70 and sum(shares) == pytest.approx(1.0)
+    assert len(layer.off) == len(set(shown)) == 64
+    assert min(shares[e] for e in shown) >= max(shares[e] for e in range(70) if e not in shown)
+    assert len(layer.findings(1)[0]) < 400
+    (held,) = judged.held
+    assert 64.0 <= held.num_experts <= 65.0 and held.best.mean == pytest.approx(held.chance)  # all are alike
+    assert judged.findings([0])[0] == "Tried beside the chosen expert: 64 of 70, drawn once for all."
+
+
 # --- Ablation
 
 

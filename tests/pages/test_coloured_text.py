@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,26 @@ def test_experts_and_gates_come_back_a_byte_each() -> None:
     assert unpacked(second["gate"]) == [51, 51, 51]
     assert unpacked(second["second"]) == [255, 255, 255]
     assert len(first["marks"]) == len(first["names"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "size"), [(1, "b"), (65, "b"), (128, "b"), (129, "h"), (256, "h"), (257, "h"), (33_000, "i")]
+)
+def test_any_number_of_experts_comes_back_and_nobody_is_none_of_them(num_experts: int, size: str) -> None:
+    experts = (NOBODY, 0, num_experts - 1)
+    (view,) = data_of(coloured_text("a", "abc", [layer(experts, num_experts=num_experts, second=num_experts - 1)]))[
+        "views"
+    ]
+    codes, second = (struct.unpack(f"<3{size}", base64.b64decode(view[key])) for key in ("codes", "second"))
+    assert (codes, second) == (experts, (num_experts - 1,) * 3)
+
+
+@pytest.mark.parametrize(("num_experts", "words"), [(64, ""), (257, " (the 64 busiest of 257, these first)")])
+def test_the_key_has_the_64_busiest_experts_and_says_so(num_experts: int, words: str) -> None:
+    html = coloured_text("a", "abc", [layer((63, 63, 2), num_experts=num_experts)])
+    (view,) = data_of(html)["views"]
+    assert view["key"] == f"Experts of layer 00{words}, with the share of the text that each processed"
+    assert len(view["shown"]) == 64 and view["shown"][:2] == ([63, 2] if words else [0, 1])
 
 
 @pytest.mark.parametrize(

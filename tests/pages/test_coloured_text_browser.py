@@ -124,6 +124,18 @@ def test_another_layer_has_other_colours_and_numbers_and_an_unread_character_non
     assert page.execute_script(GROUNDS, 10) == before
 
 
+def test_of_more_experts_than_a_byte_holds_each_has_its_number_and_64_are_in_the_key(
+    browser: Chrome,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    layers = [LayerText("layer 00", 257, [256, 255, NOBODY], [0.5] * 3, [0, NOBODY, NOBODY], [0.1] * 3)]
+    show(browser, page_of("abc", layers), tmp_path / "many.html")
+    assert browser.execute_script(MARKS, 3) == ["256", "255", None]
+    assert len(browser.find_elements("css selector", ".key button")) == 64
+    hover(browser, 0)
+    assert "expert 256, gate 0.50, second choice 0 (0.10)" in announced(browser) and complaints(browser) == []
+
+
 def test_pointing_at_a_character_tells_all_that_is_known_of_it(page: Chrome) -> None:
     hover(page, 7)
     assert announced(page) == (

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from switch_lm.storage.run_folder import TrainingError
 from switch_lm.training.boards.base import Board
 from switch_lm.training.boards.registry import BOARDS
 from switch_lm.training.boards.tensorboard import TensorBoard
+from switch_lm.training.boards.wandb import Wandb
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.start import train
 
@@ -193,6 +195,18 @@ def test_wandb_keeps_a_run_and_its_id_in_the_runs_folder_and_needs_no_network(
     points = logged(run)["val/loss"]
     assert str(points[12]).encode() in content and str(points[5]).encode() not in content
     assert any(second.glob("files/media/images/routing/layer_00_atlas_*.png"))
+
+
+def test_wandb_gets_at_most_512_bars_which_hold_every_count() -> None:
+    class Bars(SimpleNamespace):
+        MAX_LENGTH = 512
+
+    board: Any = object.__new__(Wandb)
+    logs: list[Any] = []
+    board._wandb, board._session = SimpleNamespace(Histogram=Bars), SimpleNamespace(log=lambda x, step: logs.append(x))
+    board.histogram("experts", [1] * 1001, 5)
+    bars, edges = logs[0]["experts"].np_histogram
+    assert bars == [2] * 500 + [1] and (edges[0], edges[1], len(edges)) == (-0.5, 1.5, 502)
 
 
 # --- A board of one's own

@@ -62,6 +62,18 @@ def test_a_column_is_a_logged_step_and_future_steps_are_blank() -> None:
     assert (picture.low, picture.centre, picture.high) == (0.0, 1.0, 2.0)
 
 
+def test_of_more_than_64_experts_64_are_shown_and_the_map_says_which() -> None:
+    loads = history(num_experts=127)
+    loads.add(torch.arange(127).expand(2, -1), step=10)
+    picture = loads.heat_map()
+    assert picture.y_names[:2] + picture.y_names[63:65] == ("layer 00 · 126", "124", "00", "")
+    assert len(picture.values) == 2 * 64 + 1
+    assert picture.y_label == "layer · expert (64 of 127, from the busiest to the idlest)"
+    share_EV = torch.eye(127)[:, :2]
+    maps = atlas(share_EV, "ab", [0, 1], load_E=share_EV[:, 1].tolist())
+    assert maps.y_names[0] == "01" and len(maps.values) == 64 and "64 busiest of 127" in maps.y_label
+
+
 @pytest.mark.parametrize("log_every", [1, 7])
 def test_a_run_resumed_with_another_log_every_keeps_the_columns_that_it_began_with(
     log_every: int, config: Config
@@ -154,7 +166,7 @@ def test_shares_of_a_router_with_any_number_of_experts_per_token_are_those_of_a_
 
 def test_an_atlas_has_a_row_per_expert_and_the_chosen_characters_in_order() -> None:
     share_EV = torch.tensor([[0.25, math.nan, 1.0], [0.75, math.nan, 0.0]])
-    picture = atlas(share_EV, "\n.a", [2, 0])
+    picture = atlas(share_EV, "\n.a", [2, 0], load_E=[1.0, 1.0])
     assert (picture.x_names, picture.y_names) == (("a", "\\n"), ("00", "01"))
     assert picture.values == ((1.0, 0.25), (0.0, 0.75))
     assert (picture.low, picture.high, picture.centre) == (0.0, 1.0, None)

@@ -15,9 +15,11 @@ from kept_board import kept
 from small_models import short_run
 from worked import route
 
+from switch_lm.config.schema import Config, LoggerConfig
 from switch_lm.measure.metrics import RoutingSums, layer_scalars
 from switch_lm.routers.routing import Routing
 from switch_lm.storage import checkpoint
+from switch_lm.text.windows import split
 from switch_lm.training import run
 from switch_lm.training.callbacks.base import MicroBatch, StepCallback
 from switch_lm.training.losses import Losses
@@ -38,6 +40,29 @@ def test_shares_are_ratios_of_sums_and_means_are_over_all_tokens() -> None:
     for e in range(2):
         expected |= {f"load/expert_{e:02d}": 4, f"kept/expert_{e:02d}": 3, f"mean_prob/expert_{e:02d}": 1 / 2}
     assert {tag: value.item() for tag, value in layer_scalars(sums).items()} == pytest.approx(expected)
+
+
+def test_quantiles_over_the_experts_are_on_a_straight_line_between_two_of_them() -> None:
+    """Of 5 experts the 5 % quantile is number 0.2 from the least, a fifth of the way to the next."""
+    load_E, one = torch.tensor([40, 10, 20, 0, 30]), torch.ones(())
+    sums = RoutingSums(load_E, load_E // 10, one, load_E / 100, one, one, choices=100, slots=100)
+    scalars = layer_scalars(sums, per_expert=False)
+    for name, unit in (("load", 10), ("kept", 1), ("mean_prob", 0.1)):
+        of_experts = {tag.partition("/")[2]: x.item() for tag, x in scalars.items() if tag.startswith(f"{name}/")}
+        expected = {"min": 0.0, "p05": 0.2, "median": 2.0, "p95": 3.8, "max": 4.0}
+        assert of_experts == pytest.approx({q: unit * x for q, x in expected.items()})
+
+
+def test_above_64_experts_quantiles_stand_for_the_curves_of_each_unless_they_are_asked_for(config: Config) -> None:
+    asked = {(64, None): True, (65, None): False, (65, True): True, (2, False): False}
+    assert {(n, wish): LoggerConfig(per_expert=wish).logs_each(n) for n, wish in asked} == asked
+    config.model.num_experts, config.trainer.max_steps, config.trainer.val_every = 65, 2, 2
+    result = train(config)
+    loads = {tag for tag in logged(folder_of(config)) if tag.startswith("moe/layer_01/load/")}
+    assert loads == {f"moe/layer_01/load/{name}" for name in ("min", "p05", "median", "p95", "max")}
+    assert [len(load_E) for load_E in result["expert_load"]] == [65, 65]
+    _, validation_ids = split(torch.zeros(len(Path(str(config.data.path)).read_text())))
+    assert [sum(load_E) for load_E in result["expert_load"]] == [len(validation_ids) - 1] * 2
 
 
 def figures_of(calls: list[Routing]) -> dict[str, float]:

@@ -37,11 +37,9 @@ class TensorBoard(Board):
     name = "tensorboard"
 
     def __init__(self, run: Path, options: Any, *, config: Config, first_step: int) -> None:
-        is_new = first_step == 0 or not any(run.glob(EVENTS))
         self._writer = open_writer(run, purge_step=first_step, flush_secs=FLUSH_SECONDS)
         self._flushed = time.monotonic()
-        if is_new:
-            self._writer.add_custom_scalars(chart_layout(config.model.switch_blocks))
+        self._writer.add_custom_scalars(chart_layout(config.model.switch_blocks))  # the last one counts
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for tag, value in values.items():
@@ -82,7 +80,7 @@ class TensorBoard(Board):
 
 
 def chart_layout(blocks: Sequence[int]) -> dict[str, dict[str, list[object]]]:
-    """Custom charts: an overview, then one per Switch layer and quantity with a line per expert.
+    """Custom charts: an overview, then one per Switch layer and quantity with a line per expert, or per quantile.
 
     TensorBoard merges the layouts of all runs by their titles: no title depends on anything but the layer's number.
     """
@@ -92,7 +90,7 @@ def chart_layout(blocks: Sequence[int]) -> dict[str, dict[str, list[object]]]:
     }
     for layer in blocks:
         layout[f"layer {layer:02d}"] = {
-            f"layer {layer:02d}: {title}, by expert": ["Multiline", [rf"^moe/layer_{layer:02d}/{quantity}/expert_\d+$"]]
+            f"layer {layer:02d}: {title}, of the experts": ["Multiline", [rf"^moe/layer_{layer:02d}/{quantity}/\w+$"]]
             for quantity, title in OF_EACH_EXPERT.items()
         }
     return layout

@@ -11,6 +11,7 @@ from torch import Tensor
 from switch_lm.config.schema import Config
 from switch_lm.model import devices
 from switch_lm.model.transformer import SwitchLM, evaluating
+from switch_lm.pages.coloured_text import MOST_EXPERTS
 from switch_lm.pages.document import HeatMap
 from switch_lm.pages.expert_maps import atlas, shown, stacked
 from switch_lm.text.windows import fixed_windows
@@ -37,13 +38,16 @@ class LoadHistory:
         """Blank where nothing was logged yet; a blank row between two layers."""
         load_CLE = self.load_CLE.double()
         share_LEC = (load_CLE / load_CLE.mean(dim=2, keepdim=True)).permute(1, 2, 0)
-        names, rows = stacked(share_LEC.tolist(), self.blocks)
+        num_experts, experts_L = load_CLE.shape[2], [spread(load_E) for load_E in load_CLE.sum(dim=0).tolist()]
+        some = f" ({MOST_EXPERTS} of {num_experts:,}, from the busiest to the idlest)"
+        shown_L = [share_EC[experts].tolist() for share_EC, experts in zip(share_LEC, experts_L, strict=True)]
+        names, rows = stacked(shown_L, self.blocks, experts_L=experts_L)
         return HeatMap(
             name="load_over_time",
             title="Each expert's load over the training",
             alt="A row for each expert, a column for each stretch of training, the expert's load as colour.",
             x_label=f"training step (a column: {self.steps} steps)",
-            y_label="layer · expert",
+            y_label=f"layer · expert{some if num_experts > MOST_EXPERTS else ''}",
             value_label="load / mean load of the layer: 0 idle, 1 even, 2 twice as much or more; blank: still to come",
             x_names=tuple(str(i * self.steps) for i in range(len(load_CLE))),
             y_names=names,
@@ -52,6 +56,15 @@ class LoadHistory:
             high=2.0,
             centre=1.0,
         )
+
+
+def spread(load_E: Sequence[float]) -> list[int]:
+    """The experts of a layer to show: all, or of more than 64 so many, evenly from the busiest to the idlest."""
+    num_experts, last = len(load_E), MOST_EXPERTS - 1
+    if num_experts <= MOST_EXPERTS:
+        return list(range(num_experts))
+    ranking = sorted(range(num_experts), key=lambda e: -load_E[e])
+    return [ranking[i * (num_experts - 1) // last] for i in range(MOST_EXPERTS)]
 
 
 def shares_by_character(model: SwitchLM, ids_BS: Tensor) -> Tensor:
@@ -101,9 +114,10 @@ class RoutingPictures(Measurement):
         step, characters = trainer.global_step, pl_module.vocabulary.characters
         with self.timed(pl_module, step):
             share_LEV = shares_by_character(pl_module.model, self.ids_BS.to(pl_module.device)).cpu()
-            places = shown(torch.bincount(self.ids_BS.flatten(), minlength=len(characters)), characters)
-            maps = {ATLAS_TAG.format(layer): atlas(share_EV, characters, places)
-                    for layer, share_EV in zip(self.blocks, share_LEV, strict=True)}  # fmt: skip
+            count_V = torch.bincount(self.ids_BS.flatten(), minlength=len(characters))
+            places, load_LE = shown(count_V, characters), (share_LEV.nan_to_num() * count_V).sum(dim=2).tolist()
+            maps = {ATLAS_TAG.format(layer): atlas(share_EV, characters, places, load_E=load_E)
+                    for layer, share_EV, load_E in zip(self.blocks, share_LEV, load_LE, strict=True)}  # fmt: skip
             for tag, heat_map in {LOAD_TAG: self.history.heat_map(), **maps}.items():
                 pl_module.run_log.image(tag, as_image(heat_map), step)
 

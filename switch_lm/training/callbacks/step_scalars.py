@@ -15,6 +15,7 @@ class StepScalars(StepCallback):
 
     def __init__(self, config: Config) -> None:
         self.log_every, self.blocks = config.logger.log_every, config.model.switch_blocks
+        self.per_expert = config.logger.logs_each(config.model.num_experts)
 
     def after_step(self, module: Any, step: int, micro_batches: Sequence[MicroBatch]) -> None:
         if step % self.log_every:
@@ -23,7 +24,7 @@ class StepScalars(StepCallback):
         for micro_batch in micro_batches:
             tally.add(micro_batch["losses"], micro_batch["routings"])
         losses = tally.losses
-        of_layers = routing_scalars(tally.layers, self.blocks)
+        of_layers = routing_scalars(tally.layers, self.blocks, per_expert=self.per_expert)
         module.run_log.scalars(losses | as_perplexity("train", losses["train/loss"]) | of_layers, step)
         for block, sums in zip(self.blocks, tally.layers, strict=True):
             module.run_log.histogram(f"moe/layer_{block:02d}/expert_of_token", sums.load_E.tolist(), step)
