@@ -5,6 +5,7 @@ import json
 import math
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import IO, Any
 
 PART = ".part"  # the suffix of an unfinished file
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_warned = set[str]()
 
 
 def remedy(error: OSError) -> str:
@@ -37,11 +39,29 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new names in it outlast a power cut, where it can be asked for: not on Windows, nor on some shares."""
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in (*FULL, errno.EIO):
+            raise
+        lost = "a power cut may take back the last files written there, each as a whole"
+        warn_once("fsync", f"{folder}: the folder cannot be synced ({error.strerror}); {lost}")
+
+
+def warn_once(cause: str, message: str) -> None:
+    """Prints a warning, once in a process for each cause: a sweep's next run would only repeat it."""
+    if cause not in _warned:
+        _warned.add(cause)
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
 from switch_lm import train as command
-from switch_lm.storage import run_folder
+from switch_lm.storage import locks
 from switch_lm.storage.run_folder import Stopped
 from switch_lm.sweep.jobs import fail, read_jobs
 from switch_lm.sweep.launchers import Launches, _Complete
@@ -28,7 +28,7 @@ Start = Callable[..., object]
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     """Runs `train -m seed=0,1 name=two` in this process, with its function for training, and returns the exit code."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.0)
 
     def run(train: Callable[..., dict[str, Any]], *overrides: str) -> object:
         monkeypatch.setattr(command, "train", train)
