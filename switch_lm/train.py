@@ -20,6 +20,7 @@ from switch_lm.config import overrides as cli
 from switch_lm.config.keys import NAME, ConfigError
 from switch_lm.config.paths import config_dir, expanded, interpreter
 from switch_lm.config.rules import refusal
+from switch_lm.storage.files import remedy
 from switch_lm.storage.run_folder import Stopped, TrainingError, plugins_of
 from switch_lm.storage.runs import OUTPUTS
 from switch_lm.sweep import jobs as sweep
@@ -75,6 +76,10 @@ def main() -> None:
         sys.exit(_say(refusal(error), 2))
     except (CorpusError, TrainingError) as error:
         sys.exit(_say(str(error), 1))
+    except OSError as error:  # in a sweep, whose records could not be written
+        if error.filename is None:
+            raise
+        sys.exit(_say(f"{error.filename} could not be written: {error.strerror}{remedy(error)}", 1))
     except Stopped as stop:  # in a sweep, which has printed how to continue
         sys.exit(stop.code)
     except KeyboardInterrupt:
