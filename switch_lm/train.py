@@ -76,10 +76,6 @@ def main() -> None:
         sys.exit(_say(refusal(error), 2))
     except (CorpusError, TrainingError) as error:
         sys.exit(_say(str(error), 1))
-    except OSError as error:  # in a sweep, whose records could not be written
-        if error.filename is None:
-            raise
-        sys.exit(_say(f"{error.filename} could not be written: {error.strerror}{remedy(error)}", 1))
     except Stopped as stop:  # in a sweep, which has printed how to continue
         sys.exit(stop.code)
     except KeyboardInterrupt:
@@ -104,6 +100,9 @@ def _compose_and_run(run_job: Callable[[DictConfig], float | None]) -> None:
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(run_job)()
         except Exception as error:
             of_disk = isinstance(error, OSError) and not isinstance(error, HydraException)  # of which one is both
+            if launches.begun and of_disk and error.filename is not None:  # a record of the sweep
+                problem = f"{error.filename} could not be written: {error.strerror}{remedy(error)}"
+                raise TrainingError(problem) from error
             if launches.begun or of_disk:
                 raise
             raise ConfigError(cli.explain(error, _plugins_of_the_run())) from error

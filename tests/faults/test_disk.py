@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import resource
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -14,7 +19,8 @@ import pytest
 from conftest import TEXT, MakeRun, checkpoint_of, tiny_model
 from processes import PATIENCE, Started, command, finished, state
 
-from switch_lm.storage import checkpoint
+from switch_lm.config.schema import Config
+from switch_lm.storage import checkpoint, choice
 
 # Each command that writes a result at its end, and the option that says where.
 RESULTS = {
@@ -163,3 +169,31 @@ def test_a_disk_that_fills_while_a_result_is_written_gives_path_size_and_remedy(
         message.startswith("there (") and " bytes) could not be written: File too large; make room, or give " in message
     )
     assert not [path for path in Path("there").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("code", ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "EINVAL", "EBADF", "EACCES", "EPERM"])
+def test_folders_that_can_be_neither_locked_nor_synced_hold_runs_with_one_warning_of_each(
+    code: str, config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sync = os.fsync
+
+    def refused(file: int, *_: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(getattr(errno, code), code)
+        sync(file)
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    monkeypatch.setattr(os, "fsync", refused)
+    monkeypatch.setattr("switch_lm.storage.files._warned", set(), raising=False)
+    for name in ("first", "second"):
+        run = choice.choose(replace(config, name=name))
+        run.create(config, {}).close()
+        assert sorted(p.name for p in run.path.iterdir()) == [
+            "checkpoints",
+            "config.yaml",
+            "hardware.json",
+            "start.json",
+        ]
+    locked, synced = capsys.readouterr().err.splitlines()
+    assert f"outputs/runs/first: the folder cannot be locked ({code})" in locked
+    assert f"outputs/runs/first: the folder cannot be synced ({code})" in synced

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -182,3 +184,18 @@ def test_equal_jobs_of_a_search_are_launched_once(tmp_path: Path) -> None:
     side: Any = SimpleNamespace(launch=launch)
     returned = _Complete(side, tmp_path, Launches()).launch([["seed=0"], ["seed=1"], ["seed=0"]], 0)
     assert launched == [["seed=0"], ["seed=1"]] and len(returned) == 3
+
+
+def test_a_sweep_whose_disk_fails_ends_with_one_line_that_names_the_file(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fills_the_disk(*_: Any, **__: Any) -> dict[str, Any]:
+        monkeypatch.setattr(os, "fsync", full)
+        return {}
+
+    assert start(fills_the_disk) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["outputs/sweeps/two/seed=0/traceback.txt could not be written: No space left on device; make room"]
