@@ -47,10 +47,9 @@ def command(folder: Path, *arguments: str, before: str = "") -> list[str]:
     return [sys.executable, *start, *flags, *SMALL, *(a for a in arguments if a not in flags)]
 
 
-def finished(folder: Path, *arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+def finished(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A whole command."""
-    words = command(folder, *arguments, before=before)
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+    return subprocess.run(command(folder, *arguments), cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
 
 
 class Started:

@@ -28,15 +28,6 @@ sync = os.fsync
 written = "outputs/runs/killed/checkpoints/last.ckpt"
 os.fsync = lambda file: (time.sleep(0.5 * os.path.exists(written)), sync(file))
 """
-NO_LOCKS = """
-import fcntl, os, stat
-sync = os.fsync
-def refused(file, *how):
-    if stat.S_ISDIR(os.fstat(file).st_mode):
-        raise OSError(38, "refused")
-    sync(file)
-fcntl.flock = os.fsync = refused
-"""
 SLOW_END = """
 import time
 from switch_lm.training import run
@@ -106,7 +97,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("after a checkpoint", "", marks=pytest.mark.long),
         pytest.param("in validation", SLOW_VALIDATION, marks=pytest.mark.long),
         pytest.param("after the last step", SLOW_END),
-        pytest.param("without locks", NO_LOCKS, marks=pytest.mark.long),
     ],
 )
 def test_killed_at_a_chosen_moment_it_goes_on_to_the_same_bits(
@@ -119,7 +109,7 @@ def test_killed_at_a_chosen_moment_it_goes_on_to_the_same_bits(
     elif moment == "on a checkpoint":
         started.wait_for_file(checkpoints, "last.ckpt")
         started.wait_for_file(checkpoints, ".last.ckpt.*")
-    elif moment in ("after a checkpoint", "without locks"):
+    elif moment == "after a checkpoint":
         started.wait_for_file(checkpoints, "last.ckpt")
     else:
         started.wait_for("validating" if moment == "in validation" else "trained")
@@ -128,9 +118,8 @@ def test_killed_at_a_chosen_moment_it_goes_on_to_the_same_bits(
     if moment == "on a checkpoint":
         assert list(checkpoints.glob(".last.ckpt.*"))
         assert checkpoint.read(checkpoints / "last.ckpt")["global_step"] > 0  # the old one still loads
-    again = finished(tmp_path, *arguments, "resume=auto", before=before if moment == "without locks" else "")
-    assert again.returncode == 0 and "waiting for" not in again.stderr, again.stderr
-    assert again.stderr.count("warning: ") == 2 * (moment == "without locks"), again.stderr
+    again = finished(tmp_path, *arguments, "resume=auto")
+    assert again.returncode == 0, again.stderr
     require_the_same(tmp_path, whole)
 
 
