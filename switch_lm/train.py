@@ -100,7 +100,7 @@ def _compose_and_run(run_job: Callable[[DictConfig], float | None]) -> None:
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(run_job)()
         except Exception as error:
             of_disk = isinstance(error, OSError) and not isinstance(error, HydraException)  # of which one is both
-            if launches.begun and of_disk and error.filename is not None:  # a record of the sweep
+            if launches.begun and isinstance(error, OSError) and error.filename is not None:  # a record of the sweep
                 problem = f"{error.filename} could not be written: {error.strerror}{remedy(error)}"
                 raise TrainingError(problem) from error
             if launches.begun or of_disk:

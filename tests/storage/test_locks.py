@@ -33,7 +33,7 @@ def test_a_folder_is_its_owners_until_kill_9_and_then_free_at_once(
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", flock)
     monkeypatch.setattr(locks, "LOCK_SECONDS", 0.0)
-    words = [sys.executable, "-c", f"{HOLDER}; print(flush=True); sys.stdin.read()", tmp_path]
+    words = [sys.executable, "-c", f"{HOLDER}; print(flush=True); sys.stdin.read()", str(tmp_path)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdout.readline()
         with pytest.raises(ConfigError, match=rf"trains there at the moment \(process {holder.pid} on"):
