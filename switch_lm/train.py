@@ -19,6 +19,7 @@ from switch_lm.config import overrides as cli
 from switch_lm.config.keys import NAME, ConfigError
 from switch_lm.config.paths import config_dir, expanded, interpreter
 from switch_lm.config.rules import refusal
+from switch_lm.storage.files import remedy
 from switch_lm.storage.run_folder import Stopped, TrainingError, plugins_of
 from switch_lm.storage.runs import OUTPUTS
 from switch_lm.sweep import jobs as sweep
@@ -95,6 +96,9 @@ def _compose_and_run(run_job: Callable[[DictConfig], float | None]) -> None:
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(run_job)()
         except Exception as error:
             of_disk = isinstance(error, OSError) and not isinstance(error, HydraException)  # of which one is both
+            if launches.begun and isinstance(error, OSError) and error.filename is not None:  # a record of the sweep
+                problem = f"{error.filename} could not be written: {error.strerror}{remedy(error)}"
+                raise TrainingError(problem) from error
             if launches.begun or of_disk:
                 raise
             raise ConfigError(cli.explain(error, _plugins_of_the_run())) from error

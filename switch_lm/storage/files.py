@@ -5,13 +5,15 @@ import json
 import math
 import os
 import secrets
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 PART = ".part"  # the suffix of an unfinished file
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_warned = set[str]()
 
 
 def remedy(error: OSError) -> str:
@@ -23,7 +25,7 @@ def remedy(error: OSError) -> str:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file that replaces `path` at the end of the block: it is written beside it, synced and renamed.
 
-    Any error in the block or of the disk leaves `path` as it was and nothing beside it.
+    Any error in the block or of the disk leaves `path` as it was and nothing beside it. The disk's names `path`.
     """
     if not path.name:  # such as "."
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -34,14 +36,35 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(beside)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new names in it outlast a power cut, where it can be asked for: not on Windows, nor on some shares."""
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in (*FULL, errno.EIO):
+            raise
+        lost = "a power cut may take back the last files written there, each as a whole"
+        warn_once("fsync", f"{folder}: the folder cannot be synced ({error.strerror}); {lost}")
+
+
+def warn_once(cause: str, message: str) -> None:
+    """Prints a warning, once in a process for each cause: a sweep's next run would only repeat it."""
+    if cause not in _warned:
+        _warned.add(cause)
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -22,11 +18,11 @@ from switch_lm.config.reading import literals
 from switch_lm.config.rules import flatten
 from switch_lm.config.schema import KEYS, Config, keys_of_choice
 from switch_lm.storage.files import PART, as_json, remove_parts, replace_text
+from switch_lm.storage.locks import LEASE, Lock
 from switch_lm.storage.metrics import METRICS
 from switch_lm.storage.runs import CHECKPOINTS, LAST, START, damage, list_runs, start_number
 
 CONFIG, RESULT, HARDWARE = "config.yaml", "result.json", "hardware.json"
-LOCK_SECONDS = 10.0  # to wait for it: a killed run may take some seconds to free its memory and end
 JOB, SWEEP = "job.json", "sweep.json"  # what came of a sweep's job, and what a sweep is to run
 FORMAT = 3  # of config.yaml; a run of format 1 has none written in it
 
@@ -76,7 +72,7 @@ class RunFolder:
     @property
     def began(self) -> bool:
         """Whether a run was started there, and not another file or folder put there."""
-        others = [path for path in self.path.glob("*") if path.name != CHECKPOINTS and path.suffix != PART]
+        others = [path for path in self.path.glob("*") if path.name not in (CHECKPOINTS, LEASE) and path.suffix != PART]
         return (self.path / CONFIG).is_file() or not others
 
     @property
@@ -160,44 +156,6 @@ class RunFolder:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         replace_text(self.path / name, as_json(content))
-
-
-class Lock:
-    """Keeps other processes from working in a folder, in its block or until the process ends, however it ends.
-
-    ConfigError, with the `rule` that this holds, if another process has it.
-    """
-
-    def __init__(self, folder: Path, rule: str) -> None:
-        self._descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            self._take(folder, rule)
-        except BaseException:  # Ctrl-C while it waits, too
-            self.close()
-            raise
-
-    def _take(self, folder: Path, rule: str) -> None:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise ConfigError(
-                        f"{folder}: another process trains there at the moment; {rule}; wait for its end, or choose "
-                        "another name"
-                    ) from error
-            time.sleep(0.2)
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def as_yaml(config: Config) -> str:

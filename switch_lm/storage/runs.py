@@ -44,7 +44,7 @@ def find_run(name: str | None, outputs: Path = OUTPUTS) -> Path:
 def list_runs(outputs: Path = OUTPUTS) -> dict[str, Path]:
     """The folders of all runs by name, and of all jobs of sweeps by `sweep/job`; runs take precedence."""
     runs, sweeps = outputs / "runs", outputs / "sweeps"
-    jobs = {str(job.relative_to(sweeps)): job for job in sorted(sweeps.glob("*/*")) if _is_run(job)}
+    jobs = {job.relative_to(sweeps).as_posix(): job for job in sorted(sweeps.glob("*/*")) if _is_run(job)}
     return jobs | {run.name: run for run in sorted(runs.glob("*")) if _is_run(run)}
 
 

@@ -30,7 +30,8 @@ from switch_lm.config.reading import literal
 from switch_lm.config.rules import refusal, show
 from switch_lm.config.schema import changes_result
 from switch_lm.storage.files import replace_text
-from switch_lm.storage.run_folder import JOB, RESULT, SWEEP, Lock, RunFolder, Stopped, TrainingError
+from switch_lm.storage.locks import Lock
+from switch_lm.storage.run_folder import JOB, RESULT, SWEEP, RunFolder, Stopped, TrainingError
 from switch_lm.sweep.grid import Grid, as_given, require_valid
 from switch_lm.text.corpus import CorpusError, TextError
 from switch_lm.training.signals import StopSignals

@@ -9,7 +9,7 @@ from typing import Any, Self
 from switch_lm.storage.run_folder import Stopped
 
 # kill and a cluster's scheduler, Ctrl-C, and what SLURM can send before its time limit (--signal=USR1@60).
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 IN_TIME = 0  # the exit code of trainer.max_time: the run did what was asked
 
 

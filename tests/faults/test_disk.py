@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import resource
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 from conftest import TEXT, MakeRun, checkpoint_of, tiny_model
-from processes import PATIENCE, Started, command, finished, state
+from processes import PATIENCE, SMALL, Started, command, finished, state
 
-from switch_lm.storage import checkpoint
+from switch_lm.config.schema import Config
+from switch_lm.storage import checkpoint, choice
 
 # Each command that writes a result at its end, and the option that says where.
 RESULTS = {
@@ -24,6 +30,26 @@ RESULTS = {
     "generate": "--html",
     "report": "--out",
 }
+WINDOWS = """
+import os, runpy, signal, sys
+sys.modules |= dict.fromkeys(("fcntl", "resource", "pwd", "termios"))
+del signal.SIGHUP, signal.SIGUSR1, signal.SIGKILL, os.getuid, os.sched_getaffinity, os.killpg, os.O_DIRECTORY
+def of_files(path, flags, *mode, real=os.open, **where):
+    if flags == os.O_RDONLY and os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", path)
+    return real(path, flags, *mode, **where)
+os.open = of_files
+for command in sys.argv[1:]:
+    sys.argv = command.split()
+    try:
+        runpy.run_module(f"switch_lm.{sys.argv[0]}", run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, command
+"""
+ALL = [
+    f"train {' '.join(SMALL)} trainer.max_steps=20 trainer.val_every=20 name=here",
+    "generate --length 5", "evaluate --json there", "inspect", "report outputs/runs/here", "check", "corpus --help",
+]  # fmt: skip
 SMALL_DISK = "1500k"  # takes the first checkpoints and not all that are asked for
 
 
@@ -163,3 +189,41 @@ def test_a_disk_that_fills_while_a_result_is_written_gives_path_size_and_remedy(
         message.startswith("there (") and " bytes) could not be written: File too large; make room, or give " in message
     )
     assert not [path for path in Path("there").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("code", ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "EINVAL", "EBADF", "EACCES", "EPERM"])
+def test_folders_that_can_be_neither_locked_nor_synced_hold_runs_with_one_warning_of_each(
+    code: str, config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sync = os.fsync
+
+    def refused(file: int, *_: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(getattr(errno, code), code)
+        sync(file)
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    monkeypatch.setattr(os, "fsync", refused)
+    monkeypatch.setattr("switch_lm.storage.files._warned", set(), raising=False)
+    for name in ("first", "second"):
+        run = choice.choose(replace(config, name=name))
+        run.create(config, {}).close()
+        assert sorted(p.name for p in run.path.iterdir()) == [
+            "checkpoints",
+            "config.yaml",
+            "hardware.json",
+            "start.json",
+        ]
+    locked, synced = capsys.readouterr().err.splitlines()
+    assert f"outputs/runs/first: the folder cannot be locked ({code})" in locked
+    assert f"outputs/runs/first: the folder cannot be synced ({code})" in synced
+
+
+@pytest.mark.parametrize("help_only", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_with_nothing_but_what_windows_has_every_command_works(help_only: bool, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    commands = [f"{one.split()[0]} --help" for one in ALL] if help_only else ALL
+    words = [sys.executable, "-c", WINDOWS, *commands]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("cannot be locked (this system has no flock)") == (not help_only)

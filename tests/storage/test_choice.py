@@ -13,7 +13,7 @@ from conftest import MakeRun, folder_of
 from switch_lm import evaluate
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import KEYS, Config, changes_result
-from switch_lm.storage import checkpoint, choice, run_folder
+from switch_lm.storage import checkpoint, choice, locks
 from switch_lm.storage.run_folder import RESULT, RunFolder
 from switch_lm.storage.runs import find_run, newest_whole
 from switch_lm.training.module import SwitchModule
@@ -39,7 +39,7 @@ def test_a_run_without_a_checkpoint_does_not_use_up_its_name(config: Config, mon
 
 
 def test_a_process_a_checkpoint_or_a_result_keeps_a_name_taken(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.0)
     run = choice.choose(config)
     with run.create(config, {}), pytest.raises(ConfigError, match="another process trains there"):
         begun(config)

@@ -13,7 +13,7 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
 from switch_lm import train as command
-from switch_lm.storage import run_folder
+from switch_lm.storage import locks
 from switch_lm.storage.run_folder import Stopped
 from switch_lm.sweep.jobs import fail, read_jobs
 from switch_lm.sweep.launchers import Launches, _Complete
@@ -28,7 +28,7 @@ Start = Callable[..., object]
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     """Runs `train -m seed=0,1 name=two` in this process, with its function for training, and returns the exit code."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.0)
 
     def run(train: Callable[..., dict[str, Any]], *overrides: str) -> object:
         monkeypatch.setattr(command, "train", train)
@@ -182,3 +182,15 @@ def test_equal_jobs_of_a_search_are_launched_once(tmp_path: Path) -> None:
     side: Any = SimpleNamespace(launch=launch)
     returned = _Complete(side, tmp_path, Launches()).launch([["seed=0"], ["seed=1"], ["seed=0"]], 0)
     assert launched == [["seed=0"], ["seed=1"]] and len(returned) == 3
+
+
+def test_a_sweep_whose_disk_fails_ends_with_one_line_that_names_the_file(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fills_the_disk(*_: Any, **__: Any) -> dict[str, Any]:
+        monkeypatch.setattr("os.fsync", lambda _: Path("/dev/full").write_text("x"))
+        return {}
+
+    assert start(fills_the_disk) == 1
+    line = "outputs/sweeps/two/seed=0/traceback.txt could not be written: No space left on device; make room"
+    assert capsys.readouterr().err == f"{line}\n"

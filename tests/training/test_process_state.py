@@ -27,7 +27,8 @@ from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
 from switch_lm.storage import checkpoint
 from switch_lm.storage.choice import choose
-from switch_lm.storage.run_folder import Lock, Stopped
+from switch_lm.storage.locks import Lock
+from switch_lm.storage.run_folder import Stopped
 from switch_lm.training import hardware
 from switch_lm.training import prepare as preparing
 from switch_lm.training.module import SwitchModule
