@@ -43,6 +43,7 @@ def train(
     if (finished := run.read_json(run_folder.RESULT)) is not None:
         return finished
     require_given(config.data.path)
+    import switch_lm.pages.quiet_matplotlib  # noqa: F401  Lightning loads matplotlib
     from switch_lm.training.prepare import prepare  # torch and Lightning are slow to import: not for --help and --cfg
     from switch_lm.training.run import fit
 
