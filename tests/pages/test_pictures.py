@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -199,3 +200,11 @@ def test_inline_drawings_take_colours_and_font_from_the_page_and_share_no_identi
     assert len(ids[0]) == len(set(ids[0])) > 0 and not set(ids[0]) & set(ids[1])
     for svg, own in zip((first, second), ids, strict=True):
         assert set(re.findall(r'(?:url\(|href=")#([^")]+)', svg)) <= set(own)
+
+
+def test_where_matplotlib_cannot_write_its_folders_it_uses_another_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    env = {"HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", "import switch_lm.pages.pictures"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr, list(tmp_path.iterdir())) == ("", "", [tmp_path / "file"])
