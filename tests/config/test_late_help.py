@@ -16,7 +16,6 @@ from switch_lm.train import main
 
 @pytest.fixture(autouse=True)
 def on_python_314(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its argparse, as far as help texts go."""
     add = argparse.ArgumentParser.add_argument
 
     def add_argument(parser: argparse.ArgumentParser, *names: Any, **options: Any) -> argparse.Action:
