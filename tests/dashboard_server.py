@@ -86,27 +86,27 @@ def train_briefly(place: Path) -> Path:
 @contextmanager
 def serving(outputs: Path) -> Iterator[Server]:
     """What `make tensorboard` runs; its port is taken, and nothing can be written in TensorBoard's folder."""
-    shared, log = outputs.parent / "tmp", outputs.parent / "log"
-    shared.mkdir()
-    (shared / ".tensorboard-info").touch()
+    place, log = outputs.parent, outputs.parent / "log"
+    (place / ".tensorboard-info").touch()
     with socket.create_server(("127.0.0.1", 0)) as taken, log.open("w") as stderr:
         port = taken.getsockname()[1]
         command = [sys.executable, "-m", "switch_lm.dashboard", "--outputs", str(outputs), "--port", str(port)]
-        process = subprocess.Popen(command, stderr=stderr, env=os.environ | {"TMPDIR": str(shared)})
+        process = subprocess.Popen(command, stderr=stderr, env=os.environ | {"TMPDIR": str(place)})
         deadline, running = time.monotonic() + STARTS_WITHIN_S, None
         try:
             while running is None or not running.is_ready():
+                text = log.read_text()
                 address = re.search(
-                    rf"^port {port} is taken: on (\d+) instead\n.* at (http://127.0.0.1:\1)/", log.read_text(), re.M
+                    rf"^port {port} is taken: on (\d+) instead\n.* at (http://127.0.0.1:\1)/", text, re.M
                 )
                 running = Server(address[2]) if address else None
-                assert time.monotonic() < deadline, f"the dashboard did not show the runs in time: {log.read_text()}"
+                assert time.monotonic() < deadline, f"the dashboard did not show the runs in time: {text}"
                 time.sleep(0.5)
             yield running
         finally:
             process.send_signal(signal.SIGINT)
             assert process.wait(STARTS_WITHIN_S) == 130
-        assert [file.name for file in shared.iterdir()] == [".tensorboard-info"]
+        assert not list(place.glob("switch_lm_dashboard_*"))
 
 
 @pytest.fixture(scope="module")

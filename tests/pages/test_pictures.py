@@ -59,12 +59,9 @@ def test_every_kind_of_picture_is_saved_and_shown(picture: Picture, tmp_path: Pa
     ElementTree.fromstring(as_inline_svg(picture))
 
 
-def test_the_same_picture_is_the_same_bytes_in_another_process_whatever_its_settings_and_folders(
-    tmp_path: Path,
-) -> None:
+def test_the_same_picture_is_the_same_bytes_in_another_process_whatever_its_settings(tmp_path: Path) -> None:
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
-        "import switch_lm.pages.pictures, matplotlib\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); from switch_lm.pages.pictures import matplotlib\n"
         "matplotlib.rcParams.update({'font.size': 30, 'axes.facecolor': 'red', 'lines.linewidth': 9})\n"
         "from test_heat_map import MAP; from test_pictures import *\n"
         "for one in (PICTURE, MAP): save(one, Path(sys.argv[2])); print(as_inline_svg(one), end='')\n"

@@ -150,8 +150,8 @@ def test_a_cpu_compiles_with_the_compiler_that_torch_takes_and_in_vain_says_what
     monkeypatch.setattr(Path, "is_file", lambda path: True)  # Python.h
     assert compiling_pays("cpu", 1e20) == (not lacks, lacks or "g++ was found")
     reasons: list[str] = []
-    module = MagicMock(device=torch.device("cpu"))
-    module.warm_up.side_effect, module.config.trainer.max_steps = RuntimeError("its words"), 1
+    fails = {"warm_up.side_effect": OSError("its words"), "config.trainer.max_steps": 1}
+    module = MagicMock(device=torch.device("cpu"), **fails)
     CompiledBlocks(Console(quiet=True), reasons.append).on_train_start(MagicMock(global_step=0), module)
     torch.compiler.set_stance("default")
     assert reasons == [f"failed: {lacks or 'its words'}"]
