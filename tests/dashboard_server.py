@@ -27,7 +27,6 @@ from switch_lm.model.config import ModelConfig
 from switch_lm.training.boards.tensorboard import open_writer
 from switch_lm.training.start import train
 
-MAKEFILE = Path(__file__).parent.parent / "Makefile"
 STARTS_WITHIN_S = 60
 RUN, DENSE = "runs/switch", "runs/dense"
 FINDINGS = [
@@ -86,26 +85,26 @@ def train_briefly(place: Path) -> Path:
 
 @contextmanager
 def serving(outputs: Path) -> Iterator[Server]:
-    """A server with the options that `make tensorboard` gives."""
-    recipe = re.search(r"tensorboard\.main --logdir outputs (.*) \$\(ARGS\)", MAKEFILE.read_text())
-    assert recipe is not None
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(outputs), *recipe[1].split()]
-    process = subprocess.Popen(
-        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        running = Server(f"http://127.0.0.1:{port}")
-        deadline = time.monotonic() + STARTS_WITHIN_S
-        while not running.is_ready():
-            assert time.monotonic() < deadline, "the dashboard did not show the runs in time"
-            time.sleep(0.5)
-        yield running
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # its data server too
-        process.wait()
+    """What `make tensorboard` runs; its port is taken, and nothing can be written in TensorBoard's folder."""
+    place, log = outputs.parent, outputs.parent / "log"
+    (place / ".tensorboard-info").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken, log.open("w") as stderr:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "switch_lm.dashboard", "--outputs", str(outputs), "--port", str(port)]
+        process = subprocess.Popen(command, stderr=stderr, env=os.environ | {"TMPDIR": str(place)})
+        deadline, running = time.monotonic() + STARTS_WITHIN_S, None
+        try:
+            while running is None or not running.is_ready():
+                text = log.read_text()
+                address = re.search(rf"port {port} is taken: on (\d+) instead\n.* at (http://127.0.0.1:\1)/", text)
+                running = Server(address[2]) if address else None
+                assert time.monotonic() < deadline, f"the dashboard did not show the runs in time: {text}"
+                time.sleep(0.5)
+            yield running
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(STARTS_WITHIN_S) == 130
+        assert not list(place.glob("switch_lm_dashboard_*"))
 
 
 @pytest.fixture(scope="module")

@@ -195,6 +195,7 @@ QUERY = {"COMP_LINE": "switch-lm-train model=", "COMP_POINT": "22"}  # what bash
         (["check", "model.capacity_facter=1"], 2),
         (["inspect", "--help"], 0),
         (["corpus", "--help"], 0),
+        (["dashboard", "--help"], 0),
         (["report", "--help"], 0),
         (["report", "nowhere"], 1),
     ],

@@ -91,3 +91,25 @@ def test_from_an_empty_folder_the_wheel_composes_its_config_and_leaves_nothing(
 def test_every_command_of_the_wheel_explains_itself(name: str, bin_dir: Path, tmp_path: Path) -> None:
     assert run(bin_dir / name, "--help", folder=tmp_path).strip()
     assert list(tmp_path.iterdir()) == []
+
+
+PYTHON = """#!/bin/sh
+for last; do :; done
+case "$*" in *"-m venv"*) mkdir -p "$last/bin" && cp "$0" "$last/bin/python" ;;
+*"-m pip"*) echo "$PYTHONHOME$PIP_USER$PIP_TARGET$PIP_NO_DEPS" "$@" >>"$(dirname "$0")/asked" ;; esac
+"""
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize("venv", ["my env", "it's $HOME #1 %", "~/env"])
+def test_set_up_fills_any_venv_once_for_each_change_of_versions_whatever_pip_is_told(venv: str, tmp_path: Path) -> None:
+    place, told = tmp_path / "o'clock $5 (copy)", ("PYTHONHOME", "PIP_USER", "PIP_TARGET", "PIP_NO_DEPS")
+    shutil.copytree(ROOT, place, ignore=lambda _, names: {*names} - {"Makefile", "pyproject.toml", "constraints.txt"})
+    (place / "python").write_text(PYTHON)
+    (place / "python").chmod(0o755)
+    env = os.environ | dict.fromkeys(told, "1") | {"VENV": venv, "HOME": str(tmp_path), "PYTHON": f"{place}/python"}
+    for jobs in (2, 2, 4):  # the last after a change
+        os.utime(place / "constraints.txt", (jobs // 4 * 2**32,) * 2)
+        subprocess.run(["make", "setup"], cwd=place, env=env, capture_output=True, check=True, timeout=30)
+        asked = (place / venv.replace("~", str(tmp_path)) / "bin" / "asked").read_text().splitlines()
+        assert len(asked) == jobs and all(line.startswith(" -I -m pip install --no-user ") for line in asked)

@@ -81,8 +81,8 @@ class TrainerConfig:
     )
     threads: int | None = key(
         None,
-        "CPU threads. null: as many as the cores that affinity and cgroup quotas leave, or in a sweep whose jobs run side by "
-        "side each job's share of them.",
+        "CPU threads. null: as many as the cores that affinity and cgroup quotas leave, or in a sweep whose jobs run "
+        "side by side each job's share of them.",
         at_least(1),
         changes_result=False,
     )

@@ -10,6 +10,9 @@ from functools import lru_cache
 from html import escape
 from typing import Any
 
+import switch_lm.pages.quiet_matplotlib  # noqa: F401  before all of matplotlib
+
+# isort: split
 import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg

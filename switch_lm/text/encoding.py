@@ -1,14 +1,17 @@
 """A UTF-8 file as ids of its characters, piece by piece: the memory is that of the ids, the smallest that hold them."""
 
+from __future__ import annotations
+
 import codecs
 import hashlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # `--cfg job` needs no numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
-Ids = NDArray[np.integer[Any]]
+Ids: TypeAlias = "NDArray[np.integer[Any]]"
 
 PIECE_BYTES = 1 << 18
 NUM_CODE_POINTS = 0x110000
@@ -40,6 +43,8 @@ class NotUTF8Error(Exception):
 
 def encode(file: BinaryIO) -> Encoded:
     """The ids of a whole file. It is read twice, once for its characters, so the text itself is never in memory."""
+    import numpy as np
+
     seen_V, num_characters, num_marks = np.zeros(NUM_CODE_POINTS, dtype=np.bool_), 0, 0
     digest, again = hashlib.sha256(), hashlib.sha256()
     for code_N, marks in _code_points(file, digest):
@@ -60,8 +65,10 @@ def encode(file: BinaryIO) -> Encoded:
     return Encoded(characters, ids, start_of(ids, characters), digest.hexdigest(), num_marks)
 
 
-def _code_points(file: BinaryIO, digest: "hashlib._Hash") -> Iterator[tuple[NDArray[np.uint32], int]]:
+def _code_points(file: BinaryIO, digest: hashlib._Hash) -> Iterator[tuple[NDArray[np.uint32], int]]:
     """The code points of each piece of a file from its beginning, and how many byte order marks were left out."""
+    import numpy as np
+
     decoder, last = codecs.getincrementaldecoder("utf-8")(), False
     file.seek(0)
     while not last:
@@ -79,6 +86,8 @@ def _code_points(file: BinaryIO, digest: "hashlib._Hash") -> Iterator[tuple[NDAr
 
 def start_of(ids: Ids, characters: str) -> str:
     """A line break if the text has any; else the most frequent first character of a line, or of all; "" for no text."""
+    import numpy as np
+
     if "\n" in characters or not characters:
         return "\n" if characters else ""
     is_end_V = np.array([character in LINE_ENDS for character in characters])

@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import sys
 import sysconfig
 import time
 from collections.abc import Mapping
@@ -175,16 +176,25 @@ def compiling_pays(device: str, training_flops: float) -> tuple[bool, str]:
     on_gpu = device == "cuda"
     if training_flops < (GPU_COMPILE_PAYS_FLOPS if on_gpu else COMPILE_PAYS_FLOPS):
         return False, "the run is too short to earn it back"
+    return compiler_of(device)
+
+
+def compiler_of(device: str) -> tuple[bool, str]:
+    """Whether what `torch.compile` needs is there, and what was found or has to be installed."""
+    on_gpu = device == "cuda"
     if on_gpu and find_spec("triton") is None:
         return False, "triton is not installed"
     if on_gpu:  # triton compiles the launchers of its kernels, and looks for these
         language, package, gain = "C", "gcc", "faster steps"
         names = [chosen] if (chosen := os.environ.get("CC")) else ["gcc", "clang"]
-    else:
+    else:  # the one that torch looks for
         language, package, gain = "C++", "g++", "about a third more speed"
-        names = [os.environ.get("CXX", ""), "g++", "clang++"]
+        names = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
     if (compiler := next(filter(shutil.which, names), None)) is None:
-        return False, f"no {language} compiler was found; install {package} for {gain}"
+        where = f" (CXX={names[0]})" if not on_gpu and "CXX" in os.environ else ""
+        return False, f"no {language} compiler was found{where}; install {package} for {gain}"
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return False, f"Python's C headers are missing; install python3-dev for {gain}"
+    if not os.access(cache := os.environ.get("TORCHINDUCTOR_CACHE_DIR", "."), os.W_OK):  # torch sets it when it loads
+        return False, f"{cache}, for compiled code, cannot be written; set TORCHINDUCTOR_CACHE_DIR to a folder that can"
     return True, f"{compiler} was found"

@@ -57,6 +57,7 @@ def train(
     if heading is None and config.logger.progress != "none":
         first_word()
     with _alone():
+        import switch_lm.pages.quiet_matplotlib  # noqa: F401  Lightning loads matplotlib
         from switch_lm.training.prepare import prepare  # torch and Lightning are slow to import: not for --help, --cfg
         from switch_lm.training.run import fit
 

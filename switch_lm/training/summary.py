@@ -43,10 +43,13 @@ def print_plan(
         "folder": str(run),
     }
     if "tensorboard" in config.logger.boards:
-        rows["watch it"] = (
-            f"tensorboard --logdir {shlex.quote(config.outputs)} --host 127.0.0.1   (or: make tensorboard)"
-        )
+        rows["watch it"] = _dashboard(config)
     console.print(_two_columns("What will be trained", rows))
+
+
+def _dashboard(config: Config) -> str:
+    elsewhere = "" if Path(config.outputs) == OUTPUTS else f" --outputs {shell_word(config.outputs)}"
+    return f"python -m switch_lm.dashboard{elsewhere}"
 
 
 def _router(config: Config) -> str:
@@ -83,7 +86,7 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
         f"python -m switch_lm.evaluate --run {name} --capacity-factor 0.5 1 2 none",
         *(look if result["dropped"] is not None else []),
         f"python -m switch_lm.train model=dense{text}  # the dense control: the same products, no router",
-        *(["make tensorboard  # every expert of every layer"] if "tensorboard" in config.logger.boards else []),
+        *([f"{_dashboard(config)}  # every expert of every layer"] if "tensorboard" in config.logger.boards else []),
     ]
     console.print(_two_columns("Result", rows))
     console.print(Text("try next", style="bold"))

@@ -21,7 +21,7 @@ from mirror_servers import a_small_made_up_world as a_small_made_up_world
 from mirror_servers import refusal
 
 import switch_lm
-from switch_lm import evaluate, generate
+from switch_lm import dashboard, evaluate, generate
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
 from switch_lm.storage.checkpoint import CheckpointError
@@ -158,4 +158,5 @@ def test_a_mirror_that_sends_on_to_plain_http_is_not_read(tmp_path: Path, monkey
 def test_the_dashboard_listens_on_this_machine_only() -> None:
     place = Path(__file__).parents[2]
     output = subprocess.run(["make", "-n", "tensorboard"], cwd=place, capture_output=True, text=True, check=True).stdout
-    assert "--host 127.0.0.1" in output and "bind_all" not in output
+    assert "-m switch_lm.dashboard" in output and "bind_all" not in output
+    assert dashboard.parser().parse_args([]).host == "127.0.0.1"

@@ -9,10 +9,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from conftest import folder_of
+from rich.console import Console
 from small_models import short_run
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,6 +29,7 @@ from switch_lm.model import devices
 from switch_lm.storage import checkpoint
 from switch_lm.storage.run_folder import HARDWARE, RunFolder
 from switch_lm.training import hardware
+from switch_lm.training.callbacks.compiling import CompiledBlocks
 from switch_lm.training.hardware import GPU_COMPILE_PAYS_FLOPS, changes_bits, compile_module, compiling_pays, detect
 from switch_lm.training.prepare import prepare
 from switch_lm.training.signals import StopSignals
@@ -153,6 +156,23 @@ NO_COMPILER, SHORT = "no C compiler was found; install gcc for faster steps", "t
 COMPILES = [(0.9, "", "triton gcc", SHORT), (1.1, "", "gcc", "triton is not installed"),
             (1.1, "", "triton g++", NO_COMPILER), (1.1, "none", "triton gcc", NO_COMPILER),
             (1.1, "mine", "triton mine", "mine was found"), (1.1, "", "triton clang", "clang was found")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("chosen", "named"), [("g++", None), ("", ""), ("no", " (CXX=no)")])
+def test_a_cpu_compiles_with_the_compiler_that_torch_takes_and_in_vain_says_what_to_install(
+    chosen: str, named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacks = None if named is None else f"no C++ compiler was found{named}; install g++ for about a third more speed"
+    monkeypatch.setattr("os.environ", {"CXX": chosen} if chosen else {})
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == (chosen if not lacks else "clang++") else None)
+    monkeypatch.setattr(Path, "is_file", lambda path: True)  # Python.h
+    assert compiling_pays("cpu", 1e20) == (not lacks, lacks or "g++ was found")
+    reasons: list[str] = []
+    fails = {"warm_up.side_effect": OSError("its words"), "config.trainer.max_steps": 1}
+    module = MagicMock(device=torch.device("cpu"), **fails)
+    CompiledBlocks(Console(quiet=True), reasons.append).on_train_start(MagicMock(global_step=0), module)
+    torch.compiler.set_stance("default")
+    assert reasons == [f"failed: {lacks or 'its words'}"]
 
 
 @pytest.mark.parametrize(("runs", "compiler", "installed", "expected"), COMPILES)

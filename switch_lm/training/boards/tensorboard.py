@@ -32,7 +32,7 @@ EVENTS = "events.out.tfevents.*"
 
 
 class TensorBoard(Board):
-    """`make tensorboard` shows it. A resumed run begins a new event file, which hides the steps written twice."""
+    """`switch_lm.dashboard` shows it. A resumed run begins a new event file, which hides the steps written twice."""
 
     name = "tensorboard"
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
-from switch_lm.training.hardware import compile_blocks
+from switch_lm.training.hardware import compile_blocks, compiler_of
 
 
 class CompiledBlocks(Callback):
@@ -32,7 +32,9 @@ class CompiledBlocks(Callback):
             with trainer.precision_plugin.train_step_context():
                 pl_module.warm_up()
         except Exception as error:  # the compiler's errors share no base class
-            self.stance, reason = "force_eager", f"failed: {' '.join(str(error).splitlines()[:2])[:200]}"
+            able, lacking = compiler_of(pl_module.device.type)
+            what = " ".join(str(error).splitlines()[:2])[:200] if able else lacking
+            self.stance, reason = "force_eager", f"failed: {what}"
             self.console.print(f"compiling {reason}\ncontinuing without it", markup=False)
             self.on_failure(reason)
         else:
