@@ -1,7 +1,6 @@
 """Trains a model: `python -m switch_lm.train [key=value ...]`, and `-m` for a sweep."""
 
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +15,11 @@ from omegaconf import DictConfig
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.memory import keep_freed_memory
+from switch_lm.commandline.signals import ended_by_signals
 from switch_lm.config import overrides as cli
 from switch_lm.config.keys import NAME, ConfigError
-from switch_lm.config.paths import config_dir, expanded, interpreter
+from switch_lm.config.paths import config_dir, expanded
+from switch_lm.config.plugins import command_line
 from switch_lm.config.rules import refusal
 from switch_lm.storage.run_folder import Stopped, TrainingError, plugins_of
 from switch_lm.storage.runs import OUTPUTS
@@ -43,6 +44,7 @@ def _full_errors() -> Iterator[None]:
 
 
 @survive_closed_pipe()
+@ended_by_signals()
 @_full_errors()
 def main() -> None:
     """The command. Exit code 2 and one message for a bad configuration, 1 if training failed, 128 + n for signal n."""
@@ -58,8 +60,8 @@ def main() -> None:
         except Stopped as stop:
             given = as_given(HydraConfig.get().overrides.task)
             overrides = [one for one in given if not one.startswith(("name=", "resume="))]
-            words = ["-m", "switch_lm.train", *overrides, f"resume={stop.run}"]
-            sys.exit(_say(f"{stop}\nto continue: {shlex.join([interpreter(), *words])}", stop.code))
+            line = command_line("switch_lm.train", *overrides, f"resume={stop.run}")
+            sys.exit(_say(f"{stop}\nto continue: {line}", stop.code))
         except Exception as error:  # raised again outside: Hydra would print a line of its own
             failures.append(error)
         return None
