@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "probe": {"routers", "model", "measure", "stats", "text"},
     "training": {
         "commandline.closed_pipe",
+        "commandline.signals",
         "routers",
         "model",
         "config",
@@ -48,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         "pages",
     },
     "reporting": {"config", "storage", "stats", "pages"},
-    "sweep": {"config", "storage", "text", "training", "reporting", "commandline.closed_pipe"},
+    "sweep": {"config", "storage", "text", "training", "reporting", "commandline.closed_pipe", "commandline.signals"},
     "certificate": {
         "config.families",
         "routers",

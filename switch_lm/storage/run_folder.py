@@ -168,7 +168,8 @@ class Lock:
     ConfigError, with the `rule` that this holds, if another process has it.
     """
 
-    def __init__(self, folder: Path, rule: str) -> None:
+    def __init__(self, folder: Path, rule: str, *, patience: float | None = None) -> None:
+        self._patience = LOCK_SECONDS if patience is None else patience
         self._descriptor = os.open(folder, os.O_RDONLY)
         try:
             self._take(folder, rule)
@@ -177,7 +178,7 @@ class Lock:
             raise
 
     def _take(self, folder: Path, rule: str) -> None:
-        deadline = time.monotonic() + LOCK_SECONDS
+        deadline = time.monotonic() + self._patience
         while True:
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,6 +199,28 @@ class Lock:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process works in the folder now."""
+    try:
+        Lock(folder, "", patience=0.0).close()
+    except ConfigError:
+        return True
+    except OSError:  # it is gone, or not ours to lock
+        return False
+    return False
+
+
+def read_job(folder: Path) -> dict[str, Any] | None:
+    """What a sweep's job recorded; `killed` in place of `running` if neither it nor its sweep has a process any more.
+
+    None if it recorded nothing, ConfigError if that is damaged.
+    """
+    record = RunFolder(folder).read_json(JOB)
+    if record is not None and record.get("status") == "running" and not (in_use(folder) or in_use(folder.parent)):
+        record |= {"status": "killed", "error": "its process was killed, or the machine went down"}
+    return record
 
 
 def as_yaml(config: Config) -> str:

@@ -1,7 +1,6 @@
 """The jobs of one sweep: where each lies, what came of it, and Hydra's callback around them."""
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -30,7 +29,7 @@ from switch_lm.config.reading import literal
 from switch_lm.config.rules import refusal, show
 from switch_lm.config.schema import changes_result
 from switch_lm.storage.files import replace_text
-from switch_lm.storage.run_folder import JOB, RESULT, SWEEP, Lock, RunFolder, Stopped, TrainingError
+from switch_lm.storage.run_folder import JOB, RESULT, SWEEP, Lock, RunFolder, Stopped, TrainingError, read_job
 from switch_lm.sweep.grid import Grid, as_given, require_valid
 from switch_lm.text.corpus import CorpusError, TextError
 from switch_lm.training.signals import StopSignals
@@ -93,14 +92,12 @@ def run_job(cfg: DictConfig, train: Callable[..., dict[str, Any]]) -> float:
     """
     from switch_lm.sweep.table import heading
 
-    if not Sweep.is_here and _of_worker.received is not None:
-        return math.inf  # the sweep ends
     hydra = HydraConfig.get()
     sweep = Path(hydra.sweep.dir)
     plan, task = RunFolder(sweep).read_json(SWEEP) or {}, as_given(hydra.overrides.task)
     record = recorded(sweep, plan, hydra.job.num, task)
     record.pop("process", None)
-    if record.pop("status", None) in ENDED:  # before a launch was lost
+    if record.pop("status", None) in ENDED or _of_worker.received is not None:  # before a launch was lost
         return outcome(sweep, plan, hydra.job.num, task)
     job = RunFolder(sweep / job_name(record["overrides"]))
     skipped, started = (job.path / RESULT).is_file(), time.perf_counter()
@@ -204,7 +201,7 @@ def job_name(overrides: Mapping[str, Any]) -> str:
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:
     """What each job of a sweep recorded, in order of number."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"*/{JOB}")]
+    records = [read_job(path.parent) or {} for path in folder.glob(f"*/{JOB}")]
     return sorted(records, key=lambda record: int(record["job"]))
 
 
