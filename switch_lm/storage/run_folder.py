@@ -219,7 +219,7 @@ def read_job(folder: Path) -> dict[str, Any] | None:
     """
     record = RunFolder(folder).read_json(JOB)
     if record is not None and record.get("status") == "running" and not (in_use(folder) or in_use(folder.parent)):
-        record |= {"status": "killed", "error": "its process was killed, or the machine went down"}
+        record |= {"status": "killed", "error": "it was killed, or the machine went down"}
     return record
 
 

@@ -196,9 +196,7 @@ def test_a_job_is_running_only_while_it_or_its_sweep_has_a_process(tmp_path: Pat
             assert [one["status"] for one in read_jobs(tmp_path)] == ["running"]
     assert [one["status"] for one in read_jobs(tmp_path)] == ["killed"]
     (record,) = read_records(find_sources([folder]))
-    assert record.status == "unfinished" and record.reason.endswith(
-        "; its process was killed, or the machine went down"
-    )
+    assert record.status == "unfinished" and record.reason.endswith("; it was killed, or the machine went down")
 
 
 def test_what_is_left_of_a_sweep_is_one_line_that_a_shell_takes(
