@@ -7,10 +7,12 @@ from pathlib import Path
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import as_path
+from switch_lm.commandline.signals import ended_by_signals
 from switch_lm.text.corpus import FILE_VARIABLE, TINY_SHAKESPEARE_FILE, CorpusError, load_corpus
 
 
 @survive_closed_pipe()
+@ended_by_signals()
 def main() -> int:
     """Fetch Tiny Shakespeare once, so that later runs need no network."""
     parser = argparse.ArgumentParser(prog="python -m switch_lm.corpus", description=main.__doc__)

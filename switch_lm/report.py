@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import add_outputs, as_path, number
+from switch_lm.commandline.signals import ended_by_signals
 from switch_lm.config.keys import NAME
 from switch_lm.reporting.records import ReportError
 from switch_lm.reporting.write import DEFAULT_NAME, print_report, write_report
@@ -29,16 +30,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 @survive_closed_pipe()
+@ended_by_signals()
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 1 and one message for what a user can fix, 130 for Ctrl-C."""
+    """The exit code: 1 and one message for what a user can fix."""
     asked = vars(parser().parse_args(argv))
     try:
         print_report(write_report(asked.pop("paths"), **asked))
     except ReportError as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 

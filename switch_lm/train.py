@@ -1,6 +1,5 @@
 """Trains a model: `python -m switch_lm.train [key=value ...]`, and `-m` for a sweep."""
 
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +14,12 @@ from omegaconf import DictConfig
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.process import environment, keep_freed_memory
+from switch_lm.commandline.signals import ended_by_signals
 from switch_lm.config import overrides as cli
 from switch_lm.config.keys import NAME, ConfigError
 from switch_lm.config.late_help import late_help
-from switch_lm.config.paths import config_dir, expanded, interpreter
+from switch_lm.config.paths import config_dir, expanded
+from switch_lm.config.plugins import command_line
 from switch_lm.config.rules import refusal
 from switch_lm.storage.files import remedy
 from switch_lm.storage.run_folder import Stopped, TrainingError, plugins_of
@@ -31,6 +32,7 @@ from switch_lm.training.start import train
 
 
 @survive_closed_pipe()
+@ended_by_signals()
 # With the first Hydra raises errors instead of printing its own text and leaving.
 @environment(HYDRA_FULL_ERROR="1", OMP_WAIT_POLICY="PASSIVE")
 def main() -> None:
@@ -47,8 +49,8 @@ def main() -> None:
         except Stopped as stop:
             given = as_given(HydraConfig.get().overrides.task)
             overrides = [one for one in given if not one.startswith(("name=", "resume="))]
-            words = ["-m", "switch_lm.train", *overrides, f"resume={stop.run}"]
-            sys.exit(_say(f"{stop}\nto continue: {shlex.join([interpreter(), *words])}", stop.code))
+            line = command_line("switch_lm.train", *overrides, f"resume={stop.run}")
+            sys.exit(_say(f"{stop}\nto continue: {line}", stop.code))
         except Exception as error:  # raised again outside: Hydra would print a line of its own
             failures.append(_in_words(error))
         return None

@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": {
         "commandline.closed_pipe",
         "commandline.process",
+        "commandline.signals",
         "routers",
         "model",
         "config",
@@ -49,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
         "pages",
     },
     "reporting": {"config", "storage", "stats", "pages"},
-    "sweep": {"config", "storage", "text", "training", "reporting", "commandline.closed_pipe"},
+    "sweep": {"config", "storage", "text", "training", "reporting", "commandline.closed_pipe", "commandline.signals"},
     "certificate": {
         "config.families",
         "routers",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switch_lm.commandline.process import environment, first_word
+from switch_lm.commandline.signals import Signalled, ended_by_signals
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.limits import num_cores
 from switch_lm.config.paths import expanded
@@ -158,29 +159,30 @@ def require_writable(file: Path, *, option: str) -> None:
 
 @environment(OMP_WAIT_POLICY="PASSIVE")
 def finish(command: Callable[[], int]) -> int:
-    """The exit code of a command: 1 and one message for what a user can fix, 2 for plugins, 130 for Ctrl-C."""
+    """The exit code of a command: 1 and one message for what a user can fix, 2 for plugins, 128 + n for signal n."""
     try:
-        first_word()
-        from switch_lm.model.devices import no_memory
-        from switch_lm.storage.checkpoint import CheckpointError
-        from switch_lm.training.process_state import restored
+        with ended_by_signals():
+            first_word()
+            from switch_lm.model.devices import no_memory
+            from switch_lm.storage.checkpoint import CheckpointError
+            from switch_lm.training.process_state import restored
 
-        try:
-            with restored():
-                return command()
-        except (CommandError, RunError, CheckpointError, CorpusError) as error:
-            print(error, file=sys.stderr)
-            return 1
-        except PluginError as error:
-            print(error, file=sys.stderr)
-            return 2
-        except (MemoryError, RuntimeError) as error:
-            if (problem := no_memory(error)) is None:
-                raise
-            print(f"{problem}; ask for less at once, or give it more", file=sys.stderr)
-            return 1
-    except KeyboardInterrupt:
-        return 130
+            try:
+                with restored():
+                    return command()
+            except (CommandError, RunError, CheckpointError, CorpusError) as error:
+                print(error, file=sys.stderr)
+                return 1
+            except PluginError as error:
+                print(error, file=sys.stderr)
+                return 2
+            except (MemoryError, RuntimeError) as error:
+                if (problem := no_memory(error)) is None:
+                    raise
+                print(f"{problem}; ask for less at once, or give it more", file=sys.stderr)
+                return 1
+    except Signalled as stop:
+        return stop.code
 
 
 def whole_number(*, at_least: int, at_most: int | None = None, example: int) -> Callable[[str], int]:

@@ -8,6 +8,7 @@ declares what it adds (see `families.register`); the folder `configs/` beside it
 import importlib
 import os
 import re
+import shlex
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from switch_lm.config.keys import ConfigError
-from switch_lm.config.paths import config_dir
+from switch_lm.config.paths import config_dir, interpreter
 from switch_lm.config.schema import KEYS, every_key
 
 VARIABLE = "SWITCH_LM_PLUGINS"
@@ -39,6 +40,12 @@ class _Plugin:
     load: Callable[[], object]
     source: str  # who named it
     without: str  # how to run the command without it
+
+
+def command_line(*words: str) -> str:
+    """What to type into a shell here for `python -m WORDS`: one line, this Python, these plugins."""
+    plugins = [f"{VARIABLE}={shlex.quote(names)}"] if (names := os.environ.get(VARIABLE)) else []
+    return " ".join([*plugins, *map(shlex.quote, [interpreter(), "-m", *words])])
 
 
 def load_plugins() -> tuple[str, ...]:

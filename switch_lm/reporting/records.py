@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from glob import glob
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.rules import flatten, show
 from switch_lm.storage import metrics
-from switch_lm.storage.run_folder import CONFIG, JOB, RESULT, SWEEP, read_config
+from switch_lm.storage.locks import in_use
+from switch_lm.storage.run_folder import CONFIG, JOB, RESULT, SWEEP, read_config, read_job
 from switch_lm.storage.runs import OUTPUTS, RunError, find_run
 
 FIX = "give a sweep's folder, runs or a glob, for example outputs/sweeps/NAME"
@@ -188,14 +190,16 @@ def read_records(sources: Iterable[Record]) -> tuple[Record, ...]:
 
 def _read(record: Record, folder: Path) -> Record:
     config, fault = _config(folder)
-    result, job = read_json(folder / RESULT), read_json(folder / JOB) or {}
+    result, job = read_json(folder / RESULT), _job(folder)
     curves = read_curves(folder) if config else Curves()
     status = DONE if result else FAILED if job.get("status") == "failed" else UNFINISHED
     last, of = curves.last_step, config.get("trainer.max_steps", "?")
+    state = "; it is running" if not result and in_use(folder) else "; " * ("error" in job) + job.get("error", "")
     reasons = {
         DONE: "",
         FAILED: _one_line(job.get("error") or "no reason was recorded", LONGEST_REASON),
-        UNFINISHED: f"no step of {of} recorded" if last is None else f"step {last} of {of} is the last one recorded",
+        UNFINISHED: (f"no step of {of} recorded" if last is None else f"step {last} of {of} is the last one recorded")
+        + state,
     }
     flat = flatten(result or {})
     if result and (dropped := curves.tail_dropped(config.get("trainer.max_steps"))) is not None:
@@ -215,6 +219,12 @@ def _read(record: Record, folder: Path) -> Record:
     if result and config and record.seed is None:
         faults.append("its seed is not known: it is neither averaged nor compared with other runs")
     return replace(record, faults=tuple(filter(None, faults)))
+
+
+def _job(folder: Path) -> dict[str, Any]:
+    with suppress(ConfigError):  # of a damaged file, the rest of the run is reported
+        return read_job(folder) or {}
+    return {}
 
 
 def _config(folder: Path) -> tuple[dict[str, Any], str]:

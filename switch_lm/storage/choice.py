@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import ConfigError
-from switch_lm.config.plugins import not_loaded
+from switch_lm.config.plugins import command_line, not_loaded
 from switch_lm.config.rules import flatten, show, unknown_key
 from switch_lm.config.schema import KEYS, Config, changes_result
 from switch_lm.storage.run_folder import CONFIG, RESULT, RunFolder, read_config, stated
@@ -64,7 +63,7 @@ def _free(runs: Path, config: Config, why: str | None = None) -> RunFolder:
     if not run.nothing_to_lose:
         problem, fix = f"name={config.name}: {run.path} holds a run already", "choose another name"
         if (run.path / RESULT).is_file():
-            look = f"python -m switch_lm.generate --run {shlex.quote(str(run.path))}"
+            look = command_line("switch_lm.generate", "--run", str(run.path))
             raise ConfigError(f"{problem}, which is finished; {fix}, or look at it: {look}")
         if not run.began:
             raise ConfigError(f"name={config.name}: {run.path} holds other files already; {fix}")

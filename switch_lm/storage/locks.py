@@ -153,6 +153,30 @@ class Lock:
         self.close()
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a process works in the folder, as far as can be told at once and without writing there.
+
+    A lease that nothing else can be told about counts for some time after it was last changed.
+    """
+    locked = False
+    with suppress(OSError):  # it is gone, or cannot be locked
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                locked = True
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+    try:
+        lease, changed = (folder / LEASE).read_bytes(), (folder / LEASE).stat().st_mtime
+    except OSError:
+        return False
+    works = _works(lease, locked=locked)
+    return abs(time.time() - changed) < 4 * WATCH_SECONDS if works is None else works
+
+
 def _this_process() -> dict[str, Any]:
     """What tells this process from all others: numbers of processes, and in containers names of machines, repeat."""
     names = {"machine": _machine(), "processes": _processes(), "host": platform.node()}

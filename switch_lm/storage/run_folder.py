@@ -18,7 +18,7 @@ from switch_lm.config.reading import literals
 from switch_lm.config.rules import flatten
 from switch_lm.config.schema import KEYS, Config, keys_of_choice
 from switch_lm.storage.files import PART, as_json, remove_parts, replace_text
-from switch_lm.storage.locks import LEASE, Lock
+from switch_lm.storage.locks import LEASE, Lock, in_use
 from switch_lm.storage.metrics import METRICS
 from switch_lm.storage.runs import CHECKPOINTS, LAST, START, damage, list_runs, start_number
 
@@ -156,6 +156,17 @@ class RunFolder:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         replace_text(self.path / name, as_json(content))
+
+
+def read_job(folder: Path) -> dict[str, Any] | None:
+    """What a sweep's job recorded; `killed` in place of `running` if neither it nor its sweep has a process any more.
+
+    None if it recorded nothing, ConfigError if that is damaged.
+    """
+    record = RunFolder(folder).read_json(JOB)
+    if record is not None and record.get("status") == "running" and not (in_use(folder) or in_use(folder.parent)):
+        record |= {"status": "killed", "error": "it was killed, or the machine went down"}
+    return record
 
 
 def as_yaml(config: Config) -> str:

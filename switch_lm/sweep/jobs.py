@@ -1,16 +1,16 @@
 """The jobs of one sweep: where each lies, what came of it, and Hydra's callback around them."""
 
 import hashlib
-import json
 import math
+import os
 import re
 import secrets
 import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -31,7 +31,7 @@ from switch_lm.config.rules import refusal, show
 from switch_lm.config.schema import changes_result
 from switch_lm.storage.files import replace_text
 from switch_lm.storage.locks import Lock
-from switch_lm.storage.run_folder import JOB, RESULT, SWEEP, RunFolder, Stopped, TrainingError
+from switch_lm.storage.run_folder import JOB, RESULT, SWEEP, RunFolder, Stopped, TrainingError, read_job
 from switch_lm.sweep.grid import Grid, as_given, require_valid
 from switch_lm.text.corpus import CorpusError, TextError
 from switch_lm.training.signals import StopSignals
@@ -45,6 +45,7 @@ class Sweep(Callback):
     """Gives a sweep the folder that the same command finds again, prints what will run, and reports at its end."""
 
     locks: ClassVar[ExitStack] = ExitStack()  # closed by `every_job_returned`: Hydra calls nothing after an exception
+    is_here: ClassVar[bool] = False  # set by `every_job_returned`; in a launcher's worker the sweep is elsewhere
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from switch_lm.sweep.table import print_plan
@@ -74,13 +75,14 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """From files, since jobs may have been other processes. Exit code 1 if a job failed."""
-        from switch_lm.sweep.table import print_end
+        from switch_lm.sweep.table import print_end, print_left
 
         folder = Path(str(config.hydra.sweep.dir))
         print_end(folder)
-        start = (RunFolder(folder).read_json(SWEEP) or {}).get("start")
-        rows = [row for row in read_jobs(folder) if row.get("start") == start]  # not those of another grid
+        plan = RunFolder(folder).read_json(SWEEP) or {}
+        rows = [row for row in read_jobs(folder) if row.get("start") == plan.get("start")]  # not those of another grid
         if not rows or any(row["status"] != "done" for row in rows):
+            print_left(plan, rows)
             sys.exit(1)
 
 
@@ -90,29 +92,31 @@ def run_job(cfg: DictConfig, train: Callable[..., dict[str, Any]]) -> float:
 
     Returns val_loss, which a searching sweeper minimises; infinity for a job that failed.
     """
-    from switch_lm.sweep.table import heading, print_stopped
+    from switch_lm.sweep.table import heading
 
     hydra = HydraConfig.get()
     sweep = Path(hydra.sweep.dir)
     plan, task = RunFolder(sweep).read_json(SWEEP) or {}, as_given(hydra.overrides.task)
     record = recorded(sweep, plan, hydra.job.num, task)
-    if record.pop("status", None) in ENDED:  # before a launch was lost
+    record.pop("process", None)
+    if record.pop("status", None) in ENDED or _of_worker.received is not None:  # before a launch was lost
         return outcome(sweep, plan, hydra.job.num, task)
     job = RunFolder(sweep / job_name(record["overrides"]))
     skipped, started = (job.path / RESULT).is_file(), time.perf_counter()
     before = (job.read_json(JOB) or {}) if skipped else {}
     job.path.mkdir(parents=True, exist_ok=True)
-    job.write_json(JOB, record | {"status": "running"})  # what stays if it is killed
+    job.write_json(JOB, record | {"status": "running", "process": os.getpid()})  # what stays if it is killed
     words = heading(plan, record) if cfg.logger.progress == "auto" else None
     try:
-        with StopSignals(job.path) as signals:
+        with _signals(job.path) as signals:
             result = train(_with_threads(cfg, hydra.launcher), folder=job.path, heading=words, signals=signals)
     except Stopped as stop:
         result, record = {}, record | {"status": "stopped", "error": str(stop)}
         if stop.code != 0:  # by a signal, which is meant for all jobs
             job.write_json(JOB, record)
-            print_stopped(plan, read_jobs(sweep))
-            raise
+            if Sweep.is_here:
+                raise
+            return math.inf  # a launcher would kill the others in the middle of what they save
     except Exception as error:  # whatever went wrong, the other jobs run
         fail(sweep, plan, record | {"seconds": time.perf_counter() - started}, error)
         return math.inf
@@ -124,10 +128,27 @@ def run_job(cfg: DictConfig, train: Callable[..., dict[str, Any]]) -> float:
         record["seconds"] = before["seconds"]
     job.write_json(JOB, record)
     show_row(sweep, plan, record, skipped=skipped)
-    if signals.received is not None and hydra.job.num + 1 < plan["num_jobs"]:  # it came in the last validation
-        print_stopped(plan, read_jobs(sweep))
-        raise signals.stopped("this job was done")
+    if Sweep.is_here and signals.received is not None and hydra.job.num + 1 < plan["num_jobs"]:
+        raise signals.stopped("this job was done")  # it came in the last validation
     return float(result.get("val_loss", math.inf))
+
+
+_of_worker = StopSignals(Path(), patient=True)
+
+
+@contextmanager
+def _signals(job: Path) -> Iterator[StopSignals]:
+    """What stops a job. A launcher's worker has one for all of its jobs: what comes between two must not kill it."""
+    if Sweep.is_here:
+        with StopSignals(job) as signals:
+            yield signals
+        return
+    _of_worker.run, _of_worker.nothing_to_save = job, True
+    _of_worker.__enter__()  # to its end
+    try:
+        yield _of_worker
+    finally:
+        _of_worker.nothing_to_save = False
 
 
 def recorded(sweep: Path, plan: Mapping[str, Any], number: int, task: Sequence[str]) -> dict[str, Any]:
@@ -156,7 +177,7 @@ def fail(sweep: Path, plan: Mapping[str, Any], record: Mapping[str, Any], error:
         text = "".join(traceback.format_exception(error))
         replace_text(job.path / TRACEBACK, text)
         reason = f"{_reason(error)} (traceback: {job.path / TRACEBACK})"
-    record = {**record, "status": "failed", "error": reason}
+    record = {key: value for key, value in record.items() if key != "process"} | {"status": "failed", "error": reason}
     job.write_json(JOB, record)
     show_row(sweep, plan, record)
 
@@ -182,7 +203,7 @@ def job_name(overrides: Mapping[str, Any]) -> str:
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:
     """What each job of a sweep recorded, in order of number."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"*/{JOB}")]
+    records = [read_job(path.parent) or {} for path in folder.glob(f"*/{JOB}")]
     return sorted(records, key=lambda record: int(record["job"]))
 
 
@@ -203,9 +224,9 @@ def _plan(config: DictConfig, grid: Grid, *, began: dict[str, Any] | None) -> di
     trials = config.hydra.sweeper.get("n_trials")
     jobs = None if trials else grid.jobs()  # a search may choose from more than a list can hold
     given = [*as_given(config.hydra.overrides.task), *as_given(config.hydra.overrides.hydra)]
-    words = ["-m" if override == "hydra.mode=MULTIRUN" else shlex.quote(override) for override in given]
+    words = ["-m" if override == "hydra.mode=MULTIRUN" else override for override in given]
     return {
-        "command": " ".join(["python -m switch_lm.train", *words]),
+        "command": shlex.join(["python", "-m", "switch_lm.train", *words]),
         "start": secrets.token_hex(4),  # distinguishes the records of this start from those of an earlier one
         "started": began["started"] if began else datetime.now().isoformat(timespec="seconds"),
         "commit": commit(),

@@ -9,8 +9,11 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
-from switch_lm.storage.run_folder import SWEEP, RunFolder
-from switch_lm.sweep.jobs import ENDED, Sweep, fail, outcome, recorded, show_row
+from switch_lm.commandline.signals import Signalled
+from switch_lm.storage.run_folder import SWEEP, RunFolder, Stopped
+from switch_lm.sweep.jobs import ENDED, Sweep, fail, outcome, read_jobs, recorded, show_row
+from switch_lm.sweep.table import print_left
+from switch_lm.sweep.workers import deaths, passed_on
 
 
 class Launches:
@@ -32,10 +35,12 @@ def every_job_returned() -> Iterator[Launches]:
         return _Complete(inner, Path(str(arguments["config"].hydra.sweep.dir)), launches)
 
     plugins.instantiate_launcher = instantiate_launcher  # type: ignore[method-assign,assignment]
+    Sweep.is_here = True
     try:
         yield launches
     finally:
         del plugins.instantiate_launcher
+        Sweep.is_here = False
         Sweep.locks.close()
 
 
@@ -49,33 +54,51 @@ class _Complete(Launcher):
         pass
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Returns val_loss for each job, infinity for one that failed.
-
-        A launcher that raises says neither which job it lost nor what became of the others. So each half is launched
-        again until a job is alone; jobs that ended are not. If no job began at all, no other attempt would help.
-        """
+        """Returns val_loss for each job, infinity for one that failed. A signal ends it: what is left is printed."""
         self.launches.begun = True
+        try:
+            return self._outcomes(job_overrides, initial_job_idx)
+        except (Signalled, Stopped, KeyboardInterrupt):
+            print_left(RunFolder(self.sweep).read_json(SWEEP) or {}, read_jobs(self.sweep))
+            raise
+
+    def _outcomes(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """A launcher that raises says neither which job it lost nor what became of the others.
+
+        One whose process died first is that job: it has failed, and the others, which joblib then ends too, are
+        launched again. Otherwise each half is launched again until a job is alone; jobs that ended are not. If no job
+        began at all, no other attempt would help.
+        """
         once = list({tuple(overrides): overrides for overrides in job_overrides}.values())
         if len(once) < len(job_overrides):  # by a search; two at once in one folder would lock each other out
-            returned = dict(zip(map(tuple, once), self.launch(once, initial_job_idx), strict=True))
+            returned = dict(zip(map(tuple, once), self._outcomes(once, initial_job_idx), strict=True))
             return [returned[tuple(overrides)] for overrides in job_overrides]
         jobs = list(enumerate(job_overrides, initial_job_idx))
         plan = RunFolder(self.sweep).read_json(SWEEP) or {}
         if all(recorded(self.sweep, plan, *job).get("status") in ENDED for job in jobs):
             return [_completed(outcome(self.sweep, plan, *job)) for job in jobs]
-        try:
-            with _submitit_returns_errors():
-                results: list[JobReturn | Exception] = list(self.inner.launch(job_overrides, initial_job_idx))
-        except Exception as error:
-            if len(jobs) > 1 and any("status" in recorded(self.sweep, plan, *job) for job in jobs):
-                middle = len(jobs) // 2
-                first = self.launch(job_overrides[:middle], initial_job_idx)
-                return [*first, *self.launch(job_overrides[middle:], initial_job_idx + middle)]
-            results = [error for _ in jobs]
+        with deaths() as ended:
+            try:
+                with _submitit_returns_errors(), passed_on():
+                    results: list[JobReturn | Exception] = list(self.inner.launch(job_overrides, initial_job_idx))
+            except Exception as error:
+                records = [recorded(self.sweep, plan, *job) for job in jobs]
+                running = [one for one in records if one.get("status") == "running" and one.get("process") in ended]
+                first = min((ended[one["process"]] for one in running), default=0.0)
+                lost = [one for one in running if ended[one["process"]] == first]
+                for record in lost:
+                    fail(self.sweep, plan, record, error)
+                if lost:
+                    return self._outcomes(job_overrides, initial_job_idx)
+                if len(jobs) > 1 and any("status" in record for record in records):
+                    middle = len(jobs) // 2
+                    half = self._outcomes(job_overrides[:middle], initial_job_idx)
+                    return [*half, *self._outcomes(job_overrides[middle:], initial_job_idx + middle)]
+                results = [error for _ in jobs]
         for job, result in zip(jobs, results, strict=True):
-            record, lost = recorded(self.sweep, plan, *job), _error(result)
-            if lost is not None and record.get("status") not in ENDED:
-                fail(self.sweep, plan, record, lost)
+            record, error_or_none = recorded(self.sweep, plan, *job), _error(result)
+            if error_or_none is not None and record.get("status") not in ENDED:
+                fail(self.sweep, plan, record, error_or_none)
             elif (
                 record.get("status") in ENDED and "submitit" in type(self.inner).__module__
             ):  # whose workers print to files of their own

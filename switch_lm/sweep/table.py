@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from switch_lm.config.plugins import command_line
 from switch_lm.config.rules import show
 
 Plan = Mapping[str, Any]
@@ -54,14 +55,12 @@ def print_row(
     print("  ".join(cells), flush=True)
 
 
-def print_stopped(plan: Plan, so_far: Sequence[Record]) -> None:
+def print_left(plan: Plan, so_far: Sequence[Record]) -> None:
     """Which jobs are done and which are not, and how to continue."""
     done = [record["job"] + 1 for record in so_far if record["status"] == "done"]
     others = [number for number in range(1, plan["num_jobs"] + 1) if number not in done]
-    print(
-        f"jobs done: {_listed(done)}; not done: {_listed(others)}\nthe same command continues: {plan['command']}",
-        flush=True,
-    )
+    line = command_line(*shlex.split(plan["command"])[2:])  # with what `python` is called here
+    print(f"jobs done: {_listed(done)}; not done: {_listed(others)}\nthe same command continues: {line}", flush=True)
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -76,7 +75,7 @@ def print_end(folder: Path) -> None:
     try:
         print_report(write_report([folder]))
     except Exception as error:  # the runs are done and stored
-        print(f"no report: {error}\nto try again: python -m switch_lm.report {shlex.quote(str(folder))}")
+        print(f"no report: {error}\nto try again: {command_line('switch_lm.report', str(folder))}")
 
 
 def _widths(plan: Plan) -> dict[str, int]:

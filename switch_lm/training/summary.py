@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from switch_lm.config.paths import interpreter
 from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import ledger_in_words
 from switch_lm.pages.characters import harmless
@@ -42,14 +43,16 @@ def print_plan(
         "compile": f"{'on' if hardware.compile else 'off'} ({hardware.compile_reason})",
         "folder": str(run),
     }
-    if "tensorboard" in config.logger.boards:
-        rows["watch it"] = _dashboard(config)
     console.print(_two_columns("What will be trained", rows))
+    if "tensorboard" in config.logger.boards:
+        console.print(
+            Text.assemble((f"{'watch it':<13}", "bold"), _dashboard(config)), soft_wrap=True
+        )  # it can be pasted whole
 
 
 def _dashboard(config: Config) -> str:
     elsewhere = "" if Path(config.outputs) == OUTPUTS else f" --outputs {shell_word(config.outputs)}"
-    return f"python -m switch_lm.dashboard{elsewhere}"
+    return f"{shlex.quote(interpreter())} -m switch_lm.dashboard{elsewhere}"
 
 
 def _router(config: Config) -> str:
@@ -77,15 +80,16 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
     rows["files"] = f"{run}/ (result.json, {CHECKPOINTS}/{BEST}, {CHECKPOINTS}/{LAST}, {METRICS})"
     name = shlex.quote(result["name"] if run.parent == OUTPUTS / "runs" else str(run))
     text = f" {shell_word(f'data.path={config.data.path}')}" if config.data.path else ""
+    python = shlex.quote(interpreter())
     look = [
-        f"python -m switch_lm.check --run {name}    # what its routing leaks, drops and learns",
-        f"python -m switch_lm.inspect --run {name}  # what its experts do",
+        f"{python} -m switch_lm.check --run {name}    # what its routing leaks, drops and learns",
+        f"{python} -m switch_lm.inspect --run {name}  # what its experts do",
     ]
     commands = [
-        f"python -m switch_lm.generate --run {name} --prompt={shell_word(prompt)}",
-        f"python -m switch_lm.evaluate --run {name} --capacity-factor 0.5 1 2 none",
+        f"{python} -m switch_lm.generate --run {name} --prompt={shell_word(prompt)}",
+        f"{python} -m switch_lm.evaluate --run {name} --capacity-factor 0.5 1 2 none",
         *(look if result["dropped"] is not None else []),
-        f"python -m switch_lm.train model=dense{text}  # the dense control: the same products, no router",
+        f"{python} -m switch_lm.train model=dense{text}  # the dense control: the same products, no router",
         *([f"{_dashboard(config)}  # every expert of every layer"] if "tensorboard" in config.logger.boards else []),
     ]
     console.print(_two_columns("Result", rows))

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from switch_lm.commandline.signals import SIGNALS
 from switch_lm.storage import checkpoint, metrics
 
 SMALL = [
@@ -52,6 +53,12 @@ def finished(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(folder, *arguments), cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
 
 
+def heeds_all_signals() -> None:
+    """Even if the tests were started in the background, or with nohup."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Started:
     """A running command, and all that it has printed."""
 
@@ -64,6 +71,8 @@ class Started:
             stderr=subprocess.STDOUT,
             text=True,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+            preexec_fn=heeds_all_signals,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

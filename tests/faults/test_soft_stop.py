@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import pty
 import re
 import shlex
 import signal
@@ -12,9 +15,11 @@ from pathlib import Path
 
 import pytest
 from compare import same
-from processes import PATIENCE, SLOW_VALIDATION, TEXT, Started, finished, scalars, state
+from processes import PATIENCE, SLOW_VALIDATION, TEXT, Started, command, finished, heeds_all_signals, scalars, state
 
+from switch_lm.config.paths import interpreter
 from switch_lm.storage.run_folder import Stopped
+from switch_lm.sweep.jobs import read_jobs
 
 STEPS = "trainer.max_steps=300"
 SLOW_START = """
@@ -59,6 +64,8 @@ def line_to_continue(output: str) -> str:
         (signal.SIGTERM, 143),
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.long),
         pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.long),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.long),
+        pytest.param(signal.SIGXCPU, 152, marks=pytest.mark.long),
     ],
 )
 def test_a_signal_ends_the_run_at_a_step_and_the_printed_line_continues_it_to_the_same_end(
@@ -146,7 +153,10 @@ def test_a_signal_ends_a_sweep_and_the_jobs_done_and_not_done_are_named(tmp_path
     started.wait_for("1/3")  # its row
     started.wait_for_file(tmp_path / "outputs/sweeps/three/seed=1/checkpoints", "last.ckpt")
     assert started.end(signal.SIGTERM) == 143 and "Traceback" not in started.output, started.output
-    assert "jobs done: 1; not done: 2, 3\nthe same command continues: python -m switch_lm.train " in started.output
+    assert (
+        f"jobs done: 1; not done: 2, 3\nthe same command continues: {interpreter()} -m switch_lm.train "
+        in started.output
+    )
     assert 20 <= state(tmp_path / "outputs/sweeps/three/seed=1")[-1] < 150
     again = finished(tmp_path, *sweep)
     assert again.returncode == 0 and "before" in again.stdout
@@ -175,3 +185,66 @@ def test_twenty_million_characters_take_three_bytes_each_and_a_signal_acts_in_th
         run.wait_for("peak")
         peaks.append(1024 * int(re.findall(r"peak (\d+)", run.output)[0]))
     assert peaks[1] - peaks[0] < 3 * 19_000_000
+
+
+@pytest.mark.row(4)
+@pytest.mark.long
+@pytest.mark.parametrize(("ignored", "code"), [(False, 129), (True, 0)])
+def test_a_terminal_that_is_closed_ends_the_run_saved_and_under_nohup_it_goes_on(
+    ignored: bool, code: int, tmp_path: Path
+) -> None:
+    words = command(tmp_path, STEPS, "name=closed", "logger.progress=auto")
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(tmp_path)
+        heeds_all_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        os.execv(words[0], words)
+    output = b""
+    while b"val/loss" not in output:
+        output += os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == code
+    step = state(tmp_path / "outputs/runs/closed")[-1]
+    assert step == 300 if ignored else 50 <= step < 300
+
+
+@pytest.mark.row(6)
+@pytest.mark.long
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_a_signal_makes_every_worker_of_joblib_save_its_job(whole_group: bool, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    options = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.checkpoint_every=1000")
+    started = Started(
+        tmp_path, "-m", "trainer.max_steps=5000", "trainer.val_every=2500", "seed=0,1,2", "name=three", *options
+    )
+    sweep = tmp_path / "outputs/sweeps/three"
+    started.wait_until(lambda: all(scalars_of(sweep / f"seed={n}") for n in (0, 1)), "trained two")
+    if whole_group:
+        os.killpg(started.process.pid, signal.SIGTERM)
+    assert (started.process.wait(PATIENCE) if whole_group else started.end(signal.SIGTERM)) == 143, started.output
+    assert "Traceback" not in started.output and "jobs done: none; not done: 1, 2, 3" in started.output
+    assert [job["status"] for job in read_jobs(sweep)] == ["stopped", "stopped"]
+    assert all(state(sweep / f"seed={n}")[-1] % 1000 for n in (0, 1))  # saved where the signal came
+
+
+@pytest.mark.row(6, 7)
+@pytest.mark.long
+def test_the_job_whose_worker_was_killed_is_named_and_the_printed_line_continues_it(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    options = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    started = Started(tmp_path, "-m", "trainer.max_steps=100", "seed=0,1,2", "name=three", *options)
+    job = tmp_path / "outputs/sweeps/three/seed=1"
+    started.wait_for_file(job / "checkpoints", "last.ckpt")
+    os.kill(json.loads((job / "job.json").read_text())["process"], signal.SIGKILL)
+    assert started.end() == 1 and "Traceback" not in started.output, started.output
+    assert "jobs done: 1, 3; not done: 2\n" in started.output
+    assert "TerminatedWorkerError" in (job / "traceback.txt").read_text()
+    (line,) = re.findall("the same command continues: (.*)", started.output)
+    again = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    assert again.returncode == 0, again.stderr
+    assert [one["status"] for one in read_jobs(job.parent)] == ["done"] * 3
+
+
+def scalars_of(run: Path) -> list[tuple[int, float]]:
+    return scalars(run, "train/loss") if (run / "metrics.jsonl").is_file() else []

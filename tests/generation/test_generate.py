@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import torch
 from conftest import TEXT, MakeRun, tiny_model
 from torch import Tensor
 
+from switch_lm.commandline.signals import ended_by_signals
 from switch_lm.generate import main
 from switch_lm.generation import sampling as writing
 from switch_lm.generation.sampling import Reading, generate, read, sample
@@ -298,6 +300,33 @@ def test_ctrl_c_ends_quietly_with_130(
     monkeypatch.setattr(writing, "generate", interrupted)
     assert main([]) == 130
     assert capsys.readouterr().err.splitlines() == ["model: outputs/runs/tiny/checkpoints/best.ckpt"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU])
+def test_a_signal_ends_with_its_code_and_a_word(
+    number: signal.Signals, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def signalled(*_: object, **__: object) -> Iterator[str]:
+        yield "a"
+        signal.raise_signal(number)
+
+    make_run()
+    monkeypatch.setattr(writing, "generate", signalled)
+    before = signal.signal(number, signal.SIG_DFL)  # the tests may run under nohup
+    try:
+        assert main([]) == 128 + number
+    finally:
+        signal.signal(number, before)
+    assert capsys.readouterr().err.splitlines()[1:] == [f"Stopped by {number.name}."]
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ended_by_signals():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,14 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
 from switch_lm import train as command
+from switch_lm.config.paths import interpreter
+from switch_lm.reporting.records import find_sources, read_records
 from switch_lm.storage import locks
+from switch_lm.storage.locks import Lock
 from switch_lm.storage.run_folder import Stopped
 from switch_lm.sweep.jobs import fail, read_jobs
 from switch_lm.sweep.launchers import Launches, _Complete
-from switch_lm.sweep.table import print_row
+from switch_lm.sweep.table import print_left, print_row
 
 RESULT = {"val_loss": 1.0, "tokens_per_second": 1.0}
 PLAN = {"varied": ["seed"], "jobs": [{"seed": n} for n in range(3)], "num_jobs": 3, "side_by_side": 1, "start": "now"}
@@ -194,3 +198,27 @@ def test_a_sweep_whose_disk_fails_ends_with_one_line_that_names_the_file(
     assert start(fills_the_disk) == 1
     line = "outputs/sweeps/two/seed=0/traceback.txt could not be written: No space left on device; make room"
     assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_a_job_is_running_only_while_it_or_its_sweep_has_a_process(tmp_path: Path) -> None:
+    folder = tmp_path / "seed=0"
+    folder.mkdir()
+    (folder / "job.json").write_text(json.dumps(job(0, status="running")))
+    for held in (folder, tmp_path):
+        with Lock(held, "for this test"):
+            assert [one["status"] for one in read_jobs(tmp_path)] == ["running"]
+    assert [one["status"] for one in read_jobs(tmp_path)] == ["killed"]
+    (record,) = read_records(find_sources([folder]))
+    assert record.status == "unfinished" and record.reason.endswith("; it was killed, or the machine went down")
+
+
+def test_what_is_left_of_a_sweep_is_one_line_that_a_shell_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWITCH_LM_PLUGINS", "ranked")
+    words = ["-m", "switch_lm.train", "model.capacity_factor=1,2", "name=a b " + "long" * 50, "-m"]
+    print_left(PLAN | {"command": shlex.join(["python", *words])}, [job(0, status="done")])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "jobs done: 1; not done: 2, 3"
+    line = shlex.split(second.removeprefix("the same command continues: "))
+    assert line == ["SWITCH_LM_PLUGINS=ranked", interpreter(), *words]

@@ -23,6 +23,7 @@ from compare import same
 from conftest import TEXT, MakeRun, checkpoint_of, folder_of, tiny_model
 
 from switch_lm import check, evaluate, generate, inspect
+from switch_lm.commandline.signals import SIGNALS
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
 from switch_lm.storage import checkpoint
@@ -32,7 +33,7 @@ from switch_lm.storage.run_folder import Stopped
 from switch_lm.training import hardware
 from switch_lm.training import prepare as preparing
 from switch_lm.training.module import SwitchModule
-from switch_lm.training.signals import SIGNALS, StopSignals
+from switch_lm.training.signals import StopSignals
 from switch_lm.training.start import train
 
 SMALL = ["data.path=text.txt", "model.num_layers=1", "model.d_model=16", "model.num_heads=2", "model.d_ff=16"]
