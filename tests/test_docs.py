@@ -89,14 +89,21 @@ def run_module(name: str) -> None:
 
 
 def accept_options(run: Callable[[], object], words: list[str]) -> None:
-    """Calls a program whose `parse_args` ends it; the configuration among its arguments is composed."""
-    read = argparse.ArgumentParser.parse_args
+    """Calls a program that ends where it has read its options; the configuration among its arguments is composed."""
+    reader = argparse.ArgumentParser
+    read, read_known = reader.parse_args, reader.parse_known_args
 
     def parse_args(*args: Any, **kwargs: Any) -> None:
-        raise Accepted(read(*args, **kwargs))
+        with pytest.MonkeyPatch.context() as inside:  # it calls the other one
+            inside.setattr(reader, "parse_known_args", read_known)
+            raise Accepted(read(*args, **kwargs))
+
+    def parse_known_args(*args: Any, **kwargs: Any) -> None:
+        raise Accepted(read_known(*args, **kwargs)[0])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        patch.setattr(reader, "parse_args", parse_args)
+        patch.setattr(reader, "parse_known_args", parse_known_args)
         patch.setattr(sys, "argv", words)
         patch.syspath_prepend(ROOT / "scripts")
         with pytest.raises(Accepted) as accepted:
