@@ -25,7 +25,7 @@ def print_plan(plan: Plan, *, folder: Path, notes: Sequence[str] = ()) -> None:
     for note in notes:
         print(note)
     print(f"folder    {folder}  (the same command continues there: finished jobs are kept)")
-    print(f"watch it  python -m switch_lm.dashboard --outputs {shlex.quote(str(folder))}\n")
+    print(f"watch it  {command_line('switch_lm.dashboard', '--outputs', str(folder))}\n")
     cells = [f"{'job':>7}", *(f"{_short(key):>{width}}" for key, width in _widths(plan).items())]
     print("  ".join(cells + [f"{name:>{width}}" for name, width in FIGURES.items()]), flush=True)
 
