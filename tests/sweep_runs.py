@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import copied_process
+from copied_process import Done
 
 from switch_lm.storage import checkpoint
 
@@ -26,7 +28,6 @@ SMALL = [
     "logger.log_every=2",
     "logger.sample_length=0",
 ]
-Done = subprocess.CompletedProcess[str]
 
 
 def block(job: Path) -> None:
@@ -42,8 +43,7 @@ def command(folder: Path, *arguments: str) -> list[str]:
 
 
 def run(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Done:
-    words = command(folder, *arguments)
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=240, env=env)
+    return copied_process.run(*command(folder, *arguments)[2:], folder=folder, env=env)
 
 
 def weights(job: Path) -> Any:
