@@ -45,7 +45,11 @@ for stream, number in enumerate(request[1]):
 os.chdir(folder)
 os.environ.clear()
 os.environ.update(environment)
-sys.argv, sys.path[0] = [module, *arguments], folder
+sys.argv, sys.orig_argv, sys.path[0] = [module, *arguments], [sys.executable, "-m", module, *arguments], folder
+if added := [place for place in environment.get("PYTHONPATH", "").split(os.pathsep) if place not in ["", *sys.path]]:
+    sys.path[1:1] = added
+    sys.modules.pop("sitecustomize", None)
+    import sitecustomize
 runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 
@@ -61,17 +65,20 @@ def _server() -> socket.socket:
 
 
 def run(module: str, *arguments: str, folder: Path, env: Mapping[str, str] | None = None, stdout: int = -1) -> Done:
-    """As `python -m module arguments` in a folder. `stdout`: a file's number, if not to be captured.
-
-    What an interpreter reads at its start (PYTHONPATH, sitecustomize) is that of the tests.
-    """
+    """As `python -m module arguments` in a folder. `stdout`: a file's number, if not to be captured."""
     ours, theirs = socket.socketpair()
-    with ours, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, open(os.devnull) as nothing:
+    request = json.dumps([module, arguments, str(folder), dict(os.environ if env is None else env)])
+    with (
+        ours,
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as err,
+        Path(os.devnull).open() as nothing,
+    ):
         with theirs:
             streams = [nothing.fileno(), out.fileno() if stdout < 0 else stdout, err.fileno(), theirs.fileno()]
             socket.send_fds(_server(), [b"+"], streams)
         ours.settimeout(240)
-        ours.sendall(json.dumps([module, arguments, str(folder), dict(os.environ if env is None else env)]).encode() + b"\n")
+        ours.sendall(f"{request}\n".encode())
         code = int(ours.makefile().readline())
         out.seek(0), err.seek(0)
         return Done([module, *arguments], code, out.read(), err.read())
