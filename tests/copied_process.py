@@ -45,11 +45,12 @@ for stream, number in enumerate(request[1]):
 os.chdir(folder)
 os.environ.clear()
 os.environ.update(environment)
-sys.argv, sys.orig_argv, sys.path[0] = [module, *arguments], [sys.executable, "-m", module, *arguments], folder
+sys.argv, sys.orig_argv = [module, *arguments], [sys.executable, "-m", module, *arguments]
 if added := [place for place in environment.get("PYTHONPATH", "").split(os.pathsep) if place not in ["", *sys.path]]:
     sys.path[1:1] = added
     sys.modules.pop("sitecustomize", None)
     import sitecustomize
+sys.path[0] = folder
 runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 

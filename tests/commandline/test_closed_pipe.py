@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from copied_process import Done, run
 from rich.console import Console
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
@@ -19,14 +19,11 @@ SMALL = [
 ]  # fmt: skip
 
 
-def into_a_closed_pipe(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def into_a_closed_pipe(folder: Path, *command: str) -> Done:
     read, write = os.pipe()
     os.close(read)
-    words = [sys.executable, "-m", *command]
     try:
-        return subprocess.run(
-            words, cwd=folder, stdout=write, stderr=subprocess.PIPE, text=True, timeout=240, check=False
-        )
+        return run(*command, folder=folder, stdout=write)
     finally:
         os.close(write)
 
