@@ -42,7 +42,7 @@ tensorboard: setup ## Show all runs under outputs/ on this machine only
 	$(RUN) tensorboard.main --logdir outputs --host 127.0.0.1 --samples_per_plugin scalars=100000,images=100 $(ARGS)
 
 test: $(VENV)/.test ## Run the tests, e.g. ARGS="-k routing"
-	$(RUN) pytest -m "not long" --numprocesses 2 --dist loadfile $(ARGS)
+	$(RUN) pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-faults: $(VENV)/.test ## Kill, starve and misconfigure runs: all tests of tests/faults
 	$(RUN) pytest tests/faults --numprocesses 2 --dist worksteal $(ARGS)

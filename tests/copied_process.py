@@ -60,8 +60,9 @@ def _server() -> socket.socket:
     """What it reads requests from; it ends when that is closed."""
     ours, theirs = socket.socketpair()
     with theirs:
-        process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=theirs, stdout=subprocess.DEVNULL)
-    atexit.register(lambda: (ours.close(), process.wait()))
+        process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=theirs.fileno(), stdout=subprocess.DEVNULL)
+    atexit.register(process.wait)
+    atexit.register(ours.close)  # before it waits
     return ours
 
 

@@ -9,14 +9,9 @@ from pathlib import Path
 import pytest
 from copied_process import Done, run
 from rich.console import Console
+from sweep_runs import SMALL
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
-
-SMALL = [
-    "model.num_layers=1", "model.d_model=16", "model.num_heads=2", "model.d_ff=16", "model.num_experts=2",
-    "model.context_length=8", "data.batch_size=4", "data.path=text.txt", "trainer.max_steps=4", "trainer.val_every=2",
-    "trainer.threads=1", "trainer.compile=false", "logger.sample_length=0",
-]  # fmt: skip
 
 
 def into_a_closed_pipe(folder: Path, *command: str) -> Done:

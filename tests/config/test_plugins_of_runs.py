@@ -82,6 +82,7 @@ def test_a_report_needs_no_plugin(folder: Path, capsys: pytest.CaptureFixture[st
     assert not (folder / "loaded").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plugins", ["", "extension"])
 def test_a_run_is_resumed_only_with_its_plugin(plugins: str, folder: Path) -> None:
     (folder / "outputs" / "runs" / "old" / "result.json").unlink()

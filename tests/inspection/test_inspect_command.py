@@ -146,6 +146,7 @@ def test_a_layer_is_called_by_the_number_of_its_block(
     assert [path.name for path in Path("there/pictures").glob("atlas_*")] == ["atlas_0_01.png"]
 
 
+@pytest.mark.slow
 def test_of_two_runs_with_different_blocks_each_cell_stands_under_its_block(make_run: MakeRun) -> None:
     run_with_history(make_run, "first", switch_layers=[1])
     run_with_history(make_run, "second", switch_layers=[0, 2], num_layers=3)

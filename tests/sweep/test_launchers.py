@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import extension_package
 import pytest
@@ -70,14 +67,12 @@ def test_a_crash_of_a_worker_is_a_row_with_its_reason_and_the_other_jobs_are_kep
     pytest.importorskip(f"hydra_plugins.{plugin}")
     done = harmed(tmp_path, harm, "seed=0,1,2", "name=crash", *options)
     sweep = tmp_path / "outputs" / "sweeps" / "crash"
-    assert statuses(sweep) == ["failed" if job in failed else "done" for job in range(3)], done
+    assert [job["status"] for job in read_jobs(sweep)] == ["failed" if job in failed else "done" for job in range(3)], (
+        done
+    )
     assert len(rows(done)) == 3, done
     for job in failed:
         assert_reported(done, job, 3, reason, sweep / f"seed={job}")
-
-
-def statuses(sweep: Path) -> list[str]:
-    return [record["status"] for record in read_jobs(sweep)]
 
 
 def assert_reported(done: Done, job: int, num_jobs: int, reason: str, folder: Path) -> None:
@@ -87,26 +82,10 @@ def assert_reported(done: Done, job: int, num_jobs: int, reason: str, folder: Pa
     assert "Traceback" in (folder / "traceback.txt").read_text()
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Any]:
-    """The weights of one job run by itself, with a number of threads."""
-
-    @cache
-    def train(threads: int) -> Any:
-        folder = tmp_path_factory.mktemp("alone")
-        env = os.environ | {VARIABLE: extension_package.write(folder)}
-        arguments = ["router=second_best", "model.capacity_factor=1.0", "seed=1", f"trainer.threads={threads}"]
-        done = run(folder, *arguments, "name=alone", env=env)
-        assert done.returncode == 0, done.stderr
-        return weights(folder / "outputs" / "runs" / "alone")
-
-    return train
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("plugin", "options"), [BASIC, JOBLIB, SUBMITIT])
 def test_jobs_wherever_they_run_load_plugins_give_what_they_give_alone_and_outlive_errors(
-    plugin: str, options: list[str], tmp_path: Path, alone: Callable[[int], Any]
+    plugin: str, options: list[str], tmp_path: Path
 ) -> None:
     if plugin:
         pytest.importorskip(f"hydra_plugins.{plugin}")
@@ -117,12 +96,15 @@ def test_jobs_wherever_they_run_load_plugins_give_what_they_give_alone_and_outli
     grid = ["router=switch,second_best", "router.top_k=1", "model.capacity_factor=1.0,2.0", "seed=1", "name=apart"]
     done = harmed(tmp_path, UNPICKLABLE, *grid, *(options or [f"trainer.threads={threads}"]))
     assert [job["overrides"]["router"] for job in read_jobs(sweep)] == ["switch"] * 2 + ["second_best"] * 2
-    assert statuses(sweep) == ["done", "failed"] * 2 and len(rows(done)) == 4, done
+    assert [job["status"] for job in read_jobs(sweep)] == ["done", "failed"] * 2 and len(rows(done)) == 4, done
     assert_reported(done, 1, 4, "Local: ('no way'", sweep / "router=switch,capacity_factor=2.0")
     job = sweep / "router=second_best,capacity_factor=1.0"
     assert "\n  rank: 2\n" in (job / "config.yaml").read_text()
     assert json.loads((job / "hardware.json").read_text())["threads"] == threads
-    assert same(weights(job), alone(threads))
+    words = ["router=second_best", "model.capacity_factor=1.0", "seed=1", f"trainer.threads={threads}", "name=alone"]
+    alone = run(tmp_path, *words, env=os.environ | {VARIABLE: extension_package.NAME})
+    assert alone.returncode == 0, alone.stderr
+    assert same(weights(job), weights(tmp_path / "outputs" / "runs" / "alone"))
 
 
 @pytest.mark.slow
