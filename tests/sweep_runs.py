@@ -14,20 +14,10 @@ from copied_process import Done
 from switch_lm.storage import checkpoint
 
 SMALL = [
-    "model.num_layers=1",
-    "model.d_model=16",
-    "model.num_heads=2",
-    "model.d_ff=16",
-    "model.num_experts=2",
-    "model.context_length=8",
-    "model.dropout=0.1",
-    "data.batch_size=4",
-    "data.path=text.txt",
-    "trainer.max_steps=4",
-    "trainer.val_every=4",
-    "logger.log_every=2",
-    "logger.sample_length=0",
-]
+    "model.num_layers=1", "model.d_model=16", "model.num_heads=2", "model.d_ff=16", "model.num_experts=2",
+    "model.context_length=8", "model.dropout=0.1", "data.batch_size=4", "data.path=text.txt", "trainer.max_steps=4",
+    "trainer.val_every=4", "logger.log_every=2", "logger.sample_length=0",
+]  # fmt: skip
 
 
 def block(job: Path) -> None:

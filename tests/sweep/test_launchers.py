@@ -110,17 +110,9 @@ def test_jobs_wherever_they_run_load_plugins_give_what_they_give_alone_and_outli
 @pytest.mark.slow
 def test_a_search_goes_on_after_a_job_that_failed_and_tells_how_many_are_left(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    done = run(
-        tmp_path,
-        "-m",
-        "hydra/sweeper=optuna",
-        "hydra.sweeper.n_trials=6",
-        "hydra.sweeper.sampler.seed=0",
-        "optim=adamw",
-        "optim.lr=choice(0.001,1e37)",
-        "alpha=interval(0.0,0.5)",
-        "name=search",
-    )
+    sweeper = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler.seed=0"]
+    space = ["optim=adamw", "optim.lr=choice(0.001,1e37)", "alpha=interval(0.0,0.5)"]
+    done = run(tmp_path, "-m", *sweeper, *space, "name=search")
     records = read_jobs(tmp_path / "outputs" / "sweeps" / "search")
     assert len(records) == 6, done.stdout + done.stderr
     assert {record["status"] for record in records} == {"done", "failed"}
