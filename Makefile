@@ -49,7 +49,7 @@ tensorboard: setup ## Show all runs under outputs/ on this machine only
 	$(RUN) switch_lm.dashboard $(ARGS)
 
 test: .test ## Run the tests, e.g. ARGS="-k routing"
-	$(RUN) pytest -m "not long" --numprocesses 2 --dist loadfile $(ARGS)
+	$(RUN) pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-faults: .test ## Kill, starve and misconfigure runs: all tests of tests/faults
 	$(RUN) pytest tests/faults --numprocesses 2 --dist worksteal $(ARGS)

@@ -70,6 +70,12 @@ def config(tmp_path: Path) -> Config:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: the last file of one worker must not leave the other idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") and not item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def folder_of(config: Config) -> Path:
     """Where the run of `config` lies."""
     return Path(config.outputs) / "runs" / str(config.name)

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import copied_process
+from copied_process import Done
+
 from switch_lm.storage import checkpoint
 
 SMALL = [
-    "model.num_layers=1",
-    "model.d_model=16",
-    "model.num_heads=2",
-    "model.d_ff=16",
-    "model.num_experts=2",
-    "model.context_length=8",
-    "model.dropout=0.1",
-    "data.batch_size=4",
-    "data.path=text.txt",
-    "trainer.max_steps=4",
-    "trainer.val_every=4",
-    "logger.log_every=2",
-    "logger.sample_length=0",
-]
-Done = subprocess.CompletedProcess[str]
+    "model.num_layers=1", "model.d_model=16", "model.num_heads=2", "model.d_ff=16", "model.num_experts=2",
+    "model.context_length=8", "model.dropout=0.1", "data.batch_size=4", "data.path=text.txt", "trainer.max_steps=4",
+    "trainer.val_every=4", "logger.log_every=2", "logger.sample_length=0",
+]  # fmt: skip
 
 
 def block(job: Path) -> None:
@@ -42,8 +33,7 @@ def command(folder: Path, *arguments: str) -> list[str]:
 
 
 def run(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Done:
-    words = command(folder, *arguments)
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=240, env=env)
+    return copied_process.run(*command(folder, *arguments)[2:], folder=folder, env=env)
 
 
 def weights(job: Path) -> Any:

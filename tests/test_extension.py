@@ -104,6 +104,7 @@ def test_the_pages_router_has_fewer_than_sixty_lines_and_imports_public_names_al
     assert re.findall(r"switch_lm[\w.]*", router) == ["switch_lm"]
 
 
+@pytest.mark.slow
 def test_every_command_takes_them(ran: tuple[Path, dict[str, int], Mapping[str, str]]) -> None:
     _, codes, printed = ran
     expected = dict.fromkeys(COMMANDS, 0) | {"stopped": 143, "fault": 1, "wrong rank": 2}

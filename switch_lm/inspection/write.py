@@ -22,8 +22,8 @@ Row = dict[str, object]
 def make(inspections: Sequence[Inspection], *, command: str) -> dict[str, bytes]:
     """The content of `pictures/*.png`, `tables/*.csv` and, last, of `inspect.html`, by path."""
     document = build(inspections, command=command)
-    made = {name: content for picture in document.pictures for name, content in files_of(picture).items()}
-    files = {f"pictures/{name}": made[name] for name in sorted(made) if name.endswith(".png")}
+    made = {name: png for picture in document.pictures for name, png in files_of(picture, svg=False).items()}
+    files = {f"pictures/{name}": made[name] for name in sorted(made)}
     tables: dict[str, list[Row]] = {}
     for one in inspections:
         for name, rows in _rows(one).items():

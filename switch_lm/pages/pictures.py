@@ -55,21 +55,24 @@ def draw(picture: Picture | HeatMap, *, title: bool = True) -> Figure:
             height = draw_heat_map(figure, picture)
         else:
             draw_series(figure, picture)
-        figure.draw_without_rendering()  # what stands around the axes takes the same room at any height
+        layout.execute(figure)  # what stands around the axes takes the same room at any height
         drawn = sum(axes.bbox.height for axes in figure.axes)
         figure.set_figheight(figure.get_figheight() + (height - drawn) / 72)
-        figure.draw_without_rendering()
+        layout.execute(figure)
         figure.set_layout_engine("none")  # the layout is settled: this makes all that follows quick
     return figure
 
 
-def files_of(picture: Picture | HeatMap) -> dict[str, bytes]:
+def files_of(picture: Picture | HeatMap, *, svg: bool = True) -> dict[str, bytes]:
     """NAME.png, at twice a screen's resolution, and NAME.svg, both on white: the same bytes each time."""
     figure, png = draw(picture), io.BytesIO()
-    about = {"Date": None, "Creator": None, "Title": plain(picture.title), "Description": plain(picture.alt)}
     image = Image.open(io.BytesIO(_file(figure, "png", dpi=FILE_DPI))).convert("RGB")
     image.quantize(256, dither=Image.Dither.NONE).save(png, "png", optimize=True)  # a third of the bytes
-    return {f"{picture.name}.png": png.getvalue(), f"{picture.name}.svg": _file(figure, "svg", metadata=about)}
+    files = {f"{picture.name}.png": png.getvalue()}
+    if svg:
+        about = {"Date": None, "Creator": None, "Title": plain(picture.title), "Description": plain(picture.alt)}
+        files[f"{picture.name}.svg"] = _file(figure, "svg", metadata=about)
+    return files
 
 
 def as_image(heat_map: HeatMap) -> NDArray[np.uint8]:

@@ -141,6 +141,7 @@ def test_a_check_changes_neither_the_model_nor_the_random_state() -> None:
     assert not model.training and all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_every_policy_does_what_the_table_says_on_the_same_weights() -> None:
     subject = subject_of(tiny_model(capacity_factor=0.75))
     result = {one.policy: one for one in measure(subject, factor=0.75)}

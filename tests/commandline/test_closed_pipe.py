@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from copied_process import Done, run
 from rich.console import Console
+from sweep_runs import SMALL
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 
-SMALL = [
-    "model.num_layers=1", "model.d_model=16", "model.num_heads=2", "model.d_ff=16", "model.num_experts=2",
-    "model.context_length=8", "data.batch_size=4", "data.path=text.txt", "trainer.max_steps=4", "trainer.val_every=2",
-    "trainer.threads=1", "trainer.compile=false", "logger.sample_length=0",
-]  # fmt: skip
 
-
-def into_a_closed_pipe(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def into_a_closed_pipe(folder: Path, *command: str) -> Done:
     read, write = os.pipe()
     os.close(read)
-    words = [sys.executable, "-m", *command]
     try:
-        return subprocess.run(
-            words, cwd=folder, stdout=write, stderr=subprocess.PIPE, text=True, timeout=240, check=False
-        )
+        return run(*command, folder=folder, stdout=write)
     finally:
         os.close(write)
 

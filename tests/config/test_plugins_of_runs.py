@@ -1,15 +1,15 @@
-"""Runs with plugins: each worker loads them, and a later command names what is missing but imports nothing unasked."""
+"""Runs with plugins: a later command names what is missing but imports nothing unasked."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import extension_package
 import pytest
+from copied_process import Done
 from sweep_runs import SMALL, run
 
 import switch_lm
@@ -19,13 +19,8 @@ from switch_lm.config.keys import ConfigError
 from switch_lm.config.overrides import composed
 from switch_lm.config.plugins import VARIABLE, PluginError
 from switch_lm.storage import checkpoint
-from switch_lm.sweep.jobs import read_jobs
 from switch_lm.training import start
 
-LAUNCHERS = {
-    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
-    "submitit": ["hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=1"],
-}
 READERS: list[tuple[Callable[[list[str]], int], list[str]]] = [
     (generate.main, ["--prompt=the", "--length=5"]),
     (evaluate.main, []),
@@ -34,7 +29,7 @@ READERS: list[tuple[Callable[[list[str]], int], list[str]]] = [
 ]
 
 
-def train(folder: Path, *arguments: str, plugins: str) -> subprocess.CompletedProcess[str]:
+def train(folder: Path, *arguments: str, plugins: str) -> Done:
     return run(folder, *arguments, env=os.environ | {VARIABLE: plugins})
 
 
@@ -87,6 +82,7 @@ def test_a_report_needs_no_plugin(folder: Path, capsys: pytest.CaptureFixture[st
     assert not (folder / "loaded").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plugins", ["", "extension"])
 def test_a_run_is_resumed_only_with_its_plugin(plugins: str, folder: Path) -> None:
     (folder / "outputs" / "runs" / "old" / "result.json").unlink()
@@ -115,17 +111,3 @@ def test_only_training_needs_the_optimizers_plugin(tmp_path: Path, monkeypatch: 
     done = train(tmp_path, "resume=old", plugins="")
     assert done.returncode == 2 and "there is no optimizer mine here" in done.stderr
     assert done.stderr.endswith("used: SWITCH_LM_PLUGINS=mine\n")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_each_worker_of_a_sweep_loads_the_plugins(launcher: str, tmp_path: Path) -> None:
-    pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
-    plugins = extension_package.write(tmp_path)
-    done = train(
-        tmp_path, "-m", "router=switch,second_best", "router.top_k=1", "name=s", *LAUNCHERS[launcher], plugins=plugins
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    jobs = tmp_path / "outputs" / "sweeps" / "s"
-    assert [job["overrides"]["router"] for job in read_jobs(jobs)] == ["switch", "second_best"]
-    assert "\n  rank: 2\n" in (jobs / "router=second_best" / "config.yaml").read_text()

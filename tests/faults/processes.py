@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from copied_process import Done, run
 
 from switch_lm.commandline.signals import SIGNALS
 from switch_lm.storage import checkpoint, metrics
@@ -48,9 +49,9 @@ def command(folder: Path, *arguments: str, before: str = "") -> list[str]:
     return [sys.executable, *start, *flags, *SMALL, *(a for a in arguments if a not in flags)]
 
 
-def finished(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def finished(folder: Path, *arguments: str) -> Done:
     """A whole command."""
-    return subprocess.run(command(folder, *arguments), cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+    return run(*command(folder, *arguments)[2:], folder=folder)
 
 
 def heeds_all_signals() -> None:

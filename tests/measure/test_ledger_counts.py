@@ -215,6 +215,7 @@ class Seen(TorchDispatchMode):
         return self.products - {str(op) for op in flop_registry}
 
 
+@pytest.mark.slow
 def test_torch_has_a_formula_for_every_product_that_runs() -> None:
     """Without a formula, torch and so the tests above would count a product as 0."""
     with Seen() as seen:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from compare import same
+from copied_process import Done
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
-from sweep_runs import Done, block, rows, run, weights
+from sweep_runs import block, rows, run, weights
 
 from switch_lm.config.paths import config_dir
 from switch_lm.config.rules import resolve
