@@ -33,8 +33,8 @@ from switch_lm.training.start import train
 
 @survive_closed_pipe()
 @ended_by_signals()
-# With the first Hydra raises errors instead of printing its own text and leaving.
-@environment(HYDRA_FULL_ERROR="1", OMP_WAIT_POLICY="PASSIVE")
+# With this variable Hydra raises errors instead of printing its own text and leaving.
+@environment(HYDRA_FULL_ERROR="1")
 def main() -> None:
     """The command. Exit code 2 and one message for a bad configuration, 1 if training failed, 128 + n for signal n."""
     failures: list[Exception] = []

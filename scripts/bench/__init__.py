@@ -2,4 +2,7 @@
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as a command does before it loads torch
+from switch_lm.commandline.process import SPINS
+
+for name, text in SPINS.items():
+    os.environ.setdefault(name, text)  # as a command does before it loads torch

@@ -157,7 +157,7 @@ def require_writable(file: Path, *, option: str) -> None:
         raise CommandError(f"{file}: {error.strerror}; {rule}; give another with {option}") from error
 
 
-@environment(OMP_WAIT_POLICY="PASSIVE")
+@environment()
 def finish(command: Callable[[], int]) -> int:
     """The exit code of a command: 1 and one message for what a user can fix, 2 for plugins, 128 + n for signal n."""
     try:
