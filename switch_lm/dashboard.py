@@ -23,7 +23,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 
 
 def parser() -> argparse.ArgumentParser:
-    about = "Shows all runs below a folder in TensorBoard. Its other options may be given too; Ctrl-C ends it."
+    about = "Shows all runs below a folder in TensorBoard. TensorBoard's options work too; Ctrl-C ends it."
     options = argparse.ArgumentParser(prog="python -m switch_lm.dashboard", description=about, allow_abbrev=False)
     where = f"runs, sweeps or one run (default: {OUTPUTS})"
     options.add_argument("--outputs", type=as_path, default=OUTPUTS, metavar="FOLDER", help=where)
@@ -60,7 +60,7 @@ def _serve(asked: argparse.Namespace, others: Sequence[str]) -> int:
     try:
         board.configure(["tensorboard", *given, "--samples_per_plugin", MOST_SHOWN, *others])
         if next(outputs.rglob("events.out.tfevents.*"), None) is None:
-            _say(f"no run below {outputs} has written for TensorBoard yet; the page shows each as it does", 0)
+            _say(f"no run below {outputs} has TensorBoard data yet; the page shows runs once they do", 0)
         return 1 if board.main() else 0
     except FlagsError as error:
         return _say(f"TensorBoard cannot start: {error}", 2)
@@ -79,10 +79,10 @@ def _server_on_a_free_port(app: Any, flags: argparse.Namespace) -> Any:
         except (_TakenError, program.TensorBoardPortInUseError):
             continue
         if port != flags.port:
-            print(f"port {flags.port} is taken: on {port} instead", file=sys.stderr)
+            print(f"port {flags.port} is taken; using {port}", file=sys.stderr)
         return server
-    tried = f"{flags.port} and those after it, {PORTS_TRIED} at most"
-    raise program.TensorBoardServerException(f"no free port among {tried}; give another with --port N")
+    tried = f"{flags.port} on ({PORTS_TRIED} tried at most)"
+    raise program.TensorBoardServerException(f"no free port from {tried}; give another with --port N")
 
 
 class _TakenError(Exception):

@@ -96,7 +96,7 @@ def serving(outputs: Path) -> Iterator[Server]:
         try:
             while running is None or not running.is_ready():
                 text = log.read_text()
-                address = re.search(rf"port {port} is taken: on (\d+) instead\n.* at (http://127.0.0.1:\1)/", text)
+                address = re.search(rf"port {port} is taken; using (\d+)\n.* at (http://127.0.0.1:\1)/", text)
                 running = Server(address[2]) if address else None
                 assert time.monotonic() < deadline, f"the dashboard did not show the runs in time: {text}"
                 time.sleep(0.5)

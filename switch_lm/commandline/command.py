@@ -179,7 +179,7 @@ def finish(command: Callable[[], int]) -> int:
             except (MemoryError, RuntimeError) as error:
                 if (problem := no_memory(error)) is None:
                     raise
-                print(f"{problem}; ask for less at once, or give it more", file=sys.stderr)
+                print(f"{problem}; use a smaller input, or free memory", file=sys.stderr)
                 return 1
     except Signalled as stop:
         return stop.code

@@ -24,6 +24,11 @@ class Signalled(SystemExit):
         self.name = signal.Signals(number).name
 
 
+def repeats(number: int) -> bool:
+    """Whether the system sends this signal again and again: SIGXCPU comes once for each second over the limit."""
+    return number == getattr(signal, "SIGXCPU", None)
+
+
 @contextmanager
 def caught(handler: Handler) -> Iterator[None]:
     """In its block the signals call `handler`. What is ignored stays so, as SIGHUP is under nohup."""

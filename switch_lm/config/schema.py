@@ -113,8 +113,8 @@ class LoggerConfig:
     log_every: int = key(10, "Steps between two points of a training curve.", at_least(1), changes_result=False)
     per_expert: bool | None = key(
         None,
-        "Whether a training curve is drawn for each expert, or five for all of a layer: the least, 5 %, median, 95 % "
-        f"and the most. null: for each, up to {MOST_EXPERTS} experts per layer.",
+        "Whether each expert has its own training curve. false: five quantiles per layer (min, 5 %, median, 95 %, "
+        f"max). null: true up to {MOST_EXPERTS} experts per layer.",
         changes_result=False,
     )
     sample_prompt: str = key("\n", "What the sample after each validation continues.", changes_result=False)

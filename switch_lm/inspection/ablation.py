@@ -100,7 +100,7 @@ class LayerAblation:
         idle = [e for e, share in enumerate(share_E) if share == 0.0]
         needless = [e for e, change in off.items() if not costs(change, comparisons) and e not in idle]
         bounded, unknown = ([e for e in needless if (off[e].error is None) is none] for none in (False, True))
-        some = f" of the {len(off)} busiest, which alone were switched off" * (len(off) < len(share_E))
+        some = f" of the {len(off)} busiest (the only ones tried)" * (len(off) < len(share_E))
         if self.costliest is not None:
             expert, cost = self.costliest.expert, nats(self.costliest.cost)
             result.append(

@@ -90,9 +90,7 @@ class Counterfactual:
         layers = zip(blocks, self.held, self.own, strict=True)
         result = [f"Layer {n}: {x}" for n, *pair in layers for one in pair for x in one.findings(self.comparisons)]
         if self.drawn_from is not None:
-            result.insert(
-                0, f"Tried beside the chosen expert: {MOST_TRIED} of {self.drawn_from:,}, drawn once for all."
-            )
+            result.insert(0, f"Besides the chosen expert, {MOST_TRIED} random ones of {self.drawn_from:,} were tried.")
         return result
 
 

@@ -64,7 +64,7 @@ def no_memory(error: BaseException) -> str | None:
     of_torch = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
     if not (of_torch or isinstance(error, MemoryError)):
         return None
-    return f"memory does not suffice ({str(error).partition(chr(10))[0] or 'an allocation failed'})"
+    return f"memory ran out ({str(error).partition(chr(10))[0] or 'an allocation failed'})"
 
 
 def is_cpu(device: torch.device) -> bool:

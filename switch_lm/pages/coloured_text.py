@@ -57,7 +57,7 @@ def busiest(load_E: Sequence[float]) -> list[int]:
 
 def the_busiest(num_experts: int) -> str:
     """What is left out by `busiest`, for the end of a label."""
-    return "" if num_experts <= MOST_EXPERTS else f" (the {MOST_EXPERTS} busiest of {num_experts:,}, these first)"
+    return "" if num_experts <= MOST_EXPERTS else f" (the {MOST_EXPERTS} busiest of {num_experts:,}, in order)"
 
 
 def coloured_text(

@@ -56,7 +56,7 @@ def _sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno in (*FULL, errno.EIO):
             raise
-        lost = "a power cut may take back the last files written there, each as a whole"
+        lost = "a power cut may undo the last changes there, but damages no file"
         warn_once("fsync", f"{folder}: the folder cannot be synced ({error.strerror}); {lost}")
 
 

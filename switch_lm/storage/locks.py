@@ -64,14 +64,12 @@ class Lock:
                 continue
             if held and now - began > LOCK_SECONDS:
                 raise ConfigError(
-                    f"{self._folder}: another process trains there at the moment ({_named(lease)}); {rule}; wait for "
-                    "its end, or choose another name"
+                    f"{self._folder}: another process is working there ({_named(lease)}); {rule}; wait until it "
+                    "ends, or choose another name"
                 )
             if not (held or announced) and now - since > 1:
-                announced, end = True, f"for up to {WATCH_SECONDS:g} s, since its end cannot be seen from here"
-                print(
-                    f"{self._folder}: waiting for a sign of {_named(lease)}, which worked there, {end}", file=sys.stderr
-                )
+                announced, end = True, f"waiting {WATCH_SECONDS:g} s at most: its end cannot be seen from here"
+                print(f"{self._folder}: {_named(lease)} may still be working there; {end}", file=sys.stderr)
             time.sleep(0.2)
 
     def _flock(self) -> bool | None:
@@ -87,7 +85,7 @@ class Lock:
         except (FileNotFoundError, NotADirectoryError):
             raise
         except OSError as error:
-            instead = f"the file {LEASE} in it, which a run keeps changing, keeps other runs out instead"
+            instead = f"instead, each run keeps updating the file {LEASE} in it to keep others out"
             warn_once("flock", f"{self._folder}: the folder cannot be locked ({error.strerror}); {instead}")
             return None
         return True

@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
-from switch_lm.commandline.signals import Signalled, caught, end
+from switch_lm.commandline.signals import Signalled, caught, end, repeats
 
 LOOK_SECONDS = 0.5  # between two looks at which workers there are
 
@@ -25,6 +25,8 @@ def passed_on() -> Iterator[None]:
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        if received and repeats(number):
+            return
         workers = multiprocessing.active_children()
         if received or not workers:
             end(number, frame)

@@ -119,7 +119,7 @@ def one_thread_is_faster(config: Config, threads: int) -> bool:
 
 
 def require_memory(config: Config, device: str, vocab_size: int) -> None:
-    """ConfigError if not even what a step certainly keeps fits: the system would end the process without a word.
+    """ConfigError if what a step is sure to keep does not fit: the system would kill the process silently.
 
     Those are weights, gradients and the optimizer's state; and of each token its logits with their gradient, and in
     bf16 the inputs of each block's matrices.
@@ -131,9 +131,9 @@ def require_memory(config: Config, device: str, vocab_size: int) -> None:
     there = torch.cuda.get_device_properties(device).total_memory if on_gpu else memory_bytes()
     if needed > there:
         raise ConfigError(
-            f"{num_params:,} parameters and steps of {tokens:,} characters need {needed / 2**30:,.0f} GiB of memory or "
-            f"more, and {'the GPU' if on_gpu else 'this machine'} has {there / 2**30:,.1f}; make model.d_ff, "
-            "model.d_model, model.num_experts, model.num_layers or data.batch_size smaller"
+            f"{num_params:,} parameters and steps of {tokens:,} characters need at least {needed / 2**30:,.0f} GiB of "
+            f"memory, but {'the GPU' if on_gpu else 'this machine'} has {there / 2**30:,.1f} GiB; reduce "
+            "model.d_ff, model.d_model, model.num_experts, model.num_layers or data.batch_size"
         )
 
 
@@ -196,5 +196,5 @@ def compiler_of(device: str) -> tuple[bool, str]:
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return False, f"Python's C headers are missing; install python3-dev for {gain}"
     if not os.access(cache := os.environ.get("TORCHINDUCTOR_CACHE_DIR", "."), os.W_OK):  # torch sets it when it loads
-        return False, f"{cache}, for compiled code, cannot be written; set TORCHINDUCTOR_CACHE_DIR to a folder that can"
+        return False, f"the compile cache {cache} is not writable; set TORCHINDUCTOR_CACHE_DIR to a folder that is"
     return True, f"{compiler} was found"

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from switch_lm.commandline.signals import caught
+from switch_lm.commandline.signals import caught, repeats
 from switch_lm.storage.run_folder import Stopped
 
 IN_TIME = 0  # the exit code of trainer.max_time: the run did what was asked
@@ -15,7 +15,7 @@ IN_TIME = 0  # the exit code of trainer.max_time: the run did what was asked
 class StopSignals:
     """In its block the first signal is kept as `received`, a second raises `Stopped` at once. Blocks may be nested.
 
-    So does the first one while there is `nothing_to_save`. `patient`: a second one changes nothing, as in a launcher's
+    The first one does, too, while `nothing_to_save`. `patient`: a second one changes nothing, as in a launcher's
     worker, which may get the same one from the terminal and from the process that started it.
     """
 
@@ -47,7 +47,7 @@ class StopSignals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again = self.received is not None
-        if again and self.patient:
+        if again and (self.patient or repeats(number)):
             return
         self.received = signal.Signals(number)
         if again:

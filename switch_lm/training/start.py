@@ -69,7 +69,7 @@ def _refuse_torchrun() -> None:
     """ConfigError where torchrun started several processes to train together."""
     if "TORCHELASTIC_RUN_ID" in os.environ and (number := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise ConfigError(
-            f"torchrun started {number} processes, and a run is one process: start it with python -m switch_lm.train"
+            f"torchrun started {number} processes, but a run is one process: use python -m switch_lm.train"
         )
 
 

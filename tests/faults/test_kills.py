@@ -145,7 +145,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     started = Started(tmp_path, "trainer.max_steps=100000", "name=both")
     started.wait_for_file(tmp_path / "outputs/runs/both/checkpoints", "last.ckpt")
     second = finished(tmp_path, "trainer.max_steps=100000", "name=both", "resume=auto")
-    assert second.returncode == 2 and "another process trains there at the moment" in second.stderr
+    assert second.returncode == 2 and "another process is working there" in second.stderr
     assert started.process.poll() is None
     started.kill()
 

@@ -64,7 +64,7 @@ def test_of_more_than_64_experts_64_are_changed_and_tried_and_the_findings_say_s
     assert len(layer.findings(1)[0]) < 400
     (held,) = judged.held
     assert 64.0 <= held.num_experts <= 65.0 and held.best.mean == pytest.approx(held.chance)  # all are alike
-    assert judged.findings([0])[0] == "Tried beside the chosen expert: 64 of 70, drawn once for all."
+    assert judged.findings([0])[0] == "Besides the chosen expert, 64 random ones of 70 were tried."
 
 
 # --- Ablation

@@ -87,7 +87,7 @@ def test_any_number_of_experts_comes_back_and_nobody_is_none_of_them(num_experts
     assert (codes, second) == (experts, (num_experts - 1,) * 3)
 
 
-@pytest.mark.parametrize(("num_experts", "words"), [(64, ""), (257, " (the 64 busiest of 257, these first)")])
+@pytest.mark.parametrize(("num_experts", "words"), [(64, ""), (257, " (the 64 busiest of 257, in order)")])
 def test_the_key_has_the_64_busiest_experts_and_says_so(num_experts: int, words: str) -> None:
     html = coloured_text("a", "abc", [layer((63, 63, 2), num_experts=num_experts)])
     (view,) = data_of(html)["views"]

@@ -41,7 +41,7 @@ def test_a_run_without_a_checkpoint_does_not_use_up_its_name(config: Config, mon
 def test_a_process_a_checkpoint_or_a_result_keeps_a_name_taken(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "LOCK_SECONDS", 0.0)
     run = choice.choose(config)
-    with run.create(config, {}), pytest.raises(ConfigError, match="another process trains there"):
+    with run.create(config, {}), pytest.raises(ConfigError, match="another process is working there"):
         begun(config)
     waiting = choice.choose(config)
     (run.checkpoints / "last.ckpt").write_bytes(b"x")

@@ -36,7 +36,7 @@ def test_a_folder_is_its_owners_until_kill_9_and_then_free_at_once(
     words = [sys.executable, "-c", f"{HOLDER}; print(flush=True); sys.stdin.read()", str(tmp_path)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdout.readline()
-        with pytest.raises(ConfigError, match=rf"trains there at the moment \(process {holder.pid} on"):
+        with pytest.raises(ConfigError, match=rf"is working there \(process {holder.pid} on"):
             Lock(tmp_path, "one at a time")
         assert RunFolder(tmp_path).nothing_to_lose  # a lock is no content
         monkeypatch.setattr(locks, "LOCK_SECONDS", 5.0)
@@ -55,7 +55,7 @@ def test_another_machines_folder_is_watched_and_free_once_its_lock_file_stands_s
     monkeypatch.setattr(locks, "LOCK_SECONDS", 0.1)
     there = Lock(tmp_path, "one at a time")
     monkeypatch.setattr(locks, "_machine", lambda: "another")
-    with pytest.raises(ConfigError, match="another process trains there at the moment"):
+    with pytest.raises(ConfigError, match="another process is working there"):
         Lock(tmp_path, "one at a time")
     there._ended.set()  # the machine stands still
     there._thread.join()
@@ -66,7 +66,7 @@ def test_another_machines_folder_is_watched_and_free_once_its_lock_file_stands_s
         there.close()
         assert (tmp_path / LEASE).is_file()
     waiting, taken = capsys.readouterr().err.splitlines()[-2:]
-    assert "waiting for a sign of process" in waiting and "for up to 1.2 s, since its end cannot be seen" in waiting
+    assert "may still be working there; waiting 1.2 s at most: its end cannot be seen" in waiting
     assert "was taken over by process" in taken and not (tmp_path / LEASE).exists()
 
 

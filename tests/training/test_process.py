@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,9 +19,10 @@ from switch_lm.commandline.command import finish
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
 from switch_lm.model.experts import Experts
-from switch_lm.storage.run_folder import TrainingError
+from switch_lm.storage.run_folder import Stopped, TrainingError
 from switch_lm.training import hardware
 from switch_lm.training.boards.tensorboard import EVENTS
+from switch_lm.training.signals import StopSignals
 from switch_lm.training.start import train
 
 # As srun sets them in the fourth of four processes that have nothing to do with each other, and a Lightning option.
@@ -73,7 +75,7 @@ def test_what_certainly_does_not_fit_is_refused_before_anything_is_made(
     needed = 12 * model.num_params(10, config.router)  # weights, gradients, Muon's momentum; ten characters
     needed += tokens * (2 * 4 * 10 + 2 * model.num_layers * (model.d_model + model.d_ff))
     monkeypatch.setattr(hardware, "memory_bytes", lambda: needed - 1)
-    with pytest.raises(ConfigError, match=r"^[\d,]+ parameters and steps of [\d,]+ characters need .* smaller$"):
+    with pytest.raises(ConfigError, match=r"^[\d,]+ parameters and steps of [\d,]+ characters need .*batch_size$"):
         train(config)
     assert not Path(config.outputs).exists()
     monkeypatch.setattr(hardware, "memory_bytes", lambda: needed)
@@ -90,12 +92,12 @@ def test_an_allocation_that_fails_is_one_line_with_the_fix(
     def fail(*_: object) -> int:
         raise error
 
-    words = r"memory does not suffice \((\[enforce.* memory|an allocation failed|CUDA out of memory\.)\); "
+    words = r"memory ran out \((\[enforce.* memory|an allocation failed|CUDA out of memory\.)\); "
     monkeypatch.setattr(Experts, "padded", fail)
     with pytest.raises(TrainingError, match=rf"^{words}make data.batch_size, .* smaller\nThere is no checkpoint yet"):
         train(short_run(tmp_path))
     assert finish(fail) == 1
-    assert re.fullmatch(rf"{words}ask for less at once, or give it more\n", capsys.readouterr().err)
+    assert re.fullmatch(rf"{words}use a smaller input, or free memory\n", capsys.readouterr().err)
 
 
 def test_another_error_is_raised() -> None:
@@ -117,3 +119,13 @@ def test_threads_are_at_most_the_cores(config: Config, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr(hardware, "num_cores", lambda: 3)
     assert hardware.detect(config, training_flops=0.0).threads == (config.trainer.threads or 3)
+
+
+def test_a_limit_of_cpu_time_comes_every_second_and_does_not_end_a_run_that_saves(tmp_path: Path) -> None:
+    with StopSignals(tmp_path) as signals:
+        signals.nothing_to_save = False
+        for _ in range(3):
+            signal.raise_signal(signal.SIGXCPU)
+        assert signals.received == signal.SIGXCPU
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
