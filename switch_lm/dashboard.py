@@ -4,7 +4,6 @@ import argparse
 import atexit
 import errno
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -15,11 +14,11 @@ from typing import Any, NoReturn
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import as_path, whole_number
+from switch_lm.commandline.signals import Signalled, caught
 from switch_lm.storage.runs import OUTPUTS
 
 HOST, PORT, PORTS_TRIED = "127.0.0.1", 6006, 100
 MOST_SHOWN = "scalars=100000,images=100"  # of each tag: TensorBoard's own limits thin a long run's curves
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: 1 or 2 and one message for what a user can fix, 128 + n for signal n, such as 130 for Ctrl-C."""
     asked, others = parser().parse_known_args(argv)
     try:
-        with _ended_by_signals(), _folder_for_notes():
+        with caught(_leave), _folder_for_notes():
             return _serve(asked, others)
     except ImportError as error:
         return _say(f"TensorBoard cannot be loaded ({error}); install it with: pip install 'tensorboard>=2.21'", 1)
@@ -99,22 +98,9 @@ def _require_free(host: str, port: int) -> None:
         raise
 
 
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """TensorBoard would end with 0 at any signal. What is ignored, as under nohup, stays so."""
-
-    def leave(number: int, frame: object) -> NoReturn:
-        sys.exit(128 + number)
-
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, leave)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _leave(number: int, frame: object) -> NoReturn:
+    """TensorBoard would end with 0 at any signal, and its server ignores KeyboardInterrupt."""
+    raise Signalled(number)
 
 
 @contextmanager

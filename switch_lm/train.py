@@ -28,7 +28,7 @@ from switch_lm.sweep import jobs as sweep
 from switch_lm.sweep import launchers
 from switch_lm.sweep.grid import as_given
 from switch_lm.text.corpus import CorpusError, TextError
-from switch_lm.training.start import train
+from switch_lm.training.start import refuse_torchrun, train
 
 
 @survive_closed_pipe()
@@ -56,6 +56,7 @@ def main() -> None:
         return None
 
     try:
+        refuse_torchrun()
         arguments = cli.prepared(sys.argv[1:])
         cli.check(arguments)
         with _arguments(arguments):

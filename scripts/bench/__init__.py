@@ -2,7 +2,7 @@
 
 import os
 
-from switch_lm.commandline.process import SPINS
+from switch_lm.commandline.process import spins
 
-for name, text in SPINS.items():
+for name, text in spins().items():
     os.environ.setdefault(name, text)  # as a command does before it loads torch

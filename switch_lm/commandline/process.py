@@ -26,13 +26,18 @@ def keep_freed_memory() -> None:
 SPINS = {"GOMP_SPINCOUNT": "4000"}
 
 
+def spins() -> dict[str, str]:
+    """SPINS, unless somebody chose how threads wait."""
+    return {} if "OMP_WAIT_POLICY" in os.environ else SPINS
+
+
 @contextmanager
 def environment(**defaults: str) -> Iterator[None]:
     """In its block, or in the function it decorates, these variables and SPINS have a value, if they have none yet.
 
     Torch reads SPINS when it is loaded. An OMP_WAIT_POLICY that somebody chose counts instead.
     """
-    wanted = ({} if "OMP_WAIT_POLICY" in os.environ else SPINS) | defaults
+    wanted = spins() | defaults
     added = {name: text for name, text in wanted.items() if name not in os.environ}
     os.environ.update(added)
     try:

@@ -2,11 +2,14 @@
 
 import math
 import os
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 GROUPS_OF_PROCESS = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
+MEMORY = Path("/proc/meminfo")
 
 
 def num_cores() -> int:
@@ -17,12 +20,20 @@ def num_cores() -> int:
 
 
 def memory_bytes() -> float:
-    """Of the CPU; infinity where the system does not say."""
+    """Of the CPU, with swap; infinity where the system does not say."""
     try:
         installed = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, OSError, ValueError):
         installed = math.inf
-    return min([installed, *(limit for (limit,) in _limits("memory", "memory.max", "memory.limit_in_bytes"))])
+    limits = [limit for (limit,) in _limits("memory", "memory.max", "memory.limit_in_bytes")]
+    return min([installed if installed > 0 else math.inf, *limits]) + _swap_bytes()
+
+
+def _swap_bytes() -> int:
+    with suppress(OSError, UnicodeDecodeError):
+        if found := re.search(r"^SwapTotal: +(\d+) kB$", MEMORY.read_text(encoding="utf-8"), re.MULTILINE):
+            return 1024 * int(found[1])
+    return 0
 
 
 def _limits(controller: str, v2: str, *v1: str) -> Iterator[list[float]]:

@@ -1,6 +1,7 @@
 """What a kind of device does well: rules by its type and generation, never by a stopwatch, which would change bits."""
 
 import sys
+import warnings
 
 import torch
 from torch import Tensor
@@ -12,7 +13,15 @@ HOPPER = (9, 0)  # the compute capability on which torch multiplies groups in on
 
 
 # Torch raises a plain RuntimeError when the CPU's memory does not suffice.
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "Storage size calculation")
+NO_MEMORY = (
+    "ALLOC_FAILED",
+    "Invalid buffer size",
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "Storage size calculation",
+)
 SMALLER = "make data.batch_size, model.context_length or the model smaller"
 
 
@@ -25,10 +34,11 @@ def why_not(name: str) -> str | None:
     """Why torch cannot compute on such a device here; empty if it sees none, None if it can."""
     if name == "cpu":
         return None
-    if not {"cuda": torch.cuda, "mps": torch.backends.mps}[name].is_available():
-        return ""
     try:
-        try_out(name)
+        with warnings.catch_warnings(action="ignore"):  # torch's own words on old drivers and cards, of several lines
+            if not {"cuda": torch.cuda, "mps": torch.backends.mps}[name].is_available():
+                return ""
+            try_out(name)
     except (RuntimeError, AssertionError) as error:  # such as a GPU that this torch has no kernels for, or a full one
         return str(error).partition("\n")[0]
     return None
@@ -55,7 +65,10 @@ def chosen() -> str:
     if (reason := why_not("cuda")) is None:
         return "cuda"
     if reason:
-        print(f"warning: the GPU cannot be used ({reason}): computing on the CPU", file=sys.stderr)
+        print(
+            f"warning: the GPU cannot be used ({reason}): computing on the CPU; free it or install a torch for it",
+            file=sys.stderr,
+        )
     return "cpu"
 
 

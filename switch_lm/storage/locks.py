@@ -103,7 +103,7 @@ class Lock:
                 file.write(json.dumps(self._owner).encode())
         except FileExistsError:
             return False
-        except OSError:  # such as of a full disk
+        except BaseException:  # a full disk, Ctrl-C
             self._file.unlink(missing_ok=True)
             raise
         return True

@@ -1,6 +1,6 @@
 """Hydra's launchers, made to return an outcome for every job: a lost worker ends its own job and no other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,18 @@ class _Complete(Launcher):
         """Returns val_loss for each job, infinity for one that failed. A signal ends it: what is left is printed."""
         self.launches.begun = True
         try:
-            return self._outcomes(job_overrides, initial_job_idx)
-        except (Signalled, Stopped, KeyboardInterrupt):
-            print_left(RunFolder(self.sweep).read_json(SWEEP) or {}, read_jobs(self.sweep))
+            # Equal jobs of a search run once: two at once in one folder would lock each other out.
+            once = list({tuple(overrides): overrides for overrides in job_overrides}.values())
+            returned = dict(zip(map(tuple, once), self._outcomes(once, initial_job_idx), strict=True))
+            return [returned[tuple(overrides)] for overrides in job_overrides]
+        except (Signalled, Stopped, KeyboardInterrupt) as stop:
+            plan = RunFolder(self.sweep).read_json(SWEEP) or {}
+            jobs = list(enumerate(job_overrides, initial_job_idx))
+            if isinstance(stop, Signalled) and all(
+                recorded(self.sweep, plan, *job).get("status") == "done" for job in jobs
+            ):  # it came in the last job's last validation
+                return [_completed(outcome(self.sweep, plan, *job)) for job in jobs]
+            print_left(plan, read_jobs(self.sweep))
             raise
 
     def _outcomes(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -69,32 +78,24 @@ class _Complete(Launcher):
         launched again. Otherwise each half is launched again until a job is alone; jobs that ended are not. If no job
         began at all, no other attempt would help.
         """
-        once = list({tuple(overrides): overrides for overrides in job_overrides}.values())
-        if len(once) < len(job_overrides):  # by a search; two at once in one folder would lock each other out
-            returned = dict(zip(map(tuple, once), self._outcomes(once, initial_job_idx), strict=True))
-            return [returned[tuple(overrides)] for overrides in job_overrides]
         jobs = list(enumerate(job_overrides, initial_job_idx))
         plan = RunFolder(self.sweep).read_json(SWEEP) or {}
         if all(recorded(self.sweep, plan, *job).get("status") in ENDED for job in jobs):
             return [_completed(outcome(self.sweep, plan, *job)) for job in jobs]
-        with deaths() as ended:
-            try:
-                with _submitit_returns_errors(), passed_on():
-                    results: list[JobReturn | Exception] = list(self.inner.launch(job_overrides, initial_job_idx))
-            except Exception as error:
-                records = [recorded(self.sweep, plan, *job) for job in jobs]
-                running = [one for one in records if one.get("status") == "running" and one.get("process") in ended]
-                first = min((ended[one["process"]] for one in running), default=0.0)
-                lost = [one for one in running if ended[one["process"]] == first]
-                for record in lost:
-                    fail(self.sweep, plan, record, error)
-                if lost:
-                    return self._outcomes(job_overrides, initial_job_idx)
-                if len(jobs) > 1 and any("status" in record for record in records):
-                    middle = len(jobs) // 2
-                    half = self._outcomes(job_overrides[:middle], initial_job_idx)
-                    return [*half, *self._outcomes(job_overrides[middle:], initial_job_idx + middle)]
-                results = [error for _ in jobs]
+        problem: Exception | None = None
+        try:
+            with deaths() as ended, _submitit_returns_errors(), passed_on():
+                results: list[JobReturn | Exception] = list(self.inner.launch(job_overrides, initial_job_idx))
+        except Exception as error:
+            problem, results = error, [error for _ in jobs]
+        if problem is not None:
+            records = [recorded(self.sweep, plan, *job) for job in jobs]
+            if self._fail_the_first(records, ended, plan, problem):
+                return self._outcomes(job_overrides, initial_job_idx)
+            if len(jobs) > 1 and any("status" in record for record in records):
+                middle = len(jobs) // 2
+                half = self._outcomes(job_overrides[:middle], initial_job_idx)
+                return [*half, *self._outcomes(job_overrides[middle:], initial_job_idx + middle)]
         for job, result in zip(jobs, results, strict=True):
             record, error_or_none = recorded(self.sweep, plan, *job), _error(result)
             if error_or_none is not None and record.get("status") not in ENDED:
@@ -104,6 +105,16 @@ class _Complete(Launcher):
             ):  # whose workers print to files of their own
                 show_row(self.sweep, plan, record)
         return [_completed(outcome(self.sweep, plan, *job)) for job in jobs]
+
+    def _fail_the_first(
+        self, records: Sequence[dict[str, Any]], ended: Mapping[int, float], plan: Mapping[str, Any], problem: Exception
+    ) -> bool:
+        """Fails the job whose process died first of all workers; False if that one had no job."""
+        first = min(ended.values(), default=0.0)
+        lost = [one for one in records if one.get("status") == "running" and ended.get(one.get("process", 0)) == first]
+        for record in lost:
+            fail(self.sweep, plan, record, problem)
+        return bool(lost)
 
 
 def _error(result: JobReturn | Exception) -> Exception | None:

@@ -20,6 +20,8 @@ LOOK_SECONDS = 0.5  # between two looks at which workers there are
 def passed_on() -> Iterator[None]:
     """In its block a signal is sent to the workers, each of which saves its job; the block's end then raises it.
 
+    A worker that is still importing saves nothing and dies, and joblib then ends the others.
+
     A second signal, or one without a worker, is raised at once.
     """
     received: list[int] = []
@@ -53,7 +55,10 @@ def deaths() -> Iterator[dict[int, float]]:
         while not over.is_set():
             workers |= {one.sentinel: one for one in multiprocessing.active_children() if one.pid not in ended}
             for sentinel in connection.wait(list(workers), LOOK_SECONDS):
-                ended[workers.pop(sentinel).pid or 0] = time.monotonic()
+                worker, when = workers.pop(sentinel), time.monotonic()
+                worker.join(1.0)
+                if worker.exitcode != 0:  # with 0 joblib ends idle workers
+                    ended[worker.pid or 0] = when
 
     threading.Thread(target=watch, daemon=True).start()
     try:

@@ -101,8 +101,9 @@ def one_thread_is_faster(config: Config, threads: int) -> bool:
 
     Takes tens of milliseconds, and decides nothing: the number of threads changes bits.
     """
-    rows = min(4096, config.data.batch_size * config.model.context_length)
-    x_ND, w_DF = torch.ones(rows, config.model.d_model), torch.ones(config.model.d_model, config.model.d_ff)
+    d_model, d_ff = config.model.d_model, config.model.d_ff
+    rows = min(config.data.batch_size * config.model.context_length, 5 * 10**8 // (d_model * d_ff) + 1)
+    x_ND, w_DF = torch.ones(rows, d_model), torch.ones(d_model, d_ff)
 
     def seconds(number: int) -> float:
         torch.set_num_threads(number)

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
-from switch_lm.commandline.process import first_word
+from switch_lm.commandline.process import environment, first_word
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.plugins import load_plugins
 from switch_lm.config.rules import resolve
@@ -27,6 +27,7 @@ FOREIGN = re.compile(r"(.*_)?(RANK|PROCID|LOCALID|WORLD_SIZE)|PL_.*")
 
 
 @survive_closed_pipe()
+@environment()
 def train(
     cfg: DictConfig | Config,
     *,
@@ -43,7 +44,7 @@ def train(
     CorpusError if there is no text; TrainingError if training fails; Stopped, which is no Exception, after a signal or
     `trainer.max_time`.
     """
-    _refuse_torchrun()
+    refuse_torchrun()
     load_plugins()  # a launcher's worker has not loaded them yet
     config = resolve(cfg)
     for name in config.logger.boards:
@@ -65,7 +66,7 @@ def train(
             return fit(training)
 
 
-def _refuse_torchrun() -> None:
+def refuse_torchrun() -> None:
     """ConfigError where torchrun started several processes to train together."""
     if "TORCHELASTIC_RUN_ID" in os.environ and (number := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise ConfigError(

@@ -34,6 +34,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str | None,
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setattr(limits, "GROUPS_OF_PROCESS", tmp_path / "groups")
     monkeypatch.setattr(limits, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(limits, "MEMORY", tmp_path / "meminfo")
     if groups is not None:
         (tmp_path / "groups").write_text(groups)
     for name, text in files.items():
@@ -52,5 +53,8 @@ def test_cores_are_those_of_the_affinity_and_of_the_smallest_quota_rounded_up(
 def test_memory_is_that_of_the_machine_or_of_its_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(tmp_path, monkeypatch, "0::/a\n", {"memory.max": "4096", "a/memory.max": "max"})
     assert limits.memory_bytes() == 4096
+    (tmp_path / "meminfo").write_text("MemTotal:   9 kB\nSwapTotal:       3 kB\n")
+    assert limits.memory_bytes() == 4096 + 3072
+    (tmp_path / "meminfo").unlink()
     (tmp_path / "cgroup" / "memory.max").write_text("max\n")
     assert limits.memory_bytes() == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

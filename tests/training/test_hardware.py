@@ -135,7 +135,10 @@ def test_a_gpu_that_torch_sees_and_cannot_use_is_left_alone_with_the_reason(
     reason = "(CUDA error: no kernel image is available)"
     assert detect(Config(), training_flops=0.0).device == "cpu"
     assert compute_on(model_parser(prog="", about="").parse_args([])) == "cpu"
-    assert capsys.readouterr().err == f"warning: the GPU cannot be used {reason}: computing on the CPU\n" * 2
+    assert (
+        capsys.readouterr().err
+        == f"warning: the GPU cannot be used {reason}: computing on the CPU; free it or install a torch for it\n" * 2
+    )
     with pytest.raises(ConfigError) as refused:
         detect(Config(trainer=TrainerConfig(device="cuda")), training_flops=0.0)
     assert str(refused.value) == f"trainer.device=cuda: there is no usable GPU here {reason}; use trainer.device=cpu"

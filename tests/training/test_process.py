@@ -15,6 +15,7 @@ import torch
 from conftest import folder_of
 from small_models import short_run
 
+from switch_lm import train as command
 from switch_lm.commandline.command import finish
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
@@ -60,6 +61,9 @@ def test_the_processes_of_torchrun_are_refused_and_leave_nothing(
     config = short_run(tmp_path)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["train", "-m", "seed=1,2", f"outputs={config.outputs}"])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        command.main()
     with pytest.raises(ConfigError, match=r"^torchrun started 2 processes.* python -m switch_lm.train$"):
         train(config)
     assert not Path(config.outputs).exists()
