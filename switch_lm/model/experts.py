@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from switch_lm.model import devices
+from switch_lm.model.cached import feed_forward
 from switch_lm.routers.noise import Dropout
 
 Piece = tuple[int, slice]  # an expert, and some of its rows
@@ -44,12 +45,23 @@ class Experts(nn.Module):
         super().__init__()
         self.w_in_EDF = nn.Parameter(torch.empty(num_experts, d_model, d_ff))
         self.w_out_EFD = nn.Parameter(torch.empty(num_experts, d_ff, d_model))
-        self.activation = ACTIVATIONS[activation]
+        self.activation, self.activation_name = ACTIVATIONS[activation], activation
         self.dropout = Dropout(dropout)  # between the matrices (Switch Transformers, section 2.4: expert dropout)
 
     def padded(self, x_ECD: Tensor) -> Tensor:
         """Each expert on as many rows (E, C, D): two batched products."""
         return _batched(self.dropout(self.activation(_batched(x_ECD, self.w_in_EDF))), self.w_out_EFD)
+
+    def computes_cached(self, x_ND: Tensor) -> bool:
+        """Whether `cached` computes this: on a CPU in full precision, and without random numbers in the middle."""
+        plain = product_dtype(x_ND) == self.w_in_EDF.dtype and not (self.training and self.dropout.rate)
+        return devices.is_cpu(x_ND.device) and plain
+
+    def cached(self, x_ND: Tensor, choice_N: Tensor, end_E: Tensor) -> Tensor:
+        """Each row through its expert (N, D), 0 where it has none. `choice_N` are the rows in order of their expert."""
+        return feed_forward(
+            x_ND, self.w_in_EDF, self.w_out_EFD, choice_N, end_E, activation=self.activation_name
+        )
 
     def one_token(self, x_1D: Tensor, expert_1: Tensor) -> Tensor:
         """The expert `expert_1` on a single token (1, D), as in generation: nothing is sorted or moved."""

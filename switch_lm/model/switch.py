@@ -108,6 +108,10 @@ class SwitchFeedForward(nn.Module):
         With a capacity each expert gets its slots, whose number does not depend on the router. Where torch multiplies
         groups well, experts get rows of their own instead, if there is no capacity or if it would leave many empty.
         """
+        if self.experts.computes_cached(x_ND):
+            rows = ExpertRows.packed(routing)
+            assert rows.end_E is not None
+            return self.experts.cached(x_ND, rows.choice_P, rows.end_E)
         num_experts = self.num_experts
         slots = None if routing.capacity is None else routing.num_groups * routing.capacity
         if self.experts.multiplies_groups(x_ND.device, x_ND.dtype) and (

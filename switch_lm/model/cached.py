@@ -1,0 +1,240 @@
+"""Feed-forwards on a CPU, piece by piece: what lies between the two matrices stays in the processor's cache.
+
+Only rows that hold a token are multiplied. Otherwise the hidden layer of all tokens, tens of megabytes, is read and
+written for each step of an activation and its gradient: that took a fifth of a float32 training step. Threads share one
+small product badly, so experts with few rows are multiplied side by side, padded to the longest of them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CACHE_BYTES = 2**20  # of a core: what the hidden layer of a piece may take for each thread
+MOST_PADDING = 64  # empty rows that an expert gets at most, to be multiplied beside others
+
+
+class Piece(NamedTuple):
+    """`rows` of each of the experts `first` .. `last` - 1, from their row `skipped` on; the hidden rows from `start`."""
+
+    first: int
+    last: int
+    rows: int
+    skipped: int
+    start: int
+
+    @property
+    def experts(self) -> slice:
+        return slice(self.first, self.last)
+
+    @property
+    def hidden(self) -> slice:
+        return slice(self.start, self.start + (self.last - self.first) * self.rows)
+
+
+def pieces(loads: Sequence[int], *, most_rows: int, side_by_side: bool) -> list[Piece]:
+    """Cuts the rows of experts into pieces of at most `most_rows`: of several experts with few rows, or parts of one."""
+    done: list[Piece] = []
+    first = start = 0
+    while first < len(loads):
+        last, least, most = first + 1, loads[first], loads[first]
+        while side_by_side and last < len(loads):
+            lower, higher = min(least, loads[last]), max(most, loads[last])
+            if higher - lower > MOST_PADDING or (last + 1 - first) * higher > most_rows:
+                break
+            last, least, most = last + 1, lower, higher
+        parts = -(-most // most_rows)
+        for part in range(parts):
+            skipped, end = most * part // parts, most * (part + 1) // parts
+            done.append(Piece(first, last, end - skipped, skipped, start))
+            start = done[-1].hidden.stop
+        first = last
+    return done
+
+
+def _relu_backward(grad: Tensor, positive: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward.grad_input(grad, positive, 0, grad_input=grad)
+
+
+@dataclass(frozen=True)
+class _Activation:
+    """What is kept of the product (in its place), the activation of that, and the product's gradient (in place)."""
+
+    keep: Callable[[Tensor], Tensor]
+    apply: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+
+
+_ACTIVATIONS = {
+    "relu": _Activation(torch.relu_, lambda positive: positive, _relu_backward),
+    "relu_squared": _Activation(torch.relu_, torch.square, lambda grad, positive: grad.mul_(positive).mul_(2.0)),
+    "gelu": _Activation(lambda product: product, F.gelu, torch.ops.aten.gelu_backward),
+}
+
+
+class _Rows:
+    """The pieces of a call, and which row of the input (N, D) each of their rows holds."""
+
+    def __init__(self, x_ND: Tensor, width: int, choice_N: Tensor | None, end_E: Tensor) -> None:
+        self.number, self.choice_N, threads = x_ND.shape[0], choice_N, torch.get_num_threads()
+        ends = end_E.tolist()
+        self.loads = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        self.starts = [end - load for load, end in zip(self.loads, ends, strict=True)]
+        most = max(1, CACHE_BYTES * threads // (width * x_ND.element_size()))
+        self.pieces = pieces(self.loads, most_rows=most, side_by_side=threads > 1)
+        self.largest = max((piece.hidden.stop - piece.hidden.start for piece in self.pieces), default=0)
+        self.leave_out = ends[-1] < self.number
+
+    def source(self, piece: Piece) -> slice | Tensor:
+        """The input's rows of a piece, N for an empty one."""
+        loads, first = self.loads[piece.experts], self.starts[piece.first] + piece.skipped
+        if min(loads) == max(loads):  # one after the other
+            rows = slice(first, first + len(loads) * piece.rows)
+            return rows if self.choice_N is None else self.choice_N[rows]
+        assert self.choice_N is not None
+        start_G1, load_G1 = (torch.tensor(all_[piece.experts])[:, None] for all_ in (self.starts, self.loads))
+        slot_C = torch.arange(piece.rows)
+        row_GC = (start_G1 + slot_C).clamp_(max=self.number - 1)
+        return self.choice_N[row_GC].masked_fill_(slot_C >= load_G1, self.number).flatten()
+
+    def read(self, x_ND: Tensor, source: slice | Tensor, piece: Piece) -> Tensor:
+        """Those rows (G, C, D). An empty one holds the last row."""
+        x_PD = x_ND[source] if isinstance(source, slice) else x_ND.index_select(0, source.clamp(max=x_ND.shape[0] - 1))
+        return x_PD.view(-1, piece.rows, x_ND.shape[1])
+
+    def output(self, x_ND: Tensor) -> Tensor:
+        """For as many rows (N + 1, D), zero where no expert writes; the last one is for the empty ones."""
+        make = x_ND.new_zeros if self.leave_out else x_ND.new_empty
+        return make(self.number + 1, x_ND.shape[1])
+
+
+def _write(y_ND: Tensor, source: slice | Tensor, value_GCD: Tensor) -> None:
+    if isinstance(source, slice):
+        y_ND[source] = value_GCD.flatten(0, 1)
+    else:
+        y_ND.index_copy_(0, source, value_GCD.flatten(0, 1))
+
+
+def _hidden_rows(num_rows: int, num_experts: int) -> int:
+    """As many as the pieces take at most: their number must not depend on the router where this is compiled."""
+    return num_rows + MOST_PADDING * num_experts
+
+
+def _forward(
+    x_ND: Tensor, w_in_EDF: Tensor, w_out_EFD: Tensor, choice_N: Tensor | None, end_E: Tensor, activation: str,
+    keep: bool = True,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The output (N, D), and what the backward pass needs of the hidden layer."""
+    num_experts, _, width = w_in_EDF.shape
+    rows, act = _Rows(x_ND, width, choice_N, end_E), _ACTIVATIONS[activation]
+    y_ND = rows.output(x_ND)
+    kept_PF = x_ND.new_empty(_hidden_rows(rows.number, num_experts) if keep else rows.largest, width)
+    for piece in rows.pieces:
+        source, hidden = rows.source(piece), piece.hidden
+        place_PF = kept_PF[hidden] if keep else kept_PF[: hidden.stop - hidden.start]
+        x_GCD, h_GCF = rows.read(x_ND, source, piece), place_PF.view(-1, piece.rows, width)
+        torch.bmm(x_GCD, w_in_EDF[piece.experts], out=h_GCF)
+        _write(y_ND, source, torch.bmm(act.apply(act.keep(h_GCF)), w_out_EFD[piece.experts]))
+    return y_ND[: rows.number], kept_PF
+
+
+def _backward(
+    grad_ND: Tensor, x_ND: Tensor, w_in_EDF: Tensor, w_out_EFD: Tensor, choice_N: Tensor | None, end_E: Tensor,
+    kept_PF: Tensor, activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of the input and of both stacks."""
+    width = w_in_EDF.shape[2]
+    rows, act = _Rows(x_ND, width, choice_N, end_E), _ACTIVATIONS[activation]
+    grad_x_ND, grad_in_EDF, grad_out_EFD = rows.output(x_ND), torch.empty_like(w_in_EDF), torch.empty_like(w_out_EFD)
+    if choice_N is not None:
+        grad_ND = torch.cat([grad_ND, grad_ND.new_zeros(1, grad_ND.shape[1])])  # empty rows have none
+    for piece in rows.pieces:
+        source, experts, first = rows.source(piece), piece.experts, piece.skipped == 0
+        x_GCD, grad_GCD = rows.read(x_ND, source, piece), rows.read(grad_ND, source, piece)
+        kept_GCF = kept_PF[piece.hidden].view(-1, piece.rows, width)
+        _add_product(grad_out_EFD[experts], act.apply(kept_GCF).mT, grad_GCD, first=first)
+        grad_GCF = act.backward(torch.bmm(grad_GCD, w_out_EFD[experts].mT), kept_GCF)
+        _add_product(grad_in_EDF[experts], x_GCD.mT, grad_GCF, first=first)
+        _write(grad_x_ND, source, torch.bmm(grad_GCF, w_in_EDF[experts].mT))
+    if idle := [expert for expert, load in enumerate(rows.loads) if load == 0]:
+        grad_in_EDF[idle] = grad_out_EFD[idle] = 0.0
+    return grad_x_ND[: rows.number], grad_in_EDF, grad_out_EFD
+
+
+def _add_product(sum_GIO: Tensor, a_GIC: Tensor, b_GCO: Tensor, *, first: bool) -> None:
+    """`first`: of the parts of an expert's rows."""
+    if first:
+        torch.bmm(a_GIC, b_GCO, out=sum_GIO)
+    else:
+        torch.baddbmm(sum_GIO, a_GIC, b_GCO, out=sum_GIO)
+
+
+class _Eager(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        y_ND, kept_PF = _forward(*inputs)
+        ctx.save_for_backward(*inputs[:5], kept_PF)
+        ctx.activation = inputs[5]
+        return y_ND
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_backward(grad_ND, *ctx.saved_tensors, ctx.activation), None, None, None)
+
+
+# For compiled code the same is one operation, with shapes that do not depend on the router.
+@torch.library.custom_op("switch_lm::feed_forward", mutates_args=())
+def _operation(
+    x_ND: Tensor, w_in_EDF: Tensor, w_out_EFD: Tensor, choice_N: Tensor | None, end_E: Tensor, activation: str
+) -> tuple[Tensor, Tensor]:
+    return _forward(x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, activation)
+
+
+@torch.library.custom_op("switch_lm::feed_forward_backward", mutates_args=())
+def _operation_backward(
+    grad_ND: Tensor, x_ND: Tensor, w_in_EDF: Tensor, w_out_EFD: Tensor, choice_N: Tensor | None, end_E: Tensor,
+    kept_PF: Tensor, activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _backward(grad_ND, x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, kept_PF, activation)
+
+
+@_operation.register_fake
+def _(x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, activation):  # type: ignore[no-untyped-def]
+    rows = _hidden_rows(x_ND.shape[0], w_in_EDF.shape[0])
+    return torch.empty_like(x_ND), x_ND.new_empty(rows, w_in_EDF.shape[2])
+
+
+@_operation_backward.register_fake
+def _(grad_ND, x_ND, w_in_EDF, w_out_EFD, *others):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x_ND), torch.empty_like(w_in_EDF), torch.empty_like(w_out_EFD)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:5], output[1])
+    ctx.activation = inputs[5]
+
+
+def _of_operation(ctx: Any, grad_ND: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (*_operation_backward(grad_ND, *ctx.saved_tensors, ctx.activation), None, None, None)
+
+
+_operation.register_autograd(_of_operation, setup_context=_save)
+
+
+def feed_forward(
+    x_ND: Tensor, w_in_EDF: Tensor, w_out_EFD: Tensor, choice_N: Tensor | None, end_E: Tensor, *, activation: str
+) -> Tensor:
+    """activation(x W_in[e]) W_out[e] of each row's expert e (N, D); 0 where a row has none.
+
+    `choice_N`: the rows, sorted by expert, those of expert e before place `end_E[e]`; None: all, in their order.
+    """
+    inputs = x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, activation
+    if torch.compiler.is_compiling():
+        return _operation(*inputs)[0]
+    if not torch.is_grad_enabled():
+        return _forward(*inputs, keep=False)[0]
+    y_ND: Tensor = _Eager.apply(*inputs)  # type: ignore[no-untyped-call]
+    return y_ND
