@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CACHE_BYTES = 2**20  # of a core: what the hidden layer of a piece may take for each thread
+CACHE_BYTES = 2**21  # of a core: what the hidden layer of a piece may take for each thread
 MOST_PADDING = 64  # empty rows that an expert gets at most, to be multiplied beside others
 
 

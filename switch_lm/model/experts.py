@@ -30,9 +30,14 @@ class FeedForward(nn.Module):
         super().__init__()
         self.w_in = nn.Linear(d_model, d_ff, bias=False)
         self.w_out = nn.Linear(d_ff, d_model, bias=False)
-        self.activation = ACTIVATIONS[activation]
+        self.activation, self.activation_name = ACTIVATIONS[activation], activation
 
     def forward(self, x_BSD: Tensor) -> Tensor:
+        x_TD = x_BSD.flatten(0, -2)
+        if devices.is_cpu(x_BSD.device) and product_dtype(x_BSD) == self.w_in.weight.dtype and len(x_TD) > 1:
+            w_in_1DF, w_out_1FD = self.w_in.weight.T[None], self.w_out.weight.T[None]
+            end_1 = torch.tensor([len(x_TD)])
+            return feed_forward(x_TD, w_in_1DF, w_out_1FD, None, end_1, activation=self.activation_name).view_as(x_BSD)
         return self.w_out(self.activation(self.w_in(x_BSD)))
 
 
@@ -59,9 +64,7 @@ class Experts(nn.Module):
 
     def cached(self, x_ND: Tensor, choice_N: Tensor, end_E: Tensor) -> Tensor:
         """Each row through its expert (N, D), 0 where it has none. `choice_N` are the rows in order of their expert."""
-        return feed_forward(
-            x_ND, self.w_in_EDF, self.w_out_EFD, choice_N, end_E, activation=self.activation_name
-        )
+        return feed_forward(x_ND, self.w_in_EDF, self.w_out_EFD, choice_N, end_E, activation=self.activation_name)
 
     def one_token(self, x_1D: Tensor, expert_1: Tensor) -> Tensor:
         """The expert `expert_1` on a single token (1, D), as in generation: nothing is sorted or moved."""

@@ -12,6 +12,7 @@ from switch_lm.config.families import load
 from switch_lm.model.attention import Attention, LayerCache, rotary_table
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.experts import Experts, FeedForward
+from switch_lm.model.norm import RMSNorm
 from switch_lm.model.switch import SwitchFeedForward, initialize
 from switch_lm.routers.base import Router
 from switch_lm.routers.noise import Dropout
@@ -32,9 +33,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, router: Router | None) -> None:
         super().__init__()
-        self.norm_attention = nn.RMSNorm(config.d_model)
+        self.norm_attention = RMSNorm(config.d_model)
         self.attention = Attention(d_model=config.d_model, num_heads=config.num_heads)
-        self.norm_ffn = nn.RMSNorm(config.d_model)
+        self.norm_ffn = RMSNorm(config.d_model)
         self.dropout = Dropout(config.dropout)
         self.ffn = (
             FeedForward(d_model=config.d_model, d_ff=config.d_ff, activation=config.activation)
@@ -108,7 +109,7 @@ class SwitchLM(nn.Module):
         self.blocks = nn.ModuleList(
             Block(config, self._new_router() if config.is_switch(block) else None) for block in range(config.num_layers)
         )
-        self.norm = nn.RMSNorm(config.d_model)
+        self.norm = RMSNorm(config.d_model)
         self.head = nn.Linear(config.d_model, vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
