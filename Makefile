@@ -74,9 +74,9 @@ benchmark: setup ## Measure speed beside other implementations (after `make peer
 benchmark-quick: ARGS += --quick
 benchmark-quick: benchmark ## The same in under two minutes: a few cases, nothing compiled
 
-benchmark-loss: setup ## Measure how long each preset takes to reach which loss, about two hours
-	$(BENCHMARK) loss one_minute five_minutes --seeds 3
-	$(BENCHMARK) loss twenty_minutes one_hour
+benchmark-loss: setup ## Measure how long each preset takes to reach which loss, about two hours with bf16 instructions
+	$(BENCHMARK) loss short default --seeds 3
+	$(BENCHMARK) loss wide wide_long
 	$(BENCHMARK) loss small --control small_dense --seeds 3
 
 check: .check ## Check format, lint and types
