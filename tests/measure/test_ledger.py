@@ -32,13 +32,15 @@ def _seed() -> None:
 
 def test_the_kinds_of_one_layer_are_its_products() -> None:
     model = ModelConfig(num_layers=1, d_model=8, d_ff=32, context_length=10, num_experts=4, shared_expert=True)
-    (layer,) = ledger(
-        model, SwitchOptions(), vocab_size=5, batch_size=2
-    ).layers  # 20 tokens, so that 4 experts have 7 slots each
+    work = ledger(model, SwitchOptions(), vocab_size=5, batch_size=2)  # 20 tokens: 4 experts have 7 slots each
+    (layer,) = work.layers
     ffn = 2 * (8 * 32 + 32 * 8)
     assert layer.attention == 2 * (8 * 24 + 8 * 8) + 2 * (10 * 8 + 10 * 8)
     assert (layer.feed_forward, layer.router, layer.useful, layer.dropped) == (ffn, 2 * 8 * 4, ffn, 0)
     assert layer.padded == pytest.approx((28 - 20) / 20 * ffn)
+    causal = 2 * (8 * 24 + 8 * 8) + 2 * 2 * 10 * 8 * 11 / 20  # (S + 1) / 2S of the scores and weighted values
+    useful = 3 * 20 * (causal + 2 * ffn + 2 * 8 * 4 + 2 * 8 * 5)  # of a step: also the head
+    assert work.useful_per_step == work.as_plain()["useful_per_step"] == pytest.approx(useful)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,27 @@ def test_with_measured_drops_useful_computation_is_that_of_the_kept_choices(opti
         assert round(layer.dropped * ids.numel()) == (routing.expert_TK.numel() - num_kept) * ffn
         assert num_kept < routing.expert_TK.numel()
     assert work.forward == pytest.approx(stated(config).forward)  # what is executed does not depend on drops
+
+
+DENSE, SOME = {"switch_every": 0}, {"capacity_factor": 2.0, "switch_every": 2, "num_layers": 4}
+TOP2 = {"capacity_factor": 1.25, "top_k": 2, "capacity_group": "sequence", "shared_expert": True}
+
+
+@pytest.mark.parametrize("options", [DENSE, SOME, TOP2, {"capacity_factor": None, "random_drop_rate": 0.4}], ids=str)
+def test_useful_products_are_those_of_kept_choices_and_of_no_later_position(options: dict[str, Any]) -> None:
+    """Position t of 12 needs t scores and t weighted values of each head, forward and twice that backward."""
+    config = Config(**parts_of(**options), data=DataConfig(batch_size=ROWS), trainer=TrainerConfig(accumulate=2))
+    module, (ids, targets) = module_of(config), batch(config)
+    with FlopCounterMode(display=False) as counter:
+        losses = module.losses(ids, targets)
+        losses.total.backward()
+    kept = [int(routing.kept_TK.sum()) for routing in losses.routings]
+    work = run_ledger(config, vocab_size=len(VOCABULARY), kept_L=[number / ids.numel() for number in kept])
+    later = config.model.num_layers * ROWS * sum(12 - t for t in range(1, 13)) * 2 * 2 * 16
+    slots = sum(layer.useful + layer.padded for layer in work.layers) * ids.numel() / (2 * 2 * 16 * 24)
+    empty = (round(slots) - sum(kept)) * 2 * 2 * 16 * 24
+    assert work.useful_per_step == pytest.approx(2 * (counter.get_total_flops() - 3 * (later + empty)), rel=1e-12)
+    assert later > 0 and (empty > 0) == (config.model.switch_every > 0)
 
 
 def test_a_switch_layer_for_which_no_drops_were_measured_is_refused() -> None:
