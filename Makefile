@@ -66,9 +66,9 @@ launchers: .launchers ## Install what sweeps in several processes, on a cluster,
 
 boards: .boards ## Install Weights & Biases, for logger=wandb
 
-benchmark: setup ## Measure speed beside other implementations (after `make peers`), about an hour
+benchmark: setup ## Measure speed and the share of the machine's products beside others (after `make peers`), about an hour
 	$(BENCHMARK) layer $(ARGS)
-	$(BENCHMARK) step $(ARGS)
+	$(BENCHMARK) step --share $(ARGS)
 	$(BENCHMARK) generate $(ARGS)
 
 benchmark-quick: ARGS += --quick
