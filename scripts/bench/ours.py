@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,8 @@ from switch_lm.text.windows import split
 from switch_lm.training.data import Batch, TrainingBatches
 from switch_lm.training.hardware import compile_blocks
 from switch_lm.training.module import SwitchModule
+
+SETTLING_STEPS, SETTLING_ROWS = 60, 8
 
 
 def composed(*overrides: str) -> Config:
@@ -45,10 +47,14 @@ def batches(*, batch_size: int, context_length: int) -> Callable[[int], Batch]:
     return lambda number: data[number % 10**6]
 
 
-def training_step(config: Config, *, precision: str, compiled: bool) -> Step:
-    """A step of a new model: losses, backward, clipping, optimizer, schedule."""
+def training_step(
+    config: Config, *, precision: str, compiled: bool, weights: Mapping[str, Tensor] | None = None
+) -> Step:
+    """A step of a new model, or of one of such weights: losses, backward, clipping, optimizer, schedule."""
     torch.manual_seed(config.seed)
     module = SwitchModule(config, vocabulary(), corpus_sha256=corpus().sha256, precision=precision).train()
+    if weights is not None:
+        module.load_state_dict(weights)
     if compiled:
         compile_blocks(module.model)
     chosen = module.configure_optimizers()
@@ -65,6 +71,15 @@ def training_step(config: Config, *, precision: str, compiled: bool) -> Step:
 
     schedule = chosen["lr_scheduler"]["scheduler"].step
     return Step(module, loss, chosen["optimizer"], clip=config.optim.grad_clip, schedule=schedule, useful=useful)
+
+
+def settled(config: Config) -> Mapping[str, Tensor]:
+    """Weights whose routers spread their load: new ones drop a third of all choices, as in the first steps of a run."""
+    step = training_step(config, precision="fp32", compiled=False)
+    draw = batches(batch_size=SETTLING_ROWS, context_length=config.model.context_length)
+    for number in range(SETTLING_STEPS):
+        step(draw(number))
+    return step.model.state_dict()
 
 
 @dataclass

@@ -177,15 +177,13 @@ def test_an_old_name_is_answered_with_the_new_one(key: str, sign: str, refuse: R
 
 
 @pytest.mark.row(16)
-@pytest.mark.parametrize("line", ["{}", "-m {},smoke", "{} trainer.max_steps=3"])
-@pytest.mark.parametrize("choice", OLD_CHOICES)
-def test_a_preset_that_was_named_for_a_time_is_answered_with_its_new_name(
-    choice: str, line: str, refuse: Refuse
-) -> None:
-    message = refuse(*line.format(choice).split())
-    assert message.splitlines()[1:] == [f"{choice}: {OLD_CHOICES[choice]}"]
-    for now in re.findall(r"experiment=(\w+)", OLD_CHOICES[choice]):
-        assert (config_dir() / "experiment" / f"{now}.yaml").is_file()
+@pytest.mark.parametrize(("choice", "now"), OLD_CHOICES.items())
+def test_a_preset_that_was_named_for_a_time_has_a_new_name(choice: str, now: str, refuse: Refuse) -> None:
+    for line in ([choice, "trainer.max_steps=3"], ["-m", f"{choice},smoke"]):
+        assert refuse(*line).splitlines()[1:] == [f"{choice}: {now}"]
+    assert all(
+        (config_dir() / "experiment" / f"{name}.yaml").is_file() for name in re.findall(r"experiment=(\w+)", now)
+    )
 
 
 def test_every_key_that_moved_to_a_router_is_one_of_it() -> None:
