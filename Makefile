@@ -66,17 +66,17 @@ launchers: .launchers ## Install what sweeps in several processes, on a cluster,
 
 boards: .boards ## Install Weights & Biases, for logger=wandb
 
-benchmark: setup ## Measure speed beside other implementations (after `make peers`), about an hour
+benchmark: setup ## Measure speed and the share of the machine's products beside others (after `make peers`), about an hour
 	$(BENCHMARK) layer $(ARGS)
-	$(BENCHMARK) step $(ARGS)
+	$(BENCHMARK) step --share $(ARGS)
 	$(BENCHMARK) generate $(ARGS)
 
 benchmark-quick: ARGS += --quick
 benchmark-quick: benchmark ## The same in under two minutes: a few cases, nothing compiled
 
-benchmark-loss: setup ## Measure how long each preset takes to reach which loss, about two hours
-	$(BENCHMARK) loss one_minute five_minutes --seeds 3
-	$(BENCHMARK) loss twenty_minutes one_hour
+benchmark-loss: setup ## Measure how long each preset takes to reach which loss, about two hours with bf16 instructions
+	$(BENCHMARK) loss short default --seeds 3
+	$(BENCHMARK) loss wide wide_long
 	$(BENCHMARK) loss small --control small_dense --seeds 3
 
 check: .check ## Check format, lint and types

@@ -39,6 +39,12 @@ def parser() -> argparse.ArgumentParser:
         add("--quick", action="store_true", help="fewer and shorter cases: a check for regressions")
         repetitions = f"repetitions of every measurement (default: {REPETITIONS}, quick: {QUICK_REPETITIONS})"
         add("--repetitions", type=count, metavar="N", help=repetitions)
+        if name == "step":
+            add(
+                "--share",
+                action="store_true",
+                help="also the share of this machine's matrix products that a step reaches",
+            )
         add("--only", nargs="+", default=[], metavar="TEXT", help="only cases whose name contains one of these")
     return options
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -65,7 +64,7 @@ def transformer() -> Any:
     return switch.SwitchTransformer(layer, LAYERS)
 
 
-def training_step(vocab_size: int) -> Callable[[Batch], None]:
+def training_step(vocab_size: int) -> ours.Step:
     """Its step: loss with the balance loss, backward, clipping, Noam."""
     torch.manual_seed(0)
     model = Model(vocab_size).train()
@@ -76,4 +75,4 @@ def training_step(vocab_size: int) -> Callable[[Batch], None]:
         logits_SBV, balance = model(batch.ids.T)
         return F.cross_entropy(logits_SBV.flatten(0, 1), batch.targets.T.flatten()) + ALPHA * balance
 
-    return ours.step(model, loss, optimizer, clip=GRADIENT_NORM)
+    return ours.Step(model, loss, optimizer, clip=GRADIENT_NORM)

@@ -162,7 +162,7 @@ def nanogpt_step(bench: Bench, config: Config, some: Sequence[Batch]) -> Call:
         with torch.autocast(bench.device.type, torch.bfloat16):
             return nn.functional.cross_entropy(model(batch.ids).flatten(0, 1), batch.targets.flatten())
 
-    run = ours.step(model, loss, optimizer, clip=nanogpt.GRADIENT_NORM)
+    run = ours.Step(model, loss, optimizer, clip=nanogpt.GRADIENT_NORM)
     return lambda: run(following())
 
 

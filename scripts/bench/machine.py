@@ -22,12 +22,17 @@ def machine() -> dict[str, str]:
         "processor": processor(),
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "torch threads": str(torch.get_num_threads()),
-        "bf16": fast_bf16("cpu")[1],
+        "instructions": instructions(),
         "load at the start": load,
         **versions(),
         **{name: _version(name) for name in PEERS},
         "commit": str(commit()),
     }
+
+
+def instructions() -> str:
+    """Such as "AVX2, no bf16 instructions" or "AVX512, AMX": what torch's kernels use, and what bf16 has."""
+    return f"{torch.backends.cpu.get_cpu_capability()}, {fast_bf16('cpu')[1].removeprefix('the CPU has ')}"
 
 
 def processor() -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import ours
+from switch_lm.config.schema import Config
+from switch_lm.measure.ledger import run_ledger
 from switch_lm.model.config import ModelConfig
 from switch_lm.training.data import Batch
 
@@ -56,9 +56,10 @@ class GPT(nn.Module):
         return F.linear(self.norm(self.blocks(x_BSD)), self.embedding.weight)
 
 
-def training_step(config: ModelConfig, vocab_size: int, *, compiled: bool) -> Callable[[Batch], None]:
+def training_step(config: Config, *, compiled: bool) -> ours.Step:
+    """At the sizes of a dense model of ours, which has as many products."""
     torch.manual_seed(0)
-    model = GPT(config, vocab_size).train()
+    model = GPT(config.model, vocab_size := len(ours.vocabulary())).train()
     if compiled:
         model.compile()
     groups = [
@@ -70,4 +71,5 @@ def training_step(config: ModelConfig, vocab_size: int, *, compiled: bool) -> Ca
     def loss(batch: Batch) -> Tensor:
         return F.cross_entropy(model(batch.ids).flatten(0, 1), batch.targets.flatten())
 
-    return ours.step(model, loss, optimizer, clip=GRADIENT_NORM)
+    work = run_ledger(config, vocab_size=vocab_size)
+    return ours.Step(model, loss, optimizer, clip=GRADIENT_NORM, useful=lambda: work.useful_per_step)

@@ -21,6 +21,7 @@ class Options:
     experiments: Sequence[str] = ()
     overrides: Sequence[str] = ()
     control: str | None = None
+    share: bool = False
     outputs: Path = Path("outputs", "benchmarks")
 
     def wants(self, case: str) -> bool:

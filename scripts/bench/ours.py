@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -17,8 +19,10 @@ from switch_lm.text.corpus import Corpus, load_corpus
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.text.windows import split
 from switch_lm.training.data import Batch, TrainingBatches
-from switch_lm.training.hardware import Hardware, compile_blocks, detect
+from switch_lm.training.hardware import compile_blocks
 from switch_lm.training.module import SwitchModule
+
+SETTLING_STEPS, SETTLING_ROWS = 60, 8
 
 
 def composed(*overrides: str) -> Config:
@@ -43,41 +47,59 @@ def batches(*, batch_size: int, context_length: int) -> Callable[[int], Batch]:
     return lambda number: data[number % 10**6]
 
 
-def hardware(config: Config) -> Hardware:
-    return detect(config, training_flops=run_ledger(config, vocab_size=len(vocabulary())).training)
-
-
-def training_step(config: Config, *, precision: str, compiled: bool) -> Callable[[Batch], None]:
-    """A step of a new model: losses, backward, clipping, optimizer, schedule."""
+def training_step(
+    config: Config, *, precision: str, compiled: bool, weights: Mapping[str, Tensor] | None = None
+) -> Step:
+    """A step of a new model, or of one of such weights: losses, backward, clipping, optimizer, schedule."""
     torch.manual_seed(config.seed)
     module = SwitchModule(config, vocabulary(), corpus_sha256=corpus().sha256, precision=precision).train()
+    if weights is not None:
+        module.load_state_dict(weights)
     if compiled:
         compile_blocks(module.model)
     chosen = module.configure_optimizers()
 
     def loss(batch: Batch) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            return module.losses(batch.ids, batch.targets).total
+            losses = module.losses(batch.ids, batch.targets)
+        module.drops.add(losses.routings)
+        return losses.total
+
+    def useful() -> float:
+        kept = {"selected_L": module.drops.selected_L, "kept_L": module.drops.kept_L}
+        return run_ledger(config, vocab_size=len(vocabulary()), **kept).useful_per_step
 
     schedule = chosen["lr_scheduler"]["scheduler"].step
-    return step(module, loss, chosen["optimizer"], clip=config.optim.grad_clip, schedule=schedule)
+    return Step(module, loss, chosen["optimizer"], clip=config.optim.grad_clip, schedule=schedule, useful=useful)
 
 
-def step(
-    model: nn.Module,
-    loss: Callable[[Batch], Tensor],
-    optimizer: Optimizer,
-    *,
-    clip: float,
-    schedule: Callable[[], object] = lambda: None,
-) -> Callable[[Batch], None]:
+def settled(config: Config) -> Mapping[str, Tensor]:
+    """Weights whose routers spread their load: new ones drop a third of all choices, as in the first steps of a run."""
+    step = training_step(config, precision="fp32", compiled=False)
+    draw = batches(batch_size=SETTLING_ROWS, context_length=config.model.context_length)
+    for number in range(SETTLING_STEPS):
+        step(draw(number))
+    return step.model.state_dict()
+
+
+@dataclass
+class Step:
     """One training step on a batch, as every implementation takes it."""
 
-    def run(batch: Batch) -> None:
-        optimizer.zero_grad()
-        loss(batch).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        schedule()
+    model: nn.Module
+    loss: Callable[[Batch], Tensor]
+    optimizer: Optimizer
+    _: KW_ONLY
+    clip: float
+    schedule: Callable[[], object] = lambda: None
+    useful: Callable[[], float] | None = None  # FLOPs of the useful products of a step, without the optimizer's
+    passes: list[float] = field(default_factory=list)  # seconds of the forward and backward pass of each call
 
-    return run
+    def __call__(self, batch: Batch) -> None:
+        self.optimizer.zero_grad()
+        started = time.perf_counter()
+        self.loss(batch).backward()
+        self.passes.append(time.perf_counter() - started)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+        self.schedule()

@@ -20,7 +20,7 @@ from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import ConfigError, keys_of
 from switch_lm.config.paths import config_dir
 from switch_lm.config.plugins import NOUNS, how_to_name, load_plugins, plugin_configs
-from switch_lm.config.rules import not_of, resolve, unknown_key
+from switch_lm.config.rules import OLD_CHOICES, not_of, resolve, unknown_key
 from switch_lm.config.schema import KEYS, Config
 
 MOST_JOBS = 10_000
@@ -122,6 +122,8 @@ def _require_key_and_choices(override: Override) -> None:
     for value in _leaves(override.value()):
         if not isinstance(value, str) or CHOICE.fullmatch(value) is None:
             raise ConfigError(f"{line}: not a choice of {key}; name one of its files: {key}=NAME")
+        if (now := OLD_CHOICES.get(choice := f"{key}={value}")) is not None:
+            raise ConfigError(f"{choice}: {now}")
         if value == BASE:
             others = ", ".join(sorted(path.stem for path in (config_dir() / key).glob("*.yaml") if path.stem != BASE))
             raise ConfigError(f"{key}={BASE}: it only holds the keys that all of them have; choose one of {others}")

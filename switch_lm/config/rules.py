@@ -26,6 +26,12 @@ MOVED = {
     "model.router_input_dropout": "router.input_dropout",
     "model.selection_bias_rate": "balance=sign balance.rate=RATE",
 } | {f"model.{name}": f"router.{name}" for name in OF_ROUTER}
+OLD_CHOICES = {
+    "experiment=one_minute": "has a new name: experiment=short",
+    "experiment=twenty_minutes": "has a new name: experiment=wide",
+    "experiment=one_hour": "has a new name: experiment=wide_long",
+    "experiment=five_minutes": "is the default now: leave it out; trainer.budget=5m trains for about five minutes",
+}
 
 
 def refusal(error: Exception) -> str:

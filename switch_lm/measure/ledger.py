@@ -1,7 +1,8 @@
 """The computation of a run: FLOPs of its matrix products by kind and layer, per token, per step and in all.
 
 A multiply-add is 2 FLOPs, as in `torch.utils.flop_counter`, whose count in eager mode on a CPU this equals. Everything
-that is executed counts, useful or not, such as empty capacity slots and the masked half of the attention scores.
+that is executed counts, useful or not, such as empty capacity slots and the masked half of the attention scores;
+`useful_per_step` leaves those out.
 """
 
 from collections.abc import Sequence
@@ -55,6 +56,7 @@ class Ledger:
     accumulate: int = 1  # micro-batches per step
     max_steps: int = 1
     optimizer_per_step: float = 0.0
+    masked: float = 0.0  # of attention in all blocks, per token, forward: the products with later positions
 
     @property
     def total(self) -> LayerWork:
@@ -81,6 +83,11 @@ class Ledger:
         return (self.forward + self.backward) * self.tokens_per_step
 
     @property
+    def useful_per_step(self) -> float:
+        """`per_step` without empty slots and without the masked half of attention: what the step's result needs."""
+        return (1 + BACKWARD) * (self.forward - self.total.padded - self.masked) * self.tokens_per_step
+
+    @property
     def training(self) -> float:
         """The forward and backward passes of the whole run."""
         return self.per_step * self.max_steps
@@ -97,6 +104,7 @@ class Ledger:
             "backward_per_token": self.by_kind(BACKWARD),
             "forward_per_step": self.by_kind(self.tokens_per_step),
             "backward_per_step": self.by_kind(BACKWARD * self.tokens_per_step),
+            "useful_per_step": self.useful_per_step,
             "optimizer_per_step": self.optimizer_per_step,
             "layers": [layer.as_plain() for layer in self.layers],
             "tokens_per_step": self.tokens_per_step,
@@ -165,7 +173,8 @@ def ledger(
     layers = tuple(
         _switch(model, router, context, *work[block]) if block in work else _dense(model, context) for block in blocks
     )
-    return Ledger(layers, head=2.0 * model.d_model * vocab_size, tokens=batch_size * context)
+    masked = model.num_layers * 2.0 * (context - 1) * model.d_model
+    return Ledger(layers, head=2.0 * model.d_model * vocab_size, tokens=batch_size * context, masked=masked)
 
 
 def optimizer_flops(model: ModelConfig, optim: OptimOptions) -> float:

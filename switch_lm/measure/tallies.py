@@ -70,6 +70,12 @@ class DropTally:
         """The experts that a token selected in each layer, on average; 0 before the first step."""
         return [int(choices) / max(1, self._tokens) for choices in self._choices_L]
 
+    @property
+    def kept_L(self) -> list[float]:
+        """The experts that computed a token in each layer, on average."""
+        pairs = zip(self.selected_L, self.whole_run_L, strict=True)
+        return [selected * (1.0 - dropped) for selected, dropped in pairs]
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "dropped_L": self._dropped_L.tolist(),

@@ -7,13 +7,17 @@ import lightning
 import torch
 
 from switch_lm.measure.ledger import ledger, run_ledger
+from switch_lm.measure.machine_speed import matmul_rate
 from switch_lm.storage.provenance import commit, versions
+from switch_lm.training.callbacks.clock import Clock
 from switch_lm.training.prepare import Training
 
 try:
     import resource
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
+
+SHARE_FROM_SECONDS = 10.0  # of training steps: measuring the rate of products takes about a second
 
 
 def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
@@ -24,6 +28,7 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         figures |= getattr(callback, "figures", dict)()
+    computation, peak_memory = _computation(training), _peak_memory(training.hardware.device)
     return {
         "name": training.run.path.name,
         "val_loss": module.validation.loss,
@@ -38,8 +43,9 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
         "router_entropy": module.validation.router_entropy,
         "expert_load": None if (load_LE := module.validation.load_LE) is None else load_LE.tolist(),
         **figures,
-        "peak_memory_bytes": _peak_memory(training.hardware.device),
-        "computation": _computation(training),
+        **_share(training, trainer, computation["useful_per_step"]),
+        "peak_memory_bytes": peak_memory,  # as it was before the rate of products was measured
+        "computation": computation,
         "corpus_sha256": training.corpus.sha256,
         "seed": config.seed,
         "hardware": training.run.stored_hardware(),
@@ -71,8 +77,7 @@ def _at_training_capacity(training: Training) -> dict[str, float | None]:
 def _computation(training: Training) -> dict[str, Any]:
     """The run's ledger with the measured choices and drops, and the cost of a token at that capacity afterwards."""
     config, vocab_size = training.config, len(training.module.vocabulary)
-    selected_L, dropped_L = training.module.drops.selected_L, training.module.drops.whole_run_L
-    kept_L = [selected * (1.0 - dropped) for selected, dropped in zip(selected_L, dropped_L, strict=True)]
+    drops = training.module.drops
     inference = ledger(
         config.model,
         config.router,
@@ -81,5 +86,18 @@ def _computation(training: Training) -> dict[str, Any]:
         training=False,
         capacity_factor=config.model.capacity_factor,
     )
-    plain = run_ledger(config, vocab_size=vocab_size, selected_L=selected_L, kept_L=kept_L).as_plain()
+    plain = run_ledger(config, vocab_size=vocab_size, selected_L=drops.selected_L, kept_L=drops.kept_L).as_plain()
     return plain | {"inference_per_token": inference.forward}
+
+
+def _share(training: Training, trainer: lightning.Trainer, useful_per_step: float) -> dict[str, float | None]:
+    """The rate of this machine's matrix products in the run's precision, and the share of it that training reached.
+
+    Of this start of the run: an earlier one may have been on another machine.
+    """
+    (clock,) = (one for one in trainer.callbacks if isinstance(one, Clock))  # type: ignore[attr-defined]
+    steps, seconds = clock.of_this_start()
+    if training.hardware.device != "cpu" or seconds < SHARE_FROM_SECONDS:
+        return {"matmul_flops_per_second": None, "matmul_share": None}
+    rate = matmul_rate(torch.bfloat16 if training.hardware.precision == "bf16" else torch.float32)
+    return {"matmul_flops_per_second": rate, "matmul_share": useful_per_step * steps / seconds / rate}

@@ -68,9 +68,13 @@ def _router(config: Config) -> str:
 
 def print_result(console: Console, result: Mapping[str, Any], config: Config, *, run: Path, prompt: str) -> None:
     """The end of a run: figures, files, what to try next. `prompt` is one that fits its text."""
+    speed = f"{result['tokens_per_second']:,.0f} characters/s in training"
+    if result["matmul_share"] is not None:
+        dtype = "bf16" if result["hardware"]["precision"] == "bf16" else "float32"
+        speed += f", {100 * result['matmul_share']:.0f} % of this machine's {dtype} matrix products"
     rows = {
         "val_loss": f"{result['val_loss']:.4f} nats at the last step (best {result['best_val_loss']:.4f})",
-        "speed": f"{result['tokens_per_second']:,.0f} characters/s in training; {result['seconds']:.0f} s in all",
+        "speed": f"{speed}; {result['seconds']:.0f} s in all",
     }
     if result["dropped"] is not None:
         rows["dropped"] = f"{result['dropped']:.2%} of choices in the last stretch of training between two validations"

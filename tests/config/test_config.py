@@ -47,7 +47,7 @@ def test_every_balance_has_the_same_keys(name: str) -> None:
     assert composed(f"balance={name}").balance == BalanceOptions(name=name)
 
 
-@pytest.mark.parametrize("recipe", ["one_minute", "small", "small_dense", "smoke"])
+@pytest.mark.parametrize("recipe", ["short", "small", "small_dense", "smoke"])
 def test_a_recipe_may_set_keys_of_an_optimizer_that_is_replaced(recipe: str) -> None:
     """`optim.matrix_lr` and others, which AdamW does not have, are left out; what both have stays."""
     config, plain = composed(f"experiment={recipe}", "optim=adamw"), composed(f"experiment={recipe}")
@@ -63,10 +63,6 @@ def test_a_variant_chooses_the_router_that_it_needs(variant: str) -> None:
 
 def test_the_shipped_values_are_the_schemas_defaults() -> None:
     assert asdict(composed()) == asdict(Config())
-
-
-def test_the_default_has_a_name_among_the_presets_for_a_time() -> None:
-    assert composed("experiment=five_minutes") == composed()
 
 
 # The files that show the keys of a group; a family's file includes that of the families that it builds on.

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from switch_lm import train as command
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.overrides import check
-from switch_lm.config.rules import MOVED, resolve
+from switch_lm.config.paths import config_dir
+from switch_lm.config.rules import MOVED, OLD_CHOICES, resolve
 from switch_lm.config.schema import KEYS
 from switch_lm.storage import choice
 
@@ -173,6 +174,16 @@ def test_overrides_that_do_not_go_together_end_with_code_2_and_one_message(
 @pytest.mark.parametrize("key", MOVED)
 def test_an_old_name_is_answered_with_the_new_one(key: str, sign: str, refuse: Refuse) -> None:
     assert refuse(f"{sign}{key}=1").splitlines()[1:] == [f"{key} is now {MOVED[key]}"]
+
+
+@pytest.mark.row(16)
+@pytest.mark.parametrize(("choice", "now"), OLD_CHOICES.items())
+def test_a_preset_that_was_named_for_a_time_has_a_new_name(choice: str, now: str, refuse: Refuse) -> None:
+    for line in ([choice, "trainer.max_steps=3"], ["-m", f"{choice},smoke"]):
+        assert refuse(*line).splitlines()[1:] == [f"{choice}: {now}"]
+    assert all(
+        (config_dir() / "experiment" / f"{name}.yaml").is_file() for name in re.findall(r"experiment=(\w+)", now)
+    )
 
 
 def test_every_key_that_moved_to_a_router_is_one_of_it() -> None:

@@ -22,7 +22,7 @@ GROUPS = {
     "balance": ["loss", "sign", "none"],
     "model": ["switch", "dense", "annotated", "moe_top2", "swich", "null", ""],
     "optim": ["muon", "adamw", "sgd"],
-    "experiment": ["smoke", "one_minute", "small", "nothing", "../train"],
+    "experiment": ["smoke", "short", "one_minute", "small", "nothing", "../train"],
     "variant": ["dense", "top_2"],
 }
 WORDS = [

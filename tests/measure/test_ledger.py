@@ -32,13 +32,15 @@ def _seed() -> None:
 
 def test_the_kinds_of_one_layer_are_its_products() -> None:
     model = ModelConfig(num_layers=1, d_model=8, d_ff=32, context_length=10, num_experts=4, shared_expert=True)
-    (layer,) = ledger(
-        model, SwitchOptions(), vocab_size=5, batch_size=2
-    ).layers  # 20 tokens, so that 4 experts have 7 slots each
+    work = ledger(model, SwitchOptions(), vocab_size=5, batch_size=2)  # 20 tokens: 4 experts have 7 slots each
+    (layer,) = work.layers
     ffn = 2 * (8 * 32 + 32 * 8)
     assert layer.attention == 2 * (8 * 24 + 8 * 8) + 2 * (10 * 8 + 10 * 8)
     assert (layer.feed_forward, layer.router, layer.useful, layer.dropped) == (ffn, 2 * 8 * 4, ffn, 0)
     assert layer.padded == pytest.approx((28 - 20) / 20 * ffn)
+    causal = 2 * (8 * 24 + 8 * 8) + 2 * 2 * 10 * 8 * 11 / 20  # (S + 1) / 2S of the scores and weighted values
+    useful = 3 * 20 * (causal + 2 * ffn + 2 * 8 * 4 + 2 * 8 * 5)  # of a step: also the head
+    assert work.useful_per_step == work.as_plain()["useful_per_step"] == pytest.approx(useful)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,8 @@ def test_with_measured_drops_useful_computation_is_that_of_the_kept_choices(opti
         assert round(layer.dropped * ids.numel()) == (routing.expert_TK.numel() - num_kept) * ffn
         assert num_kept < routing.expert_TK.numel()
     assert work.forward == pytest.approx(stated(config).forward)  # what is executed does not depend on drops
+    empty, later = work.total.padded * ids.numel(), len(work.layers) * ROWS * sum(range(12)) * 2 * 2 * 16
+    assert work.useful_per_step == pytest.approx(3 * (counter.get_total_flops() - empty - later))
 
 
 def test_a_switch_layer_for_which_no_drops_were_measured_is_refused() -> None:
@@ -162,9 +166,8 @@ def test_the_plain_ledger_adds_up_and_is_json() -> None:
         assert plain["backward_per_step"][kind] == 2 * 32 * 128 * 4 * value
     step = plain["forward_per_step"]["executed"] + plain["backward_per_step"]["executed"]
     assert plain["training"] == pytest.approx(1800 * step)
-    assert (
-        plain["optimizer"] == 1800 * plain["optimizer_per_step"] == 1800 * optimizer_flops(config.model, config.optim)
-    )
+    update = optimizer_flops(config.model, config.optim)
+    assert plain["optimizer"] == 1800 * plain["optimizer_per_step"] == 1800 * update
     assert plain["left_out"] == list(LEFT_OUT)
     assert asdict(work.total) == {kind: whole[kind] for kind in kinds}
 

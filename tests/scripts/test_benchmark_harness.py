@@ -17,6 +17,8 @@ with pytest.MonkeyPatch.context() as patch:
     harness: Any = import_module("bench.harness")
     rows: Any = import_module("bench.rows")
     loss: Any = import_module("bench.loss")
+    step: Any = import_module("bench.step")
+    layer: Any = import_module("bench.layer")
 
 
 class Clock:
@@ -66,8 +68,7 @@ def test_a_short_block_is_repeated_on_fresh_draws_until_it_can_be_measured() -> 
     clock = Clock()
     done = run_race(clock, clock.block("a", lambda n: 0.5), clock.block("b", lambda n: 3.0), repetitions=2, at_least=2)
     assert done.loops == 4
-    expected = [(name, n) for first in (0, 4) for name in "ab" for n in range(first, first + 4)]
-    assert clock.timed() == expected
+    assert clock.timed() == [(name, n) for first in (0, 4) for name in "ab" for n in range(first, first + 4)]
     assert done.seconds == {"a": [0.5, 0.5], "b": [3.0, 3.0]}
 
 
@@ -75,8 +76,7 @@ def test_ratios_are_paired_so_that_what_slows_both_cancels() -> None:
     clock = Clock()
     slow = [1.0, 10.0, 100.0, 1000.0, 10000.0]
     ours, theirs = clock.block("ours", lambda n: 3 * slow[n]), clock.block("theirs", lambda n: 2 * slow[n])
-    done = run_race(clock, ours, theirs, repetitions=5)
-    assert done.ratio("ours", "theirs") == harness.Spread(1.5, 1.5, 1.5)
+    assert run_race(clock, ours, theirs, repetitions=5).ratio("ours", "theirs") == harness.Spread(1.5, 1.5, 1.5)
 
 
 @pytest.mark.parametrize(
@@ -158,12 +158,8 @@ def report(**changes: Any) -> Any:
 
 def test_the_markdown_has_a_table_per_case_with_every_field_of_a_row() -> None:
     lines = report().markdown().splitlines()
-    assert [line for line in lines if line.startswith("#")] == [
-        "# Benchmark: layer",
-        "## small",
-        "## large",
-        "## Notes",
-    ]
+    headings = ["# Benchmark: layer", "## small", "## large", "## Notes"]
+    assert [line for line in lines if line.startswith("#")] == headings
     assert "| ours | 1.250 x | 1.125 .. 1.375 | <= 1.5 x | met | ms 2.0; dropped 0% |" in lines
     assert r"| theirs | - |  |  |  | did not run: TypeError: a\|b |" in lines
     assert "| ours | 1.250 x | 1.125 .. 1.375 | <= 1.2 x | **not met** |  |" in lines
@@ -193,6 +189,51 @@ def test_both_files_are_written_and_the_json_holds_the_same(tmp_path: Path) -> N
 )
 def test_numbers_are_readable(value: float, text: str) -> None:
     assert rows.number(value) == text
+
+
+@pytest.mark.parametrize(("case", "name", "over", "target"), [
+    ("annotated", "ours, fp32, compiled", "labml-nn", 2.5), ("annotated", "ours, bf16, compiled", "labml-nn", 3.0),
+    ("dense", "ours with AdamW, fp32, eager", "nanoGPT's way, eager", 1.0),
+    ("dense", "ours with AdamW, fp32, compiled", "nanoGPT's way, compiled", 1.1),
+    ("dense", "ours with Muon, fp32, compiled", "nanoGPT's way, compiled", None),
+    ("dense", "ours with Muon, bf16, compiled", "nanoGPT's way, eager", 2.5),
+    ("default", "ours, fp32, compiled", "ours, fp32, eager", None),
+])  # fmt: skip
+@pytest.mark.parametrize("bf16", [False, True])
+def test_float32_is_always_measured_and_bf16_beside_it_where_there_are_instructions(
+    case: str, name: str, over: str, target: float | None, bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "fast_bf16", lambda device: (bf16, ""))
+    for made in ("ours.vocabulary", "ours.settled", *(f"{m}.training_step" for m in ("ours", "nanogpt", "annotated"))):
+        monkeypatch.setattr(f"bench.{made}", lambda *args, **kwargs: "")
+    entries = getattr(step, f"{case}_entries")(step.ours.composed(), {"eager": False, "compiled": True})
+    of_name = {entry.name: (entry.over, entry.target) for entry in entries}
+    assert of_name.get(name) == (None if "bf16" in name and not bf16 else (over, target)) and over in of_name
+
+
+def test_a_share_is_paired_with_the_product_of_its_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a product's FLOPs in the time of a product, of which the two passes take four fifths; two calls per turn."""
+    took, slow = step.ours.Step(None, None, None, clip=1.0, useful=lambda: step.PRODUCT / 2), [1.0, 10.0, 100.0]
+    took.passes = [7.0] * 6 + [0.75, 0.85, 7.5, 8.5, 75, 85]  # of the warm-up, which does not count, and of the turns
+    fast, product = "ours, fp32, compiled", step.PRODUCTS["fp32"][0]
+    done = harness.Race({"ours, fp32, eager": [2 * x for x in slow], fast: slow, product: slow}, {}, loops=2)
+    monkeypatch.setattr(step, "race", lambda *args, **kwargs: done)
+    monkeypatch.setattr(step.ours, "batches", lambda **sizes: None)
+    entries = [step.Entry(harness.Contestant(name, took), fast) for name in ("ours, fp32, eager", fast)]
+    *speeds, rate, eager, compiled = step.compare(step.DEFAULT, step.ours.composed(), entries, step.Options(share=True))
+    assert [row.figure.median for row in speeds] == [0.5, 1.0]
+    assert (rate.name, rate.figure.median) == (product, pytest.approx(step.PRODUCT / 10e9))
+    assert (eager.figure, eager.verdict) == (harness.Spread(0.25, 0.25, 0.25), None)
+    assert (compiled.figure, compiled.verdict) == (harness.Spread(0.5, 0.5, 0.5), rows.Verdict(">= 0.65", False))
+    assert compiled.facts["of forward and backward alone"] == "0.625 (0.625 .. 0.625)"
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+def test_a_layer_is_judged_beside_dense_and_each_peer_beside_it_whatever_the_router(skewed: bool) -> None:
+    cell, ours = layer.Cell(**layer.SIZES[0], num_experts=64, precision="fp32", skewed=skewed), "ours, dropless"
+    done = harness.Race({"dense": [1.0] * 3, ours: [1.3] * 3, "peer": [1.29] * 3})
+    assert layer.row(cell, ours, done, None, {}).verdict == rows.Verdict("<= 1.3 x", True)
+    assert layer.row(cell, "peer", done, ours, {}).verdict == rows.Verdict("slower than ours", False)
 
 
 def ended(*, last: float, steps: int, seconds: float) -> Any:

@@ -25,6 +25,7 @@ class Clock(StepCallback):
         self.tokens_per_step = config.trainer.accumulate * config.data.batch_size * config.model.context_length
         self.total_seconds = self.step_seconds = 0.0
         self.steps = 0
+        self._before = (0, 0.0)  # steps of earlier starts of the run, and their seconds
         self._started = time.perf_counter()
         self._step_started: Moment = 0.0
         self._step_ended: Moment = 0.0
@@ -68,6 +69,11 @@ class Clock(StepCallback):
         speed = self.steps * self.tokens_per_step / self.step_seconds if self.step_seconds else 0.0
         return {"seconds": self._seconds(), "training_seconds": self.step_seconds, "tokens_per_second": speed}
 
+    def of_this_start(self) -> tuple[int, float]:
+        """Steps since the run was started or resumed, and their seconds."""
+        self._read()
+        return self.steps - self._before[0], self.step_seconds - self._before[1]
+
     def _seconds(self) -> float:
         return self.total_seconds + time.perf_counter() - self._started
 
@@ -78,6 +84,7 @@ class Clock(StepCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.total_seconds, self.step_seconds = state_dict["total_seconds"], state_dict["step_seconds"]
         self.steps = state_dict["steps"]
+        self._before = (self.steps, self.step_seconds)
 
 
 def _now(device: torch.device) -> Moment:
