@@ -1,8 +1,9 @@
 """The computation of a run: FLOPs of its matrix products by kind and layer, per token, per step and in all.
 
-A multiply-add is 2 FLOPs, as in `torch.utils.flop_counter`, whose count in eager mode on a CPU this equals. Everything
-that is executed counts, useful or not, such as empty capacity slots and the masked half of the attention scores;
-`useful_per_step` leaves those out.
+A multiply-add is 2 FLOPs, as in `torch.utils.flop_counter`, whose count in eager mode in bf16 on a CPU this equals.
+Everything that is executed counts, useful or not, such as empty capacity slots and the masked half of the attention
+scores; `useful_per_step` leaves those out. It depends on the configuration alone: in float32 a CPU leaves out nearly
+all empty slots too (`model.cached`).
 """
 
 from collections.abc import Sequence

@@ -18,7 +18,7 @@ MOST_PADDING = 64  # empty rows that an expert gets at most, to be multiplied be
 
 
 class Piece(NamedTuple):
-    """`rows` of each of the experts `first` .. `last` - 1, from their row `skipped` on; the hidden rows from `start`."""
+    """`rows` of each of experts `first` .. `last` - 1, from their row `skipped` on; as hidden rows from `start` on."""
 
     first: int
     last: int
@@ -36,7 +36,7 @@ class Piece(NamedTuple):
 
 
 def pieces(loads: Sequence[int], *, most_rows: int, side_by_side: bool) -> list[Piece]:
-    """Cuts the rows of experts into pieces of at most `most_rows`: of several experts with few rows, or parts of one."""
+    """Cuts the rows of experts into pieces of at most `most_rows`: several experts with few, or parts of one."""
     done: list[Piece] = []
     first = start = 0
     while first < len(loads):
