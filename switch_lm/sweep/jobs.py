@@ -28,11 +28,11 @@ from switch_lm.config.limits import num_cores
 from switch_lm.config.paths import expanded
 from switch_lm.config.reading import literal
 from switch_lm.config.rules import refusal, show
-from switch_lm.config.schema import changes_result
+from switch_lm.config.schema import Config, changes_result
 from switch_lm.storage.files import replace_text
 from switch_lm.storage.locks import Lock
 from switch_lm.storage.run_folder import JOB, RESULT, SWEEP, RunFolder, Stopped, TrainingError, read_job
-from switch_lm.sweep.grid import Grid, as_given, require_valid
+from switch_lm.sweep.grid import Grid, as_given, as_key, require_valid
 from switch_lm.text.corpus import CorpusError, TextError
 from switch_lm.training.signals import StopSignals
 
@@ -45,6 +45,7 @@ class Sweep(Callback):
     """Gives a sweep the folder that the same command finds again, prints what will run, and reports at its end."""
 
     locks: ClassVar[ExitStack] = ExitStack()  # closed by `every_job_returned`: Hydra calls nothing after an exception
+    is_planned: ClassVar[bool] = False  # set by `every_job_returned`: nothing is launched or written
     is_here: ClassVar[bool] = False  # set by `every_job_returned`; in a launcher's worker the sweep is elsewhere
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -52,7 +53,9 @@ class Sweep(Callback):
 
         try:
             folder, grid = _folder(config), Grid.of(config)
-            require_valid(config, grid)
+            checked = require_valid(config, grid)
+            if self.is_planned:
+                _print_times(config, grid, folder, checked)
             folder.mkdir(parents=True, exist_ok=True)
             self.locks.enter_context(Lock(folder, "two commands would do each other's jobs"))
             plan = _plan(config, grid, began=RunFolder(folder).read_json(SWEEP))
@@ -237,6 +240,28 @@ def _plan(config: DictConfig, grid: Grid, *, began: dict[str, Any] | None) -> di
     }
 
 
+def _print_times(config: DictConfig, grid: Grid, folder: Path, checked: Mapping[str, Config]) -> NoReturn:
+    """For `train --plan`, which ends here: Hydra would make a warning of an exception, and launch the jobs."""
+    from switch_lm.sweep.forecast import print_times
+
+    plan, threads = _plan(config, grid, began=None), threads_of_job(config.hydra.launcher)
+    known = [(values, checked[as_key(values)]) for values in plan["jobs"] or [] if as_key(values) in checked]
+    known = known or [({}, one) for one in checked.values()]
+    for _, one in known:
+        one.trainer.threads = one.trainer.threads or threads
+    try:
+        print_times(plan, [(values, one, folder / job_name(values)) for values, one in known], notes=grid.notes)
+    except (ConfigError, TextError):
+        raise
+    except CorpusError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+    sys.exit(0)
+
+
 def _folder(config: DictConfig) -> Path:
     """By the sweep's name or else by its overrides, so that the same command continues it."""
     if any(override.startswith("hydra.sweep.dir=") for override in as_given(config.hydra.overrides.hydra)):
@@ -275,8 +300,13 @@ def side_by_side(launcher: Mapping[str, Any]) -> int:
 
 def _with_threads(cfg: DictConfig, launcher: Mapping[str, Any]) -> DictConfig:
     """The job with its share of the cores, unless `trainer.threads` is set: jobs side by side must not fight."""
-    asked, jobs = launcher.get("cpus_per_task"), side_by_side(launcher)  # submitit's, joblib's
-    share = int(asked) if asked else max(1, num_cores() // jobs) if jobs > 1 else None
+    share = threads_of_job(launcher)
     if share is None or cfg.trainer.threads is not None:
         return cfg
     return OmegaConf.merge(cfg, {"trainer": {"threads": share}})  # type: ignore[return-value]
+
+
+def threads_of_job(launcher: Mapping[str, Any]) -> int | None:
+    """Each job's share of the cores; None where one job runs at a time."""
+    asked, jobs = launcher.get("cpus_per_task"), side_by_side(launcher)  # submitit's, joblib's
+    return int(asked) if asked else max(1, num_cores() // jobs) if jobs > 1 else None
