@@ -51,9 +51,9 @@ def within_budget(training: Training, *, compiles: bool = True) -> Config:
 
     The module is used up. `compiles`: whether the trial may be compiled; otherwise compiled steps are estimated.
     """
-    config, budget = training.config, str(training.config.trainer.budget)
-    limit, console = seconds_of(budget), training.console
-    console.print(f"timing a few steps, to choose how many take {budget} here ...", highlight=False)
+    config, console = training.config, training.console
+    limit = seconds_of(str(config.trainer.budget))
+    console.print(f"timing a few steps, to choose how many take {in_words(limit)} here ...", highlight=False)
     plans = {steps: scaled(config, steps) for steps in lengths(config.trainer.max_steps)}
     work = run_ledger(replace(config, trainer=replace(config.trainer, max_steps=1)), vocab_size=training.vocab_size)
     compiled = {steps: detect(plan, training_flops=work.training * steps).compile for steps, plan in plans.items()}
