@@ -1,11 +1,9 @@
 """What `train --plan` prints of a sweep: its jobs, and how long each and all of them take here."""
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from switch_lm.commandline.process import BEGAN
 from switch_lm.config.durations import in_words
 from switch_lm.config.rules import show
 from switch_lm.config.schema import Config
@@ -21,7 +19,11 @@ def print_times(plan: Plan, jobs: Sequence[Job], *, notes: Sequence[str]) -> Non
     """`jobs`: all of the sweep, or of a large one and a search some of them. One job's step is timed."""
     print("\n".join(plan_in_words(plan, notes)), flush=True)
     done = [(folder / RESULT).is_file() for _, _, folder in jobs]
-    seconds = _seconds([config for _, config, _ in jobs])
+    configs = [config for _, config, _ in jobs]
+    with ready(configs[0], RunFolder(Path(configs[0].outputs))) as training:
+        from switch_lm.training.forecast import of_each
+
+        start, seconds = of_each(training, configs)
     for (values, config, _), takes, is_done in list(zip(jobs, seconds, done, strict=True))[:MOST_ROWS]:
         words = " ".join(f"{key}={show(value)}" for key, value in values.items()) or "(as configured)"
         print(f"  {words}: " + ("done" if is_done else f"{config.trainer.max_steps:,} steps, about {in_words(takes)}"))
@@ -29,32 +31,9 @@ def print_times(plan: Plan, jobs: Sequence[Job], *, notes: Sequence[str]) -> Non
         print(f"  ... {plan['num_jobs']:,} jobs in all")
     left = [takes for takes, is_done in zip(seconds, done, strict=True) if not is_done]
     number = len(left) if len(jobs) == plan["num_jobs"] else plan["num_jobs"]
-    total = number * sum(left) / max(1, len(left)) / plan["side_by_side"]
+    total = start + number * sum(left) / max(1, len(left)) / plan["side_by_side"]
     side = f", {plan['side_by_side']} at a time" if plan["side_by_side"] > 1 else ""
     how = "a step of the first job was timed, and the others follow by their matrix products"
     print(
         f"about {in_words(total)} on this machine for {number:,} jobs{side} ({how})" if number else "all jobs are done"
     )
-
-
-def _seconds(configs: Sequence[Config]) -> list[float]:
-    """Of each job."""
-    started = time.monotonic()
-    with ready(configs[0], RunFolder(Path(configs[0].outputs)), started=BEGAN) as training:
-        from switch_lm.measure.ledger import run_ledger
-        from switch_lm.training.forecast import TIMED
-        from switch_lm.training.hardware import detect
-        from switch_lm.training.pace import Trial
-
-        ledgers = [run_ledger(config, vocab_size=training.vocab_size) for config in configs]
-        work = [one.per_step + one.optimizer_per_step for one in ledgers]
-        start = time.monotonic() - started
-        pace = Trial(training).eager(seconds=TIMED)
-        compiles = [
-            detect(config, training_flops=one.training).compile for config, one in zip(configs, ledgers, strict=True)
-        ]
-        of_first = [start if number == 0 else 0.0 for number in range(len(configs))]  # torch is loaded once
-        return [
-            before + pace.times(one / work[0]).seconds(config, compiles=compiled)
-            for config, one, compiled, before in zip(configs, work, compiles, of_first, strict=True)
-        ]

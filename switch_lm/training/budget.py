@@ -77,7 +77,7 @@ def within_budget(training: Training, *, compiles: bool = True) -> Config:
 
 def _say(training: Training, chosen: Config, seconds: float, limit: float) -> None:
     steps, whole, budget = chosen.trainer.max_steps, training.config.trainer.max_steps, training.config.trainer.budget
-    here = f"about {in_words(seconds)} here ({seconds:.0f} s)" if seconds >= 90 else f"about {in_words(seconds)} here"
+    here = f"about {in_words(seconds)} here ({seconds:.0f} s)" if seconds >= 120 else f"about {in_words(seconds)} here"
     line = f"{steps:,} of {whole:,} steps: {here}"
     if steps == whole and seconds <= limit:
         line = f"all {whole:,} steps take {here}: it ends before trainer.budget={budget}, without which it runs alike"

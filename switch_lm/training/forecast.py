@@ -1,11 +1,14 @@
 """What a run says of its time: the line in its first half minute, and `train --plan`."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from switch_lm.config.durations import in_words
+from switch_lm.config.schema import Config
+from switch_lm.measure.ledger import run_ledger
+from switch_lm.training.hardware import detect
 from switch_lm.training.pace import Pace, Trial
 from switch_lm.training.prepare import Training
 from switch_lm.training.summary import print_plan
@@ -64,6 +67,24 @@ def print_with_time(training: Training) -> None:
     if training.first_step:
         steps = training.config.trainer.max_steps
         training.console.print(f"of them are left: {steps - training.first_step:,} of {steps:,} steps", highlight=False)
+
+
+def of_each(training: Training, configs: Sequence[Config]) -> tuple[float, list[float]]:
+    """The seconds that starting takes, and those of each job of a sweep.
+
+    Steps of the first, which is `training`, are timed and its module is used up.
+    """
+    start = time.monotonic() - training.started
+    ledgers = [run_ledger(config, vocab_size=training.vocab_size) for config in configs]
+    work = [one.per_step + one.optimizer_per_step for one in ledgers]
+    compiles = [
+        detect(config, training_flops=one.training).compile for config, one in zip(configs, ledgers, strict=True)
+    ]
+    pace = Trial(training).eager(seconds=TIMED)
+    return start, [
+        pace.times(one / work[0]).seconds(config, compiles=compiled)
+        for config, one, compiled in zip(configs, work, compiles, strict=True)
+    ]
 
 
 def estimate(spent: float, parts: Mapping[str, float], *, compiles: bool) -> str:

@@ -32,6 +32,7 @@ WRITTEN = 1e9  # bytes of checkpoints per second
 REST = 2.5  # seconds for the boards, Lightning and the result
 
 FEW = 8  # characters of a sample or of each window
+MANY = 40  # steps, whose mean is good enough
 SLOW = 2.0  # seconds of a step from which on the batch of a validation is not measured
 
 
@@ -97,7 +98,7 @@ class Trial:
         )
 
     def eager(self, *, seconds: float) -> Pace:
-        """Everything but compiling, of which nothing is known yet. The steps are timed for so long, at least."""
+        """Everything but compiling, of which nothing is known yet. The steps are timed for about so long."""
         step, config = self._mean(self._step, seconds), self.config
         pace = Pace.of_pass(
             FORWARD * step if step > SLOW else step / OPTIMIZER / config.trainer.accumulate, self.training
@@ -182,7 +183,7 @@ class Trial:
         first, times = self._seconds(call), list[float]()
         if first > seconds:
             return first
-        while sum(times) < seconds or (len(times) < 3 and sum(times) < 2 * seconds):
+        while len(times) < MANY and (sum(times) < seconds or (len(times) < 3 and sum(times) < 2 * seconds)):
             times.append(self._seconds(call))
         return sum(times) / len(times)
 

@@ -70,15 +70,16 @@ def plan(cfg: DictConfig | Config, *, started: float | None = None) -> None:
     `started` and errors: those of `train`.
     """
     config, run = _chosen(cfg, None)
-    with ready(config, run, started=time.monotonic() if started is None else started) as training:
+    with ready(config, run, started=started) as training:
         from switch_lm.training.forecast import print_with_time
 
         print_with_time(training)
 
 
 @contextmanager
-def ready(config: Config, run: RunFolder, *, started: float) -> Iterator[Any]:
-    """The `Training` of a run, for what only looks at it."""
+def ready(config: Config, run: RunFolder, *, started: float | None = None) -> Iterator[Any]:
+    """The `Training` of a run, for what only looks at it. `started`: that of `train`."""
+    started = time.monotonic() if started is None else started
     require_given(config.data.path)
     first_word()
     with _alone():
