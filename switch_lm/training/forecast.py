@@ -63,10 +63,9 @@ def print_with_time(training: Training) -> None:
     compiles = training.hardware.compile
     spent = time.monotonic() - training.started
     parts = Trial(training).eager(seconds=TIMED).parts(training.config, compiles=compiles, done=training.first_step)
-    training.console.print(estimate(spent, parts, compiles=compiles), highlight=False)
-    if training.first_step:
-        steps = training.config.trainer.max_steps
-        training.console.print(f"of them are left: {steps - training.first_step:,} of {steps:,} steps", highlight=False)
+    steps, left = training.config.trainer.max_steps, training.config.trainer.max_steps - training.first_step
+    resumed = f"{left:,} of {steps:,} steps are left: " if training.first_step else ""
+    training.console.print(resumed + estimate(spent, parts, compiles=compiles), highlight=False)
 
 
 def of_each(training: Training, configs: Sequence[Config]) -> tuple[float, list[float]]:

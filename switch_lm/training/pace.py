@@ -33,7 +33,7 @@ REST = 2.5  # seconds for the boards, Lightning and the result
 
 FEW = 8  # characters of a sample or of each window
 MANY = 40  # steps, whose mean is good enough
-SLOW = 2.0  # seconds of a step from which on the batch of a validation is not measured
+SLOW = 2.0  # seconds of a step beside which the rest takes little, and would take long to measure
 
 
 @dataclass(frozen=True)

@@ -153,10 +153,7 @@ def test_a_stop_while_it_times_leaves_nothing_behind(config: Config, monkeypatch
     assert not Path(config.outputs).exists()
 
 
-SWEEPS = (["-m", "seed=0,1"], ["experiment=capacity_sweep"], ["hydra.mode=MULTIRUN"])
-
-
-@pytest.mark.parametrize("arguments", [*SWEEPS, ["resume=auto"], ["resume=some", "--plan"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["experiment=capacity_sweep"], ["resume=some", "--plan"]], ids=" ".join)
 def test_a_budget_with_a_sweep_or_resume_is_refused_at_once(arguments: list[str], tmp_path: Path) -> None:
     done = copied_process.run("switch_lm.train", *arguments, "trainer.budget=5m", folder=tmp_path)
     assert (done.returncode, done.stdout, list(tmp_path.iterdir())) == (2, "", [])
@@ -173,8 +170,7 @@ def test_a_job_cannot_have_a_budget(config: Config, tmp_path: Path) -> None:
 SMALL = ("model.num_layers=1", "model.d_model=16", "model.num_heads=1", "model.d_ff=8", "model.context_length=16",
          "data.path=text.txt", "trainer.compile=false")  # fmt: skip
 PLANS = {
-    "trainer.max_steps=30": ["What will be trained", "30 steps of 512 characters"],
-    "trainer.budget=1s": ["to repeat this run: trainer.max_steps=200 trainer.val_every=34", "200 steps of 512"],
+    "trainer.budget=1s": ["What will be trained", "to repeat this run: trainer.max_steps=200 trainer.val_every=34", "200 steps of 512"],
     "-m seed=0,1 trainer.max_steps=30,60": ["Sweep of 4 jobs", "seed=1 trainer.max_steps=60: 60 steps, about"],
     "experiment=alpha_sweep variant=dense seed=0,0": [
         "seed: 0, 0 are equal: run once",
@@ -202,7 +198,7 @@ def test_a_plan_of_a_resumed_run_counts_the_steps_that_are_left(
         train(config)
     before = {path: path.stat().st_mtime_ns for path in Path(config.outputs).rglob("*")}
     plan(replace(config, name=None, resume="run"))
-    assert "11 of 12 steps" in capsys.readouterr().out
+    assert "11 of 12 steps are left: about " in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in Path(config.outputs).rglob("*")} == before
 
 
