@@ -20,9 +20,9 @@ from switch_lm.config.keys import NAME, ConfigError
 from switch_lm.config.late_help import late_help
 from switch_lm.config.paths import config_dir, expanded
 from switch_lm.config.plugins import command_line
-from switch_lm.config.rules import refusal
+from switch_lm.config.rules import SET_BY_BUDGET, refusal
 from switch_lm.storage.files import remedy
-from switch_lm.storage.run_folder import Stopped, TrainingError, plugins_of
+from switch_lm.storage.run_folder import Stopped, TrainingError, plugins_of, stated
 from switch_lm.storage.runs import OUTPUTS
 from switch_lm.sweep import jobs as sweep
 from switch_lm.sweep import launchers
@@ -51,9 +51,7 @@ def main() -> None:
         try:
             act(cfg, started=BEGAN)
         except Stopped as stop:
-            task = as_given(HydraConfig.get().overrides.task)
-            overrides = [one for one in task if not one.startswith(("name=", "resume="))]
-            line = command_line("switch_lm.train", *overrides, f"resume={stop.run}")
+            line = command_line("switch_lm.train", *_overrides_of(cfg, stop.run), f"resume={stop.run}")
             sys.exit(_say(f"{stop}\nto continue: {line}", stop.code))
         except Exception as error:  # raised again outside: Hydra would print a line of its own
             failures.append(_in_words(error))
@@ -75,6 +73,18 @@ def main() -> None:
         sys.exit(stop.code)
     except KeyboardInterrupt:
         sys.exit(_say("Stopped.", 130))
+
+
+def _overrides_of(cfg: DictConfig, run: str) -> list[str]:
+    """Those of the command line that the run is resumed with; in place of a budget, the keys that it set."""
+    given = as_given(HydraConfig.get().overrides.task)
+    chosen: dict[str, Any] = {}
+    if cfg.trainer.budget is not None:
+        stored = stated(Path(expanded(str(cfg.outputs)), "runs", run))
+        chosen = {key: stored[key] for key in SET_BY_BUDGET}
+    left_out = ("name", "resume", "trainer.budget", *chosen)
+    kept = [override for override in given if override.partition("=")[0] not in left_out]
+    return kept + [f"{key}={value}" for key, value in chosen.items()]
 
 
 def _in_words(error: Exception) -> Exception:

@@ -74,6 +74,9 @@ COMBINATIONS: list[Row] = [
 ]
 
 
+SET_BY_BUDGET = ("trainer.max_steps", "trainer.val_every", "optim.warmup_steps")
+
+
 def budget_of_job(config: Config) -> str | None:
     """Why a job of a sweep cannot have the budget that it has; None if it has none."""
     if config.trainer.budget is None:

@@ -28,11 +28,11 @@ from switch_lm.config.limits import num_cores
 from switch_lm.config.paths import expanded
 from switch_lm.config.reading import literal
 from switch_lm.config.rules import refusal, show
-from switch_lm.config.schema import Config, changes_result
+from switch_lm.config.schema import changes_result
 from switch_lm.storage.files import replace_text
 from switch_lm.storage.locks import Lock
 from switch_lm.storage.run_folder import JOB, RESULT, SWEEP, RunFolder, Stopped, TrainingError, read_job
-from switch_lm.sweep.grid import Grid, as_given, as_key, require_valid
+from switch_lm.sweep.grid import Grid, as_given, require_valid
 from switch_lm.text.corpus import CorpusError, TextError
 from switch_lm.training.signals import StopSignals
 
@@ -55,10 +55,12 @@ class Sweep(Callback):
             folder, grid = _folder(config), Grid.of(config)
             checked = require_valid(config, grid)
             if self.is_planned:
-                _print_times(config, grid, folder, checked)
+                from switch_lm.sweep.forecast import end_with_times
+
+                end_with_times(config, grid, folder, checked)
             folder.mkdir(parents=True, exist_ok=True)
             self.locks.enter_context(Lock(folder, "two commands would do each other's jobs"))
-            plan = _plan(config, grid, began=RunFolder(folder).read_json(SWEEP))
+            plan = plan_of(config, grid, began=RunFolder(folder).read_json(SWEEP))
             RunFolder(folder).write_json(SWEEP, plan)
         except OSError as error:
             fix = "make the folder writable, or choose another one with outputs=FOLDER"
@@ -220,7 +222,7 @@ def _plain(value: object) -> object:
     return value if isinstance(value, (int, float, bool, str, type(None))) else str(value)
 
 
-def _plan(config: DictConfig, grid: Grid, *, began: dict[str, Any] | None) -> dict[str, Any]:
+def plan_of(config: DictConfig, grid: Grid, *, began: dict[str, Any] | None) -> dict[str, Any]:
     """The content of sweep.json."""
     from switch_lm.storage.provenance import commit
 
@@ -238,28 +240,6 @@ def _plan(config: DictConfig, grid: Grid, *, began: dict[str, Any] | None) -> di
         "num_jobs": int(trials) if trials else len(jobs or []),
         "side_by_side": side_by_side(config.hydra.launcher),
     }
-
-
-def _print_times(config: DictConfig, grid: Grid, folder: Path, checked: Mapping[str, Config]) -> NoReturn:
-    """For `train --plan`, which ends here: Hydra would make a warning of an exception, and launch the jobs."""
-    from switch_lm.sweep.forecast import print_times
-
-    plan, threads = _plan(config, grid, began=None), threads_of_job(config.hydra.launcher)
-    known = [(values, checked[as_key(values)]) for values in plan["jobs"] or [] if as_key(values) in checked]
-    known = known or [({}, one) for one in checked.values()]
-    for _, one in known:
-        one.trainer.threads = one.trainer.threads or threads
-    try:
-        print_times(plan, [(values, one, folder / job_name(values)) for values, one in known], notes=grid.notes)
-    except (ConfigError, TextError):
-        raise
-    except CorpusError as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
-    sys.exit(0)
 
 
 def _folder(config: DictConfig) -> Path:

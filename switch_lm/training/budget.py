@@ -3,9 +3,10 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from switch_lm.config.durations import in_words, seconds_of
+from switch_lm.config.rules import SET_BY_BUDGET, flatten
 from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import run_ledger
 from switch_lm.training.hardware import detect
@@ -85,5 +86,5 @@ def _say(training: Training, chosen: Config, seconds: float, limit: float) -> No
         line = f"even {steps:,} steps take {here}, more than trainer.budget={budget}"
     training.console.print(line, highlight=False)
     if steps < whole:
-        again = f"trainer.val_every={chosen.trainer.val_every} optim.warmup_steps={chosen.optim.warmup_steps}"
-        print(f"to repeat this run: trainer.max_steps={steps} {again}", flush=True)
+        keys = flatten(asdict(chosen))
+        print("to repeat this run:", *(f"{key}={keys[key]}" for key in SET_BY_BUDGET), flush=True)

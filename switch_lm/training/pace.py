@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -128,7 +129,9 @@ class Trial:
         accumulate, routings = self.config.trainer.accumulate, []
         for _ in range(accumulate):
             batch = self.batches[self.number]
-            done = self.module.both_passes(Batch(*(part.to(self.device) for part in batch)))
+            with self._as_in_a_run():
+                done = self.module.forward_pass(Batch(*(part.to(self.device) for part in batch)))
+            (done["loss"] / accumulate).backward()
             routings.append(done["routings"])
             self.number += 1
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optim.grad_clip)
@@ -137,6 +140,11 @@ class Trial:
         with torch.no_grad():
             for router, of_step in zip(self.module.model.routers, zip(*routings, strict=True), strict=True):
                 router.after_step(of_step)
+
+    def _as_in_a_run(self) -> AbstractContextManager[object]:
+        """Just so: the compiler looks at it, and would compile the run's steps anew."""
+        bf16 = self.training.hardware.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
     def _batch(self) -> float:
         model, config, tally = self.config.model, self.config, EvaluationTally()

@@ -170,7 +170,11 @@ def test_a_job_cannot_have_a_budget(config: Config, tmp_path: Path) -> None:
 SMALL = ("model.num_layers=1", "model.d_model=16", "model.num_heads=1", "model.d_ff=8", "model.context_length=16",
          "data.path=text.txt", "trainer.compile=false")  # fmt: skip
 PLANS = {
-    "trainer.budget=1s": ["What will be trained", "to repeat this run: trainer.max_steps=200 trainer.val_every=34", "200 steps of 512"],
+    "trainer.budget=1s": [
+        "What will be trained",
+        "to repeat this run: trainer.max_steps=200 trainer.val_every=34",
+        "200 steps of 512",
+    ],
     "-m seed=0,1 trainer.max_steps=30,60": ["Sweep of 4 jobs", "seed=1 trainer.max_steps=60: 60 steps, about"],
     "experiment=alpha_sweep variant=dense seed=0,0": [
         "seed: 0, 0 are equal: run once",
