@@ -194,6 +194,16 @@ def test_a_plan_says_how_long_a_command_takes_and_makes_nothing(arguments: str, 
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
+def test_a_stopped_run_is_continued_with_the_keys_and_without_the_budget(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("To be, or not to be.\n" * 1000)
+    given = ("trainer.max_steps=900", "trainer.budget=1s", "trainer.max_time=1s", "data.batch_size=512", "name=run")
+    done = copied_process.run("switch_lm.train", *given, *SMALL, folder=tmp_path)
+    assert done.returncode == 0 and "Stopped at trainer.max_time" in done.stderr
+    [line] = re.findall(r"to continue: (.*)", done.stderr)
+    again = "trainer.max_steps=200 trainer.val_every=67 optim.warmup_steps=10 resume=run"  # 3 validations of 300 steps
+    assert line.endswith(again) and "budget" not in line and "max_steps=900" not in line
+
+
 def test_a_plan_of_a_resumed_run_counts_the_steps_that_are_left(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
