@@ -13,6 +13,10 @@ RUN = $(PLACE)/bin/python -m
 unexport PYTHONHOME PIP_CONSTRAINT PIP_DRY_RUN PIP_IGNORE_INSTALLED PIP_NO_BUILD_ISOLATION PIP_NO_DEPS PIP_PREFIX
 unexport PIP_PYTHON PIP_REQUIRE_HASHES PIP_REQUIREMENT PIP_ROOT PIP_TARGET PIP_USER
 INSTALL = $(PLACE)/bin/python -I -m pip install --no-user --quiet --disable-pip-version-check --constraint constraints.txt
+# For a run whose steps ARGS leaves open. The shell looks at each word of ARGS, as it will in the command.
+FIXED = experiment=*|resume=*|trainer.max_steps=*|trainer.budget=*|hydra.mode=*|-m|--multirun
+NO_RUN = --plan|-h|--help|--hydra-help|--version|-c|--cfg|--cfg=*|-i|--info|--info=*|-sc|--shell-completion
+BUDGET = $(shell f() { for word; do case $$word in ($(FIXED)|$(NO_RUN)) return;; esac; done; echo trainer.budget=5m; }; f $(ARGS))
 BENCHMARK = $(PLACE)/bin/python scripts/benchmark.py
 
 .DEFAULT_GOAL := help
@@ -24,8 +28,8 @@ help: ## List the targets
 
 setup: .setup ## Create .venv and install what a run needs
 
-train: setup ## Train, e.g. ARGS="experiment=smoke model.num_experts=4"
-	$(RUN) switch_lm.train $(ARGS)
+train: setup ## Train for about five minutes, or as ARGS says: "experiment=smoke model.num_experts=4"
+	$(RUN) switch_lm.train $(BUDGET) $(ARGS)
 
 sweep: setup ## What capacity costs and buys: 35 short runs, then a report
 	$(RUN) switch_lm.train experiment=capacity_sweep $(ARGS)

@@ -190,7 +190,9 @@ def _trained(config: Config, steps: int) -> tuple[SwitchLM, Header]:
     from switch_lm.training.signals import StopSignals
     from switch_lm.training.start import train
 
-    trainer = replace(config.trainer, max_steps=max(1, steps), val_every=max(1, steps), keep_best=1, max_time=None)
+    trainer = replace(
+        config.trainer, max_steps=max(1, steps), val_every=max(1, steps), keep_best=1, max_time=None, budget=None
+    )
     config = replace(config, trainer=trainer, logger=replace(config.logger, boards={}, sample_length=0))
     heading = f"training {steps} steps"
     with tempfile.TemporaryDirectory() as scratch:

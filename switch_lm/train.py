@@ -1,4 +1,4 @@
-"""Trains a model: `python -m switch_lm.train [key=value ...]`, and `-m` for a sweep."""
+"""Trains a model: `python -m switch_lm.train [key=value ...]`, `-m` for a sweep, `--plan` to see how long it takes."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -13,22 +13,24 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
-from switch_lm.commandline.process import environment, keep_freed_memory
+from switch_lm.commandline.process import BEGAN, environment, keep_freed_memory
 from switch_lm.commandline.signals import ended_by_signals
 from switch_lm.config import overrides as cli
 from switch_lm.config.keys import NAME, ConfigError
 from switch_lm.config.late_help import late_help
 from switch_lm.config.paths import config_dir, expanded
 from switch_lm.config.plugins import command_line
-from switch_lm.config.rules import refusal
+from switch_lm.config.rules import SET_BY_BUDGET, refusal
 from switch_lm.storage.files import remedy
-from switch_lm.storage.run_folder import Stopped, TrainingError, plugins_of
+from switch_lm.storage.run_folder import Stopped, TrainingError, plugins_of, stated
 from switch_lm.storage.runs import OUTPUTS
 from switch_lm.sweep import jobs as sweep
 from switch_lm.sweep import launchers
 from switch_lm.sweep.grid import as_given
 from switch_lm.text.corpus import CorpusError, TextError
-from switch_lm.training.start import refuse_torchrun, train
+from switch_lm.training.start import plan, refuse_torchrun, train
+
+PLAN = "--plan"  # prints what would be done and how long it takes here, and does nothing
 
 
 @survive_closed_pipe()
@@ -38,6 +40,8 @@ from switch_lm.training.start import refuse_torchrun, train
 def main() -> None:
     """The command. Exit code 2 and one message for a bad configuration, 1 if training failed, 128 + n for signal n."""
     failures: list[Exception] = []
+    planned, given = PLAN in sys.argv[1:], [argument for argument in sys.argv[1:] if argument != PLAN]
+    act = plan if planned else train
 
     def run_job(cfg: DictConfig) -> float | None:
         """What Hydra calls, once for a run and once for each job of a sweep, in a launcher's worker too."""
@@ -45,11 +49,9 @@ def main() -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return sweep.run_job(cfg, train)
         try:
-            train(cfg)
+            act(cfg, started=BEGAN)
         except Stopped as stop:
-            given = as_given(HydraConfig.get().overrides.task)
-            overrides = [one for one in given if not one.startswith(("name=", "resume="))]
-            line = command_line("switch_lm.train", *overrides, f"resume={stop.run}")
+            line = command_line("switch_lm.train", *_overrides_of(cfg, stop.run), f"resume={stop.run}")
             sys.exit(_say(f"{stop}\nto continue: {line}", stop.code))
         except Exception as error:  # raised again outside: Hydra would print a line of its own
             failures.append(_in_words(error))
@@ -57,10 +59,10 @@ def main() -> None:
 
     try:
         refuse_torchrun()
-        arguments = cli.prepared(sys.argv[1:])
+        arguments = cli.prepared(given)
         cli.check(arguments)
         with _arguments(arguments):
-            _compose_and_run(run_job)
+            _compose_and_run(run_job, planned=planned)
         if failures:
             raise failures[0]
     except (ConfigError, TextError) as error:
@@ -71,6 +73,18 @@ def main() -> None:
         sys.exit(stop.code)
     except KeyboardInterrupt:
         sys.exit(_say("Stopped.", 130))
+
+
+def _overrides_of(cfg: DictConfig, run: str) -> list[str]:
+    """Those of the command line that the run is resumed with; in place of a budget, the keys that it set."""
+    given = as_given(HydraConfig.get().overrides.task)
+    chosen: dict[str, Any] = {}
+    if cfg.trainer.budget is not None:
+        stored = stated(Path(expanded(str(cfg.outputs)), "runs", run))
+        chosen = {key: stored[key] for key in SET_BY_BUDGET}
+    left_out = ("name", "resume", "trainer.budget", *chosen)
+    kept = [override for override in given if override.partition("=")[0] not in left_out]
+    return kept + [f"{key}={value}" for key, value in chosen.items()]
 
 
 def _in_words(error: Exception) -> Exception:
@@ -93,9 +107,9 @@ def _arguments(arguments: list[str]) -> Iterator[None]:
         sys.argv = before
 
 
-def _compose_and_run(run_job: Callable[[DictConfig], float | None]) -> None:
+def _compose_and_run(run_job: Callable[[DictConfig], float | None], *, planned: bool) -> None:
     """ConfigError for what Hydra cannot read or compose, for which it raises many types."""
-    with launchers.every_job_returned() as launches, late_help():
+    with launchers.every_job_returned(planned=planned) as launches, late_help():
         try:
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(run_job)()
         except Exception as error:

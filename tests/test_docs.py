@@ -27,6 +27,7 @@ from hydra.types import RunMode
 from switch_lm.config.overrides import composed
 from switch_lm.config.rules import COMBINATIONS, show
 from switch_lm.config.schema import KEYS
+from switch_lm.train import PLAN
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -117,7 +118,7 @@ def accept_options(run: Callable[[], object], words: list[str]) -> None:
 
 def accept_train(arguments: list[str]) -> None:
     """Every value of a sweep is composed in some job; a sweep needs -m, or an experiment that is one."""
-    given = get_args_parser().parse_args(arguments)
+    given = get_args_parser().parse_args([one for one in arguments if one != PLAN])
     lines = [line for line in given.overrides if not needs_missing_plugin(line, given.overrides)]
     overrides = OverridesParser.create().parse_overrides(lines)
     values = [values_of(override) for override in overrides]

@@ -190,6 +190,8 @@ QUERY = {"COMP_LINE": "switch-lm-train model=", "COMP_POINT": "22"}  # what bash
         (["train", "model.top_k=2"], 2),
         (["train", "-m", "seed=range(0,1000000)"], 2),
         (["train", "-m", "model.d_modl=1,2"], 2),
+        (["train", "-m", "seed=0,1", "trainer.budget=5m"], 2),
+        (["train", "resume=auto", "trainer.budget=5m"], 2),
         (["generate", "--help"], 0),
         (["evaluate", "--help"], 0),
         (["check", "--help"], 0),

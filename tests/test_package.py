@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -113,3 +114,17 @@ def test_set_up_fills_any_venv_once_for_each_change_of_versions_whatever_pip_is_
         subprocess.run(["make", "setup"], cwd=place, env=env, capture_output=True, check=True, timeout=30)
         asked = (place / venv.replace("~", str(tmp_path)) / "bin" / "asked").read_text().splitlines()
         assert len(asked) == jobs and all(line.startswith(" -I -m pip install --no-user ") for line in asked)
+
+
+FIXED = ["experiment=smoke", "'experiment=smoke'", "alpha=0 resume=auto", "-m seed=0,1", "'seed=range(9)' --multirun",
+         "trainer.max_steps=9", '"trainer.budget=2m"', "hydra.mode=MULTIRUN", "--help", "alpha=0 --plan"]  # fmt: skip
+OPEN = ["", "model.num_experts=4", "data.path=my_experiment.txt", "'data.path=an experiment=b.txt'", "name=resume=x",
+        "model=dense '--config-dir' m", "'data.path=o)c.txt'"]  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize("given", FIXED + OPEN)
+def test_make_train_has_a_budget_unless_a_word_of_args_fixes_the_steps_or_trains_nothing(given: str) -> None:
+    printed = subprocess.run(["make", "-n", "train", f"ARGS={given}"], cwd=ROOT, capture_output=True, text=True)
+    words = shlex.split(printed.stdout.splitlines()[-1])
+    assert words[1:] == ["-m", "switch_lm.train", *["trainer.budget=5m"] * (given in OPEN), *shlex.split(given)]

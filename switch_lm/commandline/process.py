@@ -4,8 +4,11 @@ import ctypes
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+BEGAN = time.monotonic()  # about when the process did: commands import this first
 
 
 def keep_freed_memory() -> None:

@@ -71,7 +71,27 @@ COMBINATIONS: list[Row] = [
         "blocks have the numbers 0 .. model.num_layers - 1",
         "leave out the others, or raise model.num_layers",
     ),
+    (
+        "trainer.budget",
+        lambda c: c.trainer.budget is None or c.resume is None,
+        "cannot be used with resume, which does the steps that the run has left",
+        "leave it out; `python -m switch_lm.train --plan resume=NAME` says how long they take here",
+    ),
 ]
+
+
+SET_BY_BUDGET = ("trainer.max_steps", "trainer.val_every", "optim.warmup_steps")
+
+
+def budget_of_job(config: Config) -> str | None:
+    """Why a job of a sweep cannot have the budget that it has; None if it has none."""
+    if config.trainer.budget is None:
+        return None
+    rule = "cannot be used in a sweep, whose jobs are compared at the steps that are configured"
+    fix = (
+        "leave it out, or set trainer.max_steps; `python -m switch_lm.train --plan -m ...` says how long they take here"
+    )
+    return f"trainer.budget={config.trainer.budget}: {rule}; {fix}"
 
 
 def resolve(cfg: DictConfig | Config) -> Config:

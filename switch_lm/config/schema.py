@@ -1,26 +1,18 @@
 """The typed schema of a configuration: one dataclass for each folder of configs/."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from switch_lm.config.durations import A_TIME, seconds_of
 from switch_lm.config.families import FAMILIES
-from switch_lm.config.keys import FILLED, NAME, Key, Rule, at_least, key, keys_of, one_of, within
+from switch_lm.config.keys import FILLED, NAME, Key, at_least, key, keys_of, one_of, within
 from switch_lm.model.config import ModelConfig
 from switch_lm.optim.options import MuonOptions, OptimOptions
 from switch_lm.routers.options import BalanceOptions, RouterOptions, SwitchOptions
 
-
-def _seconds(time: str) -> float:
-    """Of hours:minutes:seconds; nan for anything else."""
-    match = re.fullmatch(r"(\d{1,5}):([0-5]\d):([0-5]\d)", time)
-    return 3600 * int(match[1]) + 60 * int(match[2]) + int(match[3]) if match else math.nan
-
-
 MOST_EXPERTS = 64  # of a layer with a curve for each: thousands of curves take a fifth of the time
-A_TIME = Rule("must be a time as hours:minutes:seconds, such as 00:20:00, or null", lambda time: _seconds(time) > 0)
 
 
 @dataclass
@@ -88,8 +80,16 @@ class TrainerConfig:
     )
     max_time: str | None = key(
         None,
-        "Stop softly after this long (hours:minutes:seconds, 00:20:00), with a checkpoint and the line to continue "
-        "with. Each start begins the count again. null: never.",
+        "Stop softly after this long (20m, or hours:minutes:seconds: 00:20:00), with a checkpoint and the line to "
+        "continue with. Each start begins the count again. null: never.",
+        A_TIME,
+        changes_result=False,
+    )
+    budget: str | None = key(
+        None,
+        "About how long the command may take here (5m, 1h30m, 00:05:00): a few steps are timed, and max_steps is "
+        "chosen, at most the configured one, with val_every and optim.warmup_steps to match. The run stores these and "
+        "no budget. null: the steps as configured.",
         A_TIME,
         changes_result=False,
     )
@@ -100,7 +100,7 @@ class TrainerConfig:
 
     def max_seconds(self) -> float:
         """`max_time` in seconds; infinity for null."""
-        return math.inf if self.max_time is None else _seconds(self.max_time)
+        return math.inf if self.max_time is None else seconds_of(self.max_time)
 
 
 @dataclass

@@ -21,7 +21,7 @@ from switch_lm.config.arguments import as_typed, key_of
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.overrides import explain
 from switch_lm.config.reading import read
-from switch_lm.config.rules import resolve, resolved
+from switch_lm.config.rules import budget_of_job, resolve, resolved
 from switch_lm.config.schema import Config
 from switch_lm.storage.runs import RunError, find_run
 from switch_lm.text.corpus import require_given
@@ -120,15 +120,20 @@ def _identity(name: str, value: Any) -> str:
     return json.dumps(value, default=str)
 
 
-def require_valid(config: DictConfig, grid: Grid) -> None:
-    """Checks the jobs of a sweep: all of them up to MOST_COMBINATIONS, else each value once.
+def as_key(values: Mapping[str, Any]) -> str:
+    """The same for the same values of a job, in any order."""
+    return json.dumps({name: _plain_value(value) for name, value in values.items()}, sort_keys=True)
+
+
+def require_valid(config: DictConfig, grid: Grid) -> dict[str, Config]:
+    """Checks the jobs of a sweep: all of them up to MOST_COMBINATIONS, else each value once. Returns what it checked.
 
     ConfigError with each rule that is broken, or TextError for a text that cannot be trained on.
     """
     listed = {key: values for key, values in grid.varied.items() if values}
     groups = {key: values for key, values in listed.items() if key_of(key) is None}
     keys = {key: values for key, values in listed.items() if key not in groups}
-    wrong, configs = dict[str, None](), list[Config]()
+    wrong, configs = dict[str, None](), dict[str, Config]()
     choices = list(_combined(groups, most=MOST_COMPOSED))
     for choice in choices:
         try:
@@ -138,19 +143,22 @@ def require_valid(config: DictConfig, grid: Grid) -> None:
             continue
         for values in _combined(keys, most=MOST_COMBINATIONS // len(choices)):
             try:
-                configs.append(_resolved(_with(base, values)))
+                one = _resolved(_with(base, values))
+                configs[as_key({name: given.value for name, given in (choice | values).items()})] = one
+                wrong |= dict.fromkeys(filter(None, [budget_of_job(one)]))
             except ConfigError as error:
                 wrong |= dict.fromkeys(str(error).splitlines())
     if wrong:
         more = [f"... and {len(wrong) - MOST_LINES} more"] if len(wrong) > MOST_LINES else []
         raise ConfigError("\n".join([*list(wrong)[:MOST_LINES], *more]))
-    for text in {one.data.path for one in configs}:
+    for text in {one.data.path for one in configs.values()}:
         require_given(text)
-    for run, outputs in {(one.init_from, one.outputs) for one in configs if one.init_from}:
+    for run, outputs in {(one.init_from, one.outputs) for one in configs.values() if one.init_from}:
         try:
             find_run(run, Path(outputs))
         except RunError as error:
             raise ConfigError(f"init_from={run}: {error}") from error
+    return configs
 
 
 def _resolved(plain: dict[str, Any]) -> Config:

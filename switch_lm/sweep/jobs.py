@@ -45,6 +45,7 @@ class Sweep(Callback):
     """Gives a sweep the folder that the same command finds again, prints what will run, and reports at its end."""
 
     locks: ClassVar[ExitStack] = ExitStack()  # closed by `every_job_returned`: Hydra calls nothing after an exception
+    is_planned: ClassVar[bool] = False  # set by `every_job_returned`: nothing is launched or written
     is_here: ClassVar[bool] = False  # set by `every_job_returned`; in a launcher's worker the sweep is elsewhere
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -52,10 +53,14 @@ class Sweep(Callback):
 
         try:
             folder, grid = _folder(config), Grid.of(config)
-            require_valid(config, grid)
+            checked = require_valid(config, grid)
+            if self.is_planned:
+                from switch_lm.sweep.forecast import end_with_times
+
+                end_with_times(config, grid, folder, checked)
             folder.mkdir(parents=True, exist_ok=True)
             self.locks.enter_context(Lock(folder, "two commands would do each other's jobs"))
-            plan = _plan(config, grid, began=RunFolder(folder).read_json(SWEEP))
+            plan = plan_of(config, grid, began=RunFolder(folder).read_json(SWEEP))
             RunFolder(folder).write_json(SWEEP, plan)
         except OSError as error:
             fix = "make the folder writable, or choose another one with outputs=FOLDER"
@@ -217,7 +222,7 @@ def _plain(value: object) -> object:
     return value if isinstance(value, (int, float, bool, str, type(None))) else str(value)
 
 
-def _plan(config: DictConfig, grid: Grid, *, began: dict[str, Any] | None) -> dict[str, Any]:
+def plan_of(config: DictConfig, grid: Grid, *, began: dict[str, Any] | None) -> dict[str, Any]:
     """The content of sweep.json."""
     from switch_lm.storage.provenance import commit
 
@@ -275,8 +280,13 @@ def side_by_side(launcher: Mapping[str, Any]) -> int:
 
 def _with_threads(cfg: DictConfig, launcher: Mapping[str, Any]) -> DictConfig:
     """The job with its share of the cores, unless `trainer.threads` is set: jobs side by side must not fight."""
-    asked, jobs = launcher.get("cpus_per_task"), side_by_side(launcher)  # submitit's, joblib's
-    share = int(asked) if asked else max(1, num_cores() // jobs) if jobs > 1 else None
+    share = threads_of_job(launcher)
     if share is None or cfg.trainer.threads is not None:
         return cfg
     return OmegaConf.merge(cfg, {"trainer": {"threads": share}})  # type: ignore[return-value]
+
+
+def threads_of_job(launcher: Mapping[str, Any]) -> int | None:
+    """Each job's share of the cores; None where one job runs at a time."""
+    asked, jobs = launcher.get("cpus_per_task"), side_by_side(launcher)  # submitit's, joblib's
+    return int(asked) if asked else max(1, num_cores() // jobs) if jobs > 1 else None

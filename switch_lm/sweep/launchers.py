@@ -23,8 +23,10 @@ class Launches:
 
 
 @contextmanager
-def every_job_returned() -> Iterator[Launches]:
+def every_job_returned(*, planned: bool = False) -> Iterator[Launches]:
     """In its block each sweeper gets a launcher that returns an outcome for every job; its end unlocks the sweep.
+
+    `planned`: no job is launched; the sweep prints how long they take.
 
     Hydra has no hook around a launcher, and loads launchers from its own namespace only.
     """
@@ -35,12 +37,12 @@ def every_job_returned() -> Iterator[Launches]:
         return _Complete(inner, Path(str(arguments["config"].hydra.sweep.dir)), launches)
 
     plugins.instantiate_launcher = instantiate_launcher  # type: ignore[method-assign,assignment]
-    Sweep.is_here = True
+    Sweep.is_here, Sweep.is_planned = True, planned
     try:
         yield launches
     finally:
         del plugins.instantiate_launcher
-        Sweep.is_here = False
+        Sweep.is_here = Sweep.is_planned = False
         Sweep.locks.close()
 
 

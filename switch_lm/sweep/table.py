@@ -15,19 +15,22 @@ FIGURES = {"val_loss": 9, "dropped": 9, "chars/s": 9, "seconds": 8, "left": 8}
 
 def print_plan(plan: Plan, *, folder: Path, notes: Sequence[str] = ()) -> None:
     """How many jobs of what, where, and the head of the table that each job adds a row to."""
-    from switch_lm.reporting.words import planned_words
-
-    values = {key: list(dict.fromkeys(show(job[key]) for job in plan["jobs"] or [])) for key in plan["varied"]}
-    varied = " x ".join(f"{key} {', '.join(value) or '(searched)'}" for key, value in values.items())
-    print(f"Sweep of {plan['num_jobs']} jobs: {varied or 'nothing varies'}")
-    if resolvable := planned_words(plan["jobs"] or []):
-        print(f"resolves  {resolvable}")
-    for note in notes:
-        print(note)
+    print("\n".join(plan_in_words(plan, notes)))
     print(f"folder    {folder}  (the same command continues there: finished jobs are kept)")
     print(f"watch it  {command_line('switch_lm.dashboard', '--outputs', str(folder))}\n")
     cells = [f"{'job':>7}", *(f"{_short(key):>{width}}" for key, width in _widths(plan).items())]
     print("  ".join(cells + [f"{name:>{width}}" for name, width in FIGURES.items()]), flush=True)
+
+
+def plan_in_words(plan: Plan, notes: Sequence[str]) -> list[str]:
+    """How many jobs of what, what they can resolve, and the notes."""
+    from switch_lm.reporting.words import planned_words
+
+    values = {key: list(dict.fromkeys(show(job[key]) for job in plan["jobs"] or [])) for key in plan["varied"]}
+    varied = " x ".join(f"{key} {', '.join(value) or '(searched)'}" for key, value in values.items())
+    resolvable = planned_words(plan["jobs"] or [])
+    resolves = [f"resolves  {resolvable}"] if resolvable else []
+    return [f"Sweep of {plan['num_jobs']} jobs: {varied or 'nothing varies'}", *resolves, *notes]
 
 
 def heading(plan: Plan, record: Record) -> str:

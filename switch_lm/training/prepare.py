@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,14 +57,29 @@ class Training:
     console: Console
     signals: StopSignals
     heading: str | None = None  # of a progress bar that is all a run shows; None: it prints its own text
+    started: float = 0.0  # when the command began, by `time.monotonic`
+    again: bool = False  # whether a budget has chosen the steps, and said what there is to say
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.module.vocabulary)
 
 
 @contextmanager
-def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: str | None = None) -> Iterator[Training]:
+def prepare(
+    config: Config,
+    run: RunFolder,
+    *,
+    signals: StopSignals,
+    heading: str | None = None,
+    started: float | None = None,
+    again: bool = False,
+) -> Iterator[Training]:
     """Fetches the text, chooses how to compute and makes the model; nothing is written or locked yet.
 
-    At the block's end the process is as before. Errors: `train`.
+    At the block's end the process is as before. Errors: `train`. `started` (None: now), `again`: those of `Training`.
     """
+    started = time.monotonic() if started is None else started
     with restored(), torch.compiler.set_stance("default"):
         quiet = config.logger.progress == "none" or heading is not None
         console = Console(quiet=quiet, width=None if sys.stdout.isatty() else LINE_WIDTH)
@@ -74,7 +90,7 @@ def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: st
         context_length = config.model.context_length
         if problem := too_short(len(training_ids), len(validation_ids), context_length=context_length):
             raise ConfigError(problem)
-        if training_ids.min() == training_ids.max():
+        if not again and training_ids.min() == training_ids.max():
             only = named(corpus.characters[int(training_ids[0])])
             print(f"warning: every character to train on is {only}: there is nothing to learn", file=sys.stderr)
         training_flops = run_ledger(config, vocab_size=len(vocabulary)).training
@@ -84,7 +100,8 @@ def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: st
             print(f"warning: {run.path}: {note}", file=sys.stderr)
         require_memory(config, hardware.device, len(vocabulary))
         torch.set_num_threads(hardware.threads)
-        if hardware.device == "cpu" and hardware.threads > 1 and one_thread_is_faster(config, hardware.threads):
+        threads = hardware.threads
+        if not again and hardware.device == "cpu" and threads > 1 and one_thread_is_faster(config, threads):
             print("warning: one thread would be faster here: trainer.threads=1", file=sys.stderr)
         torch.manual_seed(config.seed)
         module = SwitchModule(config, vocabulary, corpus_sha256=corpus.sha256, precision=hardware.precision)
@@ -98,7 +115,9 @@ def prepare(config: Config, run: RunFolder, *, signals: StopSignals, heading: st
             context_length=context_length,
             seed=config.seed,
         )
-        yield Training(config, run, first_step, log_from, corpus, hardware, module, data, console, signals, heading)
+        yield Training(
+            config, run, first_step, log_from, corpus, hardware, module, data, console, signals, heading, started, again
+        )
 
 
 def _moved(config: Config, run: RunFolder, hardware: Hardware, stored: dict[str, Any]) -> str | None:

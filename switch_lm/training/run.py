@@ -15,6 +15,7 @@ from switch_lm.storage.checkpoint import CheckpointError
 from switch_lm.storage.files import remedy
 from switch_lm.storage.run_folder import RESULT, RunFolder, TrainingError
 from switch_lm.storage.runs import newest_whole
+from switch_lm.training import forecast
 from switch_lm.training.callbacks import (
     checkpoints,
     clock,
@@ -31,18 +32,16 @@ from switch_lm.training.nonfinite import NonFiniteError
 from switch_lm.training.prepare import Training
 from switch_lm.training.result import result_of
 from switch_lm.training.saving import Saving
-from switch_lm.training.summary import print_plan, print_result
+from switch_lm.training.summary import print_result
 
 
 def fit(training: Training) -> dict[str, Any]:
     """Makes the run's folder, trains to the last step and returns what it wrote to result.json. Errors: `train`."""
-    config, run, data = training.config, training.run, training.data
+    config, run = training.config, training.run
     with run.create(config, asdict(training.hardware)), training.signals:
-        print_plan(
-            training.console, config, training.hardware, run=run.path, source=training.corpus.source,
-            sizes=(len(data.training_ids), len(data.validation_ids)), vocab=len(training.module.vocabulary),
-        )  # fmt: skip
+        forecast.show_plan(training)
         try:
+            forecast.say_before_compiling(training)
             result = _train(training)
         except (NonFiniteError, RouterAlarmError, CheckpointError, BoardError, OSError, MemoryError) as error:
             raise TrainingError(_failed(run, error)) from error
@@ -96,7 +95,11 @@ def callbacks_of(training: Training) -> list[Callback]:
         clock.Clock(config),
         step_scalars.StepScalars(config),
         progress.ConsoleProgress(
-            config, training.console, num_batches=len(data.validation_batches), heading=training.heading
+            config,
+            training.console,
+            num_batches=len(data.validation_batches),
+            heading=training.heading,
+            line=forecast.line_for(training),
         ),
         dashboard.Dashboard(),
         dashboard.Samples(),

@@ -3,8 +3,10 @@
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.process import environment, first_word
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.plugins import load_plugins
-from switch_lm.config.rules import resolve
+from switch_lm.config.rules import budget_of_job, resolve
 from switch_lm.config.schema import Config
 from switch_lm.storage import choice, run_folder
+from switch_lm.storage.run_folder import RunFolder
 from switch_lm.text.corpus import require_given
 from switch_lm.training.boards.registry import board_class
 from switch_lm.training.signals import StopSignals
@@ -34,36 +37,89 @@ def train(
     folder: Path | None = None,
     heading: str | None = None,
     signals: StopSignals | None = None,
+    started: float | None = None,
 ) -> dict[str, Any]:
     """Trains as configured and returns what result.json holds. Callable from Python.
 
     For a sweep's jobs: `folder`; `heading`, the label of a progress bar that replaces the run's own output; and
-    `signals`, which are caught already.
+    `signals`, which are caught already. `started`: when the command began, by `time.monotonic`; None: now.
 
     ConfigError if the configuration breaks a rule (before anything is fetched or written); TextError or another
     CorpusError if there is no text; TrainingError if training fails; Stopped, which is no Exception, after a signal or
     `trainer.max_time`.
     """
-    refuse_torchrun()
-    load_plugins()  # a launcher's worker has not loaded them yet
-    config = resolve(cfg)
-    for name in config.logger.boards:
-        board_class(name).require()
-    run = choice.choose(config) if folder is None else choice.of_job(folder, config)
-    if run.note is not None:
-        print(f"resume=auto: {run.note}", file=sys.stderr)
+    started = time.monotonic() if started is None else started
+    config, run = _chosen(cfg, folder)
     if (finished := run.read_json(run_folder.RESULT)) is not None:
         return finished
     require_given(config.data.path)
     if heading is None and config.logger.progress != "none":
         first_word()
     with _alone():
-        import switch_lm.pages.quiet_matplotlib  # noqa: F401  Lightning loads matplotlib
-        from switch_lm.training.prepare import prepare  # torch and Lightning are slow to import: not for --help, --cfg
         from switch_lm.training.run import fit
 
-        with prepare(config, run, heading=heading, signals=signals or StopSignals(run.path)) as training:
+        with _prepared(config, run, signals or StopSignals(run.path), heading=heading, started=started) as training:
             return fit(training)
+
+
+@survive_closed_pipe()
+@environment()
+def plan(cfg: DictConfig | Config, *, started: float | None = None) -> None:
+    """Prints what `train` would do and how long that takes here. Fetches the text, and writes nothing else.
+
+    `started` and errors: those of `train`.
+    """
+    config, run = _chosen(cfg, None)
+    with ready(config, run, started=started) as training:
+        from switch_lm.training.forecast import print_with_time
+
+        print_with_time(training)
+
+
+@contextmanager
+def ready(config: Config, run: RunFolder, *, started: float | None = None) -> Iterator[Any]:
+    """The `Training` of a run, for what only looks at it. `started`: that of `train`."""
+    started = time.monotonic() if started is None else started
+    require_given(config.data.path)
+    first_word()
+    with _alone():
+        config = replace(config, logger=replace(config.logger, progress="lines"))
+        with _prepared(config, run, StopSignals(run.path), started=started, compiles=False) as training:
+            yield training
+
+
+def _chosen(cfg: DictConfig | Config, folder: Path | None) -> tuple[Config, RunFolder]:
+    """The configuration, which was checked, and the run's folder, which is not made yet."""
+    refuse_torchrun()
+    load_plugins()  # a launcher's worker has not loaded them yet
+    config = resolve(cfg)
+    if folder is not None and (problem := budget_of_job(config)) is not None:
+        raise ConfigError(problem)
+    for name in config.logger.boards:
+        board_class(name).require()
+    run = choice.choose(config) if folder is None else choice.of_job(folder, config)
+    if run.note is not None:
+        print(f"resume=auto: {run.note}", file=sys.stderr)
+    return config, run
+
+
+@contextmanager
+def _prepared(
+    config: Config, run: RunFolder, signals: StopSignals, *, compiles: bool = True, started: float, **shown: Any
+) -> Iterator[Any]:
+    """The run, ready for its first step, in as many as its budget allows. `compiles`: whether a budget may."""
+    import switch_lm.pages.quiet_matplotlib  # noqa: F401  Lightning loads matplotlib
+    from switch_lm.training.prepare import prepare  # torch and Lightning are slow to import: not for --help, --cfg
+
+    again = config.trainer.budget is not None
+    if again:
+        from switch_lm.training.budget import within_budget
+
+        with prepare(config, run, signals=signals, started=started, **shown) as training:
+            config = within_budget(training, compiles=compiles)
+        del training  # its memory
+    with prepare(config, run, signals=signals, started=started, again=again, **shown) as training:
+        yield training
 
 
 def refuse_torchrun() -> None:

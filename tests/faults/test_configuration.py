@@ -65,6 +65,8 @@ BAD = [
     ("trainer.keep_best=0", "trainer.keep_best=0: must be at least 1"),
     ("trainer.precision=fp16", "must be one of auto, bf16, fp32"),
     ("trainer.max_time=20", "trainer.max_time=20: must be a time as hours:minutes:seconds"),
+    ("trainer.max_time=20min", "trainer.max_time=20min: must be a time as hours:minutes:seconds, such as 00:20:00, or"),
+    ("trainer.budget=5", "trainer.budget=5: must be a time as hours:minutes:seconds"),
     ("trainer.max_time=00:00:00", "trainer.max_time=00:00:00: must be"),
     ("alpha=-1", "alpha=-1.0: must lie in"),
     ("alpha=nan", "alpha=nan"),

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning
@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from switch_lm.config.schema import Config, TrainerConfig
+from switch_lm.model import devices
 from switch_lm.training.callbacks.base import MicroBatch, StepCallback
 
 DROPPED = "moe/dropped_share"
 TRAINING = "training"
 SILENCE = 10.0  # seconds in a validation without a line
+ENOUGH, SOON, LONG = 2, 0.5, 10.0  # steps after the first one and their seconds; or seconds of whatever was done
 FORWARD = 1 / 3  # of a step's time, until a validation was measured: the backward pass costs twice the forward pass
 
 
@@ -25,7 +27,7 @@ class TimeLeft:
 
     def __init__(self, config: TrainerConfig, *, num_batches: int) -> None:
         self.config, self.num_batches = config, num_batches  # of one validation
-        self._step, self._batch = [0.0, 0], [0.0, 0]  # seconds, how many
+        self._step, self._batch, self._steps = [0.0, 0], [0.0, 0], 0  # seconds, how many
         self._since, self._validated = time.perf_counter(), False
 
     def begin_step(self) -> None:
@@ -35,7 +37,9 @@ class TimeLeft:
             self._validated = False
 
     def end_step(self) -> None:
-        self._step = [self._step[0] + self._lap(), self._step[1] + 1]
+        """The first step, which is slower, counts only until there is another."""
+        seconds, count = (0.0, 0.0) if self._steps == 1 else self._step
+        self._step, self._steps = [seconds + self._lap(), count + 1], self._steps + 1
 
     def end_batch(self) -> None:
         """Of a validation."""
@@ -45,6 +49,12 @@ class TimeLeft:
     def _lap(self) -> float:
         before, self._since = self._since, time.perf_counter()
         return self._since - before
+
+    def is_known(self, step: int, *, log_every: int, device: torch.device) -> bool:
+        """Whether the steps so far say enough of the others. A GPU's are over only where they are logged."""
+        if not devices.is_cpu(device) and (self._steps < 2 * log_every or step % log_every):
+            return False
+        return (self._steps > ENOUGH and self._step[0] > SOON) or self._step[0] > LONG
 
     def seconds(self, step: int, *, batches_left: int = 0) -> float:
         """After so many steps, with `batches_left` beside those to come; NaN before anything was measured."""
@@ -60,7 +70,17 @@ class TimeLeft:
 class ConsoleProgress(StepCallback):
     """A bar or lines, and a line that stays for each validation. With a heading, only a bar that goes at the end."""
 
-    def __init__(self, config: Config, console: Console, *, num_batches: int, heading: str | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        console: Console,
+        *,
+        num_batches: int,
+        heading: str | None = None,
+        line: Callable[[float], str] | None = None,
+    ) -> None:
+        """`line`: what to print once, early, of the seconds that are left."""
+        self.line = line
         style, steps, every = config.logger.progress, config.trainer.max_steps, config.logger.log_every
         bar_wanted = style == "bar" or (style == "auto" and sys.stdout.isatty())
         self.prints_validations = style != "none" and heading is None
@@ -95,7 +115,12 @@ class ConsoleProgress(StepCallback):
             losses = torch.stack([micro_batch["losses"]["train/loss"] for micro_batch in micro_batches])
             self.bar.update(self.task, loss=f"loss {losses.mean().item():.3f}")
         validates = module.config.trainer.validates(step)
-        left = left_in_words(self.left.seconds(step, batches_left=self.left.num_batches * validates))
+        seconds = self.left.seconds(step, batches_left=self.left.num_batches * validates)
+        if self.line is not None and self.left.is_known(step, log_every=self.log_every, device=module.device):
+            line, self.line = self.line(seconds), None
+            if self.prints_validations:
+                self._print(line)
+        left = left_in_words(seconds)
         self.bar.update(self.task, completed=step, description=self.heading, left=left)
         if self.prints_steps and step % self.print_every == 0:
             self._print(f"step {step}/{self.max_steps}  {self.bar.tasks[0].fields['loss']}  {left}")
