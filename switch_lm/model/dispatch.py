@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from switch_lm.routers.routing import Routing
 
@@ -41,12 +42,16 @@ class ExpertRows:
         if routing.capacity is None:
             end_E = routing.load_E.cumsum(0)
             row_N = (end_E - routing.load_E)[routing.assigned_N] + routing.slot_N
+            rows = cls(*_both_ways(routing, row_N, num_assignments), end_E)
+            if routing.keeps_all:
+                return rows
         else:
-            slots = cls.padded(routing, routing.num_groups * routing.capacity)
-            before_P = (slots.choice_P < num_assignments).cumsum(0)
-            end_E = before_P.view(routing.num_experts, -1)[:, -1]
-            row_N = before_P[slots.row_N.clamp(max=before_P.numel() - 1)] - 1
-        return cls(*_both_ways(routing, row_N, num_assignments), end_E)
+            rows = cls.padded(routing, routing.num_groups * routing.capacity)
+            slots = rows.choice_P.numel() // routing.num_experts
+            end_E = torch.arange(1, routing.num_experts + 1, device=rows.row_N.device) * slots
+        before_P = F.pad((rows.choice_P < num_assignments).cumsum(0), (1, 0))  # how many rows are used before each
+        row_N = before_P[rows.row_N.clamp(max=rows.choice_P.numel())]
+        return cls(*_both_ways(routing, row_N, num_assignments), before_P[end_E])
 
     def dispatch(self, x_ND: Tensor) -> Tensor:
         """The experts' input (P, D), from each assignment's token (N, D). An empty row holds any token, never read."""

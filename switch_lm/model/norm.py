@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from switch_lm.model import devices
+from switch_lm.model.experts import product_dtype
 
 
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension (..., D) (Zhang and Sennrich, 2019, eq. 4)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = devices.is_cpu(x.device) and x.dtype == self.weight.dtype
+        plain = devices.is_cpu(x.device) and product_dtype(x) == x.dtype == self.weight.dtype
         if not plain or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return super().forward(x)
         epsilon = torch.finfo(x.dtype).eps if self.eps is None else self.eps
