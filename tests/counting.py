@@ -36,6 +36,11 @@ def batch(config: Config, rows: int = ROWS) -> tuple[Tensor, Tensor]:
     return ids[:, :-1], ids[:, 1:]
 
 
+def in_bf16() -> torch.autocast:
+    """In which a CPU computes all that a ledger states; in float32 it leaves out most that is padded or masked."""
+    return torch.autocast("cpu", torch.bfloat16)
+
+
 def stated(config: Config, rows: int = ROWS, **how: Any) -> Ledger:
     return ledger(config.model, config.router, vocab_size=len(VOCABULARY), batch_size=rows, **how)
 

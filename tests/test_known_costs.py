@@ -103,6 +103,7 @@ def test_a_layer_with_a_capacity_never_makes_the_host_wait_and_a_dropless_one_at
 def test_a_training_step_makes_the_host_wait_as_often_for_three_layers_as_for_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With dropout inside the experts, which computes as on a GPU; without it, a CPU reads its loads."""
     config, counts = short_run(tmp_path), []
     real = SwitchModule.training_step
 
@@ -113,7 +114,7 @@ def test_a_training_step_makes_the_host_wait_as_often_for_three_layers_as_for_on
 
     monkeypatch.setattr(SwitchModule, "training_step", counted)
     for num_layers in (1, 3):
-        model = replace(config.model, num_layers=num_layers, num_experts=4 * num_layers)
+        model = replace(config.model, num_layers=num_layers, num_experts=4 * num_layers, expert_dropout=0.1)
         once = replace(config.trainer, max_steps=1)
         quiet = replace(config.logger, log_every=10)
         train(replace(config, name=f"layers_{num_layers}", model=model, trainer=once, logger=quiet))
@@ -146,7 +147,7 @@ def test_no_tensor_grows_with_the_square_of_the_tokens(rule: TopKOptions, capaci
     """A one-hot dispatch has tokens x experts x capacity = tokens x tokens x factor elements."""
     once, twice = (largest_of(num_tokens, rule, capacity_factor) for num_tokens in (512, 1024))
     assert once <= 512 * rule.top_k * 12 < 512 * 8 * 64  # choices x the widest of D, F and E; not T x E x C
-    assert twice <= 2 * once
+    assert twice <= 2.1 * once  # only kept choices are multiplied, and how many are kept depends on the weights
 
 
 @pytest.mark.parametrize("rule", [*EVERY_QUEUE, TopKOptions(gate_scale="straight_through", top_k=2)], ids=str)

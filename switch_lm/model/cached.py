@@ -85,6 +85,7 @@ class _Rows:
         self.starts = [end - load for load, end in zip(self.loads, ends, strict=True)]
         most = max(1, CACHE_BYTES * threads // (width * x_ND.element_size()))
         self.pieces = pieces(self.loads, most_rows=most, side_by_side=threads > 1)
+        self.number_of_hidden = self.pieces[-1].hidden.stop if self.pieces else 0
         self.largest = max((piece.hidden.stop - piece.hidden.start for piece in self.pieces), default=0)
         self.leave_out = ends[-1] < self.number
 
@@ -118,20 +119,15 @@ def _write(y_ND: Tensor, source: slice | Tensor, value_GCD: Tensor) -> None:
         y_ND.index_copy_(0, source, value_GCD.flatten(0, 1))
 
 
-def _hidden_rows(num_rows: int, num_experts: int) -> int:
-    """As many as the pieces take at most: their number must not depend on the router where this is compiled."""
-    return num_rows + MOST_PADDING * num_experts
-
-
 def _forward(
     x_ND: Tensor, w_in_EDF: Tensor, w_out_EFD: Tensor, choice_N: Tensor | None, end_E: Tensor, activation: str,
-    keep: bool = True,
+    *, keep: bool = True, hidden_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The output (N, D), and what the backward pass needs of the hidden layer."""
-    num_experts, _, width = w_in_EDF.shape
+    """The output (N, D), and what the backward pass needs of the hidden layer, in at least `hidden_rows`."""
+    width = w_in_EDF.shape[2]
     rows, act = _Rows(x_ND, width, choice_N, end_E), _ACTIVATIONS[activation]
     y_ND = rows.output(x_ND)
-    kept_PF = x_ND.new_empty(_hidden_rows(rows.number, num_experts) if keep else rows.largest, width)
+    kept_PF = x_ND.new_empty(hidden_rows or (rows.number_of_hidden if keep else rows.largest), width)
     for piece in rows.pieces:
         source, hidden = rows.source(piece), piece.hidden
         place_PF = kept_PF[hidden] if keep else kept_PF[: hidden.stop - hidden.start]
@@ -182,7 +178,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_backward(grad_ND, *ctx.saved_tensors, ctx.activation), None, None, None)
+        return *_backward(grad_ND, *ctx.saved_tensors, activation=ctx.activation), None, None, None
 
 
 # For compiled code the same is one operation, with shapes that do not depend on the router.
@@ -190,7 +186,12 @@ class _Eager(torch.autograd.Function):
 def _operation(
     x_ND: Tensor, w_in_EDF: Tensor, w_out_EFD: Tensor, choice_N: Tensor | None, end_E: Tensor, activation: str
 ) -> tuple[Tensor, Tensor]:
-    return _forward(x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, activation)
+    return _forward(x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, activation, hidden_rows=_most_rows(x_ND, w_in_EDF))
+
+
+def _most_rows(x_ND: Tensor, w_in_EDF: Tensor) -> int:
+    """The most hidden rows that the pieces take, whatever the router does."""
+    return max(1, x_ND.shape[0] + MOST_PADDING * w_in_EDF.shape[0])
 
 
 @torch.library.custom_op("switch_lm::feed_forward_backward", mutates_args=())
@@ -203,8 +204,7 @@ def _operation_backward(
 
 @_operation.register_fake
 def _(x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, activation):  # type: ignore[no-untyped-def]
-    rows = _hidden_rows(x_ND.shape[0], w_in_EDF.shape[0])
-    return torch.empty_like(x_ND), x_ND.new_empty(rows, w_in_EDF.shape[2])
+    return torch.empty_like(x_ND), x_ND.new_empty(_most_rows(x_ND, w_in_EDF), w_in_EDF.shape[2])
 
 
 @_operation_backward.register_fake
@@ -218,7 +218,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _of_operation(ctx: Any, grad_ND: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (*_operation_backward(grad_ND, *ctx.saved_tensors, ctx.activation), None, None, None)
+    return *_operation_backward(grad_ND, *ctx.saved_tensors, activation=ctx.activation), None, None, None
 
 
 _operation.register_autograd(_of_operation, setup_context=_save)

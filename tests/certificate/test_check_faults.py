@@ -137,8 +137,8 @@ def a_router_that_is_not_trained(patch: pytest.MonkeyPatch, model: SwitchLM) -> 
 
 
 def experts_that_are_not_trained(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
-    real = experts.Experts.padded
-    patch.setattr(experts.Experts, "padded", lambda self, x_ECD: real(self, x_ECD).detach() + 0 * x_ECD)
+    real = experts.Experts.cached
+    patch.setattr(experts.Experts, "cached", lambda self, x_ND, *rows: real(self, x_ND, *rows).detach() + 0 * x_ND)
 
 
 def bf16_with_a_gradient(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from counting import ROWS, VOCABULARY, batch, by_module, composed, module_of, stated
+from counting import ROWS, VOCABULARY, batch, by_module, composed, in_bf16, module_of, stated
 from rich.console import Console
 from small_models import OF_ROUTER, parts_of, router_options
 from torch.utils.flop_counter import FlopCounterMode
@@ -89,7 +89,7 @@ def test_nothing_is_dropped_at_random_in_evaluation() -> None:
 def test_with_measured_drops_useful_computation_is_that_of_the_kept_choices(options: dict[str, Any]) -> None:
     config = Config(**parts_of(**options))
     module, (ids, _) = module_of(config), batch(config)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, in_bf16():
         routings = module.model(ids).routings
     kept = [int(routing.kept_TK.sum()) for routing in routings]
     work = stated(config, kept_L=[number / ids.numel() for number in kept])
@@ -137,7 +137,7 @@ def test_a_run_is_its_steps_of_accumulated_micro_batches_and_their_updates() -> 
     optimizer = build_optimizer(module.model, config.optim, precision="fp32")
     counted = {"training": 0, "optimizer": 0}
     for _ in range(2):
-        with FlopCounterMode(display=False) as passes:
+        with FlopCounterMode(display=False) as passes, in_bf16():
             for _ in range(3):
                 module.losses(*batch(config)).total.backward()
         with FlopCounterMode(display=False) as updates:

@@ -97,7 +97,7 @@ def test_an_allocation_that_fails_is_one_line_with_the_fix(
         raise error
 
     words = r"memory ran out \((\[enforce.* memory|an allocation failed|CUDA out of memory\.)\); "
-    monkeypatch.setattr(Experts, "padded", fail)
+    monkeypatch.setattr(Experts, "cached", fail)
     with pytest.raises(TrainingError, match=rf"^{words}make data.batch_size, .* smaller\nThere is no checkpoint yet"):
         train(short_run(tmp_path))
     assert finish(fail) == 1
