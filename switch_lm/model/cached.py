@@ -178,7 +178,9 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
-        return *_backward(grad_ND, *ctx.saved_tensors, activation=ctx.activation), None, None, None
+        x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, kept_PF = ctx.saved_tensors
+        grads = _backward(grad_ND, x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, kept_PF, ctx.activation)
+        return *grads, None, None, None
 
 
 # For compiled code the same is one operation, with shapes that do not depend on the router.
@@ -218,7 +220,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _of_operation(ctx: Any, grad_ND: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return *_operation_backward(grad_ND, *ctx.saved_tensors, activation=ctx.activation), None, None, None
+    return *_operation_backward(grad_ND, *ctx.saved_tensors, ctx.activation), None, None, None
 
 
 _operation.register_autograd(_of_operation, setup_context=_save)
