@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from switch_lm.model.experts import computes_plainly
+
 ROTARY_BASE = 10_000.0  # RoFormer (Su et al., 2021)
 
 
@@ -36,8 +38,12 @@ def rotary_table(num_positions: int, width: int) -> tuple[Tensor, Tensor]:
 
 def rotate(x_BHSW: Tensor, cos_SW: Tensor, sin_SW: Tensor) -> Tensor:
     """Rotates each pair (i, i + W/2) by the angle of its position (RoFormer, eq. 34); pairs as in GPT-NeoX."""
-    y_BHSW: Tensor = _Rotation.apply(x_BHSW, cos_SW.to(x_BHSW.dtype), sin_SW.to(x_BHSW.dtype))  # type: ignore[no-untyped-call]
-    return y_BHSW
+    cos_SW, sin_SW = cos_SW.to(x_BHSW.dtype), sin_SW.to(x_BHSW.dtype)
+    if computes_plainly(x_BHSW):
+        y_BHSW: Tensor = _Rotation.apply(x_BHSW, cos_SW, sin_SW)  # type: ignore[no-untyped-call]
+        return y_BHSW
+    a, b = x_BHSW.chunk(2, dim=-1)
+    return torch.cat([a * cos_SW - b * sin_SW, a * sin_SW + b * cos_SW], dim=-1)
 
 
 class _Rotation(torch.autograd.Function):
@@ -70,7 +76,9 @@ def causal_attention(q_BHSW: Tensor, k_BHSW: Tensor, v_BHSW: Tensor) -> Tensor:
     Source: Vaswani et al., 2017, eq. 1.
     """
     num_queries, num_keys = q_BHSW.shape[2], k_BHSW.shape[2]
-    if (q_BHSW.device.type != "cpu" or q_BHSW.dtype == torch.float32) and num_queries == num_keys > 1:
+    if (
+        q_BHSW.device.type != "cpu" or q_BHSW.dtype == torch.float32 and not torch.compiler.is_compiling()
+    ) and num_queries == num_keys > 1:
         return F.scaled_dot_product_attention(q_BHSW, k_BHSW, v_BHSW, is_causal=True)
     score_BHSS = (q_BHSW * q_BHSW.shape[-1] ** -0.5) @ k_BHSW.transpose(-2, -1)
     if num_queries == 1:
@@ -94,9 +102,12 @@ class Attention(nn.Module):
         """Output (B, S, D). `rotation`: cosines and sines (S, W/2) of these positions, or None to rotate nothing."""
         B, S, D = x_BSD.shape
         qkv = self.qkv(x_BSD).view(B, S, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # three of (B, H, S, W)
-        q, k, v = qkv.unbind()
-        if rotation is not None:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        if computes_plainly(x_BSD):  # whose gradients are then put together once
+            q, k, v = qkv.unbind()
+            q, k = (q, k) if rotation is None else (rotate(q, *rotation), rotate(k, *rotation))
+        else:
+            q, k = qkv[:2] if rotation is None else rotate(qkv[:2], *rotation)
+            v = qkv[2]
         if cache is not None:
             k, v = cache.append(k, v)
         return self.out(causal_attention(q, k, v).transpose(1, 2).reshape(B, S, D))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CACHE_BYTES = 2**21  # of a core: what the hidden layer of a piece may take for each thread
+CACHE_BYTES = 2**20  # of a core: what the hidden layer of a piece may take for each thread
 MOST_PADDING = 64  # empty rows that an expert gets at most, to be multiplied beside others
 
 
@@ -132,8 +132,8 @@ def _forward(
         source, hidden = rows.source(piece), piece.hidden
         place_PF = kept_PF[hidden] if keep else kept_PF[: hidden.stop - hidden.start]
         x_GCD, h_GCF = rows.read(x_ND, source, piece), place_PF.view(-1, piece.rows, width)
-        torch.bmm(x_GCD, w_in_EDF[piece.experts], out=h_GCF)
-        _write(y_ND, source, torch.bmm(act.apply(act.keep(h_GCF)), w_out_EFD[piece.experts]))
+        _product(x_GCD, w_in_EDF[piece.experts], out=h_GCF)
+        _write(y_ND, source, _product(act.apply(act.keep(h_GCF)), w_out_EFD[piece.experts]))
     return y_ND[: rows.number], kept_PF
 
 
@@ -152,20 +152,27 @@ def _backward(
         x_GCD, grad_GCD = rows.read(x_ND, source, piece), rows.read(grad_ND, source, piece)
         kept_GCF = kept_PF[piece.hidden].view(-1, piece.rows, width)
         _add_product(grad_out_EFD[experts], act.apply(kept_GCF).mT, grad_GCD, first=first)
-        grad_GCF = act.backward(torch.bmm(grad_GCD, w_out_EFD[experts].mT), kept_GCF)
+        grad_GCF = act.backward(_product(grad_GCD, w_out_EFD[experts].mT), kept_GCF)
         _add_product(grad_in_EDF[experts], x_GCD.mT, grad_GCF, first=first)
-        _write(grad_x_ND, source, torch.bmm(grad_GCF, w_in_EDF[experts].mT))
+        _write(grad_x_ND, source, _product(grad_GCF, w_in_EDF[experts].mT))
     if idle := [expert for expert, load in enumerate(rows.loads) if load == 0]:
         grad_in_EDF[idle] = grad_out_EFD[idle] = 0.0
     return grad_x_ND[: rows.number], grad_in_EDF, grad_out_EFD
 
 
+def _product(a_GIC: Tensor, b_GCO: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Threads share a plain product better than a batch of one."""
+    if len(a_GIC) > 1:
+        return torch.bmm(a_GIC, b_GCO, out=out)
+    return torch.mm(a_GIC[0], b_GCO[0], out=None if out is None else out[0])[None]
+
+
 def _add_product(sum_GIO: Tensor, a_GIC: Tensor, b_GCO: Tensor, *, first: bool) -> None:
     """`first`: of the parts of an expert's rows."""
     if first:
-        torch.bmm(a_GIC, b_GCO, out=sum_GIO)
-    else:
-        torch.baddbmm(sum_GIO, a_GIC, b_GCO, out=sum_GIO)
+        _product(a_GIC, b_GCO, out=sum_GIO)
+    else:  # of one expert
+        torch.addmm(sum_GIO[0], a_GIC[0], b_GCO[0], out=sum_GIO[0])
 
 
 class _Eager(torch.autograd.Function):

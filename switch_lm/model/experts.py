@@ -34,7 +34,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         x_TD = x_BSD.flatten(0, -2)
-        if devices.is_cpu(x_BSD.device) and product_dtype(x_BSD) == self.w_in.weight.dtype and len(x_TD) > 1:
+        if computes_plainly(x_BSD) and len(x_TD) > 1:
             w_in_1DF, w_out_1FD = self.w_in.weight.T[None], self.w_out.weight.T[None]
             end_1 = torch.tensor([len(x_TD)])
             return feed_forward(x_TD, w_in_1DF, w_out_1FD, None, end_1, activation=self.activation_name).view_as(x_BSD)
@@ -91,6 +91,11 @@ class Experts(nn.Module):
         h_NF = self.activation(_RaggedProduct.apply(x_ND.to(dtype), self.w_in_EDF.to(dtype), pieces))  # type: ignore[no-untyped-call]
         y_ND: Tensor = _RaggedProduct.apply(self.dropout(h_NF).to(dtype), self.w_out_EFD.to(dtype), pieces)  # type: ignore[no-untyped-call]
         return y_ND
+
+
+def computes_plainly(x: Tensor) -> bool:
+    """Whether on a CPU, in full precision and not compiled: there, what lies in memory between two steps counts."""
+    return devices.is_cpu(x.device) and product_dtype(x) == x.dtype and not torch.compiler.is_compiling()
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
