@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from switch_lm.model import devices
 from switch_lm.model.experts import computes_plainly
 
 ROTARY_BASE = 10_000.0  # RoFormer (Su et al., 2021)
@@ -72,13 +73,13 @@ def _rotated(x_BHSW: Tensor, cos_SW: Tensor, sin_SW: Tensor) -> Tensor:
 def causal_attention(q_BHSW: Tensor, k_BHSW: Tensor, v_BHSW: Tensor) -> Tensor:
     """softmax(q k' / sqrt(W)) v (B, H, S, W), masked so that no query sees a later key; the last ones are aligned.
 
-    On a CPU the products are written out: the backward pass of the fused kernel is several times slower in bf16.
+    Compiled or in bf16 on a CPU the products are written out: the backward pass of the fused kernel is several times
+    slower in bf16, and a compiled softmax is as fast.
     Source: Vaswani et al., 2017, eq. 1.
     """
     num_queries, num_keys = q_BHSW.shape[2], k_BHSW.shape[2]
-    if (
-        q_BHSW.device.type != "cpu" or q_BHSW.dtype == torch.float32 and not torch.compiler.is_compiling()
-    ) and num_queries == num_keys > 1:
+    fused = not devices.is_cpu(q_BHSW.device) or (computes_plainly(q_BHSW) and q_BHSW.dtype == torch.float32)
+    if fused and num_queries == num_keys > 1:
         return F.scaled_dot_product_attention(q_BHSW, k_BHSW, v_BHSW, is_causal=True)
     score_BHSS = (q_BHSW * q_BHSW.shape[-1] ** -0.5) @ k_BHSW.transpose(-2, -1)
     if num_queries == 1:
