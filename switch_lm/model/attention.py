@@ -78,7 +78,7 @@ def causal_attention(q_BHSW: Tensor, k_BHSW: Tensor, v_BHSW: Tensor) -> Tensor:
     Source: Vaswani et al., 2017, eq. 1.
     """
     num_queries, num_keys = q_BHSW.shape[2], k_BHSW.shape[2]
-    fused = not devices.is_cpu(q_BHSW.device) or (computes_plainly(q_BHSW) and q_BHSW.dtype == torch.float32)
+    fused = not devices.is_cpu(q_BHSW.device) or computes_plainly(q_BHSW)
     if fused and num_queries == num_keys > 1:
         return F.scaled_dot_product_attention(q_BHSW, k_BHSW, v_BHSW, is_causal=True)
     score_BHSS = (q_BHSW * q_BHSW.shape[-1] ** -0.5) @ k_BHSW.transpose(-2, -1)

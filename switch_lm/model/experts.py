@@ -58,9 +58,8 @@ class Experts(nn.Module):
         return _batched(self.dropout(self.activation(_batched(x_ECD, self.w_in_EDF))), self.w_out_EFD)
 
     def computes_cached(self, x_ND: Tensor) -> bool:
-        """Whether `cached` computes this: on a CPU in full precision, and without random numbers in the middle."""
-        plain = product_dtype(x_ND) == self.w_in_EDF.dtype and not (self.training and self.dropout.rate)
-        return devices.is_cpu(x_ND.device) and plain
+        """Whether `cached` does this: on a CPU in full precision, and without random numbers in the middle."""
+        return in_full_precision(x_ND) and not (self.training and self.dropout.rate)
 
     def cached(self, x_ND: Tensor, choice_N: Tensor, end_E: Tensor) -> Tensor:
         """Each row through its expert (N, D), 0 where it has none. `choice_N` are the rows in order of their expert."""
@@ -93,9 +92,15 @@ class Experts(nn.Module):
         return y_ND
 
 
+def in_full_precision(x: Tensor) -> bool:
+    """Whether products of `x` run on a CPU, and not in bf16."""
+    cpu = devices.is_cpu(x.device) and not torch.is_autocast_enabled("cpu")
+    return cpu and x.dtype in (torch.float32, torch.float64)
+
+
 def computes_plainly(x: Tensor) -> bool:
-    """Whether on a CPU, in full precision and not compiled: there, what lies in memory between two steps counts."""
-    return devices.is_cpu(x.device) and product_dtype(x) == x.dtype and not torch.compiler.is_compiling()
+    """The same, and not compiled: there it counts what is read and written between two steps."""
+    return in_full_precision(x) and not torch.compiler.is_compiling()
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
