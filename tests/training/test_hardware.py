@@ -169,7 +169,7 @@ def test_a_cpu_compiles_with_the_compiler_that_torch_takes_and_in_vain_says_what
     monkeypatch.setattr("os.environ", {"CXX": chosen} if chosen else {})
     monkeypatch.setattr(shutil, "which", lambda name: name if name == (chosen if not lacks else "clang++") else None)
     monkeypatch.setattr(Path, "is_file", lambda path: True)  # Python.h
-    assert compiling_pays("cpu", 1e20) == (not lacks, lacks or "g++ was found")
+    assert compiling_pays("cpu", 1e20, precision="fp32") == (not lacks, lacks or "g++ was found")
     reasons: list[str] = []
     fails = {"warm_up.side_effect": OSError("its words"), "config.trainer.max_steps": 1}
     module = MagicMock(device=torch.device("cpu"), **fails)
@@ -186,7 +186,10 @@ def test_a_gpu_compiles_long_runs_where_triton_and_its_c_compiler_are_there(
     monkeypatch.setattr(hardware, "find_spec", lambda name: name if name in installed.split() else None)
     monkeypatch.setattr(shutil, "which", lambda name: name if name in installed.split() else None)
     monkeypatch.setattr(Path, "is_file", lambda path: True)  # Python.h
-    assert compiling_pays("cuda", runs * GPU_COMPILE_PAYS_FLOPS) == (expected.endswith(" was found"), expected)
+    assert compiling_pays("cuda", runs * GPU_COMPILE_PAYS_FLOPS, precision="bf16") == (
+        expected.endswith(" was found"),
+        expected,
+    )
 
 
 def test_only_on_a_cpu_are_random_numbers_kept_from_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
