@@ -190,7 +190,7 @@ def compiler_of(device: str) -> tuple[bool, str]:
         language, package, gain = "C", "gcc", "faster steps"
         names = [chosen] if (chosen := os.environ.get("CC")) else ["gcc", "clang"]
     else:  # the one that torch looks for
-        language, package, gain = "C++", "g++", "about a third more speed"
+        language, package, gain = "C++", "g++", "up to a quarter more speed"
         names = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
     if (compiler := next(filter(shutil.which, names), None)) is None:
         where = f" (CXX={names[0]})" if not on_gpu and "CXX" in os.environ else ""
