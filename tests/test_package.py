@@ -125,6 +125,8 @@ OPEN = ["", "model.num_experts=4", "data.path=my_experiment.txt", "'data.path=an
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 @pytest.mark.parametrize("given", FIXED + OPEN)
 def test_make_train_has_a_budget_unless_a_word_of_args_fixes_the_steps_or_trains_nothing(given: str) -> None:
-    printed = subprocess.run(["make", "-n", "train", f"ARGS={given}"], cwd=ROOT, capture_output=True, text=True)
+    printed = subprocess.run(
+        ["make", "--no-print-directory", "-n", "train", f"ARGS={given}"], cwd=ROOT, capture_output=True, text=True
+    )
     words = shlex.split(printed.stdout.splitlines()[-1])
     assert words[1:] == ["-m", "switch_lm.train", *["trainer.budget=5m"] * (given in OPEN), *shlex.split(given)]

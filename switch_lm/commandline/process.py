@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-BEGAN = time.monotonic()  # about when the process did: commands import this first
+BEGAN = time.monotonic()  # about a second after the process did: training imports Hydra before
 
 
 def keep_freed_memory() -> None:

@@ -28,4 +28,6 @@ def in_words(seconds: float) -> str:
     """Rounded to what a reader can use: 20 s, 14 minutes, 2.5 hours."""
     if seconds < 120:
         return f"{max(1.0, seconds):.0f} s"
+    if seconds < 600:
+        return f"{seconds / 60:.1f} minutes".replace(".0 ", " ")
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -75,7 +75,8 @@ COMBINATIONS: list[Row] = [
         "trainer.budget",
         lambda c: c.trainer.budget is None or c.resume is None,
         "cannot be used with resume, which does the steps that the run has left",
-        "leave it out; `python -m switch_lm.train --plan resume=NAME` says how long they take here",
+        "leave it out, and give the keys that the run's line 'to repeat this run' names, as its config.yaml has them; "
+        "`python -m switch_lm.train --plan resume=NAME KEYS` says how long they take here",
     ),
 ]
 

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from switch_lm.model import devices
-from switch_lm.model.experts import computes_plainly
 
 ROTARY_BASE = 10_000.0  # RoFormer (Su et al., 2021)
 
@@ -40,7 +39,7 @@ def rotary_table(num_positions: int, width: int) -> tuple[Tensor, Tensor]:
 def rotate(x_BHSW: Tensor, cos_SW: Tensor, sin_SW: Tensor) -> Tensor:
     """Rotates each pair (i, i + W/2) by the angle of its position (RoFormer, eq. 34); pairs as in GPT-NeoX."""
     cos_SW, sin_SW = cos_SW.to(x_BHSW.dtype), sin_SW.to(x_BHSW.dtype)
-    if computes_plainly(x_BHSW):
+    if devices.computes_plainly(x_BHSW):
         y_BHSW: Tensor = _Rotation.apply(x_BHSW, cos_SW, sin_SW)  # type: ignore[no-untyped-call]
         return y_BHSW
     a, b = x_BHSW.chunk(2, dim=-1)
@@ -78,7 +77,7 @@ def causal_attention(q_BHSW: Tensor, k_BHSW: Tensor, v_BHSW: Tensor) -> Tensor:
     Source: Vaswani et al., 2017, eq. 1.
     """
     num_queries, num_keys = q_BHSW.shape[2], k_BHSW.shape[2]
-    fused = not devices.is_cpu(q_BHSW.device) or computes_plainly(q_BHSW)
+    fused = not devices.is_cpu(q_BHSW.device) or devices.computes_plainly(q_BHSW)
     if fused and num_queries == num_keys > 1:
         return F.scaled_dot_product_attention(q_BHSW, k_BHSW, v_BHSW, is_causal=True)
     score_BHSS = (q_BHSW * q_BHSW.shape[-1] ** -0.5) @ k_BHSW.transpose(-2, -1)
@@ -103,7 +102,7 @@ class Attention(nn.Module):
         """Output (B, S, D). `rotation`: cosines and sines (S, W/2) of these positions, or None to rotate nothing."""
         B, S, D = x_BSD.shape
         qkv = self.qkv(x_BSD).view(B, S, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # three of (B, H, S, W)
-        if computes_plainly(x_BSD):  # whose gradients are then put together once
+        if devices.computes_plainly(x_BSD):  # the three gradients are then joined in one copy
             q, k, v = qkv.unbind()
             q, k = (q, k) if rotation is None else (rotate(q, *rotation), rotate(k, *rotation))
         else:

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 CACHE_BYTES = 2**20  # of a core: what the hidden layer of a piece may take for each thread
+LEAST_ROWS = 256  # of a piece of a wide layer, whose matrices are read again for each
 MOST_PADDING = 64  # empty rows that an expert gets at most, to be multiplied beside others
 
 
@@ -78,12 +80,12 @@ _ACTIVATIONS = {
 class _Rows:
     """The pieces of a call, and which row of the input (N, D) each of their rows holds."""
 
-    def __init__(self, x_ND: Tensor, width: int, choice_N: Tensor | None, end_E: Tensor) -> None:
-        self.number, self.choice_N, threads = x_ND.shape[0], choice_N, torch.get_num_threads()
+    def __init__(self, x_ND: Tensor, width: int, choice_N: Tensor | None, end_E: Tensor, threads: int) -> None:
+        self.number, self.choice_N = x_ND.shape[0], choice_N
         ends = end_E.tolist()
         self.loads = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         self.starts = [end - load for load, end in zip(self.loads, ends, strict=True)]
-        most = max(1, CACHE_BYTES * threads // (width * x_ND.element_size()))
+        most = max(LEAST_ROWS, CACHE_BYTES * threads // (width * x_ND.element_size()))
         self.pieces = pieces(self.loads, most_rows=most, side_by_side=threads > 1)
         self.number_of_hidden = self.pieces[-1].hidden.stop if self.pieces else 0
         self.largest = max((piece.hidden.stop - piece.hidden.start for piece in self.pieces), default=0)
@@ -102,7 +104,7 @@ class _Rows:
         return self.choice_N[row_GC].masked_fill_(slot_C >= load_G1, self.number).flatten()
 
     def read(self, x_ND: Tensor, source: slice | Tensor, piece: Piece) -> Tensor:
-        """Those rows (G, C, D). An empty one holds the last row."""
+        """Those rows (G, C, D). An empty one holds the input's last row, which must be finite."""
         x_PD = x_ND[source] if isinstance(source, slice) else x_ND.index_select(0, source.clamp(max=x_ND.shape[0] - 1))
         return x_PD.view(-1, piece.rows, x_ND.shape[1])
 
@@ -121,11 +123,11 @@ def _write(y_ND: Tensor, source: slice | Tensor, value_GCD: Tensor) -> None:
 
 def _forward(
     x_ND: Tensor, w_in_EDF: Tensor, w_out_EFD: Tensor, choice_N: Tensor | None, end_E: Tensor, activation: str,
-    *, keep: bool = True, hidden_rows: int | None = None,
+    threads: int, *, keep: bool = True, hidden_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The output (N, D), and what the backward pass needs of the hidden layer, in at least `hidden_rows`."""
     width = w_in_EDF.shape[2]
-    rows, act = _Rows(x_ND, width, choice_N, end_E), _ACTIVATIONS[activation]
+    rows, act = _Rows(x_ND, width, choice_N, end_E, threads), _ACTIVATIONS[activation]
     y_ND = rows.output(x_ND)
     kept_PF = x_ND.new_empty(hidden_rows or (rows.number_of_hidden if keep else rows.largest), width)
     for piece in rows.pieces:
@@ -139,11 +141,11 @@ def _forward(
 
 def _backward(
     grad_ND: Tensor, x_ND: Tensor, w_in_EDF: Tensor, w_out_EFD: Tensor, choice_N: Tensor | None, end_E: Tensor,
-    kept_PF: Tensor, activation: str,
+    kept_PF: Tensor, activation: str, threads: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of the input and of both stacks."""
     width = w_in_EDF.shape[2]
-    rows, act = _Rows(x_ND, width, choice_N, end_E), _ACTIVATIONS[activation]
+    rows, act = _Rows(x_ND, width, choice_N, end_E, threads), _ACTIVATIONS[activation]
     grad_x_ND, grad_in_EDF, grad_out_EFD = rows.output(x_ND), torch.empty_like(w_in_EDF), torch.empty_like(w_out_EFD)
     if choice_N is not None:
         grad_ND = torch.cat([grad_ND, grad_ND.new_zeros(1, grad_ND.shape[1])])  # empty rows have none
@@ -180,22 +182,26 @@ class _Eager(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         y_ND, kept_PF = _forward(*inputs)
         ctx.save_for_backward(*inputs[:5], kept_PF)
-        ctx.activation = inputs[5]
+        ctx.how = inputs[5:]
         return y_ND
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, kept_PF = ctx.saved_tensors
-        grads = _backward(grad_ND, x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, kept_PF, ctx.activation)
-        return *grads, None, None, None
+        grads = _backward(grad_ND, x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, kept_PF, *ctx.how)
+        return *grads, None, None, None, None
 
 
-# For compiled code the same is one operation, with shapes that do not depend on the router.
+# For compiled code the same is one operation, with shapes that do not depend on the router. Its last output is the
+# number of threads, which says how the rows were cut: the compiler cannot ask for it.
 @torch.library.custom_op("switch_lm::feed_forward", mutates_args=())
 def _operation(
     x_ND: Tensor, w_in_EDF: Tensor, w_out_EFD: Tensor, choice_N: Tensor | None, end_E: Tensor, activation: str
-) -> tuple[Tensor, Tensor]:
-    return _forward(x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, activation, hidden_rows=_most_rows(x_ND, w_in_EDF))
+) -> tuple[Tensor, Tensor, Tensor]:
+    threads, rows = torch.get_num_threads(), _most_rows(x_ND, w_in_EDF)
+    outputs = _forward(x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, activation, threads, hidden_rows=rows)
+    return *outputs, torch.tensor(threads)
 
 
 def _most_rows(x_ND: Tensor, w_in_EDF: Tensor) -> int:
@@ -206,14 +212,15 @@ def _most_rows(x_ND: Tensor, w_in_EDF: Tensor) -> int:
 @torch.library.custom_op("switch_lm::feed_forward_backward", mutates_args=())
 def _operation_backward(
     grad_ND: Tensor, x_ND: Tensor, w_in_EDF: Tensor, w_out_EFD: Tensor, choice_N: Tensor | None, end_E: Tensor,
-    kept_PF: Tensor, activation: str,
+    kept_PF: Tensor, threads: Tensor, activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _backward(grad_ND, x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, kept_PF, activation)
+    return _backward(grad_ND, x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, kept_PF, activation, int(threads))
 
 
 @_operation.register_fake
 def _(x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, activation):  # type: ignore[no-untyped-def]
-    return torch.empty_like(x_ND), x_ND.new_empty(_most_rows(x_ND, w_in_EDF), w_in_EDF.shape[2])
+    kept_PF = x_ND.new_empty(_most_rows(x_ND, w_in_EDF), w_in_EDF.shape[2])
+    return torch.empty_like(x_ND), kept_PF, torch.empty((), dtype=torch.long)
 
 
 @_operation_backward.register_fake
@@ -221,12 +228,12 @@ def _(grad_ND, x_ND, w_in_EDF, w_out_EFD, *others):  # type: ignore[no-untyped-d
     return torch.empty_like(x_ND), torch.empty_like(w_in_EDF), torch.empty_like(w_out_EFD)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:5], output[1])
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:5], *output[1:])
     ctx.activation = inputs[5]
 
 
-def _of_operation(ctx: Any, grad_ND: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _of_operation(ctx: Any, grad_ND: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     return *_operation_backward(grad_ND, *ctx.saved_tensors, ctx.activation), None, None, None
 
 
@@ -240,9 +247,9 @@ def feed_forward(
 
     `choice_N`: the rows, sorted by expert, those of expert e before place `end_E[e]`; None: all, in their order.
     """
-    inputs = x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, activation
     if torch.compiler.is_compiling():
-        return _operation(*inputs)[0]
+        return _operation(x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, activation)[0]
+    inputs = x_ND, w_in_EDF, w_out_EFD, choice_N, end_E, activation, torch.get_num_threads()
     if not torch.is_grad_enabled():
         return _forward(*inputs, keep=False)[0]
     y_ND: Tensor = _Eager.apply(*inputs)  # type: ignore[no-untyped-call]

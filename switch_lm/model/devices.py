@@ -85,6 +85,16 @@ def is_cpu(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def in_full_precision(x: Tensor) -> bool:
+    """Whether products of `x` run on a CPU, and not in bf16."""
+    return is_cpu(x.device) and not torch.is_autocast_enabled("cpu") and x.dtype in (torch.float32, torch.float64)
+
+
+def computes_plainly(x: Tensor) -> bool:
+    """The same, in eager mode, where reading and writing between two operations costs time."""
+    return in_full_precision(x) and not torch.compiler.is_compiling()
+
+
 def multiplies_groups(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `torch.nn.functional.grouped_mm` is one kernel there, without a read of the offsets."""
     if device.type != "cuda" or dtype != torch.bfloat16 or not hasattr(F, "grouped_mm"):

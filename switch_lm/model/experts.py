@@ -33,8 +33,8 @@ class FeedForward(nn.Module):
         self.activation, self.activation_name = ACTIVATIONS[activation], activation
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        x_TD = x_BSD.flatten(0, -2)
-        if computes_plainly(x_BSD) and len(x_TD) > 1:
+        x_TD = x_BSD.flatten(0, -2) if x_BSD.dim() > 1 else x_BSD[None]
+        if devices.computes_plainly(x_BSD) and len(x_TD) > 1:
             w_in_1DF, w_out_1FD = self.w_in.weight.T[None], self.w_out.weight.T[None]
             end_1 = torch.tensor([len(x_TD)])
             return feed_forward(x_TD, w_in_1DF, w_out_1FD, None, end_1, activation=self.activation_name).view_as(x_BSD)
@@ -59,7 +59,7 @@ class Experts(nn.Module):
 
     def computes_cached(self, x_ND: Tensor) -> bool:
         """Whether `cached` does this: on a CPU in full precision, and without random numbers in the middle."""
-        return in_full_precision(x_ND) and not (self.training and self.dropout.rate)
+        return devices.in_full_precision(x_ND) and not (self.training and self.dropout.rate)
 
     def cached(self, x_ND: Tensor, choice_N: Tensor, end_E: Tensor) -> Tensor:
         """Each row through its expert (N, D), 0 where it has none. `choice_N` are the rows in order of their expert."""
@@ -90,17 +90,6 @@ class Experts(nn.Module):
         h_NF = self.activation(_RaggedProduct.apply(x_ND.to(dtype), self.w_in_EDF.to(dtype), pieces))  # type: ignore[no-untyped-call]
         y_ND: Tensor = _RaggedProduct.apply(self.dropout(h_NF).to(dtype), self.w_out_EFD.to(dtype), pieces)  # type: ignore[no-untyped-call]
         return y_ND
-
-
-def in_full_precision(x: Tensor) -> bool:
-    """Whether products of `x` run on a CPU, and not in bf16."""
-    cpu = devices.is_cpu(x.device) and not torch.is_autocast_enabled("cpu")
-    return cpu and x.dtype in (torch.float32, torch.float64)
-
-
-def computes_plainly(x: Tensor) -> bool:
-    """The same, and not compiled: there it counts what is read and written between two steps."""
-    return in_full_precision(x) and not torch.compiler.is_compiling()
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from switch_lm.model.experts import computes_plainly
+from switch_lm.model import devices
 
 
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension (..., D) (Zhang and Sennrich, 2019, eq. 4)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not computes_plainly(x) or not torch.is_grad_enabled():
+        if not devices.computes_plainly(x) or x.dim() < 2 or not torch.is_grad_enabled():
             return super().forward(x)
         epsilon = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         y: Tensor = _Normalized.apply(x, self.weight, epsilon)  # type: ignore[no-untyped-call]

@@ -105,8 +105,9 @@ class SwitchFeedForward(nn.Module):
     def _by_experts(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """Each assignment's expert on its input (N, D); finite, and otherwise anything, where it is dropped.
 
-        With a capacity each expert gets its slots, whose number does not depend on the router. Where torch multiplies
-        groups well, experts get rows of their own instead, if there is no capacity or if it would leave many empty.
+        In full precision on a CPU only kept choices are computed. Elsewhere, with a capacity, each expert gets its
+        slots, whose number does not depend on the router. Where torch multiplies groups well, experts get rows of their
+        own instead, if there is no capacity or if it would leave many empty.
         """
         if self.experts.computes_cached(x_ND):
             rows = ExpertRows.packed(routing)

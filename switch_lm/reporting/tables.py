@@ -242,7 +242,8 @@ def computation_table(study: Study) -> Table:
         ("Variant", *(kind.replace("_", " ").capitalize() for kind in WORK), *totals),
         tuple(rows),
         "Matrix products; a multiply-add is 2. The kinds: MFLOP per token in the forward pass of training, all layers. "
-        "Of the experts' slots, useful ones hold a token, padded ones are empty and executed all the same; dropped is "
-        "what the dropped choices would have cost and is not executed. The backward pass takes twice that. Training: "
-        "forward and backward of the whole run. The optimizer's products (Muon) come on top and are in no picture.",
+        "Of the experts' slots, useful ones hold a token, padded ones are empty and executed all the same, but for "
+        "float32 on a CPU; dropped is what the dropped choices would have cost and is not executed. The backward pass "
+        "takes twice that. Training: forward and backward of the whole run. The optimizer's products (Muon) come on "
+        "top and are in no picture.",
     )

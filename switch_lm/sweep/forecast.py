@@ -1,5 +1,6 @@
 """What `train --plan` prints of a sweep: its jobs, and how long each and all of them take here."""
 
+import math
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -60,7 +61,7 @@ def print_times(plan: Plan, jobs: Sequence[Job], *, notes: Sequence[str]) -> Non
         print(f"  ... {plan['num_jobs']:,} jobs in all")
     left = [takes for takes, is_done in zip(seconds, done, strict=True) if not is_done]
     number = len(left) if len(jobs) == plan["num_jobs"] else plan["num_jobs"]
-    total = start + number * sum(left) / max(1, len(left)) / plan["side_by_side"]
+    total = start + math.ceil(number / plan["side_by_side"]) * sum(left) / max(1, len(left))
     side = f", {plan['side_by_side']} at a time" if plan["side_by_side"] > 1 else ""
     how = "a step of the first job was timed, and the others follow by their matrix products"
     print(

@@ -14,7 +14,7 @@ from switch_lm.training.pace import COMPILING, Trial
 from switch_lm.training.prepare import Training
 
 LADDER = (200, 300, 400, 600, 800, 1000, 1200, 1500, 1800, 2500, 3600, 5200, 7500, 10500, 15600)
-MOST_OVER = 1.35  # times the budget
+MOST_OVER = 1.25  # times the budget
 RISE = 20  # a warm-up is kept to one step of so many, if it was no longer
 MOST_TIMED = 8.0  # seconds of steps
 
@@ -58,7 +58,7 @@ def within_budget(training: Training, *, compiles: bool = True) -> Config:
     plans = {steps: scaled(config, steps) for steps in lengths(config.trainer.max_steps)}
     work = run_ledger(replace(config, trainer=replace(config.trainer, max_steps=1)), vocab_size=training.vocab_size)
     compiled = {steps: detect(plan, training_flops=work.training * steps).compile for steps, plan in plans.items()}
-    trial, timed = Trial(training), min(MOST_TIMED, limit / 40)
+    trial, timed = Trial(training), min(MOST_TIMED, max(1.0, limit / 40))
     pace = trial.eager(seconds=timed)
 
     def seconds(*, compiling: float | None = None) -> dict[int, float]:
@@ -81,7 +81,9 @@ def _say(training: Training, chosen: Config, seconds: float, limit: float) -> No
     here = f"about {in_words(seconds)} here ({seconds:.0f} s)" if seconds >= 120 else f"about {in_words(seconds)} here"
     line = f"{steps:,} of {whole:,} steps: {here}"
     if steps == whole and seconds <= limit:
-        line = f"all {whole:,} steps take {here}: it ends before trainer.budget={budget}, without which it runs alike"
+        line = (
+            f"all {whole:,} steps take {here}: less than trainer.budget={budget}, so the run is the same as without it"
+        )
     elif seconds > MOST_OVER * limit:
         line = f"even {steps:,} steps take {here}, more than trainer.budget={budget}"
     training.console.print(line, highlight=False)

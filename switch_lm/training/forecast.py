@@ -8,8 +8,10 @@ import torch
 from switch_lm.config.durations import in_words
 from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import run_ledger
+from switch_lm.text.windows import fixed_windows
+from switch_lm.training.budget import LADDER
 from switch_lm.training.hardware import detect
-from switch_lm.training.pace import Pace, Trial
+from switch_lm.training.pace import Pace, Trial, settling
 from switch_lm.training.prepare import Training
 from switch_lm.training.summary import print_plan
 
@@ -29,8 +31,9 @@ def show_plan(training: Training) -> None:
 def line(training: Training, seconds_left: float) -> str:
     """How long the command takes, from what is left of it."""
     seconds, run = time.monotonic() - training.started + seconds_left, training.run
-    hint = "; trainer.budget=5m would end sooner" if seconds > LONG else ""
-    return f"about {in_words(seconds)} on this machine" + hint * (run.resumes_from is None and run.sweep is None)
+    shorter = training.config.trainer.max_steps > LADDER[0] and run.resumes_from is None and run.sweep is None
+    hint = "; trainer.budget=5m would end sooner" if seconds > LONG and shorter else ""
+    return f"about {in_words(seconds)} on this machine{hint}"
 
 
 def line_for(training: Training) -> Callable[[float], str] | None:
@@ -42,12 +45,18 @@ def say_before_compiling(training: Training) -> None:
     """By eager passes that leave nothing: all noise of a step is seeded by its number."""
     if training.again or not _compiles_first(training) or training.console.quiet:
         return
-    module, bf16 = training.module, training.hardware.precision == "bf16"
+    module, data, bf16 = training.module, training.data, training.hardware.precision == "bf16"
+    ids_BS, target_BS = fixed_windows(
+        data.training_ids, context_length=data.context_length, num_windows=data.batch_size
+    )
     with torch.random.fork_rng([]), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         for _ in range(2):  # the first one is slower
             began = time.perf_counter()
-            module.warm_up()
+            losses = module.losses(ids_BS, target_BS)
+            losses.total.backward()
+            module.zero_grad()
             seconds = time.perf_counter() - began
+    seconds *= settling(training, [losses.routings])
     left = Pace.of_pass(seconds, training).seconds(training.config, compiles=True, done=training.first_step)
     training.console.print(line(training, left), highlight=False)
 
@@ -88,7 +97,8 @@ def of_each(training: Training, configs: Sequence[Config]) -> tuple[float, list[
 
 def estimate(spent: float, parts: Mapping[str, float], *, compiles: bool) -> str:
     """`spent`: seconds before the run's first step, which are as many in the run itself."""
-    total = spent + sum(parts.values())
+    parts = {"starting": spent, **parts}
+    total = sum(parts.values())
     named = [f"{in_words(seconds)} for {name}" for name, seconds in parts.items() if seconds > 0.05 * total]
     how = " (compiled steps are estimated from eager ones)" if compiles else ""
     return f"about {in_words(total)} on this machine, of them {', '.join(named)}{how}"

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -11,9 +11,12 @@ import torch
 from switch_lm.config.schema import Config
 from switch_lm.generation.sampling import generate
 from switch_lm.measure.evaluation import EvaluationTally, evaluate
+from switch_lm.measure.ledger import run_ledger
 from switch_lm.measure.router_health import router_health
 from switch_lm.measure.scoring import character_by_character
+from switch_lm.measure.tallies import DropTally
 from switch_lm.model.transformer import evaluating
+from switch_lm.routers.routing import Routing
 from switch_lm.text.windows import fixed_windows
 from switch_lm.training.callbacks.progress import FORWARD
 from switch_lm.training.callbacks.router_watch import RouterWatch
@@ -27,6 +30,8 @@ from switch_lm.training.prepare import Training
 COMPILED = {"fp32": 0.9, "bf16": 0.8}  # the seconds of a compiled step over those of an eager one
 OPTIMIZER = 1.16  # the seconds of a step over those of its passes
 AROUND = 1.03  # the seconds of a step in a run, with Lightning and the log, over its own
+# A step's time grows by half as much as its products: 10 % where spread loads have 22 % more of them than new routers'.
+OF_PRODUCTS = 0.5
 COMPILING = 30.0  # seconds, where nothing is cached
 AGAIN = 0.1  # a second compilation in a process, over its first: 1.5 s after 31, or 1.2 after 4 from a cache
 WRITTEN = 1e9  # bytes of checkpoints per second
@@ -86,6 +91,21 @@ class Pace:
         return replace(self, **scaled)
 
 
+def settling(training: Training, routings: Sequence[tuple[Routing, ...]]) -> float:
+    """How many times as long a step takes once the routers have spread their load, from micro-batches with new ones.
+
+    In float32 a CPU computes only the choices that are kept, and new routers drop a third.
+    """
+    drops = DropTally(training.config.model.num_switch_layers)
+    for of_batch in routings:
+        drops.add(of_batch)
+    if training.hardware.device != "cpu" or training.hardware.precision == "bf16" or not any(drops.kept_L):
+        return 1.0
+    now = run_ledger(training.config, vocab_size=training.vocab_size, selected_L=drops.selected_L, kept_L=drops.kept_L)
+    later = run_ledger(training.config, vocab_size=training.vocab_size)
+    return 1.0 + OF_PRODUCTS * max(0.0, later.useful_per_step / now.useful_per_step - 1.0)
+
+
 class Trial:
     """Times the pieces of a run on its module, which must not be trained afterwards. Random state changes too."""
 
@@ -93,6 +113,7 @@ class Trial:
         self.training, self.device = training, torch.device(training.hardware.device)
         self.module, self.config, self.number = training.module.to(self.device), training.config, 0
         self.optimizer = self.module.configure_optimizers()["optimizer"]
+        self.routings: list[tuple[Routing, ...]] = []  # of all steps
         data = training.data
         self.batches = TrainingBatches(
             data.training_ids, batch_size=data.batch_size, context_length=data.context_length, seed=data.seed
@@ -101,6 +122,7 @@ class Trial:
     def eager(self, *, seconds: float) -> Pace:
         """Everything but compiling, of which nothing is known yet. The steps are timed for about so long."""
         step, config = self._mean(self._step, seconds), self.config
+        step *= settling(self.training, self.routings)
         pace = Pace.of_pass(
             FORWARD * step if step > SLOW else step / OPTIMIZER / config.trainer.accumulate, self.training
         )
@@ -121,7 +143,8 @@ class Trial:
         compile_blocks(self.module.model)
         try:
             first = self._seconds(self._step)
-            return replace(pace, compiled_step=self._mean(self._step, seconds), compiling=AGAIN * first)
+            step = self._mean(self._step, seconds) * settling(self.training, self.routings)
+            return replace(pace, compiled_step=step, compiling=AGAIN * first)
         except Exception:  # the compiler's errors share no base class: the run says what is wrong, and does without
             return replace(pace, compiled_step=pace.step, compiling=0.0)
 
@@ -134,6 +157,7 @@ class Trial:
             (done["loss"] / accumulate).backward()
             routings.append(done["routings"])
             self.number += 1
+        self.routings += routings
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optim.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -142,12 +166,12 @@ class Trial:
                 router.after_step(of_step)
 
     def _as_in_a_run(self) -> AbstractContextManager[object]:
-        """Just so: the compiler looks at it, and would compile the run's steps anew."""
+        """Exactly as in a run: otherwise the run's steps would be compiled again."""
         bf16 = self.training.hardware.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
     def _batch(self) -> float:
-        model, config, tally = self.config.model, self.config, EvaluationTally()
+        model, config = self.config.model, self.config
         ids = self.training.data.validation_ids[: 2 * config.data.batch_size * model.context_length + 1]
         for tally in (EvaluationTally(), EvaluationTally()):  # the first call is slower
             evaluate(

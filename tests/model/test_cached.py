@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
-from switch_lm.model import cached
+from switch_lm.model import cached, experts
 from switch_lm.model.attention import rotary_table, rotate
 from switch_lm.model.cached import Piece, feed_forward, pieces
 from switch_lm.model.norm import RMSNorm
@@ -66,6 +66,7 @@ def test_experts_in_pieces_equal_a_loop_over_experts(
 ) -> None:
     """`left_out` rows have no expert: their output is 0."""
     monkeypatch.setattr(cached, "CACHE_BYTES", 8 * 6 * 50)  # 50 rows
+    monkeypatch.setattr(cached, "LEAST_ROWS", 1)
     torch.manual_seed(0)
     number = sum(loads) + left_out
     x_ND = torch.randn(number, 4, dtype=torch.float64, requires_grad=True)
@@ -85,6 +86,26 @@ def test_experts_in_pieces_equal_a_loop_over_experts(
         torch.testing.assert_close(have, torch.zeros_like(weight) if should is None else should)
     with torch.no_grad():
         assert torch.equal(feed_forward(*over, choice_N, end_E, activation=activation), got_ND)
+
+
+def test_gradients_do_not_depend_on_threads_that_change_between_the_passes() -> None:
+    torch.manual_seed(0)
+    over = [torch.randn(shape, requires_grad=True) for shape in ((200, 4), (4, 4, 6), (4, 6, 4))]
+    before, end_E, grads = torch.get_num_threads(), torch.tensor([70, 75, 140, 200]), []
+    try:
+        for of_forward, of_backward in ((1, 1), (2, 1), (1, 2)):
+            torch.set_num_threads(of_forward)
+            y_ND = feed_forward(over[0], over[1], over[2], torch.arange(200), end_E, activation="relu")
+            torch.set_num_threads(of_backward)
+            grads.append(torch.autograd.grad(y_ND.sum(), over))
+    finally:
+        torch.set_num_threads(before)
+    for other in grads[1:]:
+        torch.testing.assert_close(other, grads[0])
+
+
+def test_every_activation_of_a_feed_forward_can_be_computed_in_pieces() -> None:
+    assert set(cached._ACTIVATIONS) == set(experts.ACTIVATIONS)
 
 
 def test_compiled_a_layer_is_one_graph_for_all_loads_and_gives_the_same_bits() -> None:

@@ -12,12 +12,15 @@ from unittest.mock import Mock
 
 import copied_process
 import pytest
+import torch
 from compare import same
 from conftest import folder_of
 
 from switch_lm.config.durations import in_words, seconds_of
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config, TrainerConfig
+from switch_lm.model.config import ModelConfig
+from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.optim.options import MuonOptions
 from switch_lm.storage import checkpoint
 from switch_lm.storage.run_folder import Stopped
@@ -77,7 +80,7 @@ def test_a_shorter_run_has_as_many_validations_and_a_warm_up_in_proportion(recip
     ("seconds", "chosen"),
     [
         ({200: 100, 300: 150, 400: 200}, 400),  # all fits
-        ({200: 100, 300: 250, 400: 380}, 400),  # 1.27 x is nearer than 1.2 x
+        ({200: 100, 300: 250, 400: 380}, 400),  # 380 is 1.20 x the budget, and 250 is 1 / 1.26 of it
         ({200: 250, 300: 400, 400: 500}, 200),
         ({200: 305, 300: 400, 400: 500}, 200),
         ({200: 500, 300: 700, 400: 900}, 200),  # not even these fit
@@ -104,6 +107,19 @@ def test_a_run_takes_its_steps_validations_measurements_and_checkpoints() -> Non
 
 def last(config: Config) -> dict[str, Any]:
     return checkpoint.read(folder_of(config) / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.parametrize(("precision", "times"), [("fp32", 1.35), ("bf16", 1.0)])
+def test_in_float32_a_step_takes_longer_once_routers_keep_all_choices(precision: str, times: float) -> None:
+    """Nearly all of the model are experts, and half of the choices are kept: half of twice the products counts."""
+    config = Config(model=ModelConfig(num_layers=1, num_experts=2, d_ff=128 * 64, context_length=8))
+    hardware = SimpleNamespace(device="cpu", precision=precision)
+    training: Any = SimpleNamespace(config=config, vocab_size=10, hardware=hardware)
+    with torch.no_grad():
+        layer = SwitchFeedForward(d_model=8, d_ff=8, num_experts=2, capacity_factor=1.0).train()
+        torch.as_tensor(layer.router.w_DE).zero_()
+        routing = layer(torch.ones(1, 8, 8))[1]  # all to the first expert, which has half of the slots
+    assert pace.settling(training, [(routing,)]) == pytest.approx(times, rel=0.12)
 
 
 def test_a_budget_gives_the_run_with_the_keys_that_it_prints(config: Config, monkeypatch: Patch, capsys: Any) -> None:
@@ -203,7 +219,8 @@ def test_a_plan_of_a_resumed_run_counts_what_is_left(config: Config, monkeypatch
     ],
 )
 def test_a_long_run_that_can_be_shorter_names_the_budget(seconds: float, run: dict[str, Any], said: str) -> None:
-    training: Any = SimpleNamespace(started=time.monotonic(), run=Mock(**{"resumes_from": None, "sweep": None} | run))
+    of_run = Mock(**{"resumes_from": None, "sweep": None} | run)
+    training: Any = SimpleNamespace(started=time.monotonic(), run=of_run, config=Config())
     assert forecast.line(training, seconds) == said
 
 
