@@ -74,9 +74,9 @@ COMBINATIONS: list[Row] = [
     (
         "trainer.budget",
         lambda c: c.trainer.budget is None or c.resume is None,
-        "cannot be used with resume, which does the steps that the run has left",
-        "leave it out, and give the keys that the run's line 'to repeat this run' names, as its config.yaml has them; "
-        "`python -m switch_lm.train --plan resume=NAME KEYS` says how long they take here",
+        "cannot be used with resume, which trains the steps that are left",
+        "leave it out, and give the keys from the run's 'to repeat this run' line (its config.yaml has them too); "
+        "`python -m switch_lm.train --plan resume=NAME KEYS` says how long the remaining steps take here",
     ),
 ]
 
@@ -88,9 +88,9 @@ def budget_of_job(config: Config) -> str | None:
     """Why a job of a sweep cannot have the budget that it has; None if it has none."""
     if config.trainer.budget is None:
         return None
-    rule = "cannot be used in a sweep, whose jobs are compared at the steps that are configured"
+    rule = "cannot be used in a sweep: its jobs are compared at the configured number of steps"
     fix = (
-        "leave it out, or set trainer.max_steps; `python -m switch_lm.train --plan -m ...` says how long they take here"
+        "leave it out, or set trainer.max_steps; `python -m switch_lm.train --plan -m ...` says how long the jobs take"
     )
     return f"trainer.budget={config.trainer.budget}: {rule}; {fix}"
 

@@ -88,8 +88,8 @@ class TrainerConfig:
     budget: str | None = key(
         None,
         "About how long the command may take here (5m, 1h30m, 00:05:00): a few steps are timed, and max_steps is "
-        "chosen, at most the configured one, with val_every and optim.warmup_steps to match. The run stores these and "
-        "no budget. null: the steps as configured.",
+        "chosen, at most the configured one, with val_every and optim.warmup_steps to match. The run stores these "
+        "keys, not the budget. null: the steps as configured.",
         A_TIME,
         changes_result=False,
     )

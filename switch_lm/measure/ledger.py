@@ -2,8 +2,8 @@
 
 A multiply-add is 2 FLOPs, as in `torch.utils.flop_counter`, whose count in eager mode in bf16 on a CPU this equals.
 Everything that is executed counts, useful or not, such as empty capacity slots and the masked half of the attention
-scores; `useful_per_step` leaves those out. It depends on the configuration alone: in float32 a CPU leaves out nearly
-all empty slots too (`model.cached`).
+scores; `useful_per_step` leaves those out. The count does not depend on the machine, even though a CPU skips nearly
+all empty slots in float32 (`model.cached`).
 """
 
 from collections.abc import Sequence

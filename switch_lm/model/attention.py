@@ -72,8 +72,8 @@ def _rotated(x_BHSW: Tensor, cos_SW: Tensor, sin_SW: Tensor) -> Tensor:
 def causal_attention(q_BHSW: Tensor, k_BHSW: Tensor, v_BHSW: Tensor) -> Tensor:
     """softmax(q k' / sqrt(W)) v (B, H, S, W), masked so that no query sees a later key; the last ones are aligned.
 
-    Compiled or in bf16 on a CPU the products are written out: the backward pass of the fused kernel is several times
-    slower in bf16, and a compiled softmax is as fast.
+    On a CPU the products are written out in bf16 and in compiled code: the backward pass of the fused kernel is
+    several times slower in bf16, and a compiled softmax is as fast.
     Source: Vaswani et al., 2017, eq. 1.
     """
     num_queries, num_keys = q_BHSW.shape[2], k_BHSW.shape[2]

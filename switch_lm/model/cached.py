@@ -1,6 +1,6 @@
 """Feed-forwards on a CPU, piece by piece: what lies between the two matrices stays in the processor's cache.
 
-Only rows that hold a token are multiplied. Otherwise the hidden layer of all tokens, tens of megabytes, is read and
+Hardly any empty rows are multiplied. Without pieces, the hidden layer of all tokens, tens of megabytes, is read and
 written for each step of an activation and its gradient: that took a fifth of a float32 training step. Threads share one
 small product badly, so experts with few rows are multiplied side by side, padded to the longest of them.
 """
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-CACHE_BYTES = 2**20  # of a core: what the hidden layer of a piece may take for each thread
-LEAST_ROWS = 256  # of a piece of a wide layer, whose matrices are read again for each
+CACHE_BYTES = 2**20  # per thread: how much of a core's cache the hidden layer of a piece may fill
+LEAST_ROWS = 256  # the limit of a piece's rows is at least this: each piece reads the matrices again
 MOST_PADDING = 64  # empty rows that an expert gets at most, to be multiplied beside others
 
 

@@ -58,7 +58,7 @@ class Experts(nn.Module):
         return _batched(self.dropout(self.activation(_batched(x_ECD, self.w_in_EDF))), self.w_out_EFD)
 
     def computes_cached(self, x_ND: Tensor) -> bool:
-        """Whether `cached` does this: on a CPU in full precision, and without random numbers in the middle."""
+        """Whether to use `cached`: on a CPU in full precision, and without dropout between the matrices."""
         return devices.in_full_precision(x_ND) and not (self.training and self.dropout.rate)
 
     def cached(self, x_ND: Tensor, choice_N: Tensor, end_E: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ class SwitchFeedForward(nn.Module):
     def _by_experts(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """Each assignment's expert on its input (N, D); finite, and otherwise anything, where it is dropped.
 
-        In full precision on a CPU only kept choices are computed. Elsewhere, with a capacity, each expert gets its
+        In full precision on a CPU hardly any empty slots are computed. Elsewhere, with a capacity, each expert gets its
         slots, whose number does not depend on the router. Where torch multiplies groups well, experts get rows of their
         own instead, if there is no capacity or if it would leave many empty.
         """

@@ -63,7 +63,7 @@ def print_times(plan: Plan, jobs: Sequence[Job], *, notes: Sequence[str]) -> Non
     number = len(left) if len(jobs) == plan["num_jobs"] else plan["num_jobs"]
     total = start + math.ceil(number / plan["side_by_side"]) * sum(left) / max(1, len(left))
     side = f", {plan['side_by_side']} at a time" if plan["side_by_side"] > 1 else ""
-    how = "a step of the first job was timed, and the others follow by their matrix products"
+    how = "estimated from a timed step of the first job and the matrix products of each job"
     print(
         f"about {in_words(total)} on this machine for {number:,} jobs{side} ({how})" if number else "all jobs are done"
     )

@@ -15,7 +15,7 @@ from switch_lm.training.prepare import Training
 
 LADDER = (200, 300, 400, 600, 800, 1000, 1200, 1500, 1800, 2500, 3600, 5200, 7500, 10500, 15600)
 MOST_OVER = 1.25  # times the budget
-RISE = 20  # a warm-up is kept to one step of so many, if it was no longer
+RISE = 20  # a warm-up is not cut below one step in this many, unless it was shorter already
 MOST_TIMED = 8.0  # seconds of steps
 
 
@@ -69,7 +69,7 @@ def within_budget(training: Training, *, compiles: bool = True) -> Config:
     steps = nearest(seconds(compiling=0.0), limit)
     # All of them fit even if compiling takes twice as long as usual: nothing is to be found out.
     if compiles and compiled[steps] and seconds(compiling=2 * COMPILING)[max(plans)] > limit:
-        console.print("compiling them to time them (up to a minute the first time) ...", highlight=False)
+        console.print("compiling the steps, to time them compiled (up to a minute the first time) ...", highlight=False)
         pace = trial.compiled(pace, seconds=timed)
     steps = nearest(takes := seconds(), limit)
     _say(training, plans[steps], takes[steps], limit)

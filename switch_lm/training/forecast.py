@@ -15,7 +15,7 @@ from switch_lm.training.pace import Pace, Trial, settling
 from switch_lm.training.prepare import Training
 from switch_lm.training.summary import print_plan
 
-LONG = 360.0  # seconds of a run from which on a budget is worth a word
+LONG = 360.0  # seconds; longer runs get the hint about trainer.budget
 TIMED = 3.0  # seconds of steps for a plan
 
 
@@ -101,4 +101,4 @@ def estimate(spent: float, parts: Mapping[str, float], *, compiles: bool) -> str
     total = sum(parts.values())
     named = [f"{in_words(seconds)} for {name}" for name, seconds in parts.items() if seconds > 0.05 * total]
     how = " (compiled steps are estimated from eager ones)" if compiles else ""
-    return f"about {in_words(total)} on this machine, of them {', '.join(named)}{how}"
+    return f"about {in_words(total)} on this machine, including {', '.join(named)}{how}"

@@ -30,7 +30,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.fixture
-def nothing_is_empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def unwritten_memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Memory that nobody has written to holds NaN."""
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True)
@@ -55,7 +55,7 @@ def test_experts_with_few_rows_share_a_piece_and_one_with_many_has_several(
     assert pieces(loads, most_rows=100, side_by_side=side_by_side) == want
 
 
-@pytest.mark.usefixtures("threads", "nothing_is_empty")
+@pytest.mark.usefixtures("threads", "unwritten_memory_is_nan")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("left_out", [0, 3])
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_every_activation_of_a_feed_forward_can_be_computed_in_pieces() -> None:
     assert set(cached._ACTIVATIONS) == set(experts.ACTIVATIONS)
 
 
-def test_compiled_a_layer_is_one_graph_for_all_loads_and_gives_the_same_bits() -> None:
+def test_a_compiled_layer_is_one_graph_for_all_loads_and_gives_the_same_bits() -> None:
     torch.manual_seed(0)
     layer = SwitchFeedForward(d_model=8, d_ff=12, num_experts=4, capacity_factor=1.0, activation="relu_squared")
     layer.router.options.jitter = 0.0

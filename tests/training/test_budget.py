@@ -42,7 +42,7 @@ def test_a_duration_has_units_or_is_a_clocks_time_for_every_key(text: str, secon
         assert TrainerConfig(max_time=text).max_seconds() == seconds
 
 
-def test_a_time_is_told_as_precisely_as_it_is_of_use() -> None:
+def test_a_time_is_rounded_to_what_a_reader_can_use() -> None:
     assert [in_words(one) for one in (0.2, 90, 119, 840, 5400)] == ["1 s", "90 s", "119 s", "14 minutes", "1.5 hours"]
 
 
@@ -87,7 +87,7 @@ def test_a_shorter_run_has_as_many_validations_and_a_warm_up_in_proportion(recip
         ({200: 60, 9000: 1000}, 200),  # the nearest by ratio, but far over
     ],
 )
-def test_the_steps_of_the_nearest_time_are_taken_and_none_far_over_it(seconds: Any, chosen: int) -> None:
+def test_the_steps_nearest_the_budget_are_taken_and_none_far_over_it(seconds: Any, chosen: int) -> None:
     assert nearest(seconds, 316.0) == chosen
 
 
@@ -111,7 +111,7 @@ def last(config: Config) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("precision", "times"), [("fp32", 1.35), ("bf16", 1.0)])
 def test_in_float32_a_step_takes_longer_once_routers_keep_all_choices(precision: str, times: float) -> None:
-    """Nearly all of the model are experts, and half of the choices are kept: half of twice the products counts."""
+    """Nearly all of the model are experts, half of whose choices are kept: half of what is to come counts."""
     config = Config(model=ModelConfig(num_layers=1, num_experts=2, d_ff=128 * 64, context_length=8))
     hardware = SimpleNamespace(device="cpu", precision=precision)
     training: Any = SimpleNamespace(config=config, vocab_size=10, hardware=hardware)
@@ -180,7 +180,7 @@ PLANS = {
 
 
 @pytest.mark.parametrize("arguments", PLANS)
-def test_a_plan_says_how_long_a_command_takes_and_makes_nothing(arguments: str, tmp_path: Path) -> None:
+def test_a_plan_says_how_long_a_command_takes_and_writes_nothing(arguments: str, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("To be, or not to be.\n" * 60)
     done = copied_process.run("switch_lm.train", *arguments.split(), "--plan", *SMALL, folder=tmp_path)
     assert done.returncode == 0, done.stderr
