@@ -53,6 +53,8 @@ def require_the_same(folder: Path, whole: Path, *, log_every: int = 5) -> None:
     for key in (*timed, "window_loss_seconds", "router_health_seconds", "routing_pictures_seconds"):
         assert all(result.pop(key) > 0 for result in results)
     assert all(result.pop("peak_memory_bytes") > 0 for result in results)
+    for key in ("matmul_flops_per_second", "matmul_share"):  # null where a start had less than ten seconds of steps
+        assert all((figure := result.pop(key)) is None or figure > 0 for result in results)
     assert results[0] == results[1]
     steps = [step for step, _ in scalars(whole, "train/loss")]
     assert [step for step, _ in scalars(run, "train/loss")] == steps == list(range(5, steps[-1] + 1, log_every))
