@@ -1,4 +1,4 @@
-"""How long something takes, as people write it (90s, 5m, 1h30m, 00:20:00) and as it is told to them."""
+"""How long something takes, as people write it (90s, 5m, 1h30m, 00:20:00) and in words for messages."""
 
 import math
 import re

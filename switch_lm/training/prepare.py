@@ -93,16 +93,7 @@ def prepare(
         if not again and training_ids.min() == training_ids.max():
             only = named(corpus.characters[int(training_ids[0])])
             print(f"warning: every character to train on is {only}: there is nothing to learn", file=sys.stderr)
-        training_flops = run_ledger(config, vocab_size=len(vocabulary)).training
-        stored = run.hardware_so_far()
-        hardware = detect(config, training_flops=training_flops, stored=stored)
-        if stored and (note := _moved(config, run, hardware, stored)):
-            print(f"warning: {run.path}: {note}", file=sys.stderr)
-        require_memory(config, hardware.device, len(vocabulary))
-        torch.set_num_threads(hardware.threads)
-        threads = hardware.threads
-        if not again and hardware.device == "cpu" and threads > 1 and one_thread_is_faster(config, threads):
-            print("warning: one thread would be faster here: trainer.threads=1", file=sys.stderr)
+        hardware = _hardware_of(config, run, vocab_size=len(vocabulary), says_what_is_slow=not again)
         torch.manual_seed(config.seed)
         module = SwitchModule(config, vocabulary, corpus_sha256=corpus.sha256, precision=hardware.precision)
         if config.init_from is not None:
@@ -118,6 +109,20 @@ def prepare(
         yield Training(
             config, run, first_step, log_from, corpus, hardware, module, data, console, signals, heading, started, again
         )
+
+
+def _hardware_of(config: Config, run: RunFolder, *, vocab_size: int, says_what_is_slow: bool) -> Hardware:
+    """How the run computes here; sets torch's threads. ConfigError if it cannot."""
+    stored = run.hardware_so_far()
+    hardware = detect(config, training_flops=run_ledger(config, vocab_size=vocab_size).training, stored=stored)
+    if stored and (note := _moved(config, run, hardware, stored)):
+        print(f"warning: {run.path}: {note}", file=sys.stderr)
+    require_memory(config, hardware.device, vocab_size)
+    threads = hardware.threads
+    torch.set_num_threads(threads)
+    if says_what_is_slow and hardware.device == "cpu" and threads > 1 and one_thread_is_faster(config, threads):
+        print("warning: one thread would be faster here: trainer.threads=1", file=sys.stderr)
+    return hardware
 
 
 def _moved(config: Config, run: RunFolder, hardware: Hardware, stored: dict[str, Any]) -> str | None:

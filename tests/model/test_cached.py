@@ -124,7 +124,7 @@ def test_a_compiled_layer_is_one_graph_for_all_loads_and_gives_the_same_bits() -
     assert counter.frame_count == 1
 
 
-def test_the_compiler_is_told_the_truth_about_the_operation() -> None:
+def test_the_compiler_knows_the_shapes_and_gradients_of_the_operation() -> None:
     tensors = [torch.randn(shape).requires_grad_() for shape in ((6, 4), (2, 4, 3), (2, 3, 4))]
     inputs = *tensors, torch.tensor([5, 0, 3, 1, 6, 6]), torch.tensor([3, 4]), "gelu"
     said = "test_schema", "test_autograd_registration", "test_faketensor"  # results: above, since rows stay unwritten
