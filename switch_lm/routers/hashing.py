@@ -58,6 +58,10 @@ class HashRouter(Router):
         expert_T = self.expert_V[ids_T]
         return self.token_choice(expert_T[:, None], self.one_hot_EE[expert_T], capacity=capacity, num_groups=num_groups)
 
+    def gates(self, score_TK: Tensor) -> Tensor:
+        """1, also of an expert that was not selected."""
+        return torch.ones_like(score_TK)
+
     def promise(self, *, training: bool, limited: bool) -> Promise:
         return replace(super().promise(training=training, limited=limited), varies_gates=False)
 
