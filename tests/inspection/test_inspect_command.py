@@ -70,7 +70,7 @@ def test_a_run_gives_a_page_pictures_tables_and_findings_and_removes_old_picture
     assert {"atlas_0_00.png", "atlas_0_01.png", "router_0.png", "similarity_0.png", "changes_0.png"} <= pictures
     assert {"dropped_by_position_0.png", "dropped_by_character_0.png"} <= pictures and "router_1.png" not in pictures
     tables = {path.stem: rows(path) for path in (folder / "inspect" / "tables").iterdir()}
-    assert set(tables) == {"atlas", "explained", "drops", "router", "experts", "history"}
+    assert set(tables) == {"atlas", "explained", "assignments", "drops", "router", "experts", "history"}
     assert {row["run"] for row in tables["atlas"]} == {"tiny"}
     read = [int(row["count"]) for row in tables["atlas"] if row["layer"] == "0"]
     assert sum(read) == 16 * 16  # a tenth of 2,640 characters
@@ -127,6 +127,8 @@ def test_other_kinds_of_layers_can_be_inspected(
     assert main(["--run", "tiny", "--out", "there"]) == 0
     experts = {row["expert"] for row in rows(Path("there/tables/atlas.csv"))}
     assert len(experts) == changes.get("num_experts", 4)
+    read = sum(int(row["count"]) for row in rows(Path("there/tables/atlas.csv")))
+    assert len(rows(Path("there/tables/assignments.csv"))) == read * changes.get("top_k", 1)
     assert (
         "second choice" in Path("there/inspect.html").read_text()
     ) and "written: there/inspect.html" in capsys.readouterr().err

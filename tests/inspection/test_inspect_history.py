@@ -106,6 +106,11 @@ def test_chance_depends_on_the_loads() -> None:
     assert change.share == pytest.approx(change.chance, abs=0.03)
 
 
+def test_a_token_that_loses_its_only_expert_has_changed() -> None:
+    change = run_of(by_character(), by_character().masked_fill(PROBE.ids_BS == 5, 4)).since_before[0][0]
+    assert change.share == pytest.approx((PROBE.ids_BS == 5).double().mean().item()) and change.share < change.chance
+
+
 def test_a_single_checkpoint_shows_no_change() -> None:
     result = run_of(by_character())
     assert result.since_before == () and result.steps == (100,)

@@ -44,7 +44,8 @@ def drawn(seed: int, high: int, tokens: int = 2000) -> Tensor:
 def reading_of(expert_BS: Tensor) -> Reading:
     """One layer of four experts, with what the atlas reads."""
     none_LBS = torch.zeros(1, *expert_BS.shape)
-    return Reading(expert_BS[None], none_LBS, expert_BS[None], none_LBS, none_LBS[0], num_experts=4, blocks=[0])
+    facts = expert_BS[None], none_LBS, expert_BS[None], none_LBS, none_LBS + 1
+    return Reading(*facts, none_LBS[0], num_experts=4, blocks=[0])
 
 
 def atlas_of(reading: Reading, seed: int = 0) -> Atlas:
@@ -203,7 +204,7 @@ def test_the_lead_counts_the_layers_in_which_the_character_is_shown_to_explain(s
     other: Any = SimpleNamespace(held=(), layers=(), comparisons=0)
     model: Any = SimpleNamespace(
         name="it", blocks=[0, 1], text=SimpleNamespace(num_experts=4), atlas=Atlas(torch.zeros(2, 1, 4), found),
-        counterfactual=other, ablation=other,
+        counterfactual=other, ablation=other, per_token=None,
     )  # fmt: skip
     assert f"explains the choice of expert beyond chance {words}" in _summary(model)
     model.text.num_experts = 1
