@@ -65,7 +65,8 @@ class Judgement:
             f"tokens (chance {self.chance:.1%}), its mean rank {plus_minus(self.rank, '.2f')} (chance "
             f"{mean_rank:.1f}); {verdict}. In hindsight the best one would have gained {nats(self.best_gains)} on it, "
             f"and {nats(self.best_gains_on_random)} on a random one."
-            + f" Tokens without an expert ({self.without:.1%}) are not judged." * (self.without > 0)
+            + f" Tokens without an expert ({self.without:.1%}) are not judged."
+            * (self.without > 0)
         ]
 
 

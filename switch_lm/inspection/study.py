@@ -115,7 +115,8 @@ def inspect(
     explained = atlas(reading, labels(probe, vocabulary), num_characters=len(vocabulary), say=say)
     per_token = experts_per_token(reading, probe.ids_BS, vocabulary.characters)
     say("drops", stage=True)
-    batch_size, limited = header.config["data"]["batch_size"], model.config.capacity_factor is not None
+    batch_size = header.config["data"]["batch_size"]
+    limited = model.router_options.limit(model.config.capacity_factor, training=True) is not None
     dropped = drops(model, probe, batch_size=batch_size, say=say) if limited else None
     say("counterfactual", stage=True)
     judged = counterfactual(model, probe, say=say)

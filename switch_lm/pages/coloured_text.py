@@ -97,7 +97,7 @@ def _layer_view(layer: LayerText) -> dict[str, Any]:
     gets = "in which each has the largest gate" if max(numbers, default=1) > 1 else "that each processed"
     codes = len(experts) + varies  # the last one stands for no expert
     scale = max([1.0, *layer.gate])  # a byte for each gate
-    view = {
+    view: dict[str, Any] = {
         "label": layer.label,
         "key": f"Experts of {layer.label}{the_busiest(len(experts))}, with the share of the text {gets}",
         "names": [*(f"expert {expert}" for expert in experts), *[NONE] * varies],
