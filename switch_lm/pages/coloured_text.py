@@ -102,7 +102,7 @@ def _layer_view(layer: LayerText) -> dict[str, Any]:
         "key": f"Experts of {layer.label}{the_busiest(len(experts))}, with the share of the text {gets}",
         "names": [*(f"expert {expert}" for expert in experts), *[NONE] * varies],
         "marks": [*map(str, experts), *["–"] * varies],
-        "shown": busiest([count[expert] for expert in experts]) + [len(experts)] * varies,
+        "shown": [len(experts)] * varies + busiest([count[expert] for expert in experts]),
         "palette": "expert",
         "codes": _codes(layer.expert, codes),
         "gate": _bytes(round(255 * gate / scale) for gate in layer.gate),

@@ -85,7 +85,7 @@ def test_a_character_that_no_expert_took_is_named_none_with_and_without_a_script
     view, numbers = data_of(html)["views"][1], [one.choices[1].number for one in known if one.choices]
     assert list(base64.b64decode(view["number"])) == numbers and {0, 1, 2} <= set(numbers)
     assert [code == 4 for code in base64.b64decode(view["codes"])] == [number == 0 for number in numbers]
-    assert (view["names"][4], view["marks"][4], view["none"], view["shown"][-1]) == ("none", "–", 4, 4)
+    assert (view["names"][4], view["marks"][4], view["none"], view["shown"][0]) == ("none", "–", 4, 4)
     assert "has the largest gate" in view["key"] and "a character that no expert took has none" in words_after(html)
     assert f" {numbers.count(0) / len(numbers):.1%} of the characters in layer 01." in html
 

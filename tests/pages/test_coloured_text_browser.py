@@ -147,7 +147,7 @@ def test_a_character_without_an_expert_has_its_own_colour_and_name(page: Chrome,
     for i, words in enumerate(("none, most probable 2 (0.40)", "expert 1, gate 1.60 (the largest of 3), second")):
         hover(page, i)
         assert f"layer 00: {words}" in announced(page)
-    button = page.find_elements("css selector", ".key button")[-1]
+    button = page.find_element("css selector", ".key button")
     assert (button.text, button.get_dom_attribute("aria-label")) == ("– none 67 %", "Show only none, 67 %")
 
 
