@@ -1,9 +1,9 @@
-"""Routers outside of the package, with which tests show that whatever looks into a routing takes any router."""
+"""A router outside of the package, with which tests show that whatever looks into a routing takes any router."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,10 +11,9 @@ from torch import Tensor
 
 from switch_lm.config.keys import key
 from switch_lm.routers.base import Promise, Router
-from switch_lm.routers.options import NAME_OF_ROUTER, RouterOptions, SwitchOptions
+from switch_lm.routers.options import NAME_OF_ROUTER, RouterOptions
 from switch_lm.routers.oracles import Expected
 from switch_lm.routers.routing import Routing
-from switch_lm.routers.switch import SwitchRouter
 
 
 @dataclass
@@ -113,84 +112,3 @@ class ExpertChoice(Router):
     def promise(self, *, training: bool, limited: bool) -> Promise:
         chooses = training and limited
         return Promise(sees_future=chooses, depends_on_rows=chooses, fixed_computation=chooses, experts_per_token=None)
-
-
-@dataclass
-class CharacterOptions(RouterOptions):
-    """Those of every router."""
-
-    name: str = key("test_character", NAME_OF_ROUTER)
-
-    def num_params(self, d_model: int, num_experts: int) -> int:
-        return 0
-
-
-def character_plus_position(
-    x_TD: Tensor,
-    ids_T: Tensor,
-    weights: Mapping[str, Tensor],
-    options: Any,
-    *,
-    position_T: Tensor,
-    capacity: int | None,
-    num_groups: int,
-    training: bool,
-    drawn: Sequence[Sequence[int]] | None,
-) -> Expected:
-    """The oracle: counts up to the expert, whose gate is 1."""
-    experts = [[(i + t) % 4] for i, t in zip(ids_T.tolist(), position_T.tolist(), strict=True)]
-    one_hot_TE = torch.zeros(len(experts), 4)
-    for t, (e,) in enumerate(experts):
-        one_hot_TE[t, e] = 1.0
-    return Expected.queued(experts, one_hot_TE, options, capacity=capacity, num_groups=num_groups, training=training)
-
-
-class ByCharacter(Router):
-    """The expert is the character's id plus its position, modulo 4; there are no weights, and the gate is 1."""
-
-    name = "test_character"
-    Options = CharacterOptions
-    oracle = staticmethod(character_plus_position)
-    has_weights = False
-
-    def assign(
-        self,
-        x_TD: Tensor,
-        logits_TE: None,
-        *,
-        ids_T: Tensor | None,
-        position_T: Tensor | None,
-        capacity: int | None,
-        num_groups: int,
-    ) -> Routing:
-        assert ids_T is not None and position_T is not None
-        expert_T = (ids_T + position_T) % self.num_experts
-        one_hot_TE = torch.nn.functional.one_hot(expert_T, self.num_experts).float()
-        return self.token_choice(expert_T[:, None], one_hot_TE, capacity=capacity, num_groups=num_groups)
-
-    def aux_losses(self, routing: Routing) -> dict[str, Tensor]:
-        return {}
-
-    def promise(self, *, training: bool, limited: bool) -> Promise:
-        return replace(super().promise(training=training, limited=limited), varies_gates=False)
-
-
-@dataclass
-class FrozenOptions(SwitchOptions):
-    """Those of `switch`."""
-
-    name: str = key("test_frozen", NAME_OF_ROUTER)
-
-
-class Frozen(SwitchRouter):
-    """As `switch`, with weights that stay as they were drawn."""
-
-    name = "test_frozen"
-    Options = FrozenOptions
-
-    def __init__(self, *args: Any, **sizes: Any) -> None:
-        super().__init__(*args, **sizes)
-        self.get_parameter("w_DE").requires_grad_(False)
-
-    def promise(self, *, training: bool, limited: bool) -> Promise:
-        return replace(super().promise(training=training, limited=limited), learns=False)

@@ -17,7 +17,10 @@ from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.optim.options import MuonOptions
 from switch_lm.routers.base import Router
-from switch_lm.routers.options import BalanceOptions, RouterOptions, SwitchOptions, TopKOptions
+from switch_lm.routers.options import (
+    BalanceOptions, ExpertChoiceOptions, FrozenOptions, HashOptions, RouterOptions, SigmoidOptions, SwitchOptions,
+    ThresholdOptions, TopKOptions, UniformOptions,
+)  # fmt: skip
 from switch_lm.routers.topk import TopKRouter
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.training.module import SwitchModule
@@ -40,6 +43,12 @@ EVERY_QUEUE = [
     TopKOptions(top_k=1, overflow="reroute"),
 ]
 OF_ROUTER = {field.name for field in fields(TopKOptions)} - {"name"}
+# Of each family one, as after training.
+OF_FAMILIES: dict[str, RouterOptions] = {
+    one.name: one
+    for one in (SigmoidOptions(top_k=2), FrozenOptions(), HashOptions(), UniformOptions(), ExpertChoiceOptions(),
+                ThresholdOptions(warmup_steps=0))
+}  # fmt: skip
 
 
 def parts_of(**changes: Any) -> dict[str, Any]:

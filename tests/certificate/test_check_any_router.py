@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TEXT, MakeRun, checkpoint_of, tiny_model
-from other_routers import ByCharacter, CharacterOptions, ChosenOptions, ExpertChoice, FrozenOptions
+from other_routers import ChosenOptions, ExpertChoice
 from test_check import LEAKY, LEAKY_ROWS, findings_of, subject_of, verdicts
 from torch import Tensor
 
@@ -20,8 +20,9 @@ from switch_lm.inspection.counterfactual import counterfactual
 from switch_lm.measure.scoring import whole
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.reading import Probe, recorded
-from switch_lm.routers.options import RouterOptions
+from switch_lm.routers.options import FrozenOptions, HashOptions, RouterOptions, UniformOptions
 from switch_lm.routers.routing import Routing
+from switch_lm.routers.uniform import UniformRouter
 from switch_lm.storage import checkpoint
 from switch_lm.text.vocabulary import Vocabulary
 
@@ -169,7 +170,7 @@ def test_gates_that_do_not_come_from_the_routers_gates_are_refused(monkeypatch: 
         counterfactual(model, PROBE, positions=1)
 
 
-@pytest.mark.parametrize("options", [ChosenOptions(), CharacterOptions()], ids=lambda options: options.name)
+@pytest.mark.parametrize("options", [ChosenOptions(), HashOptions()], ids=lambda options: options.name)
 def test_it_is_checked_inspected_and_shown_on_a_page(
     options: RouterOptions, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,35 +187,41 @@ def test_it_is_checked_inspected_and_shown_on_a_page(
     capsys.readouterr()
     assert check.main(["--run", "other", "--all-policies"]) == 2
     (line,) = [one for one in capsys.readouterr().err.splitlines() if "--all-policies" in one]
-    assert f"the router {options.name} has no other drop orders" in line
+    assert f"of switch and topk, and this router is {options.name}; leave it out" in line
 
 
-# --- A router that reads characters and positions, and one that is not trained
+# --- Routers that read characters and positions, and one that is not trained
 
 
-@pytest.mark.parametrize("options", [CharacterOptions(), FrozenOptions()], ids=lambda options: options.name)
-def test_a_router_that_is_not_trained_passes_by_design(options: RouterOptions) -> None:
+NO_WEIGHTS = "by design no router has weights to train"
+
+
+@pytest.mark.parametrize(
+    ("options", "meaning"),
+    [(HashOptions(), NO_WEIGHTS), (UniformOptions(), NO_WEIGHTS), (FrozenOptions(), "frozen by design, not dead")],
+)
+def test_a_router_that_is_not_trained_passes_by_design(options: RouterOptions, meaning: str) -> None:
     result = findings_of(subject_of(tiny_model(router=options)))
     assert {name for name, one in result.items() if one.verdict == Verdict.FAIL} == set()
     assert {name for name, one in result.items() if one.verdict == Verdict.LEAKS} - {"loss gap, training"} == LEAKY_ROWS
-    assert result["router learns"].meaning == "by design no router has weights to train"
+    assert result["router learns"].meaning == meaning
 
 
 @pytest.mark.parametrize("shift", [{"ids_T": 1}, {"position_T": 1}], ids=str)
 def test_a_router_that_reads_another_character_or_position_fails(
     shift: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = ByCharacter.assign
+    real = UniformRouter.assign
 
-    def assign(self: ByCharacter, *inputs: Any, **options: Any) -> Routing:
+    def assign(self: UniformRouter, *inputs: Any, **options: Any) -> Routing:
         return real(self, *inputs, **options | {name: options[name] + by for name, by in shift.items()})
 
-    monkeypatch.setattr(ByCharacter, "assign", assign)
-    assert "selection" in failed(tiny_model(router=CharacterOptions()))
+    monkeypatch.setattr(UniformRouter, "assign", assign)
+    assert "selection" in failed(tiny_model(router=UniformOptions()))
 
 
 def test_reading_from_a_layer_on_gives_such_a_router_its_characters_and_positions() -> None:
-    model = tiny_model(len(VOCABULARY), router=CharacterOptions(), num_layers=3)
+    model = tiny_model(len(VOCABULARY), router=UniformOptions(), num_layers=3)
     expected_BS = whole(model, PROBE.ids_BS, PROBE.target_BS, capacity_factor=None)
     nll_from = recorded(model, PROBE)
     assert all(torch.allclose(nll_from(layer), expected_BS, atol=1e-5) for layer in range(3))

@@ -157,6 +157,17 @@ REFUSED_TOGETHER = [
     ),
     ("experiment=annotated optim.momentum=0.9", "optim.momentum: the chosen optim has no such key; choose optim=muon"),
     ("variant=top2_2.0 router=switch", "router.top_k=2: router=switch sends a token to one expert"),
+    ("router=hash router.top_k=2", "router.top_k=2: router=hash sends a token to one expert; router.top_k=1"),
+    ("router=frozen router.top_k=2", "router.top_k=2: router=frozen sends a token to one expert"),
+    ("router=hash balance=sign", "balance.name=sign: router=hash has no selection that a bias could move; balance=none"),
+    ("router=uniform router.overflow=reroute", "router.overflow=reroute: router=uniform has no scores to order by"),
+    ("router=expert_choice router.drop_order=random", "router.drop_order=random: router=expert_choice drops nothing"),
+    ("router=expert_choice model.capacity_factor=null", "model.capacity_factor=null: router=expert_choice gives each"),
+    ("router=expert_choice router.top_k=2", "model.capacity_factor=2, which is its number of experts per token"),
+    ("router=threshold router.random_drop_rate=0.1", "router=threshold drops nothing and shares no slots"),
+    ("router=threshold balance=quantile", "router=threshold has no selection that a bias could move"),
+    ("router=sigmoid router.top_k=2 model.num_experts=2 balance=quantile", "with a token at all experts there is nothing"),
+    ("router=switch router.warmup_steps=5", "router.warmup_steps: router=switch has no such key; router=threshold has"),
     ("-m router=switch,topk router.queue_order=choice", "router.queue_order: router=switch has no such key"),
 ]
 

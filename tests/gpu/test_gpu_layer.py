@@ -17,7 +17,7 @@ import extension_package
 import pytest
 import torch
 from gpu_device import DEVICE, FLOAT32, IS_GPU, far
-from other_routers import CharacterOptions, ChosenOptions, FrozenOptions
+from other_routers import ChosenOptions
 from small_models import EVERY_QUEUE
 from torch import Tensor
 
@@ -54,8 +54,6 @@ CASES: dict[str, Case] = {
     "straight through, a shared expert": (SwitchOptions(gate_scale="straight_through"), {"shared_expert": True}),
     "a list": (ChosenOptions(), {}),
     "a list with unused entries": (ChosenOptions(), {"capacity_factor": None}),
-    "by character": (CharacterOptions(), {"capacity_factor": 1.0}),
-    "frozen": (FrozenOptions(), {}),
     **{f"router={name}": (family.options(), {"capacity_factor": 1.0})
        for name, family in FAMILIES["router"].items() if isinstance(family.code, str)},
 }  # fmt: skip
