@@ -194,13 +194,16 @@ class Router(nn.Module):
         """Whether to select by the rule of training, where that is another one than evaluation's."""
         return self.training or self.as_trained
 
+    def biased(self, score_TE: Tensor) -> Tensor:
+        """The scores plus the bias of `balance=sign|quantile`, if there is one: what experts are to be selected by."""
+        return score_TE if self.bias_E is None else score_TE + self.bias_E
+
     def best(self, score_TE: Tensor) -> Tensor:
-        """The K experts (T, K), int64, with the largest scores, plus the bias of `balance=sign|quantile` if there is one.
+        """The K experts (T, K), int64, with the largest scores and bias.
 
         The bias changes which experts are selected and nothing else (DeepSeek-V3, section 2.1.2).
         """
-        score_TE = score_TE.detach()
-        return largest(score_TE if self.bias_E is None else score_TE + self.bias_E, self.options.top_k)
+        return largest(self.biased(score_TE.detach()), self.options.top_k)
 
     def gates(self, score_TK: Tensor) -> Tensor:
         """The factor of each expert's output (T, K), from the scores of a token's K experts (T, K): the score itself.

@@ -6,11 +6,15 @@ from fractions import Fraction
 from typing import ClassVar
 
 from switch_lm.config.families import family
-from switch_lm.config.keys import BELOW_ONE, Rule, at_least, key, one_of
+from switch_lm.config.keys import BELOW_ONE, at_least, key, one_of
+from switch_lm.routers.balance_options import BalanceOptions as BalanceOptions
 
 Problem = tuple[str, str, str]  # a key of the router (or another's whole name), the rule that it breaks, and the fix
 NAME_OF_ROUTER = "Which router it is; router=NAME chooses it with its options."
-TOP_K = "Experts per token: 1 (Switch), or with router=topk any number up to all. A capacity holds choices."
+TOP_K = (
+    "Experts per token: 1 (Switch), or with router=topk and sigmoid any number up to all; with router=threshold the mean "
+    "over training. A capacity holds choices."
+)
 
 
 @dataclass
@@ -19,7 +23,7 @@ class RouterOptions:
 
     has_balance_loss: ClassVar[bool] = True  # False: alpha does nothing to it
     selects_by_score: ClassVar[bool] = True  # False: a bias on the selection does nothing, and no expert is second best
-    one_expert: ClassVar[bool] = False  # whether a token always selects one
+    one_expert: ClassVar[bool] = False  # whether top_k must be 1
     unused: ClassVar[tuple[str, ...]] = ()  # keys that mean nothing to it, and must stay as they are
 
     name: str = key("", NAME_OF_ROUTER)
@@ -75,19 +79,19 @@ class RouterOptions:
         """The router's weights in one layer; each costs one multiplication per token."""
         return d_model * num_experts
 
-    def problems(self, num_experts: int, balance: "BalanceOptions", capacity_factor: float | None) -> Iterator[Problem]:
+    def problems(self, num_experts: int, balance: BalanceOptions, capacity_factor: float | None) -> Iterator[Problem]:
         """The rules between keys that do not hold. `capacity_factor`: that of training, None for no limit."""
         if self.top_k > num_experts >= 1:
             yield "top_k", "cannot be more than model.num_experts", "lower router.top_k or raise model.num_experts"
         if self.one_expert and self.top_k > 1:
-            yield "top_k", f"router={self.name} sends a token to one expert", self.fix_of_top_k
+            yield "top_k", *self.why_one_expert
         if self.overflow == "reroute" and self.top_k > 1:
             rule = "rerouting is defined for one choice per token: a second choice may be taken already"
             yield "overflow", rule, "router.overflow=drop, or router.top_k=1"
         for name in self.unused:
             if getattr(self, name) != (default := type(self).__dataclass_fields__[name].default):
                 yield name, f"router={self.name} drops nothing and shares no slots", f"router.{name}={default}"
-        if not self.selects_by_score:
+        if not (self.selects_by_score or self.unused):
             for name, value, other in (("overflow", "reroute", "drop"), ("drop_order", "probability", "position")):
                 if getattr(self, name) == value:
                     yield name, f"router={self.name} has no scores to order by", f"router.{name}={other}"
@@ -95,11 +99,11 @@ class RouterOptions:
             yield from self._problems_of_bias(num_experts, balance)
 
     @property
-    def fix_of_top_k(self) -> str:
-        """What to do with more than one expert per token where there is always one."""
-        return "router.top_k=1"
+    def why_one_expert(self) -> tuple[str, str]:
+        """The rule that a larger `top_k` breaks where `one_expert`, and the fix."""
+        return f"router={self.name} sends a token to one expert", f"router=topk router.top_k={self.top_k}"
 
-    def _problems_of_bias(self, num_experts: int, balance: "BalanceOptions") -> Iterator[Problem]:
+    def _problems_of_bias(self, num_experts: int, balance: BalanceOptions) -> Iterator[Problem]:
         other = "balance=loss" if self.has_balance_loss else "balance=none"
         if not self.selects_by_score:
             rule = f"router={self.name} has no selection that a bias could move"
@@ -129,15 +133,11 @@ class SwitchOptions(RouterOptions):
         one_of("argmax", "sample"),
     )
 
-    def problems(self, num_experts: int, balance: "BalanceOptions", capacity_factor: float | None) -> Iterator[Problem]:
+    def problems(self, num_experts: int, balance: BalanceOptions, capacity_factor: float | None) -> Iterator[Problem]:
         yield from super().problems(num_experts, balance, capacity_factor)
         if balance.moves_bias and self.selection != "argmax":
             rule = f"the bias of balance={balance.name} moves the largest score and does nothing to a random draw"
             yield "selection", rule, "router.selection=argmax"
-
-    @property
-    def fix_of_top_k(self) -> str:
-        return f"router=topk router.top_k={self.top_k}"
 
 
 @family("router", "switch_lm.routers.topk:TopKRouter")
@@ -161,7 +161,7 @@ class TopKOptions(SwitchOptions):
         one_of("token", "choice"),
     )
 
-    def problems(self, num_experts: int, balance: "BalanceOptions", capacity_factor: float | None) -> Iterator[Problem]:
+    def problems(self, num_experts: int, balance: BalanceOptions, capacity_factor: float | None) -> Iterator[Problem]:
         yield from super().problems(num_experts, balance, capacity_factor)
         if self.renormalize_gates and self.top_k < 2:
             rule = "over a single choice the gate would be a constant 1, and the router would learn nothing from text"
@@ -181,10 +181,6 @@ class FrozenOptions(SwitchOptions):
     has_balance_loss: ClassVar[bool] = False
 
     name: str = key("frozen", NAME_OF_ROUTER)
-
-    @property
-    def fix_of_top_k(self) -> str:
-        return "router.top_k=1"
 
 
 @family("router", "switch_lm.routers.sigmoid:SigmoidRouter")
@@ -248,13 +244,14 @@ class CutoffOptions(RouterOptions):
 class ExpertChoiceOptions(CutoffOptions):
     """Each expert takes its most probable tokens (Zhou et al. 2022); in evaluation those above its stored cut-off."""
 
-    one_expert: ClassVar[bool] = True  # as a key: the number is the capacity factor
+    one_expert: ClassVar[bool] = True
 
     name: str = key("expert_choice", NAME_OF_ROUTER)
 
     @property
-    def fix_of_top_k(self) -> str:
-        return f"model.capacity_factor={self.top_k}, which is its number of experts per token, and router.top_k=1"
+    def why_one_expert(self) -> tuple[str, str]:
+        rule = "experts choose: how many a token has is model.capacity_factor on average"
+        return rule, f"model.capacity_factor={self.top_k} router.top_k=1"
 
     def experts_per_token(self, num_experts: int, capacity_factor: float | None) -> float:
         return min(capacity_factor or 1.0, float(num_experts))
@@ -262,7 +259,7 @@ class ExpertChoiceOptions(CutoffOptions):
     def limit(self, capacity_factor: float | None, *, training: bool) -> float | None:
         return capacity_factor if training else None
 
-    def problems(self, num_experts: int, balance: "BalanceOptions", capacity_factor: float | None) -> Iterator[Problem]:
+    def problems(self, num_experts: int, balance: BalanceOptions, capacity_factor: float | None) -> Iterator[Problem]:
         yield from super().problems(num_experts, balance, capacity_factor)
         if capacity_factor is None:
             rule = "router=expert_choice gives each expert capacity_factor x tokens / num_experts tokens"
@@ -277,7 +274,6 @@ class ThresholdOptions(CutoffOptions):
     unused: ClassVar[tuple[str, ...]] = (*CutoffOptions.unused, "capacity_group")
 
     name: str = key("threshold", NAME_OF_ROUTER)
-    top_k: int = key(1, "Experts per token, on average over training.", at_least(1))
     warmup_steps: int = key(
         100,
         "The first steps route by expert choice, until cut-offs are known; at most a third of the run.",
@@ -286,35 +282,6 @@ class ThresholdOptions(CutoffOptions):
 
     def limit(self, capacity_factor: float | None, *, training: bool) -> float | None:
         return None
-
-
-@dataclass
-class BalanceOptions:
-    """What keeps the experts' loads even."""
-
-    name: str = key(
-        "loss",
-        "loss (alpha x the balance loss: paper, eq. 4), sign (a bias on the selection, moved after each step: "
-        "DeepSeek-V3, section 2.1.2), quantile (the bias that evens the step's loads: Kimi K3, section 2.3.3) or none. "
-        "Only with loss the balance loss is part of the total; else it is logged.",
-        one_of("loss", "sign", "quantile", "none"),
-    )
-    rate: float = key(
-        0.001,
-        "With balance=sign: how far each expert's bias moves after a step.",
-        Rule("must be above 0 and at most 1", lambda value: 0 < value <= 1),
-    )
-    ema: float = key(0.0, "With balance=quantile: how much of the old bias stays at each step.", BELOW_ONE)
-
-    @property
-    def adds_loss(self) -> bool:
-        """Whether alpha x the balance loss is part of the total."""
-        return self.name == "loss"
-
-    @property
-    def moves_bias(self) -> bool:
-        """Whether a bias on the selection does it."""
-        return self.name in ("sign", "quantile")
 
 
 def expert_capacity(num_tokens: int, num_experts: int, capacity_factor: float | None) -> int | None:
