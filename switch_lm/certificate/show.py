@@ -28,8 +28,9 @@ NOTES = (
     "less that where another does; both before the same other text. "
 )
 OF_FAMILIES = (
-    "Verdict: FAIL if any check fails, LEAKS if a token's own future moves it; other rows have a column. Busiest: the load "
-    "of the busiest expert, x an even share; experts: per token; both as validation routes. Seconds: training and checks. "
+    "Verdict: FAIL if any check fails, LEAKS if a token's own future moves it; other rows have a column. Busiest: the "
+    "load of the busiest expert, x an even share; experts: per token; both as validation routes. Seconds: training and "
+    "checks. "
 )
 LINE_WIDTH = 120  # where the console is no terminal
 POLICIES_WIDTH = 126  # no column is cut, whatever the terminal

@@ -12,7 +12,6 @@ import torch
 from conftest import TEXT, MakeRun, checkpoint_of, tiny_model
 from other_routers import ChosenOptions, ExpertChoice
 from test_check import LEAKY, LEAKY_ROWS, findings_of, subject_of, verdicts
-from torch import Tensor
 
 from switch_lm import check, generate, inspect
 from switch_lm.certificate.finding import Verdict
@@ -64,8 +63,11 @@ def test_without_a_capacity_it_leaks_nothing() -> None:
 
 
 def wrong_tokens(patch: pytest.MonkeyPatch) -> None:
-    """The best is left out for the one after the last."""
-    patch.setattr(ExpertChoice, "best", lambda self, p_TE, C: p_TE.T.topk(min(C + 1, len(p_TE)), dim=1).indices[:, -C:])
+    """By the scores of the token before."""
+    real = ExpertChoice.assign
+    patch.setattr(
+        ExpertChoice, "assign", lambda self, x_TD, logits_TE, **call: real(self, x_TD, logits_TE.roll(1, dims=0), **call)
+    )
 
 
 def a_cutoff_for_all(patch: pytest.MonkeyPatch) -> None:
@@ -144,7 +146,13 @@ def test_of_two_equal_scores_either_may_win(monkeypatch: pytest.MonkeyPatch) -> 
     model = chosen()
     for router in model.routers:
         router.get_parameter("w_DE").data.zero_()
-    monkeypatch.setattr(ExpertChoice, "best", lambda self, p_TE, C: torch.arange(len(p_TE))[-C:].expand(4, C))
+    real = ExpertChoice.assign
+
+    def assign(self: ExpertChoice, *inputs: Any, **call: Any) -> Routing:
+        result = real(self, *inputs, **call)
+        return replace(result, token_N=result.num_tokens - 1 - result.token_N)
+
+    monkeypatch.setattr(ExpertChoice, "assign", assign)
     result = findings_of(subject_of(model))
     assert result["selection"].verdict == result["slots"].verdict == Verdict.PASS
     assert "two scores are tied" in result["slots"].measured
@@ -159,15 +167,8 @@ def test_a_counterfactual_forces_the_first_choice_and_leaves_the_others() -> Non
 
 def test_gates_that_do_not_come_from_the_routers_gates_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ExpertChoice, "gates", lambda self, score_TK: 2 * score_TK)
-    model, real = chosen(), ExpertChoice.assign
-
-    def assign(self: ExpertChoice, x_TD: Tensor, *inputs: Any, **options: Any) -> Routing:
-        result = real(self, x_TD, *inputs, **options)
-        return replace(result, gate_N=result.gate_N / 2)
-
-    monkeypatch.setattr(ExpertChoice, "assign", assign)
     with pytest.raises(ValueError, match=r"ExpertChoice\.gates does not give the gates that its assign has used"):
-        counterfactual(model, PROBE, positions=1)
+        counterfactual(chosen(), PROBE, positions=1)
 
 
 @pytest.mark.parametrize("options", [ChosenOptions(), HashOptions()], ids=lambda options: options.name)

@@ -182,7 +182,7 @@ def test_every_router_is_trained_and_certified_and_one_that_cannot_be_does_not_s
         figures = {finding["check"]: finding["figures"] for finding in routers[name]["findings"]}
         gap, loads = figures["loss gap, training"], figures["every expert used"]
         assert verdicts[name] in line and ("future nats" in gap) == (name == "expert_choice")
-        assert (f"{gap['nats']:+.4f}" in line) == (name != "threshold")  # for which training and generation are the same
+        assert (f"{gap['nats']:+.4f}" in line) == (name != "threshold")  # which trains as it generates
         assert f" {loads['most']:.2f} " in line and f" {loads['experts_per_token']:.2f} " in line
     assert "yes" in next(line for line in out.splitlines() if line.startswith(" expert_choice ")).split("LEAKS")[1][:6]
     assert routers["frozen"]["experts_per_token"] == 1.0 and routers["frozen"]["without_slot"] > 0.0
