@@ -66,7 +66,9 @@ def made(rule: RouterOptions, options: dict[str, Any]) -> tuple[SwitchFeedForwar
     others = {k: v for k, v in options.items() if k not in (*sizes, "balance", "offset")}
     rule.jitter = 0.0
     router = load("router", rule.name)(rule, d_model=sizes["d_model"], num_experts=4, balance=options.get("balance"))
-    made = SwitchFeedForward(router=router, activation="relu_squared", init_scale=1.0, **sizes, **others).train()
+    router.prepare(torch.ones(V, dtype=torch.int64))
+    made = SwitchFeedForward(router=router, activation="relu_squared", init_scale=1.0, **sizes, **others)
+    made.train(not router.promise(training=True, limited=True).draws)  # devices draw in ways of their own
     x_BSD = torch.randn(ROWS, POSITIONS, sizes["d_model"])
     x_BSD[..., 0] = 1.0
     if "offset" in options:
