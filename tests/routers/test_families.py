@@ -116,7 +116,7 @@ def test_outputs_drops_and_gradients_equal_a_loop_over_what_the_oracle_expects(c
     over = [x_BSD, *(weight for weight in module.parameters() if weight.requires_grad)]
     weight_TD = torch.randn(B * S, D, generator=torch.Generator().manual_seed(7))
     losses = [(y_TD * weight_TD).sum() / S for y_TD in (y_BSD.flatten(0, 1) + 0.0 * x_TD, want_TD + 0.0 * x_TD)]
-    got, want = (torch.autograd.grad(loss, over, materialize_grads=True, allow_unused=True) for loss in losses)
+    got, want = (torch.autograd.grad(loss, over, retain_graph=True, materialize_grads=True) for loss in losses)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     if case.rule.name == "expert_choice" and case.training and case.capacity_factor is not None:
         groups = case.rule.num_groups(B)
@@ -223,7 +223,7 @@ def test_uniform_draws_evenly_in_training_and_hashes_position_and_character_even
     for of_all in (expert_SV.T, expert_SV[:, :64].reshape(64, -1)):  # of each character, and of some positions
         assert max(row.bincount().max() for row in of_all) < 1.6 * 64
     pinned = mixed(torch.tensor([0, 1, 64]), torch.tensor([0, 0, 511])).tolist()  # the same in every process
-    assert pinned == PINNED
+    assert pinned == [152772505, 648329176, 1907197902]
 
 
 def test_expert_choice_takes_exactly_its_places_and_its_cut_off_is_an_average_of_the_lowest_taken() -> None:
@@ -279,7 +279,6 @@ def test_a_quantile_evens_the_loads_of_frozen_scores(top_k: int) -> None:
     """In 1, 2 or 5 micro-batches of unequal sizes: the bias is that of the step."""
     torch.manual_seed(0)
     x_TD = torch.randn(4096, 8) + torch.linspace(-1.0, 1.0, 8)
-    assert len(x_TD.unique()) == x_TD.numel()
     router, ratios = known(SigmoidOptions(top_k=top_k), 8, QUANTILE), []
     for step in range(200):
         parts = x_TD.split([4096] if step % 3 == 0 else [1000, 3096] if step % 3 == 1 else [7, 89, 2000, 2000])
