@@ -226,9 +226,7 @@ def _check_every_router(
     return int("FAIL" not in verdicts and any(isinstance(one, str) for one in rows.values()))
 
 
-def _certified(
-    options: argparse.Namespace, config: Config, steps: int, label: str
-) -> tuple[Row, list[Finding]]:
+def _certified(options: argparse.Namespace, config: Config, steps: int, label: str) -> tuple[Row, list[Finding]]:
     """The row of one family, and all its findings."""
     from switch_lm.certificate.certify import PARTS, certify
     from switch_lm.certificate.families import row

@@ -11,16 +11,14 @@ import torch
 from conftest import TEXT, tiny_model
 from torch import Tensor
 
+from switch_lm.config.families import FAMILIES
 from switch_lm.config.schema import Config, DataConfig, LoggerConfig, TrainerConfig
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.optim.options import MuonOptions
 from switch_lm.routers.base import Router
-from switch_lm.routers.options import (
-    BalanceOptions, ExpertChoiceOptions, FrozenOptions, HashOptions, RouterOptions, SigmoidOptions, SwitchOptions,
-    ThresholdOptions, TopKOptions, UniformOptions,
-)  # fmt: skip
+from switch_lm.routers.options import BalanceOptions, RouterOptions, SwitchOptions, TopKOptions
 from switch_lm.routers.topk import TopKRouter
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.training.module import SwitchModule
@@ -43,12 +41,6 @@ EVERY_QUEUE = [
     TopKOptions(top_k=1, overflow="reroute"),
 ]
 OF_ROUTER = {field.name for field in fields(TopKOptions)} - {"name"}
-# Of each family one, as after training.
-OF_FAMILIES: dict[str, RouterOptions] = {
-    one.name: one
-    for one in (SigmoidOptions(top_k=2), FrozenOptions(), HashOptions(), UniformOptions(), ExpertChoiceOptions(),
-                ThresholdOptions(warmup_steps=0))
-}  # fmt: skip
 
 
 def parts_of(**changes: Any) -> dict[str, Any]:
@@ -66,6 +58,12 @@ def router_options(**chosen: Any) -> RouterOptions:
     """Those of `topk` if a key or value needs it, of `switch` otherwise."""
     of_switch = chosen.get("top_k", 1) == 1 and chosen.keys() <= {field.name for field in fields(SwitchOptions)}
     return SwitchOptions(**chosen) if of_switch else TopKOptions(**{"top_k": 1} | chosen)
+
+
+def family(name: str, **changes: Any) -> RouterOptions:
+    """The options of a family of routers."""
+    options: RouterOptions = FAMILIES["router"][name].options(**changes)
+    return options
 
 
 def noisy(config: Config) -> Config:

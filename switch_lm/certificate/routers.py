@@ -151,8 +151,8 @@ def _used(subject: Subject) -> Finding:
     return judged(
         "every expert used",
         idle == 0 or not judgeable,
-        f"the idlest gets {least:.2f} x an even share ({idlest}), the busiest {most:.2f} x; {per_character:.2f} experts "
-        f"per character; val/loss {tally.loss:.4f}",
+        f"the idlest gets {least:.2f} x an even share ({idlest}), the busiest {most:.2f} x; "
+        f"{per_character:.2f} experts per character; val/loss {tally.loss:.4f}",
         {"least": least, "most": most, "idle": idle, "experts_per_token": per_character, "val_loss": tally.loss},
         good="no expert starves" if idle == 0 else f"{starving}, but the text is too short to judge",
         bad=starving,

@@ -34,7 +34,7 @@ OF_FAMILIES = (
 )
 LINE_WIDTH = 120  # where the console is no terminal
 POLICIES_WIDTH = 126  # no column is cut, whatever the terminal
-FAMILIES_WIDTH = 134
+FAMILIES_WIDTH = 136
 EFFECT = "*"
 CELL_WIDTH = 28  # characters: beside longer lines TensorBoard breaks the words of the short columns
 STYLES = {Verdict.PASS: "green", Verdict.LEAKS: "yellow", Verdict.FAIL: "bold red"}

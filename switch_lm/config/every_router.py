@@ -1,6 +1,7 @@
 """One small configuration for each family of routers, which a comparison of all of them trains. No torch."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import ConfigError
@@ -23,8 +24,9 @@ def overrides_of_each(overrides: Sequence[str]) -> dict[str, list[str]]:
     base = BASE if "experiment" in keys.values() else ["experiment=smoke", *BASE]
     result = {}
     for name, family in FAMILIES["router"].items():
+        options: Any = family.options
         own = [one for one, key in keys.items() if _has(name, key)]
-        by_bias = family.options.selects_by_score and not family.options.has_balance_loss
+        by_bias = options.selects_by_score and not options.has_balance_loss
         balanced = any(key.startswith("balance") for key in keys.values())
         result[name] = [*base, f"router={name}", *["balance=quantile"] * (by_bias and not balanced), *own]
     return result

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import BATCH_SIZE, TEXT, tiny_model
 from leak_table import TABLE
+from small_models import family
 
 from switch_lm.certificate import leaks, scores
 from switch_lm.certificate.certify import certify
@@ -17,9 +18,7 @@ from switch_lm.certificate.policies import measure, policies
 from switch_lm.measure.scoring import character_by_character, whole
 from switch_lm.model.transformer import SwitchLM, choosing_as_trained
 from switch_lm.probe.subject import Subject, promised, seeded
-from switch_lm.routers.options import (
-    BalanceOptions, ExpertChoiceOptions, FrozenOptions, SigmoidOptions, ThresholdOptions, UniformOptions,
-)  # fmt: skip
+from switch_lm.routers.options import BalanceOptions
 from switch_lm.text.vocabulary import Vocabulary
 
 IDS = torch.randint(len(Vocabulary.of(TEXT)), (700,), generator=torch.Generator().manual_seed(0))
@@ -61,13 +60,13 @@ SOUND: dict[str, tuple[dict[str, Any], set[str]]] = {
     "shared expert": ({"shared_expert": True}, LEAKY_ROWS),
     "random drops": ({"random_drop_rate": 0.3}, LEAKY_ROWS),
     "every second block": ({"switch_every": 2}, LEAKY_ROWS),
-    "sigmoid": ({"router": SigmoidOptions(top_k=2), "balance": BalanceOptions("quantile")}, LEAKY_ROWS),
-    "frozen, even": ({"router": FrozenOptions(), "balance": BalanceOptions("quantile")}, LEAKY_ROWS),
-    "uniform, dropless": ({"router": UniformOptions(), "capacity_factor": None}, set()),
-    "expert choice": ({"router": ExpertChoiceOptions(), "eval_capacity_factor": 0.5}, LEAKY),  # which does nothing
-    "expert choice, by row": ({"router": ExpertChoiceOptions(capacity_group="sequence")}, {LATER}),
-    "threshold": ({"router": ThresholdOptions(warmup_steps=0), "eval_capacity_factor": 0.5}, set()),
-    "threshold, in its warm-up": ({"router": ThresholdOptions(top_k=2)}, LEAKY),
+    "sigmoid": ({"router": family("sigmoid", top_k=2), "balance": BalanceOptions("quantile")}, LEAKY_ROWS),
+    "frozen, even": ({"router": family("frozen"), "balance": BalanceOptions("quantile")}, LEAKY_ROWS),
+    "uniform, dropless": ({"router": family("uniform"), "capacity_factor": None}, set()),
+    "expert choice": ({"router": family("expert_choice"), "eval_capacity_factor": 0.5}, LEAKY),  # which does nothing
+    "expert choice, by row": ({"router": family("expert_choice", capacity_group="sequence")}, {LATER}),
+    "threshold": ({"router": family("threshold", warmup_steps=0), "eval_capacity_factor": 0.5}, set()),
+    "threshold, in its warm-up": ({"router": family("threshold", top_k=2)}, LEAKY),
     "one expert": (
         {"num_experts": 1, "capacity_factor": 0.75},
         set(),
@@ -188,7 +187,7 @@ def test_a_capacity_is_judged_in_fractions(
 def test_the_certificate_of_a_threshold_says_which_part_of_its_run_it_is_in(
     step: int, verdict: Verdict, meanings: tuple[str, str]
 ) -> None:
-    model = tiny_model(router=ThresholdOptions(warmup_steps=2))
+    model = tiny_model(router=family("threshold", warmup_steps=2))
     for router in model.routers:
         router.get_buffer("steps").fill_(step)
     result = {one.check: one for one in (*leaks.check(subject_of(model)), *scores.check(subject_of(model)))}
@@ -199,7 +198,7 @@ def test_the_certificate_of_a_threshold_says_which_part_of_its_run_it_is_in(
 
 
 def test_the_gap_of_expert_choice_is_a_window_by_its_training_rule_less_its_characters_by_its_cut_offs() -> None:
-    model = tiny_model(router=ExpertChoiceOptions(), capacity_factor=1.0)
+    model = tiny_model(router=family("expert_choice"), capacity_factor=1.0)
     subject = subject_of(model)
     (finding,) = [one for one in scores.check(subject) if one.check == "loss gap, training"]
     with choosing_as_trained(model):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import TEXT, MakeRun, checkpoint_of, tiny_model
 from other_routers import ChosenOptions, ExpertChoice
+from small_models import family
 from test_check import LEAKY, LEAKY_ROWS, findings_of, subject_of, verdicts
 
 from switch_lm import check, generate, inspect
@@ -19,7 +20,7 @@ from switch_lm.inspection.counterfactual import counterfactual
 from switch_lm.measure.scoring import whole
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.reading import Probe, recorded
-from switch_lm.routers.options import FrozenOptions, HashOptions, RouterOptions, UniformOptions
+from switch_lm.routers.options import RouterOptions
 from switch_lm.routers.routing import Routing
 from switch_lm.routers.uniform import UniformRouter
 from switch_lm.storage import checkpoint
@@ -66,7 +67,9 @@ def wrong_tokens(patch: pytest.MonkeyPatch) -> None:
     """By the scores of the token before."""
     real = ExpertChoice.assign
     patch.setattr(
-        ExpertChoice, "assign", lambda self, x_TD, logits_TE, **call: real(self, x_TD, logits_TE.roll(1, dims=0), **call)
+        ExpertChoice,
+        "assign",
+        lambda self, x_TD, logits_TE, **call: real(self, x_TD, logits_TE.roll(1, dims=0), **call),
     )
 
 
@@ -171,7 +174,7 @@ def test_gates_that_do_not_come_from_the_routers_gates_are_refused(monkeypatch: 
         counterfactual(chosen(), PROBE, positions=1)
 
 
-@pytest.mark.parametrize("options", [ChosenOptions(), HashOptions()], ids=lambda options: options.name)
+@pytest.mark.parametrize("options", [ChosenOptions(), family("hash")], ids=lambda options: options.name)
 def test_it_is_checked_inspected_and_shown_on_a_page(
     options: RouterOptions, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,8 +202,8 @@ NO_WEIGHTS = "by design no router has weights to train"
 
 @pytest.mark.parametrize(
     ("options", "meaning", "leaky"),
-    [(HashOptions(), NO_WEIGHTS, LEAKY_ROWS), (UniformOptions(), NO_WEIGHTS, set()),  # it drops whatever stands there
-     (FrozenOptions(), "frozen by design, not dead", LEAKY_ROWS)],
+    [(family("hash"), NO_WEIGHTS, LEAKY_ROWS), (family("uniform"), NO_WEIGHTS, set()),  # it drops whatever stands there
+     (family("frozen"), "frozen by design, not dead", LEAKY_ROWS)],
 )  # fmt: skip
 def test_a_router_that_is_not_trained_passes_by_design(options: RouterOptions, meaning: str, leaky: set[str]) -> None:
     result = findings_of(subject_of(tiny_model(router=options)))
@@ -219,11 +222,11 @@ def test_a_router_that_reads_another_character_or_position_fails(
         return real(self, *inputs, **options | {name: options[name] + by for name, by in shift.items()})
 
     monkeypatch.setattr(UniformRouter, "assign", assign)
-    assert "selection" in failed(tiny_model(router=UniformOptions()))
+    assert "selection" in failed(tiny_model(router=family("uniform")))
 
 
 def test_reading_from_a_layer_on_gives_such_a_router_its_characters_and_positions() -> None:
-    model = tiny_model(len(VOCABULARY), router=UniformOptions(), num_layers=3)
+    model = tiny_model(len(VOCABULARY), router=family("uniform"), num_layers=3)
     expected_BS = whole(model, PROBE.ids_BS, PROBE.target_BS, capacity_factor=None)
     nll_from = recorded(model, PROBE)
     assert all(torch.allclose(nll_from(layer), expected_BS, atol=1e-5) for layer in range(3))

@@ -158,6 +158,10 @@ def test_the_help_explains_every_verdict() -> None:
 # --- Every family of routers
 
 
+def line_of(out: str, name: str) -> str:
+    return next(line for line in out.splitlines() if line.startswith(f" {name} "))
+
+
 @pytest.fixture
 def some_routers(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three families, and one that has no YAML."""
@@ -178,13 +182,13 @@ def test_every_router_is_trained_and_certified_and_one_that_cannot_be_does_not_s
     verdicts = {name: one.get("verdict") for name, one in routers.items()}
     assert verdicts == {"frozen": "PASS", "expert_choice": "LEAKS", "threshold": "PASS", "no_yaml": None}
     for name in ("frozen", "expert_choice", "threshold"):
-        line = next(line for line in out.splitlines() if line.startswith(f" {name} "))
+        line = line_of(out, name)
         figures = {finding["check"]: finding["figures"] for finding in routers[name]["findings"]}
         gap, loads = figures["loss gap, training"], figures["every expert used"]
         assert verdicts[name] in line and ("future nats" in gap) == (name == "expert_choice")
         assert (f"{gap['nats']:+.4f}" in line) == (name != "threshold")  # which trains as it generates
         assert f" {loads['most']:.2f} " in line and f" {loads['experts_per_token']:.2f} " in line
-    assert "yes" in next(line for line in out.splitlines() if line.startswith(" expert_choice ")).split("LEAKS")[1][:6]
+    assert line_of(out, "expert_choice").split()[1:3] == ["LEAKS", "yes"]
     assert routers["frozen"]["experts_per_token"] == 1.0 and routers["frozen"]["without_slot"] > 0.0
     assert "threshold: after its warm-up of 2 steps" in out
     assert "no_yaml is not certified: router=no_yaml: no such choice" in " ".join(out.split())

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_model
+from small_models import family
 from test_check import subject_of, verdicts
 from test_check_faults import Break, changed, load_after_dropping, select_the_worst, softmax_after_top_k
 from torch import Tensor
@@ -17,9 +18,7 @@ from switch_lm.model.transformer import SwitchLM
 from switch_lm.routers import base, queueing, uniform
 from switch_lm.routers.cutoffs import CutoffRouter
 from switch_lm.routers.hashing import HashRouter
-from switch_lm.routers.options import (
-    BalanceOptions, ExpertChoiceOptions, FrozenOptions, HashOptions, SigmoidOptions, ThresholdOptions, UniformOptions,
-)  # fmt: skip
+from switch_lm.routers.options import BalanceOptions
 from switch_lm.routers.routing import Routing
 from switch_lm.routers.sigmoid import SigmoidRouter
 from switch_lm.routers.switch import SwitchRouter
@@ -181,17 +180,17 @@ FAULTS: dict[Break, tuple[set[str], dict[str, Any]]] = {  # what must fail, and 
     promised(draws=True): ({"selection"}, {}),
     promised(shuffles=False): ({"promise"}, {"drop_order": "random"}),
     promised(learns=False): ({"promise"}, {}),
-    gates_that_are_not_renormalised: ({"gates", "layer's output"}, {"router": SigmoidOptions(top_k=2)}),
-    the_expert_of_the_next_character: ({"own future, training", "cache", "selection"}, {"router": HashOptions()}),
-    a_frozen_router_that_is_trained: ({"promise"}, {"router": FrozenOptions()}),
-    drawing_in_evaluation_too: ({"no randomness, evaluation", "promise", "cache"}, {"router": UniformOptions()}),
+    gates_that_are_not_renormalised: ({"gates", "layer's output"}, {"router": family("sigmoid", top_k=2)}),
+    the_expert_of_the_next_character: ({"own future, training", "cache", "selection"}, {"router": family("hash")}),
+    a_frozen_router_that_is_trained: ({"promise"}, {"router": family("frozen")}),
+    drawing_in_evaluation_too: ({"no randomness, evaluation", "promise", "cache"}, {"router": family("uniform")}),
     cut_offs_of_the_batch("expert_choice"): (
         {"selection", "own future, evaluation", "cache"},
-        {"router": ExpertChoiceOptions()},
+        {"router": family("expert_choice")},
     ),
     cut_offs_of_the_batch("threshold"): (
         {"selection", "own future, training", "other rows, training"},
-        {"router": ThresholdOptions(warmup_steps=0)},
+        {"router": family("threshold", warmup_steps=0)},
     ),
 }
 OF_SWITCH_AND_TOPK: dict[Break, set[str]] = {

@@ -13,7 +13,7 @@ from conftest import MakeRun, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import REPEATABLE, places_of_an_expert
-from small_models import OF_FAMILIES
+from small_models import family
 from torch import Tensor
 
 from switch_lm.certificate.layers import Judged, by_a_loop, by_oracle
@@ -25,10 +25,7 @@ from switch_lm.routers.balance import by_quantile, by_sign
 from switch_lm.routers.base import Router
 from switch_lm.routers.hashing import spread
 from switch_lm.routers.losses import load_balancing_loss
-from switch_lm.routers.options import (
-    BalanceOptions, ExpertChoiceOptions, FrozenOptions, HashOptions, RouterOptions, SigmoidOptions, ThresholdOptions,
-    UniformOptions,
-)  # fmt: skip
+from switch_lm.routers.options import BalanceOptions, RouterOptions
 from switch_lm.routers.routing import Routing
 from switch_lm.routers.uniform import mixed
 from switch_lm.storage.checkpoint import read_model
@@ -37,11 +34,11 @@ D, F, V = 6, 10, 7
 QUANTILE = BalanceOptions("quantile")
 BY_ROW: dict[str, Any] = {"capacity_group": "sequence"}
 RULES = [
-    *(SigmoidOptions(top_k=k, overflow=o) for k in (1, 2) for o in ("drop", "passthrough")),
-    SigmoidOptions(overflow="reroute"), SigmoidOptions(top_k=2, drop_order="probability", **BY_ROW),
-    FrozenOptions(), FrozenOptions(gate_scale="straight_through", **BY_ROW),
-    HashOptions(), HashOptions(balanced=False, **BY_ROW), UniformOptions(), UniformOptions(overflow="passthrough"),
-    ExpertChoiceOptions(), ExpertChoiceOptions(**BY_ROW), ThresholdOptions(), ThresholdOptions(top_k=2),
+    *(family("sigmoid", top_k=k, overflow=o) for k in (1, 2) for o in ("drop", "passthrough")),
+    family("sigmoid", overflow="reroute"), family("sigmoid", top_k=2, drop_order="probability", **BY_ROW),
+    family("frozen"), family("frozen", gate_scale="straight_through", **BY_ROW),
+    family("hash"), family("hash", balanced=False, **BY_ROW), family("uniform", overflow="passthrough"),
+    family("expert_choice"), family("expert_choice", **BY_ROW), family("threshold"), family("threshold", top_k=2),
 ]  # fmt: skip
 
 
@@ -100,9 +97,7 @@ def test_outputs_drops_and_gradients_equal_a_loop_over_what_the_oracle_expects(c
     B, S = case.rows, case.positions
     ids_BS = torch.arange(B * S).view(B, S) ** 2 % V
     with calls(module) as seen:
-        y_BSD, routing = module(
-            x_BSD, ids_BS=ids_BS, position_S=torch.arange(S), capacity_factor=case.capacity_factor
-        )
+        y_BSD, routing = module(x_BSD, ids_BS=ids_BS, position_S=torch.arange(S), capacity_factor=case.capacity_factor)
     result, real_N = Judged.of(routing, by_oracle(seen[0], module.router.options)), used(routing)
     assert result.wrong == 0 and not result.tied
     assert len(result.expected.token) == int(real_N.sum()) == int(routing.load_E.sum())
@@ -124,16 +119,16 @@ def test_outputs_drops_and_gradients_equal_a_loop_over_what_the_oracle_expects(c
         assert routing.load_E.tolist() == [slots] * case.experts and bool(routing.kept_N.all())
 
 
-@pytest.mark.parametrize("name", OF_FAMILIES)
+@pytest.mark.parametrize("name", ["sigmoid", "frozen", "hash", "uniform", "expert_choice", "threshold"])
 def test_generation_one_character_at_a_time_equals_a_whole_pass(name: str) -> None:
-    model, ids_BS = tiny_model(11, router=OF_FAMILIES[name]), torch.arange(48).view(3, 16) ** 2 % 11
+    model, ids_BS = tiny_model(11, router=family(name)), torch.arange(48).view(3, 16) ** 2 % 11
     together_BS = whole(model, ids_BS, ids_BS, capacity_factor=None)
     torch.testing.assert_close(character_by_character(model, ids_BS, ids_BS), together_BS, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["hash", "expert_choice", "threshold"])
 def test_a_checkpoint_keeps_what_a_router_has_stored(name: str, make_run: MakeRun) -> None:
-    model = tiny_model(router=OF_FAMILIES[name])
+    model = tiny_model(router=family(name))
     for value in model.routers[1].state_dict().values():
         value.add_(1)
     again, _ = read_model(make_run("kept", model=model))
@@ -169,9 +164,9 @@ S3 = [[0.9, 0.6, 0.1], [0.2, 0.3, 0.5]]
 
 
 def test_a_sigmoids_gate_is_the_score_of_one_expert_and_a_share_of_the_chosen_ones_of_two() -> None:
-    one = routed(known(SigmoidOptions(), 3), S3)
+    one = routed(known(family("sigmoid"), 3), S3)
     assert pairs(one) == [(0, 0), (1, 2)] and one.gate_N.tolist() == pytest.approx([0.9, 0.5])
-    two = routed(known(SigmoidOptions(top_k=2), 3), S3)
+    two = routed(known(family("sigmoid", top_k=2), 3), S3)
     assert two.expert_TK.tolist() == [[0, 1], [2, 1]]
     assert two.gate_TK.flatten().tolist() == pytest.approx([0.6, 0.4, 0.625, 0.375])  # sum to 1
     shares = [0.5625, 0.375, 0.0625, 0.2, 0.3, 0.5]
@@ -180,7 +175,7 @@ def test_a_sigmoids_gate_is_the_score_of_one_expert_and_a_share_of_the_chosen_on
 
 
 def test_a_bias_selects_among_sigmoids_and_leaves_the_gates() -> None:
-    router = known(SigmoidOptions(top_k=2), 3, BalanceOptions("sign"))
+    router = known(family("sigmoid", top_k=2), 3, BalanceOptions("sign"))
     router.bias_E.copy_(torch.tensor([-0.5, 0.0, 0.2]))  # s + b: 0.4 0.6 0.3, and -0.3 0.3 0.7
     biased = routed(router, S3)
     assert biased.expert_TK.tolist() == [[1, 0], [2, 1]]
@@ -192,7 +187,7 @@ def test_a_hash_gives_the_most_frequent_character_left_to_the_expert_with_the_le
     counts_V = torch.tensor([5, 10, 3, 7, 3, 4])
     assert spread(counts_V, 2).tolist() == [1, 0, 1, 1, 0, 0]
     assert spread(torch.tensor([0, 0, 4, 0]), 3).tolist() == [1, 2, 0, 1]
-    router = known(HashOptions())
+    router = known(family("hash"))
     router.prepare(counts_V)
     routing = router(torch.zeros(3, 2), ids_T=torch.tensor([2, 4, 2]))
     assert pairs(routing) == [(0, 1), (1, 0), (2, 1)] and routing.gate_N.tolist() == [1.0] * 3
@@ -200,7 +195,7 @@ def test_a_hash_gives_the_most_frequent_character_left_to_the_expert_with_the_le
 
 
 def test_a_hash_that_is_not_balanced_is_drawn_from_the_seed() -> None:
-    router, drawn = known(HashOptions(balanced=False), 4), []
+    router, drawn = known(family("hash", balanced=False), 4), []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         router.prepare(torch.ones(4000, dtype=torch.int64))
@@ -212,7 +207,7 @@ def test_a_hash_that_is_not_balanced_is_drawn_from_the_seed() -> None:
 
 def test_uniform_draws_evenly_in_training_and_hashes_position_and_character_evenly_in_evaluation() -> None:
     torch.manual_seed(0)
-    router, draws = known(UniformOptions(), 8), 40_000
+    router, draws = known(family("uniform"), 8), 40_000
     trained = router.train()(torch.zeros(draws, 8))
     assert trained.load_E.tolist() == pytest.approx([draws / 8] * 8, abs=5 * math.sqrt(draws * 7 / 64))
     assert not torch.equal(router(torch.zeros(draws, 8)).expert_N, trained.expert_N) and (trained.gate_N == 1).all()
@@ -227,7 +222,7 @@ def test_uniform_draws_evenly_in_training_and_hashes_position_and_character_even
 
 
 def test_expert_choice_takes_exactly_its_places_and_its_cut_off_is_an_average_of_the_lowest_taken() -> None:
-    router = known(ExpertChoiceOptions(cutoff_ema=0.5)).train()
+    router = known(family("expert_choice", cutoff_ema=0.5)).train()
     assert router.cutoff_E.tolist() == [0.5, 0.5]
     assert pairs(routed(router, A, capacity=2)) == [(0, 0), (1, 0), (1, 1), (2, 1)]
     for steps, expected in (([A, B], [0.55, 0.45]), ([A, A], [0.575, 0.425]), ([B, B], [0.5375, 0.4625])):
@@ -235,13 +230,13 @@ def test_expert_choice_takes_exactly_its_places_and_its_cut_off_is_an_average_of
         assert router.cutoff_E.tolist() == pytest.approx(expected)
     near = [[0.54, 0.46], [0.53, 0.47], [0.5376, 0.4624]]
     assert pairs(routed(router.eval(), near, capacity=2)) == [(0, 0), (1, 1), (2, 0)]
-    by_row = known(ExpertChoiceOptions(cutoff_ema=0.5, **BY_ROW)).train()
+    by_row = known(family("expert_choice", cutoff_ema=0.5, **BY_ROW)).train()
     by_row.after_step([routed(by_row, A + B, capacity=2, num_groups=2)])
     assert by_row.cutoff_E.tolist() == pytest.approx([0.55, 0.45])  # the mean over groups, as over micro-batches
 
 
 def test_a_threshold_is_an_average_of_the_score_that_a_share_of_a_whole_step_exceeds() -> None:
-    router, first = known(ThresholdOptions(cutoff_ema=0.5, warmup_steps=1)).train(), [[0.9, 0.1], [0.7, 0.3]]
+    router, first = known(family("threshold", cutoff_ema=0.5, warmup_steps=1)).train(), [[0.9, 0.1], [0.7, 0.3]]
     second, third = [[0.5, 0.6], [0.2, 0.8]], [[0.3, 0.5], [0.6, 0.55]]
     parts = [routed(router, scores) for scores in (first, second)]
     assert [pairs(part) for part in parts] == [[(0, 0), (1, 1)]] * 2  # in its warm-up half of each micro-batch
@@ -251,7 +246,7 @@ def test_a_threshold_is_an_average_of_the_score_that_a_share_of_a_whole_step_exc
     assert pairs(part) == [(0, 1), (1, 0), (1, 1)]  # by the cut-offs of before this step
     router.after_step([part])
     assert router.cutoff_E.tolist() == pytest.approx([0.4, 0.4])  # half of 0.5 0.3 and of 0.3 0.5
-    two = known(ThresholdOptions(top_k=2)).train()
+    two = known(family("threshold", top_k=2)).train()
     assert len(pairs(routed(two, first))) == 4  # all: K / E = 1
 
 
@@ -259,7 +254,7 @@ def test_a_threshold_is_an_average_of_the_score_that_a_share_of_a_whole_step_exc
 def test_a_warm_up_is_at_most_a_third_of_the_run_and_the_promise_says_which_part_it_is(
     max_steps: int | None, warmup: int
 ) -> None:
-    router = known(ThresholdOptions())
+    router = known(family("threshold"))
     router.prepare(torch.ones(V), max_steps=max_steps)
     promises = []
     for step in (0, warmup):
@@ -279,7 +274,7 @@ def test_a_quantile_evens_the_loads_of_frozen_scores(top_k: int) -> None:
     """In 1, 2 or 5 micro-batches of unequal sizes: the bias is that of the step."""
     torch.manual_seed(0)
     x_TD = torch.randn(4096, 8) + torch.linspace(-1.0, 1.0, 8)
-    router, ratios = known(SigmoidOptions(top_k=top_k), 8, QUANTILE), []
+    router, ratios = known(family("sigmoid", top_k=top_k), 8, QUANTILE), []
     for step in range(200):
         parts = x_TD.split([4096] if step % 3 == 0 else [1000, 3096] if step % 3 == 1 else [7, 89, 2000, 2000])
         routings = [router(part).detached() for part in parts]
@@ -293,7 +288,7 @@ def test_a_quantile_evens_the_loads_of_frozen_scores(top_k: int) -> None:
 
 def test_a_bias_by_quantile_remembers_its_share_of_the_old_one() -> None:
     torch.manual_seed(0)
-    router, x_TD = known(SigmoidOptions(), 4, BalanceOptions("quantile", ema=0.75)), torch.randn(64, 4)
+    router, x_TD = known(family("sigmoid"), 4, BalanceOptions("quantile", ema=0.75)), torch.randn(64, 4)
     router.bias_E.copy_(torch.tensor([0.3, -0.1, -0.2, 0.0]))
     wanted_E = 0.75 * router.bias_E + 0.25 * by_quantile(router.bias_E, x_TD.sigmoid(), 1)
     router.after_step([router(x_TD).detached()])

@@ -18,15 +18,14 @@ import pytest
 import torch
 from compare import same
 from conftest import folder_of, logged
+from small_models import family
 
 import switch_lm
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config, TrainerConfig
 from switch_lm.measure.evaluation import EvaluationTally
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.routers.options import (
-    BalanceOptions, ExpertChoiceOptions, HashOptions, SigmoidOptions, ThresholdOptions,
-)  # fmt: skip
+from switch_lm.routers.options import BalanceOptions
 from switch_lm.storage import checkpoint
 from switch_lm.storage.run_folder import Stopped
 from switch_lm.training.callbacks import progress
@@ -104,10 +103,10 @@ class PlugPulled(BaseException):
 
 RESUMED: list[tuple[int, dict[str, Any]]] = [
     *((last_step, {}) for last_step in (3, 4, 5, 7, 10)),
-    (3, {"router": ThresholdOptions()}),  # in its warm-up, which is a third of the run
-    (7, {"router": ExpertChoiceOptions()}),
-    (5, {"router": HashOptions(balanced=False)}),
-    (5, {"router": SigmoidOptions(top_k=2), "balance": BalanceOptions("quantile", ema=0.5)}),
+    (3, {"router": family("threshold")}),  # in its warm-up, which is a third of the run
+    (7, {"router": family("expert_choice")}),
+    (5, {"router": family("hash", balanced=False)}),
+    (5, {"router": family("sigmoid", top_k=2), "balance": BalanceOptions("quantile", ema=0.5)}),
 ]
 
 
