@@ -9,8 +9,8 @@ from torch import Tensor
 from switch_lm.routers.balance import exceeded_by
 from switch_lm.routers.base import Promise
 from switch_lm.routers.cutoffs import CutoffRouter
-from switch_lm.routers.options import ThresholdOptions
 from switch_lm.routers.loops import above_cutoffs
+from switch_lm.routers.options import ThresholdOptions
 from switch_lm.routers.routing import Routing
 
 
