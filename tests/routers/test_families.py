@@ -150,8 +150,7 @@ def known(rule: RouterOptions, num_experts: int = 2, balance: BalanceOptions | N
 
 def routed(router: Router, scores: list[list[float]], capacity: int | None = None, num_groups: int = 1) -> Routing:
     score_TE = torch.tensor(scores)
-    is_softmax = router.name in ("expert_choice", "frozen")
-    x_TE = score_TE.log() if is_softmax else score_TE.logit()
+    x_TE = score_TE.log() if router.name == "expert_choice" else score_TE.logit()
     return router(x_TE, capacity=capacity, num_groups=num_groups).detached()
 
 
@@ -163,7 +162,7 @@ def pairs(routing: Routing) -> list[tuple[int, int]]:
 S3 = [[0.9, 0.6, 0.1], [0.2, 0.3, 0.5]]
 
 
-def test_a_sigmoids_gate_is_the_score_of_one_expert_and_a_share_of_the_chosen_ones_of_two() -> None:
+def test_a_sigmoids_gate_is_the_score_of_one_expert_or_a_share_of_the_chosen_ones_and_a_bias_only_selects() -> None:
     one = routed(known(family("sigmoid"), 3), S3)
     assert pairs(one) == [(0, 0), (1, 2)] and one.gate_N.tolist() == pytest.approx([0.9, 0.5])
     two = routed(known(family("sigmoid", top_k=2), 3), S3)
@@ -172,9 +171,6 @@ def test_a_sigmoids_gate_is_the_score_of_one_expert_and_a_share_of_the_chosen_on
     shares = [0.5625, 0.375, 0.0625, 0.2, 0.3, 0.5]
     assert one.probs_TE.flatten().tolist() == pytest.approx(shares)
     assert float(load_balancing_loss(one)) == pytest.approx(3 * (0.5 * 0.38125 + 0.5 * 0.28125))  # E x sum of f P
-
-
-def test_a_bias_selects_among_sigmoids_and_leaves_the_gates() -> None:
     router = known(family("sigmoid", top_k=2), 3, BalanceOptions("sign"))
     router.bias_E.copy_(torch.tensor([-0.5, 0.0, 0.2]))  # s + b: 0.4 0.6 0.3, and -0.3 0.3 0.7
     biased = routed(router, S3)
