@@ -200,6 +200,7 @@ def _check_every_router(
 ) -> int:
     """Trains and certifies one model for each; 1 if that was impossible for one, which does not stop the others."""
     from switch_lm.certificate import show
+    from switch_lm.certificate.leaks import named
 
     steps = STEPS_OF_ALL if options.steps is None else options.steps
     first = next(config for config in configs.values() if not isinstance(config, ConfigError))
@@ -216,13 +217,14 @@ def _check_every_router(
             row, findings = _certified(options, config, steps, f"{name} ({number} of {len(configs)}): ")
         except Exception as error:  # whatever goes wrong in a plugin
             known = isinstance(error, ConfigError | CommandError | TrainingError)
-            rows[name] = " ".join(f"{'' if known else f'{type(error).__name__}: '}{error}".split())
+            reason = "; and ".join(str(error).splitlines())
+            rows[name] = reason if known else f"{type(error).__name__}: {reason}"
             facts["routers"][name] = {"problem": rows[name]}
         else:
             rows[name], facts["routers"][name] = row, asdict(row) | {"findings": [asdict(one) for one in findings]}
             verdicts.append(row.verdict)
         write_json(facts, file, quiet=number < len(configs))
-    show.families(rows, title=f"Every family of routers after {steps} steps")
+    show.families(rows, title=f"Every family of routers after {steps} steps, {named(first.model.capacity_factor)}")
     return int("FAIL" not in verdicts and any(isinstance(one, str) for one in rows.values()))
 
 

@@ -34,7 +34,7 @@ OF_FAMILIES = (
 )
 LINE_WIDTH = 120  # where the console is no terminal
 POLICIES_WIDTH = 126  # no column is cut, whatever the terminal
-FAMILIES_WIDTH = 136
+FAMILIES_WIDTH = 124  # beside their names
 EFFECT = "*"
 CELL_WIDTH = 28  # characters: beside longer lines TensorBoard breaks the words of the short columns
 STYLES = {Verdict.PASS: "green", Verdict.LEAKS: "yellow", Verdict.FAIL: "bold red"}
@@ -100,7 +100,7 @@ def families(rows: Mapping[str, Row | str], *, title: str) -> None:
             f"{one.experts_per_token:.2f}",
             f"{one.seconds:.0f}",
         )
-    _console(FAMILIES_WIDTH).print(table)
+    _console(FAMILIES_WIDTH + max(map(len, rows))).print(table)
     console = _console()
     for name, one in rows.items():
         if isinstance(one, str):

@@ -267,6 +267,6 @@ class _NarrowProduct(torch.autograd.Function):
         return x_TD @ w_DE
 
     @staticmethod
-    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor, Tensor]:
         x_TD, w_DE = ctx.saved_tensors
-        return grad_TE @ w_DE.T, (grad_TE.T @ x_TD).T if ctx.needs_input_grad[1] else None
+        return grad_TE @ w_DE.T, (grad_TE.T @ x_TD).T

@@ -41,8 +41,11 @@ BAD = [
     ("router.jitter=-0.1", "router.jitter=-0.1: must lie in 0 .. 1"),
     ("router.top_k=0", "router.top_k=0: must be at least 1"),
     ("router.top_k=2", "router.top_k=2: router=switch sends a token to one expert; router=topk router.top_k=2"),
-    ("router=swich", "router=swich: no such choice; choose one of expert_choice, frozen, hash, sigmoid, switch"),
-    ("router=base", "router=base: it only holds the keys that all of them have; choose one of expert_choice, frozen"),
+    (
+        "router=swich",
+        "router=swich: no such choice; choose one of expert_choice, frozen, hash, sigmoid, switch,",
+    ),
+    ("router=base", "router=base: it only holds the keys that all of them have; choose one of expert_choice,"),
     ("optim=base", "optim=base: it only holds the keys that all of them have; choose one of adamw, muon"),
     ("router.name=topk", "router.name: choose it, with the options of its own, by router=NAME"),
     ("router.queue_order=choice", "router.queue_order: the chosen router has no such key; choose router=topk"),
