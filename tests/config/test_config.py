@@ -63,10 +63,13 @@ def test_the_shipped_values_are_the_schemas_defaults() -> None:
     assert asdict(composed()) == asdict(Config())
 
 
+ROUTERS = {  # without those that other tests declare in this process
+    name: family for name, family in FAMILIES["router"].items() if family.options.__module__.startswith("switch_lm.")
+}
 # The files that show the keys of a group; a family's file includes that of the families that it builds on.
 FILES = {
     "": "train",
-    "router": " ".join(f"router/{name}" for name in ("base", *FAMILIES["router"])),
+    "router": " ".join(f"router/{name}" for name in ("base", *ROUTERS)),
     "balance": "balance/loss",
     "model": "model/switch",
     "data": "data/tiny_shakespeare",
@@ -102,7 +105,7 @@ def test_every_shipped_file_of_a_group_with_meanings_is_shown_above() -> None:
 
 
 def test_a_router_takes_its_defaults_from_the_same_declaration() -> None:
-    for family in FAMILIES["router"].values():
+    for family in ROUTERS.values():
         assert family.load()(d_model=2, num_experts=2).options == family.options()
 
 
