@@ -235,7 +235,7 @@ class CutoffOptions(RouterOptions):
     cutoff_ema: float = key(
         0.8,
         "How much of an expert's stored cut-off stays at each step of training; the rest comes from the step. The "
-        "paper's 0.99 is for runs a hundred times as long: in short ones cut-offs lag, and tokens have too few experts.",
+        "paper's 0.99 is for runs a hundred times as long: in short ones cut-offs lag: tokens have too few experts.",
         BELOW_ONE,
     )
 
