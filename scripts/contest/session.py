@@ -118,6 +118,8 @@ class Session:
                 raise
             finally:
                 self._collect(jobs)
+        if engine.returncode == 2:  # refused, which it has said: another one is at work there, for example
+            raise SystemExit(2)
 
     def _collect(self, jobs: Sequence[Job]) -> None:
         """Stores the runs that have finished. Only those of seed 0, which are measured later, keep their weights."""
