@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
@@ -66,6 +67,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="windows per batch, which share their capacity (default: as in training)",
     )
+    options.add_argument(
+        "--training-rule",
+        action="store_true",
+        help="choose experts as in training, where that is another rule: with expert choice the loss sees the future",
+    )
     options.add_argument("--precision", choices=("fp32", "bf16"), help="(default: as in training)")
     options.add_argument("--data", type=as_path, metavar="FILE", help="the text file, if it has moved")
     options.add_argument(
@@ -94,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(options: argparse.Namespace) -> int:
     from switch_lm.measure.evaluation import nanogpt_estimates
+    from switch_lm.model.transformer import choosing_as_trained
 
     path, model, header = open_model(options.run, options.outputs)
     ids = validation_ids(header, options.data)
@@ -114,18 +121,20 @@ def _measure(options: argparse.Namespace) -> int:
         "context_length": model.config.context_length,
         "batch_size": batch_size,
         "precision": precision,
+        "training_rule": options.training_rule,
         "device": model.embedding.weight.device.type,
         "results": results,
     }
-    for factor in factors:
-        how = {"batch_size": batch_size, "capacity_factor": factor, "precision": precision}
-        result = _evaluated(model, ids, **how)
-        losses = []
-        if options.nanogpt_protocol:
-            losses = nanogpt_estimates(model, ids, num_draws=options.nanogpt_protocol, seed=options.seed, **how)
-        results.append(_entry(factor, result, losses, options.seed))
-        write_json(content, file, quiet=True)  # before it is printed
-        print(_row(results[-1]), flush=True)
+    with choosing_as_trained(model) if options.training_rule else nullcontext():
+        for factor in factors:
+            how = {"batch_size": batch_size, "capacity_factor": factor, "precision": precision}
+            result = _evaluated(model, ids, **how)
+            losses = []
+            if options.nanogpt_protocol:
+                losses = nanogpt_estimates(model, ids, num_draws=options.nanogpt_protocol, seed=options.seed, **how)
+            results.append(_entry(factor, result, losses, options.seed))
+            write_json(content, file, quiet=True)  # before it is printed
+            print(_row(results[-1]), flush=True)
     print(f"written: {file}", file=sys.stderr)
     return 0
 

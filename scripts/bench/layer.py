@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from statistics import fmean
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from bench import peers
+from bench.families import measure_families
 from bench.harness import Contestant, Race, race
+from bench.layer_cells import Call, Cell, Draw, block
 from bench.options import Options, say
-from bench.peers import LayerSizes
 from bench.rows import Row, Verdict, timed
 from switch_lm.model.experts import FeedForward
 from switch_lm.model.switch import SwitchFeedForward, initialize
@@ -39,38 +40,10 @@ NOTES = (
     "Skewed router: half of all tokens, a different half in each input, prefer one expert.",
     "Without bf16 instructions only fp32 is measured, unless --only names bf16.",
     "Dropless has the same targets as capacity factor 1.0. Peers have to be slower than ours of the same kind.",
+    "Routers: dropless; expert choice with a capacity factor of 1, thresholds after their warm-up, topk and sigmoid with "
+    "two experts per token. The characters are drawn with frequencies like those of words.",
     *peers.NOTES,
 )
-Call = Callable[[Tensor], Tensor]
-Draw = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Cell(LayerSizes):
-    """One case of the layer."""
-
-    precision: str
-    skewed: bool
-
-    @property
-    def name(self) -> str:
-        router = "skewed" if self.skewed else "fresh"
-        shape = f"{self.num_tokens} x {self.d_model} x {self.d_ff}"
-        return f"{shape}, {self.precision}, {self.num_experts} experts, {router} router"
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16")
-
-    def draw(self, number: int) -> Draw:
-        """Input number `number` (B, S, D), and the gradient of the output."""
-        generator = torch.Generator().manual_seed(number + 2**32)
-        shape = (self.rows, self.positions, self.d_model)
-        x_BSD, grad_BSD = (torch.randn(shape, generator=generator) for _ in range(2))
-        if self.skewed:
-            x_BSD[..., 0] = torch.randint(2, shape[:2], generator=generator) * 2.0 - 1.0
-        return x_BSD, grad_BSD
-
-
 def measure(options: Options) -> Iterator[Row]:
     shapes, numbers, skews = (SIZES[:1], EXPERTS[:1], (False,)) if options.quick else (SIZES, EXPERTS, (False, True))
     for shape, precision, num_experts, skewed in product(shapes, ("fp32", "bf16"), numbers, skews):
@@ -79,6 +52,8 @@ def measure(options: Options) -> Iterator[Row]:
         if usable and options.wants(cell.name):
             say(f"layer: {cell.name}")
             yield from measure_cell(cell, options)
+            if not (skewed or options.quick):
+                yield from measure_families(cell, options)
 
 
 def measure_cell(cell: Cell, options: Options) -> Iterator[Row]:
@@ -154,23 +129,6 @@ def first_of(layer: nn.Module) -> Call:
 
 def peer_block(cell: Cell, make: peers.Make, w_DE: Tensor, *, dropless: bool) -> Callable[[Draw], None]:
     return block(cell, *peers.build(make, cell, w_DE, dropless=dropless))
-
-
-def block(cell: Cell, layer: nn.Module, call: Call | None = None) -> Callable[[Draw], None]:
-    """Forward and backward on one draw; `call`, if the output of the layer is not a tensor (B, S, D)."""
-    parameters, forward = tuple(layer.parameters()), call or layer
-
-    def run(draw: Draw) -> None:
-        for parameter in parameters:
-            parameter.grad = None
-        x_BSD = draw[0].detach().requires_grad_()
-        with cell.autocast():
-            y_BSD = forward(x_BSD)
-        y_BSD.backward(draw[1].to(y_BSD.dtype))
-        if x_BSD.grad is None:
-            raise RuntimeError("no gradient reached the input")
-
-    return run
 
 
 def load_facts(cell: Cell, layer: SwitchFeedForward, numbers: range) -> dict[str, str]:

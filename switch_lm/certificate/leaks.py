@@ -1,6 +1,6 @@
 """Does a token see its own future, or other rows? What its router promises, and what interventions show."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from types import EllipsisType
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from switch_lm.certificate.finding import Finding, Verdict, leak
-from switch_lm.model.transformer import SwitchLM
+from switch_lm.model.transformer import SwitchLM, SwitchOutput
 from switch_lm.probe.subject import Subject, Windows, seeded, share, tried, used, without_slot
 
 MOVED = 1e-5  # of the largest logit; by rounding one moves less
 CASES = 12  # interventions on each rule at each capacity
+SEEDS = 3  # of the noise
 
 
 @dataclass(frozen=True)
@@ -35,23 +36,27 @@ def intervene(model: SwitchLM, text: Windows, *, capacity_factor: float | Ellips
         router.float()  # as they promise
     other_BS = ids_BS.roll(1, dims=0).roll(1, dims=1)
     draw = torch.Generator().manual_seed(0)
-    by_future, by_rows, logits, lost = list[Tensor](), list[Tensor](), list[Tensor](), 0.0
+    unchanged = [seeded(model, ids_BS, seed=seed, capacity_factor=capacity_factor) for seed in range(SEEDS)]
+    by_future, by_rows, logits = list[Tensor](), list[Tensor](), [output.logits for output in unchanged]
     for case in range(CASES):
         row = (len(ids_BS) - 1 - case // 2) % len(ids_BS)  # in order of position the last rows are dropped
         t = int(torch.randint(max(1, ids_BS.shape[1] - 1), (), generator=draw))
         future_BS, rows_BS = ids_BS.clone(), other_BS.clone()
         future_BS[row, t + 1 :] = other_BS[row, t + 1 :]
         rows_BS[row] = ids_BS[row]
-        before, future, rows = (
-            seeded(model, ids, seed=case, capacity_factor=capacity_factor) for ids in (ids_BS, future_BS, rows_BS)
-        )
+        seed = case % SEEDS
+        before = unchanged[seed]
+        future, rows = (seeded(model, ids, seed=seed, capacity_factor=capacity_factor) for ids in (future_BS, rows_BS))
         by_future.append((future.logits - before.logits)[row, : t + 1])
         by_rows.append((rows.logits - before.logits)[row])
-        logits.append(before.logits)
-        if model.routers:
-            lost_N = torch.cat([without_slot(routing)[used(routing)] for routing in before.routings])
-            lost += lost_N.sum().item() / max(1, lost_N.numel()) / CASES
-    return Moves(share(by_future, logits), share(by_rows, logits), lost)
+    return Moves(share(by_future, logits), share(by_rows, logits), _lost(unchanged))
+
+
+def _lost(outputs: Sequence[SwitchOutput]) -> float:
+    """The mean share of assignments without a slot."""
+    of_outputs = [[without_slot(routing)[used(routing)] for routing in output.routings] for output in outputs]
+    lost = [torch.cat(of_layers) for of_layers in of_outputs if of_layers]
+    return sum(lost_N.sum().item() / max(1, lost_N.numel()) for lost_N in lost) / max(1, len(lost))
 
 
 # What it means, by verdict; of a PASS also where the rule is known to leak, and nothing was seen.

@@ -159,10 +159,11 @@ def ledger(
     if isinstance(capacity_factor, EllipsisType):
         capacity_factor = model.capacity_factor if training else model.eval_capacity_factor
     group = batch_size * context // router.num_groups(batch_size)
-    capacity = expert_capacity(group, model.num_experts, capacity_factor)
-    limit = model.capacity_factor if capacity_factor is None else capacity_factor  # of what routers have learned
+    limit = router.limit(capacity_factor, training=training)
+    capacity = expert_capacity(group, model.num_experts, limit)
     if selected_L is None:
-        selected_L = [router.experts_per_token(model.num_experts, limit)] * model.num_switch_layers
+        learned = model.capacity_factor if capacity_factor is None else capacity_factor
+        selected_L = [router.experts_per_token(model.num_experts, learned)] * model.num_switch_layers
     fixed = None if capacity is None else model.num_experts * capacity / group
     slots_L = [selected if fixed is None else fixed for selected in selected_L]  # per token
     if kept_L is None:

@@ -86,6 +86,7 @@ class RoutingSums:
     mean_gate: Tensor
     choices: int | Tensor
     slots: int | Tensor  # what the experts compute, empty or not
+    tokens: int
     calls: int = 1
 
     @classmethod
@@ -98,7 +99,7 @@ class RoutingSums:
             routing.gate_N.mean() if used_N is None else (routing.gate_N * used_N).sum() / used_N.sum().clamp(min=1)
         )
         means = routing.mean_prob_E, router_entropy(routing), mean_gate
-        return cls(routing.load_E, routing.kept_E, dropped_choices(routing), *means, choices, slots)
+        return cls(routing.load_E, routing.kept_E, dropped_choices(routing), *means, choices, slots, routing.num_tokens)
 
     def __add__(self, other: RoutingSums) -> RoutingSums:
         return RoutingSums(*map(add, vars(self).values(), vars(other).values()))
@@ -121,6 +122,8 @@ def layer_scalars(sums: RoutingSums, *, per_expert: bool = True) -> dict[str, Te
         "router_entropy": sums.entropy / sums.calls,
         "mean_gate": sums.mean_gate / sums.calls,
     }
+    if isinstance(sums.choices, Tensor):  # any number per token
+        scalars["experts_per_token"] = sums.choices / sums.tokens
     of_experts = {"load": load_E, "kept": kept_E, "mean_prob": mean_prob_E.float()}
     if per_expert:
         each = range(load_E.numel())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from switch_lm.model import devices
 from switch_lm.routers.routing import Routing
 
 IN_ORDER = 4  # up to so many terms `sum(dim=)` adds in their order, and faster
@@ -62,29 +63,49 @@ class ExpertRows:
         return _MoveRows.apply(y_PD, self.row_N, self.choice_P)  # type: ignore[no-untyped-call]
 
 
+class ByToken(NamedTuple):
+    """The assignments of each token, of which it has any number, in the order of their list."""
+
+    token_N: Tensor
+    first_TM: Tensor | None = None  # int64; N where a token has fewer than M
+    order_N: Tensor | None = None  # int64; on a CPU instead: the list in the order of tokens,
+    start_T: Tensor | None = None  # and where each token's part of it starts
+
+    @classmethod
+    def of(cls, routing: Routing) -> ByToken:
+        """ValueError on a CPU if the list holds entries that are no assignment."""
+        token_N = routing.token_N
+        if not devices.is_cpu(token_N.device):
+            return cls(token_N, routing.first_TM(routing.num_experts))
+        if routing.used_N is not None:
+            raise ValueError("on a CPU, a routing must be compacted first")
+        sorted_N, order_N = token_N.sort(stable=True)
+        start_T = torch.searchsorted(sorted_N, torch.arange(routing.num_tokens))
+        return cls(token_N, order_N=order_N, start_T=start_T)
+
+
 @dataclass(frozen=True)
 class TokenRows:
     """Which assignments are those of each token, in the order of their list."""
 
     routing: Routing
-    first_TM: Tensor | None  # None: each token has K, one after the other
+    by_token: ByToken | None  # None: each token has K, one after the other
 
     @classmethod
     def of(cls, routing: Routing) -> TokenRows:
-        fixed = routing.choices_per_token is not None
-        return cls(routing, None if fixed else routing.first_TM(routing.num_experts))
+        return cls(routing, None if routing.choices_per_token is not None else ByToken.of(routing))
 
     def spread(self, x_TD: Tensor) -> Tensor:
         """The token of each assignment (N, D)."""
         top_k = self.routing.choices_per_token
-        if self.first_TM is None:
+        if self.by_token is None:
             return x_TD if top_k == 1 else x_TD.repeat_interleave(top_k or 1, dim=0)
-        return _Spread.apply(x_TD, self.routing.token_N, self.first_TM)  # type: ignore[no-untyped-call]
+        return _Spread.apply(x_TD, *self.by_token)  # type: ignore[no-untyped-call]
 
     def sum(self, y_ND: Tensor) -> Tensor:
         """The sum of each token's assignments (T, D), added in the order of their list; 0 where it has none."""
-        if self.first_TM is not None:
-            return _Sum.apply(y_ND, self.routing.token_N, self.first_TM)  # type: ignore[no-untyped-call]
+        if self.by_token is not None:
+            return _Sum.apply(y_ND, *self.by_token)  # type: ignore[no-untyped-call]
         top_k = self.routing.choices_per_token or 1
         if top_k == 1:
             return y_ND
@@ -119,32 +140,35 @@ class _Spread(torch.autograd.Function):
     """Gathers each assignment's token. Its gradient is `_Sum`, and the other way round."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, token_N: Tensor, first_TM: Tensor) -> Tensor:
-        ctx.save_for_backward(first_TM)
-        return x_TD.index_select(0, token_N)
+    def forward(ctx: Any, x_TD: Tensor, *by_token: Tensor) -> Tensor:
+        ctx.save_for_backward(*by_token)
+        return x_TD.index_select(0, by_token[0])
 
     @staticmethod
-    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, None]:
-        (first_TM,) = ctx.saved_tensors
-        return _sum_in_order(grad_ND, first_TM), None, None
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return _sum_in_order(grad_ND, ByToken(*ctx.saved_tensors)), None, None, None, None
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y_ND: Tensor, token_N: Tensor, first_TM: Tensor) -> Tensor:
-        ctx.save_for_backward(token_N)
-        return _sum_in_order(y_ND, first_TM)
+    def forward(ctx: Any, y_ND: Tensor, *by_token: Tensor) -> Tensor:
+        ctx.save_for_backward(by_token[0])
+        return _sum_in_order(y_ND, ByToken(*by_token))
 
     @staticmethod
-    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None, None, None, None]:
         (token_N,) = ctx.saved_tensors
-        return grad_TD.index_select(0, token_N), None, None
+        return grad_TD.index_select(0, token_N), None, None, None, None
 
 
-def _sum_in_order(y_ND: Tensor, first_TM: Tensor) -> Tensor:
-    """Gathers one assignment of every token after the other, and adds them up (T, D)."""
+def _sum_in_order(y_ND: Tensor, by: ByToken) -> Tensor:
+    """The sum of each token's assignments (T, D). On a GPU, gathers one of every token after the other."""
+    if by.first_TM is None:
+        assert by.order_N is not None
+        total_TD = F.embedding_bag(by.order_N, y_ND.float(), by.start_T, mode="sum")
+        return total_TD.to(y_ND.dtype)
     rows_ND = _with_zero_row(y_ND)
-    return _added((rows_ND.index_select(0, index_T) for index_T in first_TM.unbind(1)), first_TM.shape[1])
+    return _added((rows_ND.index_select(0, index_T) for index_T in by.first_TM.unbind(1)), by.first_TM.shape[1])
 
 
 def _added(parts: Iterable[Tensor], number: int) -> Tensor:

@@ -93,6 +93,8 @@ class SwitchFeedForward(nn.Module):
         if routing.token_N.numel() == 1 == x_TD.shape[0] and routing.keeps_all:
             y_1D = self.experts.one_token(x_TD, routing.assigned_N)
             return y_1D * routing.gate_N.to(y_1D.dtype)[:, None]
+        if routing.used_N is not None and devices.is_cpu(x_TD.device):
+            return self._compacted(x_TD, routing)
         tokens = TokenRows.of(routing)
         x_ND = tokens.spread(x_TD.to(product_dtype(x_TD)))  # before it is moved: half as many bytes under autocast
         y_ND, gate_N = self._by_experts(x_ND, routing), routing.gate_N
@@ -101,6 +103,11 @@ class SwitchFeedForward(nn.Module):
         elif not routing.keeps_all:
             gate_N = gate_N * routing.kept_N
         return tokens.sum(y_ND * gate_N.to(y_ND.dtype)[:, None])
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # as for `_dropless`
+    def _compacted(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """Of a list that holds entries that are no assignment, and are not to take memory and time."""
+        return self.combined(x_TD, routing.compacted())
 
     def _by_experts(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """Each assignment's expert on its input (N, D); finite, and otherwise anything, where it is dropped.

@@ -114,6 +114,12 @@ class SwitchLM(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         initialize(self, config.init_scale)
+        self.prepare_routers(torch.ones(vocab_size, dtype=torch.int64))
+
+    def prepare_routers(self, counts_V: Tensor, *, max_steps: int | None = None) -> None:
+        """Tells all routers how often each character stands in the text to train on, and the run's steps."""
+        for router in self.routers:
+            router.prepare(counts_V, max_steps=max_steps)
 
     def _new_router(self) -> Router:
         router: Router = load("router", self.router_options.name)(
@@ -210,3 +216,18 @@ def evaluating(model: SwitchLM) -> Iterator[None]:
         yield
     finally:
         model.train()
+
+
+@contextmanager
+def choosing_as_trained(model: SwitchLM) -> Iterator[None]:
+    """For the block, a router that evaluates by another rule than it trains by, as expert choice does, keeps to that.
+
+    Nothing else changes: noise follows the model's mode.
+    """
+    for router in model.routers:
+        router.as_trained = True
+    try:
+        yield
+    finally:
+        for router in model.routers:
+            router.as_trained = False

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from switch_lm.config.families import register
+from switch_lm.routers.balance import by_quantile, by_sign
 from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.routers.noise import Dropout, jitter
 from switch_lm.routers.options import BalanceOptions, RouterOptions
@@ -34,7 +35,8 @@ class Promise:
 class Router(nn.Module):
     """Selects experts for tokens, and their slots. A subclass with a `name` of its own is chosen by `router=NAME`.
 
-    It writes `assign`, and where its answers differ from those here `promise`, `gates`, `aux_losses` and `after_step`.
+    It writes `assign`, and where its answers differ from those here `promise`, `gates`, `aux_losses`, `prepare` and
+    `after_step`.
     `Options` are its configuration keys, a dataclass whose fields are made by `switch_lm.config.keys.key`; `oracle` is
     the plain loop that the certificate compares it with (see `switch_lm.routers.oracles.Oracle`).
     State, such as a bias, stands in buffers, which `forward` never changes and checkpoints hold.
@@ -44,6 +46,8 @@ class Router(nn.Module):
     Options: ClassVar[type[RouterOptions]] = RouterOptions
     oracle: ClassVar[Callable[..., Any] | None] = None
     has_weights: ClassVar[bool] = True  # W_r (D, E), as `w_DE`
+    reads_input: ClassVar[bool] = True  # False: noise on its input would do nothing
+    as_trained: bool = False  # whether evaluation takes the rule of training, where that is another one
     bias_E: Tensor | None
 
     def __init_subclass__(cls, **others: Any) -> None:
@@ -68,9 +72,15 @@ class Router(nn.Module):
         self.num_experts = num_experts
         self.w_DE = nn.Parameter(torch.empty(d_model, num_experts)) if self.has_weights else None
         self.input_dropout = Dropout(self.options.input_dropout)
-        moves_bias = balance is not None and balance.moves_bias
-        self.rate = balance.rate if balance is not None else 0.0
-        self.register_buffer("bias_E", torch.zeros(num_experts) if moves_bias else None)
+        self.balance = BalanceOptions() if balance is None else balance
+        self.register_buffer("bias_E", torch.zeros(num_experts) if self.balance.moves_bias else None)
+
+    def prepare(self, counts_V: Tensor, *, max_steps: int | None = None) -> None:
+        """Called when its model is made, with equal counts, and once before the first step of a run.
+
+        `counts_V` (int64): how often each character stands in the text to train on; `max_steps`: those of the run. For
+        a router that reads them; a checkpoint replaces what it stores in buffers.
+        """
 
     @final  # type: ignore[misc]  # nn.Module declares it as a variable
     def forward(
@@ -91,9 +101,10 @@ class Router(nn.Module):
         device = x_TD.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             x_TD = x_TD.float()
-            if self.training and self.options.jitter > 0.0:
-                x_TD = jitter(x_TD, self.options.jitter)
-            x_TD = self.input_dropout(x_TD)
+            if self.reads_input:
+                if self.training and self.options.jitter > 0.0:
+                    x_TD = jitter(x_TD, self.options.jitter)
+                x_TD = self.input_dropout(x_TD)
             logits_TE = None if self.w_DE is None else narrow_product(x_TD, self.w_DE)
             routing = self.assign(
                 x_TD, logits_TE, ids_T=ids_T, position_T=position_T, capacity=capacity, num_groups=num_groups
@@ -177,9 +188,21 @@ class Router(nn.Module):
             passes_dropped=options.overflow == "passthrough",
         )
 
+    @property
+    def chooses_as_trained(self) -> bool:
+        """Whether to select by the rule of training, where that is another one than evaluation's."""
+        return self.training or self.as_trained
+
     def biased(self, score_TE: Tensor) -> Tensor:
-        """The scores plus the bias of `balance=sign`, if there is one: what an expert is to be selected by."""
+        """The scores plus the bias of `balance=sign|quantile`, if there is one: what experts are to be selected by."""
         return score_TE if self.bias_E is None else score_TE + self.bias_E
+
+    def best(self, score_TE: Tensor) -> Tensor:
+        """The K experts (T, K), int64, with the largest scores and bias.
+
+        The bias changes which experts are selected and nothing else (DeepSeek-V3, section 2.1.2).
+        """
+        return largest(self.biased(score_TE.detach()), self.options.top_k)
 
     def gates(self, score_TK: Tensor) -> Tensor:
         """The factor of each expert's output (T, K), from the scores of a token's K experts (T, K): the score itself.
@@ -196,12 +219,17 @@ class Router(nn.Module):
     def after_step(self, routings: Sequence[Routing]) -> None:
         """Called once after each optimizer step, with the routings of all its micro-batches, without gradients.
 
-        The only place that changes buffers. Here: b_i += rate x sign(mean load - load_i) with `balance=sign`
-        (DeepSeek-V3, section 2.1.2).
+        The only place that changes buffers. Here: the bias of `balance=sign|quantile`.
         """
-        if self.bias_E is not None:
-            load_E = torch.stack([routing.load_E for routing in routings]).sum(dim=0).float()
-            self.bias_E += self.rate * (load_E.mean() - load_E).sign()
+        if self.bias_E is None:
+            return
+        if self.balance.name == "quantile":
+            score_TE = torch.cat([routing.scores_TE for routing in routings])
+            bias_E = by_quantile(self.bias_E, score_TE, self.options.top_k)
+            self.bias_E.lerp_(bias_E, 1.0 - self.balance.ema)
+        else:
+            load_E = torch.stack([routing.load_E for routing in routings]).sum(dim=0)
+            self.bias_E.copy_(by_sign(self.bias_E, load_E, self.balance.rate))
 
     def promise(self, *, training: bool, limited: bool) -> Promise:
         """What holds in training or evaluation, with a capacity (`limited`) or without: here, for `token_choice`."""
@@ -216,6 +244,11 @@ class Router(nn.Module):
             reroutes=limited and reroutes,
             learns=self.has_weights,
         )
+
+
+def largest(score_TE: Tensor, number: int) -> Tensor:
+    """The places of each row's `number` largest (T, K), int64."""
+    return score_TE.argmax(dim=-1, keepdim=True) if number == 1 else score_TE.topk(number, dim=-1).indices
 
 
 def narrow_product(x_TD: Tensor, w_DE: Tensor) -> Tensor:
@@ -233,6 +266,6 @@ class _NarrowProduct(torch.autograd.Function):
         return x_TD @ w_DE
 
     @staticmethod
-    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor, Tensor | None]:
         x_TD, w_DE = ctx.saved_tensors
-        return grad_TE @ w_DE.T, (grad_TE.T @ x_TD).T
+        return grad_TE @ w_DE.T, (grad_TE.T @ x_TD).T if ctx.needs_input_grad[1] else None

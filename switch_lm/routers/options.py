@@ -6,11 +6,15 @@ from fractions import Fraction
 from typing import ClassVar
 
 from switch_lm.config.families import family
-from switch_lm.config.keys import BELOW_ONE, Rule, at_least, key, one_of
+from switch_lm.config.keys import BELOW_ONE, at_least, key, one_of
+from switch_lm.routers.balance_options import BalanceOptions as BalanceOptions
 
 Problem = tuple[str, str, str]  # a key of the router (or another's whole name), the rule that it breaks, and the fix
 NAME_OF_ROUTER = "Which router it is; router=NAME chooses it with its options."
-TOP_K = "Experts per token: 1 (Switch), or with router=topk any number up to all. A capacity holds choices."
+TOP_K = (
+    "Experts per token: 1 (Switch), or with router=topk and sigmoid any number up to all; with router=threshold the mean "
+    "over training. A capacity holds choices."
+)
 
 
 @dataclass
@@ -18,6 +22,9 @@ class RouterOptions:
     """The options that every router has. A family adds its own, and says what they mean for the computation."""
 
     has_balance_loss: ClassVar[bool] = True  # False: alpha does nothing to it
+    selects_by_score: ClassVar[bool] = True  # False: a bias on the selection does nothing, and no expert is second best
+    one_expert: ClassVar[bool] = False  # whether top_k must be 1
+    unused: ClassVar[tuple[str, ...]] = ()  # keys that mean nothing to it, and must stay as they are
 
     name: str = key("", NAME_OF_ROUTER)
     top_k: int = key(1, TOP_K, at_least(1))
@@ -60,6 +67,10 @@ class RouterOptions:
         """How many experts a token selects, on average; with the `capacity_factor` of training where none limits it."""
         return float(self.top_k)
 
+    def limit(self, capacity_factor: float | None, *, training: bool) -> float | None:
+        """The capacity factor that limits its experts, of one that is configured; None: nothing does."""
+        return capacity_factor
+
     def spared(self, *, training: bool) -> float:
         """The share of choices that is not dropped at random."""
         return 1.0 - self.random_drop_rate if training else 1.0
@@ -68,19 +79,46 @@ class RouterOptions:
         """The router's weights in one layer; each costs one multiplication per token."""
         return d_model * num_experts
 
-    def problems(self, num_experts: int, balance: "BalanceOptions", capacity_factor: float | None) -> Iterator[Problem]:
+    def problems(self, num_experts: int, balance: BalanceOptions, capacity_factor: float | None) -> Iterator[Problem]:
         """The rules between keys that do not hold. `capacity_factor`: that of training, None for no limit."""
         if self.top_k > num_experts >= 1:
             yield "top_k", "cannot be more than model.num_experts", "lower router.top_k or raise model.num_experts"
+        if self.one_expert and self.top_k > 1:
+            yield "top_k", *self.why_one_expert
         if self.overflow == "reroute" and self.top_k > 1:
             rule = "rerouting is defined for one choice per token: a second choice may be taken already"
             yield "overflow", rule, "router.overflow=drop, or router.top_k=1"
+        for name in self.unused:
+            if getattr(self, name) != (default := type(self).__dataclass_fields__[name].default):
+                yield name, f"router={self.name} drops nothing and shares no slots", f"router.{name}={default}"
+        if not (self.selects_by_score or self.unused):
+            for name, value, other in (("overflow", "reroute", "drop"), ("drop_order", "probability", "position")):
+                if getattr(self, name) == value:
+                    yield name, f"router={self.name} has no scores to order by", f"router.{name}={other}"
+        if balance.moves_bias:
+            yield from self._problems_of_bias(num_experts, balance)
+
+    @property
+    def why_one_expert(self) -> tuple[str, str]:
+        """The rule that a larger `top_k` breaks where `one_expert`, and the fix."""
+        return f"router={self.name} sends a token to one expert", f"router=topk router.top_k={self.top_k}"
+
+    def _problems_of_bias(self, num_experts: int, balance: BalanceOptions) -> Iterator[Problem]:
+        other = "balance=loss" if self.has_balance_loss else "balance=none"
+        if not self.selects_by_score:
+            rule = f"router={self.name} has no selection that a bias could move"
+            yield "balance.name", rule, other
+        elif balance.name == "quantile" and self.top_k >= num_experts >= 1:
+            rule = "with a token at all experts there is nothing to balance"
+            yield "balance.name", rule, f"{other}, or lower router.top_k"
 
 
 @family("router", "switch_lm.routers.switch:SwitchRouter")
 @dataclass
 class SwitchOptions(RouterOptions):
     """One expert per token, by the softmax of the scores (Switch Transformers, section 2.1)."""
+
+    one_expert: ClassVar[bool] = True
 
     name: str = key("switch", NAME_OF_ROUTER)
     gate_scale: str = key(
@@ -95,12 +133,10 @@ class SwitchOptions(RouterOptions):
         one_of("argmax", "sample"),
     )
 
-    def problems(self, num_experts: int, balance: "BalanceOptions", capacity_factor: float | None) -> Iterator[Problem]:
+    def problems(self, num_experts: int, balance: BalanceOptions, capacity_factor: float | None) -> Iterator[Problem]:
         yield from super().problems(num_experts, balance, capacity_factor)
-        if type(self) is SwitchOptions and self.top_k > 1:
-            yield "top_k", "router=switch sends a token to one expert", f"router=topk router.top_k={self.top_k}"
         if balance.moves_bias and self.selection != "argmax":
-            rule = "the bias of balance=sign moves the largest score and does nothing to a random draw"
+            rule = f"the bias of balance={balance.name} moves the largest score and does nothing to a random draw"
             yield "selection", rule, "router.selection=argmax"
 
 
@@ -108,6 +144,8 @@ class SwitchOptions(RouterOptions):
 @dataclass
 class TopKOptions(SwitchOptions):
     """The K most probable experts per token (Shazeer et al. 2017, GShard)."""
+
+    one_expert: ClassVar[bool] = False
 
     name: str = key("topk", NAME_OF_ROUTER)
     top_k: int = key(2, TOP_K, at_least(1))
@@ -123,7 +161,7 @@ class TopKOptions(SwitchOptions):
         one_of("token", "choice"),
     )
 
-    def problems(self, num_experts: int, balance: "BalanceOptions", capacity_factor: float | None) -> Iterator[Problem]:
+    def problems(self, num_experts: int, balance: BalanceOptions, capacity_factor: float | None) -> Iterator[Problem]:
         yield from super().problems(num_experts, balance, capacity_factor)
         if self.renormalize_gates and self.top_k < 2:
             rule = "over a single choice the gate would be a constant 1, and the router would learn nothing from text"
@@ -135,30 +173,115 @@ class TopKOptions(SwitchOptions):
             yield "queue_order", "there are no second choices at top_k=1", "router.queue_order=token"
 
 
+@family("router", "switch_lm.routers.frozen:FrozenRouter")
 @dataclass
-class BalanceOptions:
-    """What keeps the experts' loads even."""
+class FrozenOptions(SwitchOptions):
+    """A control: as `switch`, with weights that stay as they were drawn."""
 
-    name: str = key(
-        "loss",
-        "loss (alpha x the balance loss: paper, eq. 4), sign (a bias on the selection, moved after each step: "
-        "DeepSeek-V3, section 2.1.2) or none. With sign and none the balance loss is only logged.",
-        one_of("loss", "sign", "none"),
+    has_balance_loss: ClassVar[bool] = False
+
+    name: str = key("frozen", NAME_OF_ROUTER)
+
+
+@family("router", "switch_lm.routers.sigmoid:SigmoidRouter")
+@dataclass
+class SigmoidOptions(RouterOptions):
+    """The K experts with the largest sigmoids (DeepSeek-V3, section 2.1.2)."""
+
+    name: str = key("sigmoid", NAME_OF_ROUTER)
+
+
+@dataclass
+class WithoutWeights(RouterOptions):
+    """A control that selects one expert by no score."""
+
+    has_balance_loss: ClassVar[bool] = False
+    selects_by_score: ClassVar[bool] = False
+    one_expert: ClassVar[bool] = True
+
+    def num_params(self, d_model: int, num_experts: int) -> int:
+        return 0
+
+
+@family("router", "switch_lm.routers.hashing:HashRouter")
+@dataclass
+class HashOptions(WithoutWeights):
+    """A control: each character has an expert of its own, wherever it stands (Roller et al. 2021)."""
+
+    name: str = key("hash", NAME_OF_ROUTER)
+    balanced: bool = key(
+        True,
+        "Whether characters are assigned by their frequency in training, so that loads are as even as they can be; "
+        "false: at random.",
     )
-    rate: float = key(
-        0.001,
-        "With balance=sign: how far each expert's bias moves after a step.",
-        Rule("must be above 0 and at most 1", lambda value: 0 < value <= 1),
+
+
+@family("router", "switch_lm.routers.uniform:UniformRouter")
+@dataclass
+class UniformOptions(WithoutWeights):
+    """A control: an expert at random in training; in evaluation by a hash of the character and its position."""
+
+    name: str = key("uniform", NAME_OF_ROUTER)
+
+
+@dataclass
+class CutoffOptions(RouterOptions):
+    """An expert takes the tokens whose score exceeds a cut-off: any number of experts per token."""
+
+    has_balance_loss: ClassVar[bool] = False
+    selects_by_score: ClassVar[bool] = False
+    unused: ClassVar[tuple[str, ...]] = ("drop_order", "overflow", "random_drop_rate")
+
+    cutoff_ema: float = key(
+        0.99,
+        "How much of an expert's stored cut-off stays at each step of training; the rest comes from the step.",
+        BELOW_ONE,
     )
+
+
+@family("router", "switch_lm.routers.expert_choice:ExpertChoiceRouter")
+@dataclass
+class ExpertChoiceOptions(CutoffOptions):
+    """Each expert takes its most probable tokens (Zhou et al. 2022); in evaluation those above its stored cut-off."""
+
+    one_expert: ClassVar[bool] = True
+
+    name: str = key("expert_choice", NAME_OF_ROUTER)
 
     @property
-    def adds_loss(self) -> bool:
-        """Whether alpha x the balance loss is part of the total."""
-        return self.name == "loss"
+    def why_one_expert(self) -> tuple[str, str]:
+        rule = "experts choose: how many a token has is model.capacity_factor on average"
+        return rule, f"model.capacity_factor={self.top_k} router.top_k=1"
 
-    @property
-    def moves_bias(self) -> bool:
-        return self.name == "sign"
+    def experts_per_token(self, num_experts: int, capacity_factor: float | None) -> float:
+        return min(capacity_factor or 1.0, float(num_experts))
+
+    def limit(self, capacity_factor: float | None, *, training: bool) -> float | None:
+        return capacity_factor if training else None
+
+    def problems(self, num_experts: int, balance: BalanceOptions, capacity_factor: float | None) -> Iterator[Problem]:
+        yield from super().problems(num_experts, balance, capacity_factor)
+        if capacity_factor is None:
+            rule = "router=expert_choice gives each expert capacity_factor x tokens / num_experts tokens"
+            yield "model.capacity_factor", rule, "model.capacity_factor=1 (or 2)"
+
+
+@family("router", "switch_lm.routers.threshold:ThresholdRouter")
+@dataclass
+class ThresholdOptions(CutoffOptions):
+    """A token goes to every expert whose cut-off its score exceeds (Expert Threshold routing, arXiv 2603.11535)."""
+
+    unused: ClassVar[tuple[str, ...]] = (*CutoffOptions.unused, "capacity_group")
+
+    name: str = key("threshold", NAME_OF_ROUTER)
+    warmup_steps: int = key(
+        100,
+        "The first steps route by expert choice, until cut-offs are known; at most a third of the run.",
+        at_least(0),
+    )
+
+    def limit(self, capacity_factor: float | None, *, training: bool) -> float | None:
+        return None
 
 
 def expert_capacity(num_tokens: int, num_experts: int, capacity_factor: float | None) -> int | None:

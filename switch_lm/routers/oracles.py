@@ -1,7 +1,6 @@
 """What routers should do, as plain loops over tokens: the judge of `check` and of the tests.
 
-A loop is written from the paper and imports nothing from the router that it judges. The scores are one matrix product
-in both, so that rounding cannot part two tokens that are tied.
+What a loop gives, and the slots that follow from what it selects; the loops of this package's families are in `loops`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -90,44 +89,6 @@ class Oracle(Protocol):
         training: bool,
         drawn: Sequence[Sequence[int]] | None,
     ) -> Expected: ...
-
-
-def softmax_choice(
-    x_TD: Tensor,
-    ids_T: Tensor,
-    weights: Mapping[str, Tensor],
-    options: Any,
-    *,
-    position_T: Tensor,
-    capacity: int | None,
-    num_groups: int,
-    training: bool,
-    drawn: Sequence[Sequence[int]] | None,
-) -> Expected:
-    """`switch` and `topk`: the most probable experts, of equals the first, and slots by the options."""
-    probs_TE = torch.softmax(x_TD.float() @ weights["w_DE"], dim=-1)
-    scores_TE = probs_TE.detach() + weights["bias_E"] if "bias_E" in weights else probs_TE.detach()
-    best = [largest(scores, options.top_k) for scores in scores_TE]
-    return Expected.queued(
-        drawn or best,
-        probs_TE,
-        options,
-        scores_TE=scores_TE,
-        position_T=position_T,
-        capacity=capacity,
-        num_groups=num_groups,
-        training=training,
-        drawn=drawn,
-    )
-
-
-def largest(scores_E: Tensor, number: int) -> list[int]:
-    """The experts with the largest scores: a single one as the first of equals, several in the order that torch has."""
-    if number == 1:
-        scores = scores_E.tolist()
-        return [scores.index(max(scores))]
-    chosen: list[int] = torch.topk(scores_E, number).indices.tolist()
-    return chosen
 
 
 def _queue(

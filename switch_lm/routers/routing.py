@@ -14,6 +14,8 @@ from torch import Tensor
 
 from switch_lm.routers.queueing import queue_slots
 
+LISTS = ("token_N", "expert_N", "assigned_N", "slot_N", "gate_N", "kept_N")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:
@@ -158,6 +160,14 @@ class Routing:
         table = place_N.new_full((self.num_tokens * most + 1,), N)
         table = table.scatter(0, place_N, torch.arange(N, device=token_N.device))
         return table[:-1].view(self.num_tokens, most)
+
+    def compacted(self) -> Self:
+        """The same without the entries that are no assignment. How many are left is read from the device."""
+        if self.used_N is None:
+            return self
+        index_M = self.used_N.nonzero()[:, 0]
+        lists: dict[str, Any] = {name: getattr(self, name).index_select(0, index_M) for name in LISTS}
+        return replace(self, **lists, used_N=None, keeps_all=self.capacity is None)
 
     def detached(self) -> Self:
         """The same without gradients, so that nothing keeps the graph of a step alive."""

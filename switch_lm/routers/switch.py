@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from switch_lm.routers.base import Promise, Router
+from switch_lm.routers.base import Promise, Router, largest
 from switch_lm.routers.options import SwitchOptions
-from switch_lm.routers.oracles import softmax_choice
+from switch_lm.routers.loops import softmax_choice
 from switch_lm.routers.routing import Routing
 
 
@@ -39,17 +39,12 @@ class SwitchRouter(Router):
         )
 
     def select(self, logits_TE: Tensor, probs_TE: Tensor) -> Tensor:
-        """The experts of each token (T, K), int64: the most probable, or drawn without replacement in training.
-
-        The bias of `balance=sign` changes which experts are selected and nothing else (DeepSeek-V3, section 2.1.2).
-        """
-        score_TE, top_k = probs_TE.detach(), self.options.top_k
-        if self._draws(self.training):
-            gumbel_TE = -torch.empty_like(logits_TE).exponential_().log()
-            score_TE = logits_TE.detach() + gumbel_TE  # the largest of these is a draw from the softmax
-        else:
-            score_TE = self.biased(score_TE)
-        return score_TE.argmax(dim=-1, keepdim=True) if top_k == 1 else score_TE.topk(top_k, dim=-1).indices
+        """The experts of each token (T, K), int64: the most probable, or drawn without replacement in training."""
+        if not self._draws(self.training):
+            return self.best(probs_TE)
+        gumbel_TE = -torch.empty_like(logits_TE).exponential_().log()
+        drawn_TE = logits_TE.detach() + gumbel_TE  # the largest of these is a draw from the softmax
+        return largest(drawn_TE, self.options.top_k)
 
     @property
     def by_choice(self) -> bool:

@@ -17,7 +17,7 @@ from switch_lm.measure.evaluation import EvaluationTally, evaluate
 from switch_lm.measure.tallies import DropTally
 from switch_lm.model import devices
 from switch_lm.model.losses import language_loss, summed
-from switch_lm.model.transformer import SwitchLM
+from switch_lm.model.transformer import SwitchLM, choosing_as_trained
 from switch_lm.optim.base import build_optimizer
 from switch_lm.optim.schedule import learning_rate_factor
 from switch_lm.routers.losses import importance_loss, router_z_loss
@@ -229,7 +229,7 @@ class SwitchModule(lightning.LightningModule):
             self._evaluate_at_capacity()
 
     def _evaluate_at_capacity(self) -> None:
-        """The whole validation split with the capacity of training, in batches of its size."""
+        """The whole validation split with the capacity and the rule of training, in batches of its size."""
 
         def after_batch(done: int, of: int) -> None:
             self.on_measured(done, of)
@@ -237,16 +237,17 @@ class SwitchModule(lightning.LightningModule):
                 self.stop_if_asked()
 
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        evaluate(
-            self.model,
-            data.validation_ids,
-            context_length=self.config.model.context_length,
-            batch_size=self.config.data.batch_size,
-            capacity_factor=self.config.model.capacity_factor,
-            precision=self.precision_name,
-            tally=self.at_capacity,
-            after_batch=after_batch,
-        )
+        with choosing_as_trained(self.model):
+            evaluate(
+                self.model,
+                data.validation_ids,
+                context_length=self.config.model.context_length,
+                batch_size=self.config.data.batch_size,
+                capacity_factor=self.config.model.capacity_factor,
+                precision=self.precision_name,
+                tally=self.at_capacity,
+                after_batch=after_batch,
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         output = self.model(batch.ids)

@@ -96,6 +96,8 @@ def prepare(
         hardware = _hardware_of(config, run, vocab_size=len(vocabulary), says_what_is_slow=not again)
         torch.manual_seed(config.seed)
         module = SwitchModule(config, vocabulary, corpus_sha256=corpus.sha256, precision=hardware.precision)
+        counts_V = training_ids.bincount(minlength=len(vocabulary))
+        module.model.prepare_routers(counts_V, max_steps=config.trainer.max_steps)
         if config.init_from is not None:
             _start_from(config, module)
         first_step, log_from = _first_step(run, corpus)

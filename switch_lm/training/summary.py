@@ -26,11 +26,14 @@ def print_plan(
     model, tokens = config.model, config.data.batch_size * config.model.context_length
     total, active = (count(vocab, config.router) for count in (model.num_params, model.num_active_params))
     steps, passes = config.trainer.max_steps, config.trainer.max_steps * config.trainer.accumulate * tokens / sizes[0]
-    capacity = "no limit (dropless)" if model.capacity_factor is None else f"{model.capacity_factor:g}"
+    limit = config.router.limit(model.capacity_factor, training=True)
+    capacity = "capacity factor no limit (dropless)" if limit is None else f"capacity factor {limit:g}"
+    if limit is None and model.capacity_factor is not None:
+        capacity = f"no capacity: model.capacity_factor does nothing to router={config.router.name}"
     layers = f"{model.num_switch_layers} of {model.num_layers} layers"
     rows = {
         "model": f"{model.num_layers} layers, width {model.d_model}, d_ff {model.d_ff}, context {model.context_length}",
-        "experts": f"{model.num_experts} in {layers}, capacity factor {capacity}"
+        "experts": f"{model.num_experts} in {layers}, {capacity}"
         if model.num_switch_layers
         else "none: a dense model",
         "router": _router(config) if model.num_switch_layers else "none",
@@ -58,7 +61,8 @@ def _dashboard(config: Config) -> str:
 def _router(config: Config) -> str:
     """Which router it is, and what keeps the load even."""
     experts, balance = config.model.num_experts, config.balance
-    by = f"a bias that moves by {balance.rate:g}" if balance.moves_bias else "nothing"
+    by = {"sign": f"a bias that moves by {balance.rate:g}", "quantile": "a bias at the load's quantile"}
+    by = by.get(balance.name, "nothing")
     how = f"balance loss x {config.alpha:g} (alpha)" if balance.adds_loss else f"balanced by {by}, not by alpha"
     if balance.adds_loss and not config.router.has_balance_loss:
         how = "no balance loss: alpha does nothing to it"

@@ -68,7 +68,7 @@ def test_the_shipped_values_are_the_schemas_defaults() -> None:
 # The files that show the keys of a group; a family's file includes that of the families that it builds on.
 FILES = {
     "": "train",
-    "router": "router/base router/switch router/topk",
+    "router": " ".join(f"router/{name}" for name in ("base", *FAMILIES["router"])),
     "balance": "balance/loss",
     "model": "model/switch",
     "data": "data/tiny_shakespeare",
@@ -104,8 +104,8 @@ def test_every_shipped_file_of_a_group_with_meanings_is_shown_above() -> None:
 
 
 def test_a_router_takes_its_defaults_from_the_same_declaration() -> None:
-    for options, router in ((SwitchOptions(), SwitchRouter), (TopKOptions(), TopKRouter)):
-        assert router(d_model=2, num_experts=2).options == options
+    for family in FAMILIES["router"].values():
+        assert family.load()(d_model=2, num_experts=2).options == family.options()
 
 
 def test_dense_has_the_same_d_ff_and_dense_wide_the_parameters_of_all_experts() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from switch_lm.config.schema import Config
 from switch_lm.measure.scoring import character_by_character, whole
 from switch_lm.model import devices
-from switch_lm.model.transformer import evaluating
+from switch_lm.model.transformer import choosing_as_trained, evaluating
 from switch_lm.text.windows import fixed_windows
 from switch_lm.training.callbacks.base import Measurement
 
@@ -18,8 +18,9 @@ EVERY = 300  # steps
 class WindowLosses(Measurement):
     """Three losses of one fixed set of windows, as many as in a training batch, in float32.
 
-    `val/window_loss` with nothing dropped, `val/window_loss_train_capacity` with the capacity of training, and
-    `val/window_loss_generation` read character by character: the gaps between them are what capacity costs. Measured
+    `val/window_loss` with nothing dropped, `val/window_loss_train_capacity` with the capacity and the rule of training,
+    and `val/window_loss_generation` read character by character: the gaps between them are what capacity costs, or for
+    expert choice what seeing the future gives. Measured
     after the last validation, and after the first one at or past each multiple of 300 steps.
     """
 
@@ -38,9 +39,11 @@ class WindowLosses(Measurement):
         with self.timed(pl_module, step), evaluating(model):
             ids_BS, target_BS = (tensor.to(pl_module.device) for tensor in self.windows)
             by_character = character_by_character(model, ids_BS, target_BS, before_each=pl_module.stop_if_asked)
+            with choosing_as_trained(model):
+                as_trained = whole(model, ids_BS, target_BS, capacity_factor=self.capacity_factor)
             nll_BS = {
                 "val/window_loss": whole(model, ids_BS, target_BS, capacity_factor=None),
-                "val/window_loss_train_capacity": whole(model, ids_BS, target_BS, capacity_factor=self.capacity_factor),
+                "val/window_loss_train_capacity": as_trained,
                 "val/window_loss_generation": by_character,
             }
             pl_module.run_log.scalars({tag: devices.widened(nll).mean().item() for tag, nll in nll_BS.items()}, step)
