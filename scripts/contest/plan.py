@@ -46,11 +46,13 @@ class Entry:
 
 
 SWITCH = Entry("switch", "switch_dropless", limited=True)
+QUANTILE = Entry("switch, quantile", "switch_quantile")  # balanced as frozen is
 HASH, FROZEN = Entry("hash", "hash", limited=True), Entry("frozen", "frozen", limited=True)
 UNIFORM, DENSE = Entry("uniform", "uniform", limited=True), Entry("dense", "dense")
 TOP2, DENSE2 = Entry("top-2", "top2_dropless", 2, limited=True), Entry("dense, d_ff doubled", "dense_double", 2)
 ENTRIES = (
     SWITCH,
+    QUANTILE,
     Entry("sigmoid", "sigmoid_top1", limited=True),
     HASH,
     FROZEN,
@@ -98,12 +100,12 @@ class Job:
 class League:
     """`data`: where results are stored, `page`: the report, `outputs`: the runs themselves."""
 
-    steps: int = 500
+    steps: int = 400
     seeds: int = 5
     lengths: tuple[float, ...] = (0.35, 0.5, 0.7, 1.4, 2.0)  # of the dense curve, times the steps; 1 is in the table
     repetitions: int = 30  # of each time that is measured
     rehearsal: bool = False  # then the steps are not doubled
-    certified: tuple[str, ...] = ()  # the variants that get a certificate; empty: all
+    examined: tuple[str, ...] = ()  # the variants whose routing is looked at one by one; empty: all
     data: Path = Path("docs", "data")
     page: Path = Path("docs", "routers.md")
     outputs: Path = Path("outputs", "league")
@@ -137,7 +139,7 @@ class League:
 
 QUICK = League(
     steps=30, seeds=2, lengths=(0.5, 1.5), repetitions=5, rehearsal=True, outputs=Path("outputs", "league_quick"),
-    certified=("switch_dropless", "expert_choice_1.0", "threshold_top1"), data=Path("outputs", "league_quick"),
+    examined=("switch_dropless", "expert_choice_1.0", "threshold_top1"), data=Path("outputs", "league_quick"),
     page=Path("outputs", "league_quick", "routers.md"),
 )  # fmt: skip
 
@@ -265,4 +267,3 @@ def commit_of_code() -> str | None:
     commit, code = provenance.commit(), ("switch_lm", "configs", "scripts")
     same = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *code], capture_output=True, check=False)
     return commit.removesuffix("-dirty") if commit and same.returncode == 0 else commit
-

@@ -67,7 +67,7 @@ class Session:
         left = sum(steps * fmean(rate) for steps, rate in runs)
         for stage, guess in GUESSED.items():
             took = [one["took"] for one in self.stages.get(stage, {}).values()]
-            wanted = len(self._each(stage)) if stage in EACH else 1
+            wanted = len(self._each()) if stage in EACH else 1
             left += max(0, wanted - len(took)) * (fmean(took) if took else guess)
         return left
 
@@ -76,9 +76,9 @@ class Session:
         runs = plan.first_runs(self.league, self.steps)
         return {name: self.league.folder(job) / CHECKPOINTS / BEST for name, job in runs}
 
-    def _each(self, stage: str) -> list[str]:
-        """The entries that it measures one by one: all without a capacity."""
-        some = self.league.certified if stage == "certificate" else ()
+    def _each(self) -> list[str]:
+        """The entries that are examined one by one: without a capacity."""
+        some = self.league.examined
         return [one.variant for one in plan.ENTRIES if not some or one.variant in some]
 
     def run(self, part: str) -> bool:
@@ -102,7 +102,7 @@ class Session:
             for key, value in job.varied.items():
                 varied.setdefault(key, {})[str(value)] = None
         words = [f"{key}=choice({','.join(values)})" for key, values in varied.items()]
-        command = [sys.executable, "-m", "switch_lm.train", "experiment=league", f"name={jobs[0].sweep}"]
+        command = [sys.executable, "-m", "switch_lm.train", "-m", "experiment=league", f"name={jobs[0].sweep}"]
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("a", encoding="utf-8") as log:
             engine = subprocess.Popen([*command, f"outputs={self.league.outputs}", *words], stdout=log)
@@ -138,7 +138,7 @@ class Session:
     def measure(self, stage: str, measure: Measure) -> None:
         """One stage, as far as it is not stored: of each entry, or of all at once."""
         done, paths = self.stages.setdefault(stage, {}), self._checkpoints
-        units: dict[str, Any] = {name: paths[name] for name in self._each(stage)} if stage in EACH else {"all": paths}
+        units: dict[str, Any] = {name: paths[name] for name in self._each()} if stage in EACH else {"all": paths}
         for name in [name for name in units if done.get(name, {}).get("steps") != self.steps]:
             self.check_time()
             needed = units[name].values() if stage in ONCE else [units[name]]
@@ -165,4 +165,3 @@ class Session:
             for stage in (*EACH, *ONCE):
                 self.measure(stage, getattr(measure, stage))
         return complete
-

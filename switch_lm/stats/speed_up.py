@@ -54,7 +54,9 @@ class Curve:
 
         seconds = sorted(loss_of)
         falling = isotonic_regression([loss_of[s] for s in seconds], increasing=False).x
-        levels = {loss: np.log([s for s, x in zip(seconds, falling, strict=True) if x == loss]) for loss in set(falling)}
+        levels = {
+            loss: np.log([s for s, x in zip(seconds, falling, strict=True) if x == loss]) for loss in set(falling)
+        }
         return cls(sorted(levels), [float(levels[loss].mean()) for loss in sorted(levels)])
 
     def log_seconds_to(self, loss: float) -> float:
@@ -77,7 +79,9 @@ def speed_up(curve: Mapping[float, Mapping[int, float]], losses: Mapping[int, fl
     """
     seeds = sorted(set(losses).intersection(*curve.values()))
     if not seeds or len(curve) < 2:
-        raise ValueError(f"{len(curve)} lengths with {len(seeds)} seeds in common: give two lengths and one seed or more")
+        raise ValueError(
+            f"{len(curve)} lengths with {len(seeds)} seeds in common: give two lengths and one seed or more"
+        )
 
     def curve_of(some: Iterable[int]) -> Curve:
         return Curve.of({length: fmean(own[seed] for seed in some) for length, own in curve.items()})

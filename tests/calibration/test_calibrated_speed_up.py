@@ -32,5 +32,8 @@ def test_the_interval_of_an_effective_speed_up_holds() -> None:
         low, high = simulated(draw, ratio=1.0).interval or (0.0, 2.0)
         false.append(not low <= 1.0 <= high)
     calibrated(
-        "effective speed-up", "5 seeds with a common effect, a reference of 6 lengths, 1.25 times", covers=covers, false=false
+        "effective speed-up",
+        "5 seeds with a common effect, a reference of 6 lengths, 1.25 times",
+        covers=covers,
+        false=false,
     )

@@ -20,7 +20,7 @@ with pytest.MonkeyPatch.context() as patch:
     report: Any = import_module("contest.report")
     session: Any = import_module("contest.session")
 
-STEPS, NOISE = 500, (0.004, -0.003, 0.001, -0.005, 0.003)
+STEPS, NOISE = 400, (0.004, -0.003, 0.001, -0.005, 0.003)
 LOSS = {
     "switch_dropless": 1.80, "hash": 1.80, "frozen": 1.90, "uniform": 2.00, "sigmoid_top1": 1.70, "dense": 1.85,
     "expert_choice_1.0": 1.50, "threshold_top1": 1.82,
@@ -31,7 +31,13 @@ def row(job: Any, loss: float, **changes: Any) -> dict[str, Any]:
     """A line of the file; experts per token are those of the entry's class."""
     experts = {entry.variant: entry.experts for entry in plan.ENTRIES}[job.variant]
     noise = NOISE[(job.seed + len(job.variant)) % 5] + 0.01 * (job.seed % 5)  # the last: common to all of a seed
-    figures = {"val_loss": loss + noise, "seconds": 50.0, "experts_per_token": experts, "dropped": 0.0, "commit": "c0ffee"}
+    figures = {
+        "val_loss": loss + noise,
+        "seconds": 50.0,
+        "experts_per_token": experts,
+        "dropped": 0.0,
+        "commit": "c0ffee",
+    }
     return dict(zip(plan.KEY, job.key, strict=True)) | figures | {"active_parameters": 3e5, "machine": "m"} | changes
 
 
@@ -84,7 +90,7 @@ def test_the_steps_are_doubled_once_where_the_power_runs_differ_by_less_than_is_
 ) -> None:
     assert plan.steps_of(plan.Results(()), league) is None
     deviation = plan.power(played(league), league).deviation
-    resolved = planned(8, 5, deviation)
+    resolved = planned(9, 5, deviation)
     assert resolved is not None
     shift = plan.power(played(league, gap=0.0), league).difference  # what the noise alone makes of it
     results = played(league, gap=factor * resolved + shift)
@@ -98,7 +104,8 @@ def test_a_run_is_described_by_its_last_tenth_of_steps(league: Any) -> None:
     folder.mkdir(parents=True)
     assert folder.name == "seed=0,variant=switch_dropless,trainer.max_steps=100"
     lines = [
-        {f"moe/layer_{layer:02d}/kept/expert_{e:02d}": kept + e for layer in (0, 2) for e in (0, 1)} | {"step": step, "time": 1.0}
+        {f"moe/layer_{layer:02d}/kept/expert_{e:02d}": kept + e for layer in (0, 2) for e in (0, 1)}
+        | {"step": step, "time": 1.0}
         for step, kept in ((90, 999), (95, 10), (100, 20))
     ]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
@@ -115,18 +122,16 @@ def test_a_run_is_described_by_its_last_tenth_of_steps(league: Any) -> None:
 @pytest.mark.parametrize(
     ("losses", "says"),
     [
-        ({}, ["beats some fixed or random assignments only: `switch` has a lower loss than `frozen` by 0.0[89].* `uniform` "
-              "by 0.[12].*; it is not resolved from `hash`"]),
-        ({"hash": 1.95}, ["beats a fixed and a random assignment: `switch` has a lower loss than `frozen`"]),
-        ({"frozen": 1.7, "hash": 1.7, "uniform": 1.8}, ["beats no fixed or random assignment that was tried: a higher one"]),
+        ({}, r"In part: .* has a lower loss than `frozen` by 0.1000 nats .0.0\d+ to 0.1\d+., `uniform` by 0.2000.*; it is not "
+             r"resolved from `hash` .\+0.0000, -0.0"),
+        ({"hash": 1.95}, "Yes: .* has a lower loss than `frozen` by .* `hash` by 0.1500 .* `uniform` by 0.2"),
+        ({"frozen": 1.7, "hash": 1.7, "uniform": 1.8}, "No: .* has a higher one than `frozen` by .*; it is not resolved from"),
     ],
 )  # fmt: skip
-def test_the_first_sentence_answers_the_title(league: Any, losses: dict[str, float], says: list[str]) -> None:
-    assert report.write(league, played(league, **losses), {}) is None
-    lead = league.page.read_text().splitlines()[2]
-    assert lead.startswith("At this scale (300,000 active parameters, 500 steps on Tiny Shakespeare) learned routing")
-    for text in says:
-        assert re.search(text, lead), lead
+def test_the_first_sentence_answers_the_title(league: Any, losses: dict[str, float], says: str) -> None:
+    lead = report.document(report.Standing(league, played(league, **losses), {}, STEPS)).lead
+    assert "(300,000 active parameters, 400 steps on Tiny Shakespeare) learned routing, `switch`," in lead
+    assert re.match(says, lead), lead
 
 
 def test_the_page_is_made_of_the_stored_results_alone(league: Any) -> None:
@@ -138,7 +143,7 @@ def test_the_page_is_made_of_the_stored_results_alone(league: Any) -> None:
     }  # fmt: skip
     assert report.write(league, played(league), stages) is None
     page = league.page.read_text()
-    rows = {line.split(" | ")[1].strip("`"): line.split(" | ") for line in page.split("## ")[2].splitlines() if "`" in line}
+    rows = {cells[1].strip("`"): cells for line in page.splitlines()[::-1] if len(cells := line.split(" | ")) > 8}
     assert rows["expert choice, factor 1"][0] == "| 1" and rows["sigmoid"][0] == "| 2"
     assert rows["threshold, 1 expert"][0] == "| not ranked"  # 3.1 % more experts per token
     assert "20 PASS; LEAKS: own future, training (training rule less generation: -0.2 nats)" in page
@@ -161,7 +166,9 @@ def test_the_time_left_counts_what_is_missing_at_the_speed_of_what_is_done(leagu
     plan.store(league.stages, {})
     one = session.Session(league, 0.0)
     one.results = plan.Results(rows[:-2])
-    stages = sum(session.GUESSED.values()) + 12 * (session.GUESSED["certificate"] + session.GUESSED["explanation"])
-    assert one.seconds_left() == pytest.approx(stages + sum(int(row["steps"]) * 50.0 / STEPS for row in rows[-2:]), rel=0.2)
+    stages = sum(session.GUESSED.values()) + 13 * (session.GUESSED["certificate"] + session.GUESSED["explanation"])
+    assert one.seconds_left() == pytest.approx(
+        stages + sum(int(row["steps"]) * 50.0 / STEPS for row in rows[-2:]), rel=0.2
+    )
     with pytest.raises(session.OutOfTime):
         one.check_time()
