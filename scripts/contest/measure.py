@@ -14,10 +14,10 @@ from statistics import fmean
 from typing import Any
 
 import torch
-
 from bench import ours
 from bench.generate import Draw, cached
 from bench.harness import Contestant, Race, Spread, race
+
 from contest import plan
 from switch_lm.commandline.command import validation_ids
 from switch_lm.commandline.process import keep_freed_memory
@@ -37,9 +37,9 @@ DENSE, QUIET = plan.DENSE.variant, 0.95  # a machine of which less is idle is no
 def certificate(path: Path, _: int) -> dict[str, Any]:
     """The checks by verdict, and the gap between the training rule and generation, in words."""
     command = [sys.executable, "-m", "switch_lm.check", "--run", str(path)]
-    code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
-    if code not in (0, 1):
-        raise ChildProcessError(f"{' '.join(command)} ended with code {code}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise ChildProcessError(f"{' '.join(command)} ended with code {done.returncode}: {done.stderr}")
     findings = json.loads((run_of(path) / "check.json").read_text(encoding="utf-8"))["findings"]
     verdicts: dict[str, list[str]] = {"PASS": [], "LEAKS": [], "FAIL": []}
     for finding in findings:

@@ -1,4 +1,4 @@
-"""What is left to do, how long it takes, and the doing: runs by the sweep engine, then one measurement after another."""
+"""The doing: what is left and how long it takes, runs by the sweep engine, then one measurement after another."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.machine import processor
+
 from contest import plan
 from contest.plan import DENSE_CURVE, PARTS, POWER, TABLE, Job, League, Results
 from switch_lm.config.durations import in_words
@@ -19,7 +20,7 @@ from switch_lm.storage.run_folder import RESULT, read_job
 from switch_lm.storage.runs import BEST, CHECKPOINTS, LAST
 
 EACH, ONCE = ("certificate", "explanation"), ("seconds", "generation")  # of each entry; of all together, in turns
-GUESSED = {"certificate": 40.0, "explanation": 20.0, "seconds": 300.0, "generation": 120.0}  # before one was measured
+GUESSED = {"certificate": 40.0, "explanation": 20.0, "seconds": 200.0, "generation": 100.0}  # before one was measured
 GUESSED_STEP, POLL = 0.2, 1.0  # seconds: of a step before there is one; between two looks for finished runs
 Measure = Callable[..., dict[str, Any]]
 
@@ -161,7 +162,8 @@ class Session:
             larger = "below" if known.doubles else "above"
             print(f"power: switch less frozen is {known.difference:+.4f} nats, {larger} the {known.resolved:.4f} that "
                   f"{self.league.seeds} seeds resolve: {self.steps} steps", flush=True)  # fmt: skip
-            complete = all([self.run(part) for part in (TABLE, DENSE_CURVE)]) and complete
+            for part in (TABLE, DENSE_CURVE):
+                complete = self.run(part) and complete
             for stage in (*EACH, *ONCE):
                 self.measure(stage, getattr(measure, stage))
         return complete

@@ -1,4 +1,4 @@
-"""How many times as long a reference takes to the same loss, from its runs of several lengths; nothing is extrapolated."""
+"""How many times as long a reference takes to the same loss, from runs of several lengths; nothing is extrapolated."""
 
 import math
 from collections.abc import Iterable, Mapping
