@@ -115,7 +115,10 @@ def _losses(now: Standing, experts: int, factor: float | None = None) -> Table:
     for entry, ours in name.items():
         less = [found.get((ours, name[one])) for one in seconds.values()]
         less += [found.get((ours, entry.variant))] * bool(factor)
-        figures = [plain(now.mean(key, entry.variant, factor), *form) for key, (_, *form) in FIGURES.items()]
+        figures = [
+            plain(now.mean(key, entry.variant, factor), digits, scale, unit)
+            for key, (_, digits, scale, unit) in FIGURES.items()
+        ]
         rows.append((
             Cell(str(1 + own.index(entry)) if entry in own else "not ranked"),
             Cell(f"`{entry.label}`"),
@@ -139,7 +142,8 @@ def _costs(now: Standing, experts: int, factor: float | None = None) -> Table:
         name = plan.name_of(entry.variant, factor)
         step, *written = (_timed(now.measured(stage, name)) for stage in stages)
         faster = now.speed_up(name)
-        shown = Cell(str(faster or MISSING), faster and (faster.ratio or faster.reach[faster.faster]))
+        place = None if faster is None else faster.ratio or faster.reach[faster.faster]
+        shown = Cell(str(faster or MISSING), place)
         rows.append((Cell(f"`{entry.label}`"), *step, shown, *(cell for cells in written for cell in cells)))
     writes = ("Milliseconds per character written", "over dense") * (len(stages) - 1)
     headings = ("Entry", "Milliseconds per step", "over dense", "Effective speed-up", *writes)

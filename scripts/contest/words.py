@@ -105,8 +105,8 @@ def reading(now: Standing) -> Bullets:
         "Experts per token: computed in the last tenth of training. An entry that is over "
         f"{100 * CLASS_WIDTH:.0f} % away from its class is not ranked. Dropped: share of choices in the last fifth of "
         "training. Busiest expert: of the worst layer, over the validation split. A capacity factor of 2.5 gives two "
-        "experts per token as much room for each choice as 1.25 gives one. Cut-offs of expert choice and threshold follow "
-        "the last steps (`router.cutoff_ema=0.5`): in so short a run the default lags behind.",
+        "experts per token as much room for each choice as 1.25 gives one. Cut-offs of expert choice and threshold "
+        "follow the last steps (`router.cutoff_ema=0.5`): in so short a run the default lags behind.",
         "Step: forward, backward, clipping, optimizer and what the router learns after it, with trained weights, in "
         f"turns ({at.get('repetitions', MISSING)} each; threads: {at.get('threads', MISSING)}{idle}): medians, in "
         "brackets quartiles of the ratio. Written: near the end of a full window, with the cache and one thread.",
@@ -123,7 +123,7 @@ def played(now: Standing) -> tuple[Part, ...]:
     rows, made = now.results.rows, [one for own in now.stages.values() for one in own.values()]
     facts = {
         "Machine": {row["machine"] for row in rows},
-        "Commit": {row["commit"] for row in rows} | {one["commit"] or "" for one in made},
+        "Commit": {row["commit"] for row in rows} | {one.get("commit") or "" for one in made},
         "Torch": {row["torch"] for row in rows},
         "Text (sha256)": {row["text_sha256"] for row in rows},
     }
