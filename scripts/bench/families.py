@@ -56,10 +56,15 @@ class Call:
 def family_layer(cell: Cell, name: str) -> SwitchFeedForward:
     torch.manual_seed(0)
     family, sizes = load("router", name), {"d_model": cell.d_model, "num_experts": cell.num_experts}
-    chosen = replace(family.Options(), top_k=2) if name in TWO else family.Options()
-    factor = 1.0 if name == "expert_choice" else None
-    layer = SwitchFeedForward(**sizes, d_ff=cell.d_ff, capacity_factor=factor, router=family(chosen, **sizes)).train()
-    router, call = layer.router, Call(cell, layer)
+    router = family(replace(family.Options(), top_k=2) if name in TWO else family.Options(), **sizes)
+    layer = SwitchFeedForward(
+        d_model=cell.d_model,
+        d_ff=cell.d_ff,
+        num_experts=cell.num_experts,
+        capacity_factor=1.0 if name == "expert_choice" else None,
+        router=router,
+    ).train()
+    call = Call(cell, layer)
     if isinstance(router, CutoffRouter):
         for number in range(SEEN):
             with torch.no_grad():

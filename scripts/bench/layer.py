@@ -40,10 +40,12 @@ NOTES = (
     "Skewed router: half of all tokens, a different half in each input, prefer one expert.",
     "Without bf16 instructions only fp32 is measured, unless --only names bf16.",
     "Dropless has the same targets as capacity factor 1.0. Peers have to be slower than ours of the same kind.",
-    "Routers: dropless; expert choice with a capacity factor of 1, thresholds after their warm-up, topk and sigmoid with "
-    "two experts per token. The characters are drawn with frequencies like those of words.",
+    "Routers: dropless; expert choice with a capacity factor of 1, thresholds after their warm-up, topk and sigmoid "
+    "with two experts per token. The characters are drawn with frequencies like those of words.",
     *peers.NOTES,
 )
+
+
 def measure(options: Options) -> Iterator[Row]:
     shapes, numbers, skews = (SIZES[:1], EXPERTS[:1], (False,)) if options.quick else (SIZES, EXPERTS, (False, True))
     for shape, precision, num_experts, skewed in product(shapes, ("fp32", "bf16"), numbers, skews):

@@ -54,7 +54,7 @@ def sample_page(traced: Sequence[Traced], sampling: Sampling) -> str:
 {part}
 <section aria-labelledby="how">
 <h2 id="how">How it was made</h2>
-{"".join(f"<p>{sentence}</p>" for sentence in _sentences(sampling, switch=bool(layers)))}
+{"".join(f"<p>{sentence}</p>" for sentence in _sentences(sampling, layers))}
 <dl>{_facts(sampling)}</dl>
 <pre tabindex="0">{escape(harmless(sampling.command))}</pre>
 </section>
@@ -76,21 +76,24 @@ def layer_texts(traced: Sequence[Traced], blocks: Sequence[int], *, num_experts:
                 gate=[choice.gate for choice in of_layer],
                 second=[choice.second for choice in of_layer],
                 second_probability=[choice.second_probability for choice in of_layer],
+                number=[choice.number for choice in of_layer],
             )
         )
     return layers
 
 
-def _sentences(sampling: Sampling, *, switch: bool) -> list[str]:
+def _sentences(sampling: Sampling, layers: Sequence[LayerText]) -> list[str]:
     drawn = "A character’s probability is the one with which it was drawn, in the pass before it was read itself."
     if sampling.temperature == 0.0:
         drawn = "The likeliest character was always taken; its probability is the model’s own, as at temperature 1."
-    if not switch:
+    if not layers:
         return ["The model is dense: it has no experts.", drawn]
     routed = (
         "A character’s expert is the one that processed it when the model first read it, on the way to the next one: "
         "not the one that predicted it. Nothing is dropped when a model writes."
     )
+    if {number for layer in layers for number in layer.number} - {1}:
+        routed += " Of several experts it is the one with the largest gate; a character that no expert took has none."
     return [routed, drawn]
 
 

@@ -18,10 +18,11 @@ NUM_ALTERNATIVES = 3
 class Choice:
     """The decision of one Switch layer for a character."""
 
-    expert: int  # the first choice, if there are several
+    expert: int  # of several, the one with the largest gate; of none, the number of experts
     gate: float
     second: int  # the most probable other expert, or NOBODY
     second_probability: float
+    number: int = 1  # how many experts it has
 
 
 @dataclass(frozen=True)

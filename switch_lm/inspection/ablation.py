@@ -32,7 +32,7 @@ Weights = tuple[Tensor, Tensor]  # w_in_EDF and w_out_EFD of the experts of a la
 class Similarity:
     """How alike the outputs of one layer's experts are."""
 
-    share_E: tuple[float, ...]  # of the choices, for every expert
+    share_E: tuple[float, ...]  # of the tokens, for every expert
     experts: tuple[int, ...]  # those of `same_EE`: all, or of many the busiest
     same_EE: Tensor  # mean cosine of two outputs for the same token
     between: float | None  # mean of those over pairs of different experts; None for a single expert
@@ -107,7 +107,7 @@ class LayerAblation:
                 f"switching off expert {expert}, the costliest on half of the windows, costs {cost} on the others; "
                 f"it has {share_E[expert]:{'.0%' if share_E[expert] >= 0.01 else '.1%'}} of the tokens"
             )
-        if not needless and len(off) > 1:
+        if not needless and len(off) > 1 and len(idle) < len(share_E):
             result.append(f"switching off any {'other' if idle else 'single'} expert{some} costs something")
         if idle:
             result.append(f"without a token of the probe: expert {_list(idle)}")
@@ -254,7 +254,7 @@ def similarities(model: SwitchLM, probe: Probe) -> list[Similarity]:
                 for total_LEE, other_ETD in ((same_LEE, y_ETD), (apart_LEE, apart_ETD)):
                     cosine_EE = (y_ETD.flatten(1) @ other_ETD.flatten(1).T) / probe.ids_BS.numel()
                     total_LEE[number] += cosine_EE.cpu()
-    share_LE = load_LE / load_LE.sum(dim=1, keepdim=True).clamp(min=1)
+    share_LE = load_LE / probe.ids_BS.numel()
     return [
         Similarity(tuple(share_E.tolist()), experts, same_EE, _between(same_EE), _between(apart_EE) or 0.0)
         for share_E, experts, same_EE, apart_EE in zip(share_LE, experts_L, same_LEE, apart_LEE, strict=True)

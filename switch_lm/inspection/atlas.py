@@ -97,7 +97,10 @@ class Lines:
 
 @dataclass(frozen=True)
 class Atlas:
-    """Characters sent to each expert as its first choice, and what explains the choice, layer by layer."""
+    """Characters sent to each expert as its first choice, and what explains the choice, layer by layer.
+
+    Where a character has no expert, one more column counts those without.
+    """
 
     count_LVE: Tensor
     explained: tuple[tuple[Explained, ...], ...]
@@ -123,11 +126,12 @@ def atlas(
     say: Say = silent,
 ) -> Atlas:
     """What each of `labels` explains of the first choice; all but the character and its class beyond the character."""
-    character_BS, shape = labels[CHARACTER], (num_characters, reading.num_experts)
+    choices = reading.num_experts + int((reading.expert_LBS == reading.num_experts).any())
+    character_BS, shape = labels[CHARACTER], (num_characters, choices)
     counts, result = [], []
     for block, expert_BS in zip(reading.blocks, reading.expert_LBS, strict=True):
         say(f"atlas, layer {block}")
-        code_BS = character_BS * reading.num_experts + expert_BS
+        code_BS = character_BS * choices + expert_BS
         counts.append(torch.bincount(code_BS.flatten(), minlength=shape[0] * shape[1]).view(shape))
         of_layer = []
         for name, label_BS in labels.items():

@@ -4,20 +4,28 @@ from collections.abc import Callable, Sequence
 
 from switch_lm.inspection import pictures
 from switch_lm.inspection.ablation import WINDOWS, Ablation, Costliest, costs
-from switch_lm.inspection.atlas import Atlas
+from switch_lm.inspection.atlas import CHARACTER, Atlas
 from switch_lm.inspection.counterfactual import Counterfactual
-from switch_lm.inspection.study import ATLAS, DROPS, EXPERTS, ROUTER, TIME, Inspection
+from switch_lm.inspection.experts_per_token import DIFFICULTY
+from switch_lm.inspection.study import ATLAS, DROPS, EXPERTS, NUMBER, ROUTER, TIME, Inspection
 from switch_lm.pages.document import Bullets, Cell, Code, Document, Part, Section, Table, Text
 from switch_lm.pages.expert_maps import layer_name
 from switch_lm.stats.clusters import plus_minus
 from switch_lm.stats.information import SHIFTS
 from switch_lm.stats.intervals import Estimate
 
+CHARACTERS_SHOWN = 20  # of a model, the most frequent
+NUMBER_TABLES = {
+    CHARACTER: f"character (the {CHARACTERS_SHOWN} most frequent)",
+    DIFFICULTY: "fifth by loss, 0 the easiest",
+}
+
 
 def build(inspections: Sequence[Inspection], *, command: str) -> Document:
     """Tables hold all models; texts and pictures follow one another, model by model."""
     parts: dict[str, list[Part]] = {
         ATLAS: [_explained_table(inspections)],
+        NUMBER: [*_number_tables(inspections)],
         DROPS: [],
         ROUTER: [_router_table(inspections)],
         EXPERTS: [_expert_table(inspections)],
@@ -35,7 +43,7 @@ def build(inspections: Sequence[Inspection], *, command: str) -> Document:
         parts[ROUTER].append(pictures.router_picture(one, key))
         parts[EXPERTS] += pictures.expert_maps(one, key)
         parts[TIME] += pictures.history_pictures(one, key)
-    sections = [Section(heading, tuple(of_section)) for heading, of_section in parts.items()]
+    sections = [Section(heading, tuple(of_section)) for heading, of_section in parts.items() if of_section]
     names = " and ".join(f"`{one.name}`" for one in inspections)
     lead = " ".join(_summary(one) for one in inspections)
     return Document(f"What the experts of {names} do", lead, (*sections, _how(inspections, command)))
@@ -43,7 +51,7 @@ def build(inspections: Sequence[Inspection], *, command: str) -> Document:
 
 def _summary(one: Inspection) -> str:
     """The main figures, from the lowest to the highest of a model's layers."""
-    if one.text.num_experts == 1:
+    if one.text.num_experts == 1 and one.per_token is None:
         return f"`{one.name}` has a single expert: there is nothing to judge."
     layers = len(one.blocks)
     character = [layer[0] for layer in one.atlas.explained]
@@ -74,8 +82,8 @@ def _how(inspections: Sequence[Inspection], command: str) -> Section:
         (
             Text(
                 f"On {B} windows of {S} characters, {B * S:,} in all, spread evenly over the validation split: the "
-                "same for every model with this text. Nothing is dropped unless stated. Of several choices the "
-                "first counts as a token's expert. ± is half of a 95 % interval. Windows are the units: they were "
+                "same for every model with this text. Nothing is dropped unless stated. A token's expert is the "
+                "one with the largest of its gates. ± is half of a 95 % interval. Windows are the units: they were "
                 f"sampled independently, characters were not. {_drops_read(inspections)}What is claimed holds for "
                 "intervals that are corrected for all of their section: in 19 sections of 20 none is false. "
                 f"The router is judged on {judged:,} of these characters per layer, the experts on {WINDOWS} windows."
@@ -117,6 +125,29 @@ def _explained_table(inspections: Sequence[Inspection]) -> Table:
     )
 
 
+def _number_tables(inspections: Sequence[Inspection]) -> list[Table]:
+    """By character and by difficulty; none if in every model each token has as many experts."""
+    known = [(one, one.per_token) for one in inspections if one.per_token is not None]
+    blocks = sorted({block for one, _ in known for block in one.blocks})
+    result = []
+    for by, first in NUMBER_TABLES.items() if known else ():
+        rows = []
+        for one, per_token in known:
+            for group in [group for group in per_token.groups if group.by == by][:CHARACTERS_SHOWN]:
+                cells = dict(zip(one.blocks, map(_number, group.layers), strict=True))
+                tokens = Cell(f"{group.count:,}", group.count)
+                rows.append((_named(inspections, one, group.value), tokens, *(cells.get(b, Cell("-")) for b in blocks)))
+        headings, note = (first, "tokens", *map(layer_name, blocks)), "In brackets the share of these that have none."
+        result.append(Table(f"Experts per token by {by}", headings, tuple(rows), note))
+    return result
+
+
+def _number(facts: tuple[Estimate, float]) -> Cell:
+    number, without = facts
+    text = f"{number.mean:.2f}" if number.error is None else plus_minus(number, ".2f")
+    return Cell(f"{text} ({without:.1%})", number.mean)
+
+
 def _router_table(inspections: Sequence[Inspection]) -> Table:
     rows = [
         (
@@ -129,6 +160,7 @@ def _router_table(inspections: Sequence[Inspection]) -> Table:
         for one in inspections
         for number, *pair in zip(one.blocks, one.counterfactual.held, one.counterfactual.own, strict=True)
         for judged in pair
+        if judged.without < 1.0
     ]
     return Table(
         "The chosen expert against all others in its place",

@@ -1,5 +1,6 @@
 """Was the router right? The loss of a token's next character with every expert in place of the chosen one."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from switch_lm.model.transformer import SwitchLM, evaluating
 from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.reading import Probe, rewind, switch_layers
 from switch_lm.probe.subject import LayerCall, calls, used
-from switch_lm.stats.clusters import at_most, mean, nats, plus_minus, without_interval
+from switch_lm.stats.clusters import at_most, mean_where, nats, plus_minus, without_interval
 from switch_lm.stats.intervals import Estimate
 
 POSITIONS = 12  # in each window
@@ -44,9 +45,12 @@ class Judgement:
     best_gains: Estimate  # loss of the chosen expert less that of the best one
     best_gains_on_random: Estimate  # mean loss of all experts less that of the best one
     chosen_gains_on_random: Estimate  # mean loss of all experts less that of the chosen one
+    without: float  # share of the tokens that had no expert: they are not judged; all figures are NaN if it is 1
 
     def findings(self, comparisons: int) -> list[str]:
         """`comparisons`: of all layers and gates, for which intervals are corrected."""
+        if self.without == 1.0:
+            return [f"With {self.gate} nothing could be judged: no token had an expert."]
         against = self.chosen_gains_on_random
         if against.error is None:
             verdict = f"whether it is better than a random one is open ({without_interval(against)})"
@@ -61,6 +65,8 @@ class Judgement:
             f"tokens (chance {self.chance:.1%}), its mean rank {plus_minus(self.rank, '.2f')} (chance "
             f"{mean_rank:.1f}); {verdict}. In hindsight the best one would have gained {nats(self.best_gains)} on it, "
             f"and {nats(self.best_gains_on_random)} on a random one."
+            + f" Tokens without an expert ({self.without:.1%}) are not judged."
+            * (self.without > 0)
         ]
 
 
@@ -98,8 +104,8 @@ def counterfactual(model: SwitchLM, probe: Probe, *, positions: int = POSITIONS,
     """Forces every expert on one token of each window at a time, at one layer; later layers route as they then will.
 
     Nothing before the token changes, and only its own loss is read, so that no expert is judged by what it does to
-    others. If there are several choices, the first is replaced by any expert that is not among the others. Of more
-    than 64 experts as many are drawn, the same for every token.
+    others. Of several experts the one with the largest gate is replaced, by any that is not among the others; a token
+    without an expert is not judged. Of more than 64 experts as many are drawn, the same for every token.
     """
     num_layers, (B, S), E = len(switch_layers(model)), probe.ids_BS.shape, model.config.num_experts
     order_E = torch.randperm(E, generator=torch.Generator().manual_seed(0))
@@ -141,50 +147,51 @@ def _position(
     with calls(model) as seen:
         nll_B()
     for call in seen:
-        nll, (first_B, *_) = [], first_choice(call.routing)
-        free_EB, chosen_B = ~_taken_BE(call).T, first_B
-        tried_RB = torch.arange(len(free_EB), device=first_B.device)[:, None].expand_as(free_EB)
+        nll, first, E = [], first_choice(call.routing), call.layer.num_experts
+        first_B = first.expert_T.clamp(max=E - 1)  # of a token without an expert any stands there: it is not judged
+        open_EB, chosen_B = ~_others_BE(call, first_B).T & (first.number_T > 0), first_B
+        tried_RB = torch.arange(E, device=first_B.device)[:, None].expand_as(open_EB)
         if drawn_M is not None:
             tried_RB, chosen_B = torch.cat([first_B[None], drawn_M[:, None].expand(-1, len(first_B))]), first_B * 0
-        open_RB = free_EB.gather(0, tried_RB)
+        open_RB = open_EB.gather(0, tried_RB)
         if drawn_M is not None:
             open_RB[1:] &= tried_RB[1:] != first_B  # the chosen one counts once
-        for change_RBD in _changes(call, tried_RB):
+        for change_RBD in _changes(call, first_B, first.gate_T, tried_RB):
             for change_BD in change_RBD:
                 with _added(call.layer, change_BD):
                     nll.append(nll_B())
         yield torch.stack(nll).unflatten(0, (2, -1)), chosen_B, open_RB
 
 
-def _taken_BE(call: LayerCall) -> Tensor:
+def _others_BE(call: LayerCall, first_B: Tensor) -> Tensor:
     """The experts (B, E) that a token has besides its first choice, bool."""
     routing, taken_BE = call.routing, torch.zeros_like(call.routing.scores_TE, dtype=torch.bool)
     real_N = used(routing)
     taken_BE[routing.token_N[real_N], routing.expert_N[real_N]] = True
-    return taken_BE.scatter(1, first_choice(routing).expert_T[:, None], False)
+    return taken_BE.scatter(1, first_B[:, None], False)
 
 
-def _changes(call: LayerCall, tried_RB: Tensor) -> list[Tensor]:
+def _changes(call: LayerCall, first_B: Tensor, held_B: Tensor, tried_RB: Tensor) -> list[Tensor]:
     """What each tried expert instead of the first choice adds to the layer's output (R, B, D): gate held, and its own.
 
     Other choices keep their gates.
     """
-    y_EBD, (first_B, held_B, *_) = call.every_output_ETD(), first_choice(call.routing)
-    row_B = torch.arange(len(first_B), device=first_B.device)
+    y_EBD, row_B = call.every_output_ETD(), torch.arange(len(first_B), device=first_B.device)
     now_BD, y_RBD = held_B[:, None] * y_EBD[first_B, row_B], y_EBD[tried_RB, row_B]
-    own_RB = _own_gates_EB(call).gather(0, tried_RB)
+    own_RB = _own_gates_EB(call, first_B, held_B).gather(0, tried_RB)
     return [gate_RB[..., None] * y_RBD - now_BD for gate_RB in (held_B.expand_as(own_RB), own_RB)]
 
 
-def _own_gates_EB(call: LayerCall) -> Tensor:
+def _own_gates_EB(call: LayerCall, first_B: Tensor, held_B: Tensor) -> Tensor:
     """The gate (E, B) of each expert in place of a token's first choice, by the router's `gates`.
 
     ValueError if `gates` does not give the gates that the router has used.
     """
-    router, routing, (first_B, held_B, *_) = call.layer.router, call.routing, first_choice(call.routing)
-    scores_BE, others_BK = routing.scores_TE, routing.scores_TE[:, :0]
-    if routing.choices_per_token is not None:
-        others_BK = scores_BE.gather(1, routing.expert_TK[:, 1:])
+    router, routing, scores_BE = call.layer.router, call.routing, call.routing.scores_TE
+    others_BK = scores_BE[:, :0]
+    if (K := routing.choices_per_token) is not None:
+        is_other_BK = routing.expert_TK != first_B[:, None]
+        others_BK = scores_BE.gather(1, routing.expert_TK[is_other_BK].view(len(first_B), K - 1))
     first_or_other = (torch.cat([score_B[:, None], others_BK], dim=1) for score_B in scores_BE.T)
     own_EB = torch.stack([router.gates(score_BK)[:, 0] for score_BK in first_or_other])
     chosen_B = own_EB.gather(0, first_B[None])[0]
@@ -200,8 +207,12 @@ def _added(layer: SwitchFeedForward, change_BD: Tensor) -> AbstractContextManage
 
 
 def judge(nll_EBN: Tensor, *, chosen_BN: Tensor, open_EBN: Tensor, gate: str) -> Judgement:
-    """From the losses of N tokens of B windows under each expert; those not open do not count."""
+    """From the losses of N tokens of B windows under each expert; those not open do not count.
+
+    A token to which no expert is open has none that could be replaced: it is not judged.
+    """
     num_open_BN = open_EBN.sum(dim=0)
+    judged_BN = num_open_BN > 0
     chosen_nll_BN = nll_EBN.gather(0, chosen_BN[None])[0]
     best_nll_BN = nll_EBN.masked_fill(~open_EBN, torch.inf).amin(dim=0)
     mean_nll_BN = (nll_EBN * open_EBN).sum(dim=0) / num_open_BN
@@ -210,13 +221,19 @@ def judge(nll_EBN: Tensor, *, chosen_BN: Tensor, open_EBN: Tensor, gate: str) ->
     lower_BN = ((nll_EBN < chosen_nll_BN - SAME) & open_EBN).sum(dim=0)
     not_higher_BN = ((nll_EBN <= chosen_nll_BN + SAME) & open_EBN).sum(dim=0)
     rank_BN = (1 + lower_BN + not_higher_BN) / 2  # equal losses share the mean of their ranks
+
+    def over(value_BN: Tensor) -> Estimate:
+        return mean_where(value_BN.masked_fill(~judged_BN, 0.0), judged_BN) or Estimate(math.nan, 0)
+
+    num_open_N = num_open_BN[judged_BN].double()
     return Judgement(
         gate,
-        num_open_BN.double().mean().item(),
-        chance=num_open_BN.double().reciprocal().mean().item(),
-        best=mean(is_best_BN),
-        rank=mean(rank_BN),
-        best_gains=mean(chosen_nll_BN - best_nll_BN),
-        best_gains_on_random=mean(mean_nll_BN - best_nll_BN),
-        chosen_gains_on_random=mean(mean_nll_BN - chosen_nll_BN),
+        num_open_N.mean().item(),
+        chance=num_open_N.reciprocal().mean().item(),
+        best=over(is_best_BN),
+        rank=over(rank_BN),
+        best_gains=over(chosen_nll_BN - best_nll_BN),
+        best_gains_on_random=over(mean_nll_BN - best_nll_BN),
+        chosen_gains_on_random=over(mean_nll_BN - chosen_nll_BN),
+        without=1.0 - judged_BN.double().mean().item(),
     )

@@ -234,8 +234,12 @@ def _places(nll_BS: Tensor, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Of each token (B, S): its position in the window, its row in the batch, and its fifth by loss, easiest first."""
     (B, S), device = nll_BS.shape, nll_BS.device
     row_B1 = (torch.arange(B, device=device) % batch_size)[:, None]
-    fifth_T = nll_BS.flatten().argsort(stable=True).argsort() * FIFTHS // nll_BS.numel()
-    return torch.arange(S, device=device).expand(B, S), row_B1.expand(B, S), fifth_T.view(B, S)
+    return torch.arange(S, device=device).expand(B, S), row_B1.expand(B, S), fifths(nll_BS)
+
+
+def fifths(nll_BS: Tensor) -> Tensor:
+    """The fifth by loss that each token is in (B, S), from 0, the easiest, to 4."""
+    return (nll_BS.flatten().argsort(stable=True).argsort() * FIFTHS // nll_BS.numel()).view_as(nll_BS)
 
 
 def _shares(dropped_LBS: Tensor, label_BS: Tensor, size: int) -> Tensor:

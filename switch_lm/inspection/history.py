@@ -23,7 +23,7 @@ ENOUGH = 50  # tokens of a character, before a share of them is reported
 
 @dataclass(frozen=True)
 class Change:
-    """Tokens whose first choice is another expert than at an earlier checkpoint."""
+    """Tokens whose first choice differs from that at an earlier checkpoint; having no expert counts as a choice too."""
 
     share: float
     chance: float  # for two unrelated routers with the same loads
@@ -151,9 +151,9 @@ def compared(
 
 def changes(one: Moment, then: Moment) -> tuple[Change, ...]:
     """Layer by layer."""
-    result = []
+    result, choices = list[Change](), one.num_experts + 1  # the last one: no expert
     for pair in zip(one.expert_LBS, then.expert_LBS, strict=True):
-        before_E, after_E = (torch.bincount(x.flatten(), minlength=one.num_experts).double() / x.numel() for x in pair)
+        before_E, after_E = (torch.bincount(x.flatten(), minlength=choices).double() / x.numel() for x in pair)
         changed = (pair[0] != pair[1]).double().mean().item()
         result.append(Change(changed, chance=1.0 - (before_E * after_E).sum().item()))
     return tuple(result)

@@ -22,7 +22,8 @@ def rounded_up(value: float) -> float:
 
 def coloured(one: Inspection, key: str) -> ColouredText:
     reading = one.text
-    facts = (reading.expert_LBS, reading.gate_LBS, reading.second_LBS, reading.second_probability_LBS)
+    seconds = reading.second_LBS, reading.second_probability_LBS
+    facts = reading.expert_LBS, reading.gate_LBS, *seconds, reading.number_LBS
     layers = [
         LayerText(layer_name(number), reading.num_experts, *(fact_BS.flatten().tolist() for fact_BS in of_layer))
         for number, *of_layer in zip(reading.blocks, *facts, strict=True)
@@ -38,7 +39,7 @@ def coloured(one: Inspection, key: str) -> ColouredText:
 
 
 def atlases(one: Inspection, key: str) -> list[HeatMap]:
-    """For each layer the share of a character's occurrences that each expert gets."""
+    """For each layer the share of a character's occurrences that each expert gets, or none does."""
     characters, count_LVE = one.vocabulary.characters, one.atlas.count_LVE.double()
     count_V = count_LVE[0].sum(dim=1)
     share_LVE = count_LVE / count_V[:, None].clamp(min=1)
@@ -47,7 +48,7 @@ def atlases(one: Inspection, key: str) -> list[HeatMap]:
             share_VE.T,
             characters,
             shown(count_V, characters),
-            load_E=count_VE.sum(dim=0).tolist(),
+            load_E=count_VE.sum(dim=0)[: one.text.num_experts].tolist(),
             name=f"atlas_{key}_{number:02d}",
             title=f"{one.name}, {layer_name(number)}: which expert gets which character",
         )

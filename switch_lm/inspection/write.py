@@ -8,9 +8,11 @@ from pathlib import Path
 
 from switch_lm.inspection.contents import build
 from switch_lm.inspection.drops import Drops
+from switch_lm.inspection.experts_per_token import ExpertsPerToken
 from switch_lm.inspection.history import History
 from switch_lm.inspection.study import Inspection
 from switch_lm.pages.characters import visible
+from switch_lm.pages.coloured_text import NONE
 from switch_lm.pages.page import to_html
 from switch_lm.pages.pictures import files_of
 from switch_lm.stats.intervals import Estimate
@@ -28,7 +30,7 @@ def make(inspections: Sequence[Inspection], *, command: str) -> dict[str, bytes]
     for one in inspections:
         for name, rows in _rows(one).items():
             tables.setdefault(name, []).extend({"run": one.name} | row for row in rows)
-    files |= {f"tables/{name}.csv": as_csv(rows).encode() for name, rows in tables.items()}
+    files |= {f"tables/{name}.csv": as_csv(rows).encode() for name, rows in tables.items() if rows}
     return files | {"inspect.html": to_html(document).encode()}
 
 
@@ -55,8 +57,9 @@ def as_csv(rows: Sequence[Row]) -> str:
 def _rows(one: Inspection) -> dict[str, list[Row]]:
     """The rows of each CSV file."""
     characters = [visible(character) for character in one.vocabulary.characters]
+    choices = [*map(str, range(one.text.num_experts)), NONE]
     atlas: list[Row] = [
-        {"layer": layer, "character": character, "expert": expert, "count": count}
+        {"layer": layer, "character": character, "expert": choices[expert], "count": count}
         for layer, count_VE in zip(one.blocks, one.atlas.count_LVE.tolist(), strict=True)
         for character, count_E in zip(characters, count_VE, strict=True)
         if any(count_E)  # those of the windows
@@ -75,8 +78,12 @@ def _rows(one: Inspection) -> dict[str, list[Row]]:
         } | _estimate("gain_on_random", x.chosen_gains_on_random, one.counterfactual.comparisons)
         for layer, *pair in zip(one.blocks, one.counterfactual.held, one.counterfactual.own, strict=True)
         for x in pair
+        if x.without < 1.0
     ]  # fmt: skip
     result = {"atlas": atlas, "explained": explained, "router": router, "experts": _experts(one)}
+    result["assignments"] = _assignments(one, characters)
+    if one.per_token is not None:
+        result["experts_per_token"] = _per_token(one.per_token, one.blocks)
     if one.drops is not None:
         result["drops"] = _drops(one.drops, one.blocks, characters)
     if one.history is not None:
@@ -88,6 +95,27 @@ def _estimate(name: str, estimate: Estimate, comparisons: int) -> Row:
     """Its 95 % interval, and whether it differs from 0 when corrected for so many comparisons."""
     low, high = estimate.interval() or (None, None)
     return {name: estimate.mean, "low": low, "high": high, "resolved": estimate.resolved(comparisons)}
+
+
+def _assignments(one: Inspection, characters: Sequence[str]) -> list[Row]:
+    """A row per assignment: in the order of the text, of a character's experts the one with the largest gate first."""
+    ids_N, S = one.probe.ids_BS.flatten().tolist(), one.probe.ids_BS.shape[1]
+    return [
+        {
+            "layer": layer, "window": place // S, "position": place % S, "character": characters[ids_N[place]],
+            "expert": expert, "gate": f"{gate:.6g}",
+        }
+        for layer, of_layer in zip(one.blocks, one.assignments, strict=True)
+        for place, expert, gate in of_layer
+    ]  # fmt: skip
+
+
+def _per_token(per_token: ExpertsPerToken, blocks: Sequence[int]) -> list[Row]:
+    return [
+        {"layer": layer, "by": one.by, "value": one.value, "tokens": one.count, "experts": x.mean, "without": none}
+        for one in per_token.groups
+        for layer, (x, none) in zip(blocks, one.layers, strict=True)
+    ]
 
 
 def _experts(one: Inspection) -> list[Row]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from switch_lm.routers.routing import Routing
 
@@ -42,36 +43,30 @@ def router_entropy(routing: Routing) -> Tensor:
 
 
 class FirstChoice(NamedTuple):
-    """Facts about the first choice of each of T tokens: with several experts per token, the one with the best score."""
+    """Facts about the expert that stands for each of T tokens: of those it has, the one with the largest gate."""
 
-    expert_T: Tensor
-    gate_T: Tensor
-    second_T: Tensor  # the most probable other expert; -1 if there is only one expert
+    expert_T: Tensor  # E, one past the last expert, for a token without any
+    gate_T: Tensor  # 0 without an expert
+    second_T: Tensor  # the most probable other expert; -1 if there is no other
     second_probability_T: Tensor
+    number_T: Tensor  # how many experts the token has
 
 
 def first_choice(routing: Routing) -> FirstChoice:
-    """The first choices of one router call; a token that no expert takes counts for the best by score, gate 0."""
-    if routing.choices_per_token is not None:
-        first_T1, gate_T = routing.expert_TK[:, :1], routing.gate_TK[:, 0]
-    else:
-        first_T1, gate_T = _largest_gate(routing)
-    second_probability_T, second_T = routing.probs_TE.scatter(1, first_T1, -1.0).max(dim=1)
-    if routing.probs_TE.shape[1] == 1:
-        second_T, second_probability_T = torch.full_like(second_T, -1), torch.zeros_like(second_probability_T)
-    return FirstChoice(first_T1.squeeze(1), gate_T, second_T, second_probability_T)
-
-
-def _largest_gate(routing: Routing) -> tuple[Tensor, Tensor]:
-    """The expert (T, 1) whose assignment has the largest gate, and that gate (T), where tokens have any number."""
-    first_TM = routing.first_TM(routing.num_experts)
-    gate_TM = torch.cat([routing.gate_N.detach(), routing.gate_N.new_full((1,), -torch.inf)])[first_TM]
-    gate_T1, place_T1 = gate_TM.max(dim=1, keepdim=True)
-    index_T1 = first_TM.gather(1, place_T1)
-    best_T1 = routing.scores_TE.argmax(dim=1, keepdim=True)
-    expert_T1 = torch.cat([routing.expert_N, best_T1.new_zeros(1)])[index_T1]
-    none_T1 = index_T1 == routing.token_N.numel()
-    return torch.where(none_T1, best_T1, expert_T1), gate_T1.masked_fill(none_T1, 0.0).squeeze(1)
+    """The first choices of one router call, before dropping; of equal gates the first in the list counts."""
+    none, gate_N = routing.num_experts, routing.gate_N.detach()
+    index_TM = routing.first_TM(routing.choices_per_token or routing.num_experts)  # N: an entry for no expert
+    gate_T1, place_T1 = pad(gate_N, (0, 1), value=-torch.inf)[index_TM].max(dim=1, keepdim=True)
+    expert_T1 = pad(routing.expert_N, (0, 1), value=none)[index_TM.gather(1, place_T1)]
+    others_TE = pad(routing.probs_TE, (0, 1), value=-1.0).scatter(1, expert_T1, -1.0)
+    second_probability_T, second_T = others_TE.max(dim=1)
+    return FirstChoice(
+        expert_T1.squeeze(1),
+        gate_T1.masked_fill(expert_T1 == none, 0.0).squeeze(1),
+        second_T.masked_fill(second_probability_T < 0.0, -1),
+        second_probability_T.clamp(min=0.0),
+        (index_TM < gate_N.numel()).sum(dim=1),
+    )
 
 
 @dataclass(frozen=True)

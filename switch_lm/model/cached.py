@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 CACHE_BYTES = 2**20  # per thread: how much of a core's cache the hidden layer of a piece may fill
-LEAST_ROWS = 256  # the limit of a piece's rows is at least this: each piece reads the matrices again
+LEAST_ROWS = 512  # per thread: the limit of a piece's rows is at least this, since each piece reads the matrices again
 MOST_PADDING = 64  # empty rows that an expert gets at most, to be multiplied beside others
 
 
@@ -85,7 +85,7 @@ class _Rows:
         ends = end_E.tolist()
         self.loads = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         self.starts = [end - load for load, end in zip(self.loads, ends, strict=True)]
-        most = max(LEAST_ROWS, CACHE_BYTES * threads // (width * x_ND.element_size()))
+        most = threads * max(LEAST_ROWS, CACHE_BYTES // (width * x_ND.element_size()))
         self.pieces = pieces(self.loads, most_rows=most, side_by_side=threads > 1)
         self.number_of_hidden = self.pieces[-1].hidden.stop if self.pieces else 0
         self.largest = max((piece.hidden.stop - piece.hidden.start for piece in self.pieces), default=0)

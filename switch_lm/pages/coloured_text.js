@@ -1,6 +1,6 @@
 // Coloured text: each character by the expert that processed it, a page at a time.
 
-const NOBODY = -1; // instead of an expert
+const NOBODY = -1; // where the model did not read; a character without an expert has the code `none`
 const NUM_COLOURS = 8; // of experts; the numbers tell those of one colour apart
 const GRAPHEMES = globalThis.Intl?.Segmenter && new Intl.Segmenter("en", { granularity: "grapheme" });
 
@@ -60,7 +60,7 @@ class ColouredText {
     const view = this.views[number];
     if (typeof view.codes === "string") {
       for (const key of ["gate", "second_probability"]) if (view[key]) view[key] = bytes(view[key]);
-      for (const key of ["codes", "second"]) if (view[key]) view[key] = whole(view[key], view.names.length);
+      for (const key of ["codes", "second", "number"]) if (view[key]) view[key] = whole(view[key], view.names.length);
     }
     Object.assign(this, { view, only: new Set() });
     this.showKey();
@@ -68,20 +68,19 @@ class ColouredText {
   }
 
   colourOf(code) {
-    return `${this.view.palette}-${code % NUM_COLOURS}`;
+    return `${this.view.palette}-${code === this.view.none ? "none" : code % NUM_COLOURS}`;
   }
 
   showKey() {
-    const { names, marks, shown, codes, key } = this.view;
-    const counts = new Array(names.length).fill(0);
-    let counted = 0;
+    const { palette, names, none, marks, shown, codes, key } = this.view;
+    let [counts, counted] = [new Array(names.length).fill(0), 0];
     for (const code of codes) if (code !== NOBODY) counts[code]++, counted++;
     this.part("key-name").textContent = key;
     const buttons = shown.map((code) => {
       const [name, part] = [names[code], counts[code] / Math.max(1, counted)];
       const share = make("span", { className: "share" }, part < 0.01 ? percent(part) : `${Math.round(100 * part)} %`);
       const mark = make("span", { className: `mark ${this.colourOf(code)}` }, marks[code]);
-      const button = make("button", { type: "button" }, mark, ` ${this.view.palette === "odds" ? name : ""} `, share);
+      const button = make("button", { type: "button" }, mark, ` ${palette === "odds" || code === none ? name : ""} `, share);
       button.setAttribute("aria-label", `Show only ${name}, ${share.textContent}`);
       button.setAttribute("aria-pressed", "false");
       button.addEventListener("click", () => {
@@ -209,11 +208,12 @@ class ColouredText {
   }
 
   decided(i) {
-    const { palette, codes, label, names, gate, second, second_probability: chance } = this.view;
-    if (palette !== "expert") return "";
-    if (codes[i] === NOBODY) return "not read by the model";
-    const other = second[i] === NOBODY ? "" : `, second choice ${second[i]} (${(chance[i] / 255).toFixed(2)})`;
-    return `${label}: ${names[codes[i]]}, gate ${(gate[i] / 255).toFixed(2)}${other}`;
+    const { palette, codes, label, names, none, gate, scale = 1, number, second, second_probability: chance } = this.view;
+    if (palette !== "expert" || codes[i] === NOBODY) return palette === "expert" ? "not read by the model" : "";
+    const likely = second[i] === NOBODY ? "" : ` ${second[i]} (${(chance[i] / 255).toFixed(2)})`;
+    if (codes[i] === none) return `${label}: ${names[none]}, most probable${likely}`;
+    const of = number?.[i] > 1 ? ` (the largest of ${number[i]})` : "";
+    return `${label}: ${names[codes[i]]}, gate ${((scale * gate[i]) / 255).toFixed(2)}${of}${likely && `, second choice${likely}`}`;
   }
 
   chance(i) {

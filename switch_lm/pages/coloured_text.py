@@ -12,7 +12,8 @@ from switch_lm.pages.characters import needs_a_base, visible
 
 PAGE = 3000  # characters shown at a time
 MOST_EXPERTS = 64  # of a layer that a key, a picture or a table shows
-NOBODY = -1  # instead of an expert, where there is none
+NOBODY = -1  # instead of an expert, where the model did not read, or where there is no second one
+NONE = "none"  # what stands for the expert of a character that no expert takes
 NAMES = {"\n": "line break", " ": "space", "\t": "tab"}
 UNLIKELY = (  # 1 - probability, up to; and how that reads
     (0.5, "50 % or more"), (0.8, "20 to 50 %"), (0.95, "5 to 20 %"), (0.99, "1 to 5 %"), (1.0, "below 1 %"),
@@ -21,7 +22,11 @@ UNLIKELY = (  # 1 - probability, up to; and how that reads
 
 @dataclass(frozen=True)
 class LayerText:
-    """What one Switch layer decided for each character; `expert` is NOBODY where the model did not read it."""
+    """What one Switch layer decided for each character.
+
+    Of its experts the one with the largest gate counts. `expert` is `num_experts` where it has none, and NOBODY where
+    the model did not read it.
+    """
 
     label: str
     num_experts: int
@@ -29,6 +34,7 @@ class LayerText:
     gate: Sequence[float]
     second: Sequence[int]  # the most probable of the other experts, or NOBODY
     second_probability: Sequence[float]
+    number: Sequence[int] = ()  # how many experts it has; by default one
 
 
 @dataclass(frozen=True)
@@ -86,18 +92,27 @@ def coloured_text(
 
 def _layer_view(layer: LayerText) -> dict[str, Any]:
     experts, count = range(layer.num_experts), Counter(layer.expert)
-    return {
+    numbers = {n for n, e in zip(layer.number, layer.expert, strict=False) if e != NOBODY}
+    varies = len(numbers) > 1 or 0 in numbers
+    gets = "in which each has the largest gate" if max(numbers, default=1) > 1 else "that each processed"
+    codes = len(experts) + varies  # the last one stands for no expert
+    scale = max([1.0, *layer.gate])  # a byte for each gate
+    view: dict[str, Any] = {
         "label": layer.label,
-        "key": f"Experts of {layer.label}{the_busiest(len(experts))}, with the share of the text that each processed",
-        "names": [f"expert {expert}" for expert in experts],
-        "marks": [str(expert) for expert in experts],
-        "shown": busiest([count[expert] for expert in experts]),
+        "key": f"Experts of {layer.label}{the_busiest(len(experts))}, with the share of the text {gets}",
+        "names": [*(f"expert {expert}" for expert in experts), *[NONE] * varies],
+        "marks": [*map(str, experts), *["–"] * varies],
+        "shown": [len(experts)] * varies + busiest([count[expert] for expert in experts]),
         "palette": "expert",
-        "codes": _codes(layer.expert, len(experts)),
-        "gate": _bytes(round(255 * gate) for gate in layer.gate),
-        "second": _codes(layer.second, len(experts)),
+        "codes": _codes(layer.expert, codes),
+        "gate": _bytes(round(255 * gate / scale) for gate in layer.gate),
+        "second": _codes(layer.second, codes),
         "second_probability": _bytes(round(255 * p) for p in layer.second_probability),
     }
+    if varies:
+        without = count[len(experts)] / max(1, len(layer.expert) - count[NOBODY])
+        view |= {"none": len(experts), "without": f"{without:.1%}", "number": _codes(layer.number, codes)}
+    return view | {"scale": scale} if scale > 1.0 else view
 
 
 def _odds_view(odds: Sequence[Odds | None]) -> dict[str, Any]:

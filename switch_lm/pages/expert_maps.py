@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from switch_lm.pages.characters import visible
-from switch_lm.pages.coloured_text import busiest, the_busiest
+from switch_lm.pages.coloured_text import NONE, busiest, the_busiest
 from switch_lm.pages.document import HeatMap
 
 MOST_NAMED = 100
@@ -37,8 +37,14 @@ def atlas(
     name: str = "routing_atlas",
     title: str = "Which expert gets which character",
 ) -> HeatMap:
-    """One layer's, of its busiest experts by `load_E`; `places`: the characters to show."""
+    """One layer's, of its busiest experts by `load_E`; `places`: the characters to show.
+
+    A row of `share_EV` beyond those experts is the share that no expert gets.
+    """
     rows = busiest(load_E)
+    names, values = [f"{e:02d}" for e in rows], share_EV[rows][:, places].tolist()
+    if len(share_EV) > len(load_E):  # a blank row, so that the name is there among however many
+        names, values = [*names, "", NONE], [*values, [math.nan] * len(places), share_EV[-1, places].tolist()]
     return HeatMap(
         name=name,
         title=title,
@@ -47,8 +53,8 @@ def atlas(
         y_label=f"expert{the_busiest(len(load_E))}",
         value_label="share of a character's occurrences that an expert gets",
         x_names=tuple(visible(characters[i]) for i in places),
-        y_names=tuple(f"{e:02d}" for e in rows),
-        values=tuple(map(tuple, share_EV[rows][:, places].tolist())),
+        y_names=tuple(names),
+        values=tuple(map(tuple, values)),
         low=0.0,
         high=1.0,
     )

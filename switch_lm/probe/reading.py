@@ -15,6 +15,7 @@ from switch_lm.measure.scoring import negative_log_likelihood
 from switch_lm.model.attention import LayerCache
 from switch_lm.model.switch import SwitchFeedForward
 from switch_lm.model.transformer import SwitchLM, evaluating
+from switch_lm.probe.subject import used
 from switch_lm.text.windows import EvaluationBatches, fixed_windows
 
 WINDOWS = 128
@@ -56,13 +57,14 @@ class Probe:
 class Reading:
     """What each Switch layer did with each character (L, B, S) with nothing dropped, and the loss of the model.
 
-    If a router makes several choices, the first one, which has the largest gate, counts as its expert.
+    Of several experts of a token the one with the largest gate stands for all.
     """
 
-    expert_LBS: Tensor
+    expert_LBS: Tensor  # num_experts, one past the last, where a token has none
     gate_LBS: Tensor  # what its output was multiplied by
-    second_LBS: Tensor  # the most probable other expert; NOBODY if there is only one
+    second_LBS: Tensor  # the most probable other expert; NOBODY if there is no other
     second_probability_LBS: Tensor
+    number_LBS: Tensor  # how many experts it has
     nll_BS: Tensor  # nats of the character that followed
     num_experts: int
     blocks: Sequence[int]  # whose Switch layers these are: the names of the layers
@@ -90,7 +92,8 @@ def _read(model: SwitchLM, batches: Iterable[tuple[Tensor, Tensor]], *, shape: t
     layers, done = switch_layers(model), 0
     new = partial(torch.empty, len(layers), math.prod(shape), device=model.embedding.weight.device)
     # Made before the first pass: small results between the large logits of two passes would keep the memory of both.
-    facts = FirstChoice(new(dtype=torch.long), new(), new(dtype=torch.long), new())
+    new_long = partial(new, dtype=torch.long)
+    facts = FirstChoice(new_long(), new(), new_long(), new(), new_long())
     nll_T = torch.empty_like(facts.gate_T[0])
     with torch.inference_mode(), evaluating(model):
         for ids_BS, target_BS in batches:
@@ -100,9 +103,24 @@ def _read(model: SwitchLM, batches: Iterable[tuple[Tensor, Tensor]], *, shape: t
                 for fact_LT, fact_T in zip(facts, first_choice(routing), strict=True):
                     fact_LT[layer, here] = fact_T
             del output  # before the next pass
-    expert, gate, second, second_probability = (fact_LT.view(len(layers), *shape) for fact_LT in facts)
+    expert, gate, second, second_probability, number = (fact_LT.view(len(layers), *shape) for fact_LT in facts)
     num_experts, blocks = layers[0].num_experts, model.config.switch_blocks
-    return Reading(expert, gate, second, second_probability, nll_T.view(shape), num_experts, blocks)
+    return Reading(expert, gate, second, second_probability, number, nll_T.view(shape), num_experts, blocks)
+
+
+def assignments(model: SwitchLM, probe: Probe) -> list[list[tuple[int, int, float]]]:
+    """All assignments of each Switch layer with nothing dropped: character (row x S + position), expert and gate.
+
+    In the order of the characters; of the experts of a character the one with the largest gate comes first.
+    """
+    layers: list[list[tuple[int, int, float]]] = [[] for _ in switch_layers(model)]
+    with torch.inference_mode(), evaluating(model):
+        for number, (ids_BS, _) in enumerate(probe.batches()):
+            for of_layer, routing in zip(layers, model(ids_BS, capacity_factor=None).routings, strict=True):
+                place_N = routing.token_N + number * ROWS * ids_BS.shape[1]
+                facts = (fact_N[used(routing)].tolist() for fact_N in (place_N, routing.expert_N, routing.gate_N))
+                of_layer += zip(*facts, strict=True)
+    return [sorted(of_layer, key=lambda one: (one[0], -one[2])) for of_layer in layers]
 
 
 def rewind(cache: list[LayerCache], length: int) -> None:

@@ -1,6 +1,5 @@
 """Biases on the selection that even the experts' loads: the score plus bias selects, the score alone makes the gate."""
 
-import torch
 from torch import Tensor
 
 

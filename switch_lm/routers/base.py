@@ -197,7 +197,7 @@ class Router(nn.Module):
         """The scores plus the bias of `balance=sign|quantile`, if there is one: what experts are to be selected by."""
         return score_TE if self.bias_E is None else score_TE + self.bias_E
 
-    def best(self, score_TE: Tensor) -> Tensor:
+    def top_experts(self, score_TE: Tensor) -> Tensor:
         """The K experts (T, K), int64, with the largest scores and bias.
 
         The bias changes which experts are selected and nothing else (DeepSeek-V3, section 2.1.2).
@@ -266,6 +266,6 @@ class _NarrowProduct(torch.autograd.Function):
         return x_TD @ w_DE
 
     @staticmethod
-    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor, Tensor]:
         x_TD, w_DE = ctx.saved_tensors
-        return grad_TE @ w_DE.T, (grad_TE.T @ x_TD).T if ctx.needs_input_grad[1] else None
+        return grad_TE @ w_DE.T, (grad_TE.T @ x_TD).T

@@ -16,7 +16,7 @@ class CutoffRouter(Router):
     A step's routing uses the cut-offs of before the step.
     """
 
-    Options: type[CutoffOptions] = CutoffOptions
+    Options = CutoffOptions
     options: CutoffOptions
     cutoff_E: Tensor  # float32
     steps: Tensor  # 0-d int64; how many steps the cut-offs have seen

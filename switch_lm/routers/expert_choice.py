@@ -8,8 +8,8 @@ from torch import Tensor
 
 from switch_lm.routers.base import Promise
 from switch_lm.routers.cutoffs import CutoffRouter
-from switch_lm.routers.options import ExpertChoiceOptions
 from switch_lm.routers.loops import chosen_by_experts
+from switch_lm.routers.options import ExpertChoiceOptions
 from switch_lm.routers.routing import Routing
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from switch_lm.routers.base import Promise, Router
-from switch_lm.routers.options import HashOptions
 from switch_lm.routers.loops import fixed_by_character
+from switch_lm.routers.options import HashOptions
 from switch_lm.routers.routing import Routing
 
 
@@ -56,9 +56,11 @@ class HashRouter(Router):
                 "router=hash assigns characters: call router.prepare(counts_V) once, and give the layer ids_BS"
             )
         expert_T = self.expert_V[ids_T]
-        return self.token_choice(
-            expert_T[:, None], self.one_hot_EE[expert_T], capacity=capacity, num_groups=num_groups
-        )
+        return self.token_choice(expert_T[:, None], self.one_hot_EE[expert_T], capacity=capacity, num_groups=num_groups)
+
+    def gates(self, score_TK: Tensor) -> Tensor:
+        """1, also of an expert that was not selected."""
+        return torch.ones_like(score_TK)
 
     def promise(self, *, training: bool, limited: bool) -> Promise:
         return replace(super().promise(training=training, limited=limited), varies_gates=False)

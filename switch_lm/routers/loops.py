@@ -13,6 +13,7 @@ from torch import Tensor
 
 from switch_lm.routers.oracles import Expected
 
+
 def softmax_choice(
     x_TD: Tensor,
     ids_T: Tensor,
@@ -92,9 +93,7 @@ def fixed_by_character(
     one_hot_TE = torch.zeros(len(selected), len(weights["one_hot_EE"]), device=x_TD.device)
     for t, (expert,) in enumerate(selected):
         one_hot_TE[t, expert] = 1.0
-    return Expected.queued(
-        selected, one_hot_TE, options, capacity=capacity, num_groups=num_groups, training=training
-    )
+    return Expected.queued(selected, one_hot_TE, options, capacity=capacity, num_groups=num_groups, training=training)
 
 
 def uniform_choice(
@@ -149,7 +148,7 @@ def chosen_by_experts(
     pairs = []
     for start in range(0, len(p_TE), size):
         for e, column in enumerate(columns):
-            best = sorted(range(start, start + size), key=lambda t: -column[t])  # noqa: B023  used at once
+            best = sorted(range(start, start + size), key=lambda t: -column[t])
             pairs += [(t, e) for t in best[:capacity]]
     return _listed(sorted(pairs), p_TE, p_TE)
 
@@ -166,7 +165,7 @@ def above_cutoffs(
     training: bool,
     drawn: Sequence[Sequence[int]] | None,
 ) -> Expected:
-    """`threshold`: every expert whose cut-off s exceeds; while it warms up, that of the batch's ceil(K T / E) largest."""
+    """`threshold`: every expert whose cut-off s exceeds; while it warms up, that of the batch."""
     score_TE = torch.sigmoid(x_TD.float() @ weights["w_DE"])
     probs_TE = score_TE / score_TE.sum(dim=-1, keepdim=True)
     cutoff = weights["cutoff_E"].tolist()
@@ -180,7 +179,9 @@ def above_cutoffs(
 def _above(score_TE: Tensor, cutoff: Sequence[float], probs_TE: Tensor) -> Expected:
     """Every pair of a token and an expert whose cut-off its score exceeds."""
     rows = score_TE.tolist()
-    return _listed([(t, e) for t, row in enumerate(rows) for e, s in enumerate(row) if s > cutoff[e]], score_TE, probs_TE)
+    return _listed(
+        [(t, e) for t, row in enumerate(rows) for e, s in enumerate(row) if s > cutoff[e]], score_TE, probs_TE
+    )
 
 
 def _listed(pairs: Sequence[tuple[int, int]], score_TE: Tensor, probs_TE: Tensor) -> Expected:
@@ -204,5 +205,3 @@ def largest(scores_E: Tensor, number: int) -> list[int]:
         return [scores.index(max(scores))]
     chosen: list[int] = torch.topk(scores_E, number).indices.tolist()
     return chosen
-
-

@@ -165,8 +165,7 @@ class Routing:
         """The same without the entries that are no assignment. How many are left is read from the device."""
         if self.used_N is None:
             return self
-        index_M = self.used_N.nonzero()[:, 0]
-        lists: dict[str, Any] = {name: getattr(self, name).index_select(0, index_M) for name in LISTS}
+        lists: dict[str, Any] = {name: getattr(self, name).masked_select(self.used_N) for name in LISTS}
         return replace(self, **lists, used_N=None, keeps_all=self.capacity is None)
 
     def detached(self) -> Self:

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from switch_lm.routers.base import Router
-from switch_lm.routers.options import SigmoidOptions
 from switch_lm.routers.loops import sigmoid_choice
+from switch_lm.routers.options import SigmoidOptions
 from switch_lm.routers.routing import Routing
 
 
@@ -30,7 +30,7 @@ class SigmoidRouter(Router):
     ) -> Routing:
         score_TE = logits_TE.sigmoid()
         return self.token_choice(
-            self.best(score_TE),
+            self.top_experts(score_TE),
             score_TE,
             probs_TE=_shares(score_TE),
             logits_TE=logits_TE,

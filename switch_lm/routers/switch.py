@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from switch_lm.routers.base import Promise, Router, largest
-from switch_lm.routers.options import SwitchOptions
 from switch_lm.routers.loops import softmax_choice
+from switch_lm.routers.options import SwitchOptions
 from switch_lm.routers.routing import Routing
 
 
@@ -41,7 +41,7 @@ class SwitchRouter(Router):
     def select(self, logits_TE: Tensor, probs_TE: Tensor) -> Tensor:
         """The experts of each token (T, K), int64: the most probable, or drawn without replacement in training."""
         if not self._draws(self.training):
-            return self.best(probs_TE)
+            return self.top_experts(probs_TE)
         gumbel_TE = -torch.empty_like(logits_TE).exponential_().log()
         drawn_TE = logits_TE.detach() + gumbel_TE  # the largest of these is a draw from the softmax
         return largest(drawn_TE, self.options.top_k)

@@ -9,8 +9,8 @@ from torch import Tensor
 from switch_lm.routers.balance import exceeded_by
 from switch_lm.routers.base import Promise
 from switch_lm.routers.cutoffs import CutoffRouter
-from switch_lm.routers.options import ThresholdOptions
 from switch_lm.routers.loops import above_cutoffs
+from switch_lm.routers.options import ThresholdOptions
 from switch_lm.routers.routing import Routing
 
 
@@ -62,6 +62,4 @@ class ThresholdRouter(CutoffRouter):
 
     def promise(self, *, training: bool, limited: bool) -> Promise:
         warms_up = training and bool(self.steps < self.warmup)
-        return Promise(
-            sees_future=warms_up, depends_on_rows=warms_up, fixed_computation=False, experts_per_token=None
-        )
+        return Promise(sees_future=warms_up, depends_on_rows=warms_up, fixed_computation=False, experts_per_token=None)

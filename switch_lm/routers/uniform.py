@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from switch_lm.routers.base import Promise, Router
-from switch_lm.routers.options import UniformOptions
 from switch_lm.routers.loops import uniform_choice
+from switch_lm.routers.options import UniformOptions
 from switch_lm.routers.routing import Routing
 
 BITS = 0x7FFFFFFF

@@ -33,9 +33,7 @@ def print_plan(
     layers = f"{model.num_switch_layers} of {model.num_layers} layers"
     rows = {
         "model": f"{model.num_layers} layers, width {model.d_model}, d_ff {model.d_ff}, context {model.context_length}",
-        "experts": f"{model.num_experts} in {layers}, {capacity}"
-        if model.num_switch_layers
-        else "none: a dense model",
+        "experts": f"{model.num_experts} in {layers}, {capacity}" if model.num_switch_layers else "none: a dense model",
         "router": _router(config) if model.num_switch_layers else "none",
         "parameters": f"{total:,} in all, {active:,} active for each token",
         "computation": ledger_in_words(config, vocab),
@@ -61,8 +59,8 @@ def _dashboard(config: Config) -> str:
 def _router(config: Config) -> str:
     """Which router it is, and what keeps the load even."""
     experts, balance = config.model.num_experts, config.balance
-    by = {"sign": f"a bias that moves by {balance.rate:g}", "quantile": "a bias at the load's quantile"}
-    by = by.get(balance.name, "nothing")
+    biases = {"sign": f"a bias that moves by {balance.rate:g}", "quantile": "a bias set from the scores of each step"}
+    by = biases.get(balance.name, "nothing")
     how = f"balance loss x {config.alpha:g} (alpha)" if balance.adds_loss else f"balanced by {by}, not by alpha"
     if balance.adds_loss and not config.router.has_balance_loss:
         how = "no balance loss: alpha does nothing to it"

@@ -16,8 +16,6 @@ from switch_lm.config.rules import flatten, resolve
 from switch_lm.config.schema import KEYS, Config
 from switch_lm.optim.options import AdamWOptions, MuonOptions
 from switch_lm.routers.options import BalanceOptions, SwitchOptions, TopKOptions
-from switch_lm.routers.switch import SwitchRouter
-from switch_lm.routers.topk import TopKRouter
 
 CONFIGS = config_dir()
 

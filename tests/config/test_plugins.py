@@ -113,7 +113,7 @@ def test_a_plugins_router_is_chosen_checked_and_suggested_like_ours(
         (["router=second", "router.strenth=1"], "did you mean router.strength"),
         (["router=second", "router.strength=2"], "router.strength=2.0: must lie in 0 .. 1"),
         (["router=switch", "router.strength=1"], "router=switch has no such key; router=second has"),
-        (["router=secnd"], "choose one of second, switch, topk; or name the plugin that has it"),
+        (["router=secnd"], "second, sigmoid, switch, threshold, topk, uniform; or name the plugin that has it"),
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):
             composed(overrides)

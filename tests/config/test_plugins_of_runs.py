@@ -90,7 +90,7 @@ def test_a_run_is_resumed_only_with_its_plugin(plugins: str, folder: Path) -> No
     assert (folder / "loaded").exists() == bool(plugins)
     assert done.returncode == (0 if plugins else 2), done.stderr
     if not plugins:
-        assert "router=second_best: no such choice; choose one of switch, topk; or if you trust" in done.stderr
+        assert "threshold, topk, uniform; or if you trust" in done.stderr
         assert done.stderr.endswith("used: SWITCH_LM_PLUGINS=extension\n")
 
 

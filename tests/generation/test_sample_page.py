@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import TEXT, MakeRun, tiny_model
+from other_routers import ChosenOptions
 
 from switch_lm.generate import main, parser
 from switch_lm.generation.page import Sampling, layer_texts, sample_page
@@ -76,6 +77,17 @@ def test_the_page_has_the_text_every_layer_and_the_odds() -> None:
     assert [one is None for one in data["odds"]] == [True] * 5 + [False] * 20
     for view in data["views"][:2]:
         assert set(base64.b64decode(view["codes"])) <= set(range(4))
+
+
+def test_a_character_that_no_expert_took_is_named_none_with_and_without_a_script() -> None:
+    known = list(trace(tiny_model(router=ChosenOptions()), Vocabulary.of(TEXT), "To be", length=80))
+    html = sample_page(known, sampling())
+    view, numbers = data_of(html)["views"][1], [one.choices[1].number for one in known if one.choices]
+    assert list(base64.b64decode(view["number"])) == numbers and {0, 1, 2} <= set(numbers)
+    assert [code == 4 for code in base64.b64decode(view["codes"])] == [number == 0 for number in numbers]
+    assert (view["names"][4], view["marks"][4], view["none"], view["shown"][0]) == ("none", "–", 4, 4)
+    assert "has the largest gate" in view["key"] and "a character that no expert took has none" in words_after(html)
+    assert f" {numbers.count(0) / len(numbers):.1%} of the characters in layer 01." in html
 
 
 def test_the_page_states_the_settings_and_the_pass_of_each_fact() -> None:

@@ -7,14 +7,18 @@ import errno
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser import browser, complaints, prefer, resize  # noqa: F401  browser is a fixture
 from conftest import TEXT, MakeRun, checkpoint_of, tiny_model
+from other_routers import ChosenOptions
 
 from switch_lm.inspect import main
+from switch_lm.pages.characters import visible
+from switch_lm.probe.reading import Probe, read
 from switch_lm.storage import checkpoint
 from switch_lm.text.vocabulary import Vocabulary
 
@@ -70,7 +74,7 @@ def test_a_run_gives_a_page_pictures_tables_and_findings_and_removes_old_picture
     assert {"atlas_0_00.png", "atlas_0_01.png", "router_0.png", "similarity_0.png", "changes_0.png"} <= pictures
     assert {"dropped_by_position_0.png", "dropped_by_character_0.png"} <= pictures and "router_1.png" not in pictures
     tables = {path.stem: rows(path) for path in (folder / "inspect" / "tables").iterdir()}
-    assert set(tables) == {"atlas", "explained", "drops", "router", "experts", "history"}
+    assert set(tables) == {"atlas", "explained", "assignments", "drops", "router", "experts", "history"}
     assert {row["run"] for row in tables["atlas"]} == {"tiny"}
     read = [int(row["count"]) for row in tables["atlas"] if row["layer"] == "0"]
     assert sum(read) == 16 * 16  # a tenth of 2,640 characters
@@ -127,9 +131,49 @@ def test_other_kinds_of_layers_can_be_inspected(
     assert main(["--run", "tiny", "--out", "there"]) == 0
     experts = {row["expert"] for row in rows(Path("there/tables/atlas.csv"))}
     assert len(experts) == changes.get("num_experts", 4)
+    read = sum(int(row["count"]) for row in rows(Path("there/tables/atlas.csv")))
+    assert len(rows(Path("there/tables/assignments.csv"))) == read * changes.get("top_k", 1)
     assert (
         "second choice" in Path("there/inspect.html").read_text()
     ) and "written: there/inspect.html" in capsys.readouterr().err
+
+
+def test_the_expert_with_the_largest_gate_stands_for_a_token_and_the_tables_have_all_its_experts_or_none(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, vocabulary = run_with_history(make_run, router=ChosenOptions()), Vocabulary.of(LONG)
+    assert main(["--run", "tiny", "--out", "there"]) == 0
+    by_name = {path.stem: rows(path) for path in Path("there/tables").iterdir()}
+    model = checkpoint.read_model(folder / "checkpoints" / "best.ckpt")[0].eval()
+    probe = Probe.of(vocabulary.encode(LONG)[int(0.9 * len(LONG)) :], context_length=16)
+    ids_T, reading = probe.ids_BS.flatten().tolist(), read(model, probe)
+    read_T = [visible(vocabulary.characters[i]) for i in ids_T]
+    frequent = sorted(set(ids_T), key=lambda i: (-ids_T.count(i), i))
+    for layer, (router, routing) in enumerate(zip(model.routers, model(probe.ids_BS).routings, strict=True)):
+        cutoff_E = router.get_buffer("cutoff_E").tolist()
+        gates_T = [{e: p for e, p in enumerate(p_E) if p > cutoff_E[e]} for p_E in routing.probs_TE.tolist()]
+        ranked_T = [sorted(gates, key=lambda e: -gates[e]) for gates in gates_T]
+        assert reading.expert_LBS[layer].flatten().tolist() == [ranked[0] if ranked else 4 for ranked in ranked_T]
+        atlas, listed, means = (
+            [row for row in by_name[name] if row["layer"] == str(layer)]
+            for name in ("atlas", "assignments", "experts_per_token")
+        )
+        places = [(16 * int(row["window"]) + int(row["position"]), int(row["expert"])) for row in listed]
+        assert places == [(t, e) for t, ranked in enumerate(ranked_T) for e in ranked]
+        assert [row["character"] for row in listed] == [read_T[t] for t, _ in places]
+        assert [float(row["gate"]) for row in listed] == pytest.approx([gates_T[t][e] for t, e in places], abs=1e-5)
+        nobodys = Counter(c for c, gates in zip(read_T, gates_T, strict=True) if not gates)
+        assert nobodys == Counter({row["character"]: int(row["count"]) for row in atlas if row["expert"] == "none"})
+        by_character = [row for row in means if row["by"] == "character"]
+        assert [row["value"] for row in by_character] == [visible(vocabulary.characters[i]) for i in frequent]
+        for row, character in zip(by_character, frequent, strict=True):
+            numbers = [len(gates) for i, gates in zip(ids_T, gates_T, strict=True) if i == character]
+            expected = len(numbers), sum(numbers) / len(numbers), numbers.count(0) / len(numbers)
+            assert [float(row[name]) for name in ("tokens", "experts", "without")] == pytest.approx(expected)
+        assert [row["value"] for row in means if row["by"] == "difficulty"] == list("01234")
+    page, printed = Path("there/inspect.html").read_text(), capsys.readouterr().out
+    assert all("How many experts does a token get?" in x and "Tokens without an expert (" in x for x in (page, printed))
+    assert "fifth by loss, 0 the easiest" in page and ">none</text>" in page
 
 
 @pytest.mark.parametrize("changes", [{"switch_layers": [1]}, {"switch_every": 2}], ids=str)

@@ -104,6 +104,9 @@ def test_chance_depends_on_the_loads() -> None:
     change = run_of(one, other).since_before[0][0]
     assert change.chance == pytest.approx(busy[0] * (1 - busy[1]) + busy[1] * (1 - busy[0]))
     assert change.share == pytest.approx(change.chance, abs=0.03)
+    lost_BS = PROBE.ids_BS == 5  # have no expert any more
+    change = run_of(by_character(), by_character().masked_fill(lost_BS, 4)).since_before[0][0]
+    assert change.share == pytest.approx(lost_BS.double().mean().item()) and change.share < change.chance
 
 
 def test_a_single_checkpoint_shows_no_change() -> None:

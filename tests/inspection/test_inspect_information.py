@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from switch_lm.inspection.atlas import (
     labels,
 )
 from switch_lm.inspection.contents import _summary
+from switch_lm.inspection.experts_per_token import experts_per_token
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.reading import Probe, Reading, read
 from switch_lm.routers.options import BalanceOptions
@@ -44,7 +46,8 @@ def drawn(seed: int, high: int, tokens: int = 2000) -> Tensor:
 def reading_of(expert_BS: Tensor) -> Reading:
     """One layer of four experts, with what the atlas reads."""
     none_LBS = torch.zeros(1, *expert_BS.shape)
-    return Reading(expert_BS[None], none_LBS, expert_BS[None], none_LBS, none_LBS[0], num_experts=4, blocks=[0])
+    facts = expert_BS[None], none_LBS, expert_BS[None], none_LBS, none_LBS + 1
+    return Reading(*facts, none_LBS[0], num_experts=4, blocks=[0])
 
 
 def atlas_of(reading: Reading, seed: int = 0) -> Atlas:
@@ -153,6 +156,19 @@ def test_the_same_seed_gives_the_same_atlas() -> None:
     assert atlas_of(reading, seed=4).explained != first.explained
 
 
+def test_that_hard_tokens_get_more_experts_is_detected_and_a_number_at_random_has_no_favourites() -> None:
+    draw, shape = torch.Generator().manual_seed(0), PROBE.ids_BS.shape
+    plain = replace(reading_of(PROBE.ids_BS), nll_BS=torch.rand(shape, generator=draw))
+    assert experts_per_token(plain, PROBE.ids_BS, VOCABULARY.characters) is None
+    results = []
+    for extra_BS in [(plain.nll_BS > 0.5).long(), *[torch.zeros(shape, dtype=torch.long)] * 20]:
+        reading = replace(plain, number_LBS=(extra_BS + torch.randint(3, shape, generator=draw))[None])
+        result = experts_per_token(reading, PROBE.ids_BS, VOCABULARY.characters)
+        results.append(result.findings([3])[0] if result else "")
+    assert re.search(r"hardest that changes by \+(0\.9|1\.0)\d ± 0\.\d+\.$", results[0])
+    assert sum("no difference shows, at most 0." in one for one in results[1:]) >= 17
+
+
 # --- The probe and its reading
 
 
@@ -203,7 +219,7 @@ def test_the_lead_counts_the_layers_in_which_the_character_is_shown_to_explain(s
     other: Any = SimpleNamespace(held=(), layers=(), comparisons=0)
     model: Any = SimpleNamespace(
         name="it", blocks=[0, 1], text=SimpleNamespace(num_experts=4), atlas=Atlas(torch.zeros(2, 1, 4), found),
-        counterfactual=other, ablation=other,
+        counterfactual=other, ablation=other, per_token=None,
     )  # fmt: skip
     assert f"explains the choice of expert beyond chance {words}" in _summary(model)
     model.text.num_experts = 1

@@ -16,6 +16,7 @@ from switch_lm.measure.scoring import negative_log_likelihood
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.reading import Probe
 from switch_lm.stats.clusters import nats
+from switch_lm.stats.intervals import Estimate
 from switch_lm.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(TEXT)
@@ -149,6 +150,10 @@ def test_losses_are_judged_by_hand() -> None:
     closed_EBN = torch.tensor([False, True, True]).view(3, 1, 1).expand(3, 2, 1)
     closed = judge(nll_EBN, chosen_BN=chosen_BN, open_EBN=closed_EBN, gate=HELD)
     assert (closed.num_experts, closed.best.mean, closed.rank.mean, closed.best_gains.mean) == (2, 1.0, 1.0, 0.0)
+    one_EBN = torch.tensor([[True], [False]]).expand(3, 2, 1)  # no expert takes the other token
+    one, nobody = (judge(nll_EBN, chosen_BN=chosen_BN, open_EBN=x, gate=HELD) for x in (one_EBN, one_EBN & False))
+    assert (one.num_experts, one.best_gains, one.without) == (3.0, Estimate(1.0, 1), 0.5)
+    assert nobody.findings(1) == [f"With {HELD} nothing could be judged: no token had an expert."]
 
 
 @pytest.mark.parametrize("renormalize", [False, True])

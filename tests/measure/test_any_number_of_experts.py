@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tiny_model
 
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.rules import resolve
 from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import ledger
-from switch_lm.measure.metrics import RoutingSums, layer_scalars
+from switch_lm.measure.metrics import RoutingSums, first_choice, layer_scalars
 from switch_lm.measure.tallies import DropTally, ValidationTally
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.transformer import SwitchLM
@@ -69,6 +70,14 @@ def test_a_step_in_which_no_expert_takes_any_token_has_finite_losses_and_figures
     drops.add([nobody])
     drops.end_stretch()
     assert (drops.whole_run_L, drops.last_stretch) == ([0.0], 0.0)
+
+
+def test_the_first_of_two_choices_has_the_largest_gate_whatever_a_bias_selects_first() -> None:
+    model = tiny_model(top_k=2, balance=BalanceOptions("sign", rate=0.1))
+    model.routers[0].get_buffer("bias_E")[3] = 5.0
+    routing = model(torch.arange(8)[None]).routings[0]
+    first = first_choice(routing)
+    assert torch.equal(first.gate_T, routing.gate_TK.amax(dim=1)) and not bool((first.expert_T == 3).all())
 
 
 @dataclass

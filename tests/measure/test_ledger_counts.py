@@ -78,10 +78,12 @@ def check_pass(config: Config, *, training: bool) -> None:
     module, model = module_of(config, training=training), config.model
     ids, targets = batch(config)
     with FlopCounterMode(display=False) as forward, in_bf16():
-        loss = module.losses(ids, targets).total
+        losses = module.losses(ids, targets)
     with FlopCounterMode(display=False) as backward:
-        loss.backward()
-    work, tokens = stated(config, training=training), ids.numel()
+        losses.total.backward()
+    tokens, varies = ids.numel(), any(routing.used_N is not None for routing in losses.routings)
+    selected_L = [int(routing.num_assignments) / tokens for routing in losses.routings] if varies else None
+    work = stated(config, training=training, selected_L=selected_L)
     assert forward.get_total_flops() == round(work.forward * tokens)
     assert backward.get_total_flops() == round(work.backward * tokens)
     later = len(work.layers) * ROWS * sum(range(ids.shape[1])) * 2 * 2 * model.d_model  # positions, which are masked

@@ -164,10 +164,10 @@ def test_a_character_of_a_layer_takes_six_bytes_at_most() -> None:
 
 @pytest.mark.parametrize("sight", SIGHTS)
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-def test_eight_experts_are_told_apart_whatever_ones_sight(theme: int, sight: str) -> None:
-    pattern = r"\.expert-\d { --tile: light-dark\((#\w{6}), (#\w{6})\)"
+def test_eight_experts_and_none_are_told_apart_whatever_ones_sight(theme: int, sight: str) -> None:
+    pattern = r"\.expert-(?:\d|none) { --tile: light-dark\((#\w{6}), (#\w{6})\)"
     tiles = [pair[theme] for pair in re.findall(pattern, (PAGES / "page.html.jinja").read_text(encoding="utf-8"))]
-    assert len(tiles) == 8
+    assert len(tiles) == 9
     apart = [math.dist(lab(a, sight), lab(b, sight)) for a, b in itertools.combinations(tiles, 2)]
     assert min(apart) > 4 * JUST_SEEN
 

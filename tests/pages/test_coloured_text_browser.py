@@ -136,6 +136,21 @@ def test_of_more_experts_than_a_byte_holds_each_has_its_number_and_64_are_in_the
     assert "expert 256, gate 0.50, second choice 0 (0.10)" in announced(browser) and complaints(browser) == []
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_character_without_an_expert_has_its_own_colour_and_name(page: Chrome, tmp_path: Path, scheme: str) -> None:
+    facts = [4, 1, 4, NOBODY], [0.0, 1.6, 0.0, 0.0], [2, 0, 2, NOBODY], [0.4, 0.3, 0.4, 0.0], [0, 3, 0, 1]
+    prefer(page, scheme)
+    show(page, page_of("abcd", [LayerText("layer 00", 4, *facts)]), tmp_path / "none.html")
+    none, one, again, unread = page.execute_script(GROUNDS, 4)
+    assert none == again and len({none, one, unread}) == 3 and unread == "rgba(0, 0, 0, 0)"
+    assert [pair for pair in page.execute_script(CONTRAST) if pair[1] < 4.5] == []
+    for i, words in enumerate(("none, most probable 2 (0.40)", "expert 1, gate 1.60 (the largest of 3), second")):
+        hover(page, i)
+        assert f"layer 00: {words}" in announced(page)
+    button = page.find_element("css selector", ".key button")
+    assert (button.text, button.get_dom_attribute("aria-label")) == ("– none 67 %", "Show only none, 67 %")
+
+
 def test_pointing_at_a_character_tells_all_that_is_known_of_it(page: Chrome) -> None:
     hover(page, 7)
     assert announced(page) == (

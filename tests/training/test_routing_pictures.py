@@ -60,6 +60,8 @@ def test_a_column_is_a_logged_step_and_future_steps_are_blank() -> None:
     assert rows[:2] + rows[3:] == [(1.5, 1.0), (0.5, 1.0), (0.0, 2.0), (2.0, 0.0)]
     assert all(math.isnan(value) for value in (*rows[2], *(row[2] for row in picture.values)))
     assert (picture.low, picture.centre, picture.high) == (0.0, 1.0, 2.0)
+    loads.load_CLE[0, 0] = 0  # a step in which that layer's experts took nobody: idle, not still to come
+    assert [row[0] for row in loads.heat_map().values[:2]] == [0.0, 0.0]
 
 
 def test_of_more_than_64_experts_64_are_shown_and_the_map_says_which() -> None:
@@ -161,7 +163,9 @@ def test_shares_of_a_router_with_any_number_of_experts_per_token_are_those_of_a_
     for share_EV, routing in zip(share_LEV, routings, strict=True):
         takes_TE = routing.used_N.view(-1, 4)
         for c in set(ids_T.tolist()):
-            assert share_EV[:, c].tolist() == pytest.approx(takes_TE[ids_T == c].float().mean(dim=0).tolist())
+            takes = takes_TE[ids_T == c].float()
+            assert share_EV[:4, c].tolist() == pytest.approx(takes.mean(dim=0).tolist())
+            assert share_EV[4, c].item() == pytest.approx((takes.sum(dim=1) == 0).float().mean().item())
 
 
 def test_an_atlas_has_a_row_per_expert_and_the_chosen_characters_in_order() -> None:
@@ -169,6 +173,8 @@ def test_an_atlas_has_a_row_per_expert_and_the_chosen_characters_in_order() -> N
     picture = atlas(share_EV, "\n.a", [2, 0], load_E=[1.0, 1.0])
     assert (picture.x_names, picture.y_names) == (("a", "\\n"), ("00", "01"))
     assert picture.values == ((1.0, 0.25), (0.0, 0.75))
+    none = atlas(torch.cat([share_EV, share_EV[:1]]), "\n.a", [2, 0], load_E=[1.0, 1.0])
+    assert none.y_names[2:] == ("", "none") and none.values[3] == (1.0, 0.25)
     assert (picture.low, picture.high, picture.centre) == (0.0, 1.0, None)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from switch_lm.config.schema import Config
+from switch_lm.measure.metrics import SMALLEST, first_choice
 from switch_lm.model import devices
 from switch_lm.model.transformer import SwitchLM, evaluating
 from switch_lm.pages.coloured_text import MOST_EXPERTS
@@ -37,7 +38,9 @@ class LoadHistory:
     def heat_map(self) -> HeatMap:
         """Blank where nothing was logged yet; a blank row between two layers."""
         load_CLE = self.load_CLE.double()
-        share_LEC = (load_CLE / load_CLE.mean(dim=2, keepdim=True)).permute(1, 2, 0)
+        share_CLE = load_CLE / load_CLE.mean(dim=2, keepdim=True).clamp(min=SMALLEST)
+        share_CLE[load_CLE.sum(dim=(1, 2)).flip(0).cumsum(0).flip(0) == 0] = math.nan  # after the last step logged
+        share_LEC = share_CLE.permute(1, 2, 0)
         num_experts, experts_L = load_CLE.shape[2], [spread(load_E) for load_E in load_CLE.sum(dim=0).tolist()]
         some = f" ({MOST_EXPERTS} of {num_experts:,}, from the busiest to the idlest)"
         shown_L = [share_EC[experts].tolist() for share_EC, experts in zip(share_LEC, experts_L, strict=True)]
@@ -70,15 +73,19 @@ def spread(load_E: Sequence[float]) -> list[int]:
 def shares_by_character(model: SwitchLM, ids_BS: Tensor) -> Tensor:
     """The share of each character's occurrences that each expert gets, with nothing dropped (L, E, V).
 
-    NaN where a character does not occur. The shares of a character add up to the experts that it gets.
+    NaN where a character does not occur. The shares of a character add up to the experts that it gets. Where that may
+    be any number, one more row is the share that none gets.
     """
     with torch.inference_mode(), evaluating(model):
         routings = model(ids_BS, capacity_factor=None).routings
     ids_T, one = ids_BS.flatten(), devices.widened(torch.ones((), device=ids_BS.device))
-    count_LEV = one.new_zeros(len(routings), model.config.num_experts, model.vocab_size)
+    varies = any(routing.choices_per_token is None for routing in routings)
+    count_LEV = one.new_zeros(len(routings), model.config.num_experts + varies, model.vocab_size)
     for count_EV, routing in zip(count_LEV, routings, strict=True):
         used_N = one if routing.used_N is None else routing.used_N.to(one.dtype)
         count_EV.index_put_((routing.expert_N, ids_T[routing.token_N]), used_N, accumulate=True)
+        if varies:
+            count_EV[-1] = torch.bincount(ids_T[first_choice(routing).number_T == 0], minlength=model.vocab_size)
     return count_LEV / torch.bincount(ids_T, minlength=model.vocab_size)
 
 
@@ -115,7 +122,8 @@ class RoutingPictures(Measurement):
         with self.timed(pl_module, step):
             share_LEV = shares_by_character(pl_module.model, self.ids_BS.to(pl_module.device)).cpu()
             count_V = torch.bincount(self.ids_BS.flatten(), minlength=len(characters))
-            places, load_LE = shown(count_V, characters), (share_LEV.nan_to_num() * count_V).sum(dim=2).tolist()
+            places, num_experts = shown(count_V, characters), pl_module.model.config.num_experts
+            load_LE = (share_LEV.nan_to_num() * count_V).sum(dim=2)[:, :num_experts].tolist()
             maps = {ATLAS_TAG.format(layer): atlas(share_EV, characters, places, load_E=load_E)
                     for layer, share_EV, load_E in zip(self.blocks, share_LEV, load_LE, strict=True)}  # fmt: skip
             for tag, heat_map in {LOAD_TAG: self.history.heat_map(), **maps}.items():
