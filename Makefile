@@ -75,7 +75,7 @@ benchmark: setup ## Measure speed and the share of the machine's products beside
 	$(BENCHMARK) step --share $(ARGS)
 	$(BENCHMARK) generate $(ARGS)
 
-benchmark-quick: ARGS += --quick
+benchmark-quick: override ARGS += --quick
 benchmark-quick: benchmark ## The same in under two minutes: a few cases, nothing compiled
 
 benchmark-loss: setup ## Measure how long each preset takes to reach which loss, about two hours with bf16 instructions
@@ -86,7 +86,7 @@ benchmark-loss: setup ## Measure how long each preset takes to reach which loss,
 league: setup ## Let all routers compete, hours: continues what was stopped; in pieces with ARGS="--hours 2.8"
 	$(PLACE)/bin/python scripts/league.py $(ARGS)
 
-league-quick: ARGS += --quick
+league-quick: override ARGS += --quick
 league-quick: league ## Rehearse every stage of that in a quarter of an hour
 
 check: .check ## Check format, lint and types
