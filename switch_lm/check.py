@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +30,14 @@ from switch_lm.storage.run_folder import CONFIG, Stopped, TrainingError
 from switch_lm.storage.runs import run_of
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
+    from switch_lm.certificate.families import Row
     from switch_lm.certificate.finding import Finding, Verdict
     from switch_lm.config.schema import Config
     from switch_lm.model.transformer import SwitchLM
     from switch_lm.probe.subject import Subject
     from switch_lm.storage.checkpoint import Header
 
-STEPS = 100
+STEPS, STEPS_OF_ALL = 100, 300
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,10 +57,17 @@ def parser() -> argparse.ArgumentParser:
         "--steps",
         type=whole_number(at_least=0, example=STEPS),
         metavar="N",
-        help=f"how many steps a configuration is trained; 0: as initialised (default: {STEPS})",
+        help=f"how many steps a configuration is trained; 0: as initialised (default: {STEPS}; of all routers "
+        f"{STEPS_OF_ALL})",
     )
     options.add_argument(
         "--all-policies", action="store_true", help="also every drop order and overflow rule on the same weights"
+    )
+    options.add_argument(
+        "--all-routers",
+        action="store_true",
+        help="in place of --run: every family of routers, each trained in the model of experiment=smoke; key=value "
+        "is for all that have the key",
     )
     options.add_argument("--data", type=as_path, metavar="FILE", help="the text file, if it has moved")
     options.add_argument(
@@ -74,24 +83,39 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 1 if a check fails, 2 if it could not be made."""
     options = parser().parse_args(argv)
-    if options.overrides and options.run is not None:
-        return _refused(f"--run {options.run} and {options.overrides[0]}: give a run or a configuration, not both")
-    if options.steps is not None and not options.overrides:
-        return _refused(f"--steps {options.steps}: a run is trained already; give it with a configuration")
+    if (problem := _contradiction(options)) is not None:
+        return _refused(problem)
     verdicts: list[Verdict] = []
-    try:
-        config = _configuration(options) if options.overrides else None  # refused before torch is imported
-        code = finish(lambda: _check(options, config, verdicts))
+    try:  # configurations are refused before torch is imported
+        if options.all_routers:
+            configs = _of_every_router(options)
+            code = finish(lambda: _check_every_router(options, configs, verdicts))
+        else:
+            config = _configuration(options, options.overrides) if options.overrides else None
+            code = finish(lambda: _check(options, config, verdicts))
     except ConfigError as error:
         return _refused(refusal(error))
     except TrainingError as error:
         return _refused(str(error))
     except Stopped as stop:
-        print("stopped: nothing was kept", file=sys.stderr)
+        kept = "the file has the routers that were done" if options.all_routers else "nothing was kept"
+        print(f"stopped: {kept}", file=sys.stderr)
         return stop.code
     if code == 1:
         return 2
     return code or int("FAIL" in verdicts)
+
+
+def _contradiction(options: argparse.Namespace) -> str | None:
+    """Why these options cannot be given together."""
+    if options.overrides and options.run is not None:
+        return f"--run {options.run} and {options.overrides[0]}: give a run or a configuration, not both"
+    if options.all_routers and (options.run is not None or options.all_policies):
+        other = "--all-policies" if options.run is None else f"--run {options.run}"
+        return f"--all-routers and {other}: the first trains models of its own; leave one of them out"
+    if options.steps is not None and not options.overrides and not options.all_routers:
+        return f"--steps {options.steps}: a run is trained already; give it with a configuration"
+    return None
 
 
 def _refused(message: str) -> int:
@@ -171,10 +195,73 @@ def _to_tensorboard(findings: Sequence[Finding], checkpoint: Path, header: Heade
             print(f"not shown in TensorBoard: {error.strerror or error}", file=sys.stderr)
 
 
-def _configuration(options: argparse.Namespace) -> Config:
+def _check_every_router(
+    options: argparse.Namespace, configs: Mapping[str, Config | ConfigError], verdicts: list[Verdict]
+) -> int:
+    """Trains and certifies one model for each; 1 if that was impossible for one, which does not stop the others."""
+    from switch_lm.certificate import show
+    from switch_lm.certificate.leaks import named
+
+    steps = STEPS_OF_ALL if options.steps is None else options.steps
+    first = next(config for config in configs.values() if not isinstance(config, ConfigError))
+    if not first.model.num_switch_layers:
+        raise CommandError("--all-routers: a dense model routes nothing; give the blocks that have a Switch layer")
+    file = options.json or Path(first.outputs) / "check.json"
+    require_writable(file, option="--json FILE")
+    rows: dict[str, Row | str] = {}
+    facts: dict[str, Any] = {"overrides": options.overrides, "steps": steps, "routers": {}}
+    for number, (name, config) in enumerate(configs.items(), start=1):
+        try:
+            if isinstance(config, ConfigError):
+                raise config
+            row, findings = _certified(options, config, steps, f"{name} ({number} of {len(configs)}): ")
+        except Exception as error:  # whatever goes wrong in a plugin
+            known = isinstance(error, ConfigError | CommandError | TrainingError)
+            reason = "; and ".join(str(error).splitlines())
+            rows[name] = reason if known else f"{type(error).__name__}: {reason}"
+            facts["routers"][name] = {"problem": rows[name]}
+        else:
+            rows[name], facts["routers"][name] = row, asdict(row) | {"findings": [asdict(one) for one in findings]}
+            verdicts.append(row.verdict)
+        write_json(facts, file, quiet=number < len(configs))
+    show.families(rows, title=f"Every family of routers after {steps} steps, {named(first.model.capacity_factor)}")
+    return int("FAIL" not in verdicts and any(isinstance(one, str) for one in rows.values()))
+
+
+def _certified(options: argparse.Namespace, config: Config, steps: int, label: str) -> tuple[Row, list[Finding]]:
+    """The row of one family, and all its findings."""
+    from switch_lm.certificate.certify import PARTS, certify
+    from switch_lm.certificate.families import row
+    from switch_lm.probe.progress import progress
+
+    began = time.monotonic()
+    subject = _subject(options, *_trained(config, steps, label))
+    with progress(len(PARTS)) as say:
+        findings = certify(subject, say=lambda text, *, stage=False: say(f"{label}{text}", stage=stage))
+    promise = subject.promise(training=True, limited=False)
+    return row(config.router.name, findings, state=promise.state, seconds=time.monotonic() - began), findings
+
+
+def _of_every_router(options: argparse.Namespace) -> dict[str, Config | ConfigError]:
+    """The configuration of each family, or why there is none; ConfigError if there is none for any."""
+    from switch_lm.config.every_router import overrides_of_each
+
+    result: dict[str, Config | ConfigError] = {}
+    for name, overrides in overrides_of_each(options.overrides).items():
+        try:
+            result[name] = _configuration(options, overrides)
+        except ConfigError as error:
+            result[name] = error
+    errors = [one for one in result.values() if isinstance(one, ConfigError)]
+    if len(errors) == len(result):
+        raise errors[0]
+    return result
+
+
+def _configuration(options: argparse.Namespace, overrides: Sequence[str]) -> Config:
     from switch_lm.config import overrides as cli
 
-    config = cli.composed(options.overrides)
+    config = cli.composed(overrides)
     if config.resume is not None:
         raise ConfigError(f"resume={config.resume}: a check does not resume a run; check a run with --run NAME")
     given = {"device": options.device, "threads": options.threads}
@@ -182,7 +269,7 @@ def _configuration(options: argparse.Namespace) -> Config:
     return config if options.data is None else replace(config, data=replace(config.data, path=str(options.data)))
 
 
-def _trained(config: Config, steps: int) -> tuple[SwitchLM, Header]:
+def _trained(config: Config, steps: int, label: str = "") -> tuple[SwitchLM, Header]:
     """A model after `steps` steps in a scratch folder; after none as initialised, or as `init_from` gives it."""
     from switch_lm.storage import choice
     from switch_lm.storage.checkpoint import Header, read_model
@@ -194,7 +281,7 @@ def _trained(config: Config, steps: int) -> tuple[SwitchLM, Header]:
         config.trainer, max_steps=max(1, steps), val_every=max(1, steps), keep_best=1, max_time=None, budget=None
     )
     config = replace(config, trainer=trainer, logger=replace(config.logger, boards={}, sample_length=0))
-    heading = f"training {steps} steps"
+    heading = f"{label}training {steps} steps"
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch) / "run"
         if steps:

@@ -1,196 +1,34 @@
-"""Routers outside of the package, with which tests show that whatever looks into a routing takes any router."""
+"""A router outside of the package, with which tests show that whatever looks into a routing takes any router."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from switch_lm.config.keys import key
-from switch_lm.routers.base import Promise, Router
-from switch_lm.routers.options import NAME_OF_ROUTER, RouterOptions, SwitchOptions
-from switch_lm.routers.oracles import Expected
-from switch_lm.routers.routing import Routing
-from switch_lm.routers.switch import SwitchRouter
+from switch_lm.routers.expert_choice import ExpertChoiceRouter
+from switch_lm.routers.options import NAME_OF_ROUTER, ExpertChoiceOptions
 
 
 @dataclass
-class ChosenOptions(RouterOptions):
-    """Those of every router."""
+class ChosenOptions(ExpertChoiceOptions):
+    """Those of expert choice, which may train without a capacity, too."""
 
     name: str = key("test_expert_choice", NAME_OF_ROUTER)
 
-
-def by_a_loop(
-    x_TD: Tensor,
-    ids_T: Tensor,
-    weights: Mapping[str, Tensor],
-    options: Any,
-    *,
-    position_T: Tensor,
-    capacity: int | None,
-    num_groups: int,
-    training: bool,
-    drawn: Sequence[Sequence[int]] | None,
-) -> Expected:
-    """The oracle: expert by expert the C most probable tokens; without a capacity, and in evaluation, a cut-off."""
-    p_TE = torch.softmax(x_TD @ weights["w_DE"], dim=-1)
-    cutoff, pairs = weights["cutoff_E"].tolist(), []
-    for e in range(p_TE.shape[1]):
-        p = p_TE[:, e].tolist()
-        if training and capacity is not None:
-            pairs += [(t, e) for t in sorted(range(len(p)), key=lambda t: -p[t])[:capacity]]
-        else:
-            pairs += [(t, e) for t in range(len(p)) if p[t] > cutoff[e]]
-    pairs.sort()
-    token, expert = [t for t, _ in pairs], [e for _, e in pairs]
-    return Expected(
-        token=token,
-        selected=expert,
-        assigned=expert,
-        kept=[True] * len(pairs),
-        gate_N=p_TE[token, expert],
-        scores_TE=p_TE,
-        probs_TE=p_TE,
-    )
+    def problems(self, *others: Any) -> Iterator[Any]:
+        yield from ()
 
 
-class ExpertChoice(Router):
-    """Expert choice (Zhou 2022) in training with a capacity; else an expert takes tokens above its cut-off.
-
-    A token has from none to all experts.
-    """
+class ExpertChoice(ExpertChoiceRouter):
+    """As if trained: a token has from none to all experts."""
 
     name = "test_expert_choice"
     Options = ChosenOptions
-    oracle = staticmethod(by_a_loop)
-    cutoff_E: Tensor
 
     def __init__(self, *args: Any, **sizes: Any) -> None:
         super().__init__(*args, **sizes)
-        self.register_buffer("cutoff_E", torch.tensor([0.15, 0.3, 0.45, 0.45]))
-
-    def assign(
-        self,
-        x_TD: Tensor,
-        logits_TE: Tensor,
-        *,
-        ids_T: Tensor | None,
-        position_T: Tensor | None,
-        capacity: int | None,
-        num_groups: int,
-    ) -> Routing:
-        p_TE = logits_TE.softmax(dim=-1)
-        num_tokens, num_experts = p_TE.shape
-        if self.training and capacity is not None:
-            token_EC, used_N = self.best(p_TE.detach(), capacity), None
-            expert_N = torch.arange(num_experts, device=p_TE.device).repeat_interleave(capacity)
-            token_N = token_EC.flatten()
-        else:
-            token_N = torch.arange(num_tokens, device=p_TE.device).repeat_interleave(num_experts)
-            expert_N = torch.arange(num_experts, device=p_TE.device).repeat(num_tokens)
-            used_N, capacity = (p_TE.detach() > self.cutoff_E).flatten(), None
-        return Routing.listed(
-            token_N=token_N,
-            expert_N=expert_N,
-            gate_N=self.gates(p_TE[token_N, expert_N][:, None])[:, 0],
-            scores_TE=p_TE,
-            logits_TE=logits_TE,
-            used_N=used_N,
-            capacity=capacity,
-        )
-
-    def best(self, p_TE: Tensor, capacity: int) -> Tensor:
-        """The tokens that each expert takes (E, C)."""
-        return p_TE.T.topk(capacity, dim=1).indices
-
-    def aux_losses(self, routing: Routing) -> dict[str, Tensor]:
-        return {}
-
-    def promise(self, *, training: bool, limited: bool) -> Promise:
-        chooses = training and limited
-        return Promise(sees_future=chooses, depends_on_rows=chooses, fixed_computation=chooses, experts_per_token=None)
-
-
-@dataclass
-class CharacterOptions(RouterOptions):
-    """Those of every router."""
-
-    name: str = key("test_character", NAME_OF_ROUTER)
-
-    def num_params(self, d_model: int, num_experts: int) -> int:
-        return 0
-
-
-def character_plus_position(
-    x_TD: Tensor,
-    ids_T: Tensor,
-    weights: Mapping[str, Tensor],
-    options: Any,
-    *,
-    position_T: Tensor,
-    capacity: int | None,
-    num_groups: int,
-    training: bool,
-    drawn: Sequence[Sequence[int]] | None,
-) -> Expected:
-    """The oracle: counts up to the expert, whose gate is 1."""
-    experts = [[(i + t) % 4] for i, t in zip(ids_T.tolist(), position_T.tolist(), strict=True)]
-    one_hot_TE = torch.zeros(len(experts), 4)
-    for t, (e,) in enumerate(experts):
-        one_hot_TE[t, e] = 1.0
-    return Expected.queued(experts, one_hot_TE, options, capacity=capacity, num_groups=num_groups, training=training)
-
-
-class ByCharacter(Router):
-    """The expert is the character's id plus its position, modulo 4; there are no weights, and the gate is 1."""
-
-    name = "test_character"
-    Options = CharacterOptions
-    oracle = staticmethod(character_plus_position)
-    has_weights = False
-
-    def assign(
-        self,
-        x_TD: Tensor,
-        logits_TE: None,
-        *,
-        ids_T: Tensor | None,
-        position_T: Tensor | None,
-        capacity: int | None,
-        num_groups: int,
-    ) -> Routing:
-        assert ids_T is not None and position_T is not None
-        expert_T = (ids_T + position_T) % self.num_experts
-        one_hot_TE = torch.nn.functional.one_hot(expert_T, self.num_experts).float()
-        return self.token_choice(expert_T[:, None], one_hot_TE, capacity=capacity, num_groups=num_groups)
-
-    def aux_losses(self, routing: Routing) -> dict[str, Tensor]:
-        return {}
-
-    def promise(self, *, training: bool, limited: bool) -> Promise:
-        return replace(super().promise(training=training, limited=limited), varies_gates=False)
-
-
-@dataclass
-class FrozenOptions(SwitchOptions):
-    """Those of `switch`."""
-
-    name: str = key("test_frozen", NAME_OF_ROUTER)
-
-
-class Frozen(SwitchRouter):
-    """As `switch`, with weights that stay as they were drawn."""
-
-    name = "test_frozen"
-    Options = FrozenOptions
-
-    def __init__(self, *args: Any, **sizes: Any) -> None:
-        super().__init__(*args, **sizes)
-        self.get_parameter("w_DE").requires_grad_(False)
-
-    def promise(self, *, training: bool, limited: bool) -> Promise:
-        return replace(super().promise(training=training, limited=limited), learns=False)
+        self.cutoff_E.copy_(torch.tensor([0.15, 0.3, 0.45, 0.45]))

@@ -11,6 +11,7 @@ import torch
 from conftest import TEXT, tiny_model
 from torch import Tensor
 
+from switch_lm.config.families import FAMILIES
 from switch_lm.config.schema import Config, DataConfig, LoggerConfig, TrainerConfig
 from switch_lm.model.config import ModelConfig
 from switch_lm.model.switch import SwitchFeedForward
@@ -57,6 +58,12 @@ def router_options(**chosen: Any) -> RouterOptions:
     """Those of `topk` if a key or value needs it, of `switch` otherwise."""
     of_switch = chosen.get("top_k", 1) == 1 and chosen.keys() <= {field.name for field in fields(SwitchOptions)}
     return SwitchOptions(**chosen) if of_switch else TopKOptions(**{"top_k": 1} | chosen)
+
+
+def family(name: str, **changes: Any) -> RouterOptions:
+    """The options of a family of routers."""
+    options: RouterOptions = FAMILIES["router"][name].options(**changes)
+    return options
 
 
 def noisy(config: Config) -> Config:

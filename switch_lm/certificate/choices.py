@@ -75,6 +75,8 @@ def slots(cases: Sequence[Case]) -> Finding:
 
 
 def _order(case: Case) -> str:
+    if case.promise.experts_per_token is None:
+        return "experts choose"
     return "reroute" if case.promise.reroutes else case.layer.router.options.drop_order
 
 

@@ -32,3 +32,8 @@ def judged(check: str, holds: bool, measured: str, figures: dict[str, Any], *, g
 def leak(seen: bool, *, known: bool) -> Verdict:
     """`known`: whether this rule is known to do it."""
     return (Verdict.LEAKS if known else Verdict.FAIL) if seen else Verdict.PASS
+
+
+def when(state: str, meaning: str) -> str:
+    """A meaning that holds in a part of a run alone, which `state` names; empty: always."""
+    return f"{state}: {meaning}" if state else meaning

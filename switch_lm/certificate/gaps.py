@@ -1,5 +1,8 @@
 """Differences between losses in nats per character, over units of the text that were sampled independently."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from switch_lm.stats.clusters import LEAST, mean
@@ -65,4 +68,13 @@ def figures(one: Estimate, name: str = "") -> dict[str, float | None]:
         f"{name}half of the 95 % interval": one.half(),
         f"{name}units": one.count,
         f"{name}detectable": one.detectable,
+        f"{name}standard error": one.error,
+        f"{name}freedom": one.freedom,
     }
+
+
+def of_figures(numbers: Mapping[str, Any], name: str = "") -> Estimate | None:
+    """What `figures` were made of; None if there are none of this name."""
+    if f"{name}nats" not in numbers:
+        return None
+    return Estimate(*(numbers[f"{name}{part}"] for part in ("nats", "units", "standard error", "freedom")))

@@ -143,9 +143,10 @@ def cases_of(subject: Subject) -> list[Case]:
     """In training without dropout and random drops; as validation routes; and one character, as in generation."""
     training, quiet, evaluated = subject.without_noise(jitter=True), subject.without_noise(), deepcopy(subject.model)
     ids_BS, config = subject.few[0], subject.model.config
+    limit = subject.limit(config.capacity_factor, training=True)
     in_training, in_evaluation = (training, quiet), (evaluated, evaluated)
     conditions: list[tuple[str, tuple[SwitchLM, SwitchLM], Tensor, Factor, float | None]] = [
-        *((named(factor), in_training, ids_BS, factor, factor) for factor in tried(config.capacity_factor)),
+        *((named(factor), in_training, ids_BS, factor, factor) for factor in tried(limit)),
         ("as trained", in_training, ids_BS, ..., config.capacity_factor),
         ("evaluation", in_evaluation, ids_BS, ..., config.eval_capacity_factor),
         ("one character", in_evaluation, ids_BS[:1, :1], None, None),

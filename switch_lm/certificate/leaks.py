@@ -8,9 +8,10 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
-from switch_lm.certificate.finding import Finding, Verdict, leak
+from switch_lm.certificate.finding import Finding, Verdict, leak, when
 from switch_lm.model.transformer import SwitchLM, SwitchOutput
 from switch_lm.probe.subject import Subject, Windows, seeded, share, tried, used, without_slot
+from switch_lm.routers.base import Promise
 
 MOVED = 1e-5  # of the largest logit; by rounding one moves less
 CASES = 12  # interventions on each rule at each capacity
@@ -64,14 +65,14 @@ FUTURE = {
     (Verdict.PASS, False): "what comes later in a text moves nothing before it",
     (Verdict.PASS, True): "this rule can leak later characters, but nothing was seen here",
     (Verdict.LEAKS, True): (
-        "who gets a slot depends on later characters: a loss under this rule is not one of prediction"
+        "which experts compute depends on later characters: a loss under this rule is not one of prediction"
     ),
     (Verdict.FAIL, False): "later characters move earlier logits, which this rule must not allow",
 }
 ROWS = {
     (Verdict.PASS, False): "a text gives the same beside any others",
-    (Verdict.PASS, True): "rows share their experts' slots, but nothing was seen here",
-    (Verdict.LEAKS, True): "rows share their experts' slots: what a text gives depends on those beside it",
+    (Verdict.PASS, True): "rows share their experts' places, but nothing was seen here",
+    (Verdict.LEAKS, True): "rows share their experts' places: what a text gives depends on those beside it",
     (Verdict.FAIL, False): "other rows move a row's logits, which this rule must not allow",
 }
 ALONE = dict.fromkeys(ROWS, "the text has a single window: there are no other rows")
@@ -80,27 +81,29 @@ ALONE = dict.fromkeys(ROWS, "the text has a single window: there are no other ro
 def check(subject: Subject) -> list[Finding]:
     """Training's rule at its capacity, at tighter ones and at none, where nothing may leak; then validation's."""
     config, training = subject.model.config, deepcopy(subject.model).train()
-    factors = [*tried(config.capacity_factor), None] if subject.limited(config.capacity_factor) else [None]
+    limit = subject.limit(config.capacity_factor, training=True)
+    factors = [None] if limit is None else [*tried(limit), None]
     unlimited = deepcopy(training)
     for layer in unlimited.switch_layers:  # its noise follows a token's index among all, which other tokens move
         layer.experts.dropout.rate = 0.0
     in_training = {
-        factor: intervene(unlimited if factor is None else training, subject.few, capacity_factor=factor)
+        factor: intervene(
+            unlimited if factor is None else training,
+            subject.few,
+            capacity_factor=config.capacity_factor if limit is None else factor,
+        )
         for factor in factors
     }
-    factor = config.eval_capacity_factor
+    factor = subject.limit(config.eval_capacity_factor, training=False)
     in_evaluation = {factor: intervene(subject.model, subject.few, capacity_factor=...)}  # as the layers have it
-    future, rows = list[Finding](), list[Finding]()
-    for where, moves in (("training", in_training), ("evaluation", in_evaluation)):
-        promises = {
-            factor: subject.promise(training=where == "training", limited=subject.limited(factor)) for factor in moves
-        }
-        known = {factor: promise.sees_future for factor, promise in promises.items()}
-        future.append(_finding(f"own future, {where}", FUTURE, moves, "by_future", known))
-        known = {factor: promise.depends_on_rows for factor, promise in promises.items()}
-        meanings = ROWS if len(subject.few[0]) > 1 else ALONE
-        rows.append(_finding(f"other rows, {where}", meanings, moves, "by_rows", known))
-    return future + rows
+    of_rows, findings = ROWS if len(subject.few[0]) > 1 else ALONE, list[Finding]()
+    for leaks, meanings, by in (("own future", FUTURE, "by_future"), ("other rows", of_rows, "by_rows")):
+        for where, moves in (("training", in_training), ("evaluation", in_evaluation)):
+            promises = {
+                factor: subject.promise(training=where == "training", limited=factor is not None) for factor in moves
+            }
+            findings.append(_finding(f"{leaks}, {where}", meanings, moves, by, promises))
+    return findings
 
 
 def _finding(
@@ -108,9 +111,13 @@ def _finding(
     meanings: Mapping[tuple[Verdict, bool], str],
     moves: Mapping[float | None, Moves],
     by: str,
-    known: Mapping[float | None, bool],
+    promises: Mapping[float | None, Promise],
 ) -> Finding:
     """`by`: which field of `moves`; both by capacity factor."""
+    known = {
+        factor: promise.sees_future if by == "by_future" else promise.depends_on_rows
+        for factor, promise in promises.items()
+    }
     largest_move = {factor: float(getattr(moved, by)) for factor, moved in moves.items()}
     verdicts = [leak(not move <= MOVED, known=known[factor]) for factor, move in largest_move.items()]  # a NaN moved
     worst = max(verdicts, key=list(Verdict).index)
@@ -121,7 +128,9 @@ def _finding(
     figures = {f"move, {named(factor)}": move for factor, move in largest_move.items()}
     figures |= {f"without a slot, {named(factor)}": moved.without_slot for factor, moved in moves.items()}
     meaning = meanings[worst, worst != Verdict.FAIL and any(known.values())]
-    return Finding(name, worst, f"logit moves, as shares of the largest logit: {measured}", meaning, figures)
+    state = next(iter(promises.values())).state
+    measured = f"logit moves, as shares of the largest logit: {measured}"
+    return Finding(name, worst, measured, when(state, meaning), figures)
 
 
 def named(factor: float | None) -> str:

@@ -56,7 +56,8 @@ def refusal(options: RouterOptions) -> str | None:
     """Why a router with such options has no other policies to try; None: it has."""
     if load("router", options.name) in (SwitchRouter, TopKRouter):
         return None
-    return f"the router {options.name} has no other drop orders and overflow rules; leave it out, or give router=switch"
+    rule = f"its rules are those of switch and topk, and this router is {options.name}"
+    return f"{rule}; leave it out, or give router=switch"
 
 
 def policies(subject: Subject) -> dict[str, dict[str, Any]]:

@@ -43,7 +43,10 @@ def _learns(subject: Subject, model: SwitchLM, seen: list[LayerCall]) -> Finding
         for h in layers
     )
     deaf = any(not health.learns for health in layers)
-    nothing, learns = all(not health.can_learn for health in layers), "the language loss moves every router"
+    learns = "the language loss moves every router, not the balance loss alone"
+    if all(not health.can_learn for health in layers):
+        frozen = bool(subject.model.router_parameters())
+        learns = "frozen by design, not dead" if frozen else "by design no router has weights to train"
     unbalanced = subject.alpha > 0.0 and any(
         health.num_experts > 1 and health.can_learn and health.balance_gradient == 0.0
         for health, call in zip(layers, seen, strict=True)
@@ -57,7 +60,7 @@ def _learns(subject: Subject, model: SwitchLM, seen: list[LayerCall]) -> Finding
             f"layer {block:02d}": health.scalars()
             for block, health in zip(subject.model.config.switch_blocks, layers, strict=True)
         },
-        good="by design no router has weights to train" if nothing else f"{learns}, not the balance loss alone",
+        good=learns,
         bad="a router learns nothing from the text: its choices only even the load"
         if deaf
         else f"the balance loss does not reach a router, although alpha is {subject.alpha:g}",
@@ -141,13 +144,16 @@ def _used(subject: Subject) -> Finding:
     layer, expert = divmod(int(share_LE.argmin()), share_LE.shape[1])
     idlest = f"layer {subject.model.config.switch_blocks[layer]:02d}, expert {expert}"
     idle, least, most = int((tally.load_LE == 0).sum()), share_LE.min().item(), share_LE.max().item()
-    judgeable = subject.validation_ids.numel() >= ENOUGH * share_LE.shape[1]
+    num_characters = subject.validation_ids.numel()
+    judgeable = num_characters >= ENOUGH * share_LE.shape[1]
+    per_character = tally.load_LE.sum().item() / len(share_LE) / (num_characters - 1)
     starving = f"{idle} of {share_LE.numel()} experts never get a character"
     return judged(
         "every expert used",
         idle == 0 or not judgeable,
-        f"the idlest gets {least:.2f} x an even share ({idlest}), the busiest {most:.2f} x; val/loss {tally.loss:.4f}",
-        {"least": least, "most": most, "idle": idle, "val_loss": tally.loss},
+        f"the idlest gets {least:.2f} x an even share ({idlest}), the busiest {most:.2f} x; "
+        f"{per_character:.2f} experts per character; val/loss {tally.loss:.4f}",
+        {"least": least, "most": most, "idle": idle, "experts_per_token": per_character, "val_loss": tally.loss},
         good="no expert starves" if idle == 0 else f"{starving}, but the text is too short to judge",
         bad=starving,
     )

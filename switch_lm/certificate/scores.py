@@ -5,7 +5,7 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
-from switch_lm.certificate.finding import Finding, Verdict, judged, leak
+from switch_lm.certificate.finding import Finding, Verdict, judged, leak, when
 from switch_lm.certificate.gaps import equal, figures, gap, measured, plus_minus, unseen
 from switch_lm.certificate.leaks import named
 from switch_lm.measure.scoring import character_by_character, whole
@@ -36,11 +36,12 @@ def rounding(subject: Subject) -> float:
 
 def _batch_size(subject: Subject) -> Finding:
     """Rows together, one by one, and in unequal parts."""
-    model, ids_BS, factor = subject.model, subject.few[0], subject.model.config.eval_capacity_factor
+    model, ids_BS = subject.model, subject.few[0]
+    factor = subject.limit(model.config.eval_capacity_factor, training=False)
     together = seeded(model, ids_BS, seed=0).logits
     parts = [torch.cat([seeded(model, rows, seed=0).logits for rows in ids_BS.split(size)]) for size in (1, 3)]
     move = share([part - together for part in parts], [together])
-    known, same = subject.promise(training=False, limited=subject.limited(factor)).depends_on_rows, move <= SAME
+    known, same = subject.promise(training=False, limited=factor is not None).depends_on_rows, move <= SAME
     meaning = (
         "a validation loss does not depend on the batch size"
         if same
@@ -99,8 +100,9 @@ def _gap_in_evaluation(subject: Subject, one_by_one_BS: Tensor) -> Finding:
     With one it LEAKS where the interval excludes 0; where it does not, or where there is none, it was not seen. Then
     a mean near 0 does not make both the same: every window must be.
     """
-    name, tolerance, factor = "loss gap, evaluation", rounding(subject), subject.model.config.eval_capacity_factor
-    limited = subject.limited(factor)
+    name, tolerance = "loss gap, evaluation", rounding(subject)
+    factor = subject.limit(subject.model.config.eval_capacity_factor, training=False)
+    limited = factor is not None
     rows = subject.unit(subject.promise(training=False, limited=limited))
     together_BS = in_batches(subject.model, subject.scored, batch_size=subject.batch_size, capacity_factor=...)
     one = gap(together_BS, one_by_one_BS, rows=rows, rounding=tolerance)
@@ -119,7 +121,7 @@ def _gap_in_training(subject: Subject, one_by_one_BS: Tensor) -> Finding:
     """As training scores, without its noise, less as generation does; and how much of it the future makes."""
     name, text, config, batch_size = "loss gap, training", subject.scored, subject.model.config, subject.batch_size
     factor, model, tolerance = config.capacity_factor, subject.without_noise(), rounding(subject)
-    limited = subject.limited(factor)
+    limited = subject.limit(factor, training=True) is not None
     promise = subject.promise(training=True, limited=limited)
     rows = subject.unit(promise)
     together_BS = in_batches(model, text, batch_size=batch_size, capacity_factor=factor)
@@ -135,20 +137,24 @@ def _gap_in_training(subject: Subject, one_by_one_BS: Tensor) -> Finding:
         return Finding(name, Verdict.FAIL, words, meaning, numbers)
     if one.mean != one.mean or not (limited or promise.draws or promise.sees_future):
         good, bad = "trained without a limit: nothing is lost", "training does not score as generation does"
+        good, bad = (when(promise.state, meaning) for meaning in (good, bad))
         return judged(name, abs(one.mean) <= tolerance, words, numbers, good=good, bad=bad)
     if not promise.sees_future:
-        costly = f"the capacity of training ({named(factor)})" if limited else "drawing experts at random in training"
-        meaning = f"what {costly} costs; the future is no part of it"
-        return Finding(name, Verdict.PASS, words, meaning, numbers)
+        costly = [f"the capacity of training ({named(factor)})"] * limited + ["drawing experts"] * promise.draws
+        meaning = f"what {' and '.join(costly)} costs; the future is no part of it"
+        return Finding(name, Verdict.PASS, words, when(promise.state, meaning), numbers)
     future = future_gap(model, text, batch_size=batch_size, capacity_factor=factor, rows=rows, rounding=tolerance)
     profits = future.resolved() and future.mean < -tolerance
+    meaning = (
+        "its loss in training is lower for seeing the future"
+        if profits
+        else f"the leak is not seen to lower the loss: {unseen(future)}"
+    )
     return Finding(
         name,
         leak(profits, known=True),
         f"{words}; by seeing the future: {measured(future, rows=rows)}",
-        "its loss in training is lower for seeing the future"
-        if profits
-        else f"the leak is not seen to lower the loss: {unseen(future)}",
+        when(promise.state, meaning),
         numbers | figures(future, "future "),
     )
 

@@ -3,7 +3,7 @@
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from switch_lm.certificate.families import Row
 from switch_lm.certificate.finding import Finding, Verdict
 from switch_lm.certificate.gaps import equal, plus_minus
 from switch_lm.certificate.policies import Measured
@@ -26,8 +27,14 @@ NOTES = (
     "that, less the loss read character by character. Of the future: the loss where the true next character follows, "
     "less that where another does; both before the same other text. "
 )
+OF_FAMILIES = (
+    "Verdict: FAIL if any check fails, LEAKS if a token's own future moves it; other rows have a column. Busiest: the "
+    "load of the busiest expert, x an even share; experts: per token; both as validation routes. Seconds: training and "
+    "checks. "
+)
 LINE_WIDTH = 120  # where the console is no terminal
 POLICIES_WIDTH = 126  # no column is cut, whatever the terminal
+FAMILIES_WIDTH = 124  # beside their names
 EFFECT = "*"
 CELL_WIDTH = 28  # characters: beside longer lines TensorBoard breaks the words of the short columns
 STYLES = {Verdict.PASS: "green", Verdict.LEAKS: "yellow", Verdict.FAIL: "bold red"}
@@ -66,6 +73,41 @@ def policies(measured: Sequence[Measured], *, factor: float) -> None:
         )
     _console(POLICIES_WIDTH).print(table)
     _console().print(NOTES + _of_effects(effects), markup=False)
+
+
+def families(rows: Mapping[str, Row | str], *, title: str) -> None:
+    """Every family of routers, trained alike; or why one of them is not certified."""
+    table = _table(title)
+    measured = [one for one in rows.values() if isinstance(one, Row)]
+    effects = [effect for one in measured for effect in (one.gap, one.future) if effect is not None]
+    comparisons = _intervals(effects)
+    for heading in ("router", "verdict", "own future", "other rows"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("gap", "of the future", "no slot", "busiest", "experts", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, one in rows.items():
+        if isinstance(one, str):
+            table.add_row(name, "none")
+            continue
+        table.add_row(
+            name,
+            f"[{STYLES[one.verdict]}]{one.verdict}[/]",
+            _seen(one.own_future, one.by_future),
+            _seen(one.other_rows, one.by_rows),
+            *("" if effect is None else _effect(effect, comparisons) for effect in (one.gap, one.future)),
+            f"{one.without_slot:.1%}",
+            f"{one.busiest:.2f}",
+            f"{one.experts_per_token:.2f}",
+            f"{one.seconds:.0f}",
+        )
+    _console(FAMILIES_WIDTH + max(map(len, rows))).print(table)
+    console = _console()
+    for name, one in rows.items():
+        if isinstance(one, str):
+            console.print(f"{name} is not certified: {one}", markup=False)
+        elif said := [*[one.state] * bool(one.state), *[f"FAIL of {', '.join(one.failed)}"] * bool(one.failed)]:
+            console.print(f"{name}: {'; '.join(said)}", markup=False)
+    console.print(f"{OF_FAMILIES}{NOTES}{_of_effects(effects)}", markup=False)
 
 
 def _effect(one: Estimate, comparisons: int) -> str:

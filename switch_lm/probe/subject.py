@@ -63,9 +63,13 @@ class Subject:
         """How many consecutive windows of `scored` are one independent unit: a batch, if its rows share places."""
         return self.batch_size if promise.depends_on_rows else 1
 
-    def limited(self, capacity_factor: float | None) -> bool:
-        """Whether such a factor limits the experts; a dense model has none."""
-        return capacity_factor is not None and self.model.config.num_switch_layers > 0
+    def limit(self, capacity_factor: float | None, *, training: bool) -> float | None:
+        """The capacity factor that limits the experts, of one that is configured; None: nothing does.
+
+        A dense model has no experts, and a router may give no slots by it.
+        """
+        routes = self.model.config.num_switch_layers > 0
+        return self.model.router_options.limit(capacity_factor, training=training) if routes else None
 
     def promise(self, *, training: bool, limited: bool) -> Promise:
         """What its routers, which are all alike, promise; of a dense model that nothing leaks."""

@@ -30,6 +30,7 @@ class Promise:
     reroutes: bool = False  # another expert than the selected one may compute
     varies_gates: bool = True  # gates depend on the token
     learns: bool = True  # its weights have a gradient from the language loss
+    state: str = ""  # when this holds, of a rule that changes in a run: "after its warm-up of 100 steps"
 
 
 class Router(nn.Module):

@@ -114,8 +114,17 @@ def uniform_choice(
         pairs = zip(ids_T.tolist(), position_T.tolist(), strict=True)
         drawn = [[_mixed(i, t) % num_experts] for i, t in pairs]
     even_TE = torch.full((len(x_TD), num_experts), 1.0 / num_experts, device=x_TD.device)
+    selected = [experts[0] for experts in drawn]
+    selected_TE = torch.eye(num_experts, device=x_TD.device)[selected]  # by even scores any expert would be right
     expected = Expected.queued(
-        drawn, even_TE, options, capacity=capacity, num_groups=num_groups, training=training, drawn=drawn
+        drawn,
+        even_TE,
+        options,
+        scores_TE=selected_TE,
+        capacity=capacity,
+        num_groups=num_groups,
+        training=training,
+        drawn=drawn,
     )
     return replace(expected, gate_N=torch.ones_like(expected.gate_N))
 

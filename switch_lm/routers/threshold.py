@@ -61,5 +61,13 @@ class ThresholdRouter(CutoffRouter):
         self.follow(self._even(torch.cat([routing.scores_TE for routing in routings])))
 
     def promise(self, *, training: bool, limited: bool) -> Promise:
-        warms_up = training and bool(self.steps < self.warmup)
-        return Promise(sees_future=warms_up, depends_on_rows=warms_up, fixed_computation=False, experts_per_token=None)
+        step, warmup = int(self.steps), int(self.warmup)
+        warms_up = training and step < warmup
+        state = f"in its warm-up (step {step} of {warmup})" if warms_up else f"after its warm-up of {warmup} steps"
+        return Promise(
+            sees_future=warms_up,
+            depends_on_rows=warms_up,
+            fixed_computation=False,
+            experts_per_token=None,
+            state=state if training and warmup else "",
+        )

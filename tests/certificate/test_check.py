@@ -8,13 +8,15 @@ import pytest
 import torch
 from conftest import BATCH_SIZE, TEXT, tiny_model
 from leak_table import TABLE
+from small_models import family
 
 from switch_lm.certificate import leaks, scores
 from switch_lm.certificate.certify import certify
 from switch_lm.certificate.choices import _is_capacity
 from switch_lm.certificate.finding import Finding, Verdict
 from switch_lm.certificate.policies import measure, policies
-from switch_lm.model.transformer import SwitchLM
+from switch_lm.measure.scoring import character_by_character, whole
+from switch_lm.model.transformer import SwitchLM, choosing_as_trained
 from switch_lm.probe.subject import Subject, promised, seeded
 from switch_lm.routers.options import BalanceOptions
 from switch_lm.text.vocabulary import Vocabulary
@@ -58,6 +60,12 @@ SOUND: dict[str, tuple[dict[str, Any], set[str]]] = {
     "shared expert": ({"shared_expert": True}, LEAKY_ROWS),
     "random drops": ({"random_drop_rate": 0.3}, LEAKY_ROWS),
     "every second block": ({"switch_every": 2}, LEAKY_ROWS),
+    "sigmoid": ({"router": family("sigmoid", top_k=2), "balance": BalanceOptions("quantile")}, LEAKY_ROWS),
+    "frozen, even": ({"router": family("frozen"), "balance": BalanceOptions("quantile")}, LEAKY_ROWS),
+    "expert choice": ({"router": family("expert_choice"), "eval_capacity_factor": 0.5}, LEAKY),  # which does nothing
+    "expert choice, by row": ({"router": family("expert_choice", capacity_group="sequence")}, {LATER}),
+    "threshold": ({"router": family("threshold", warmup_steps=0), "eval_capacity_factor": 0.5}, set()),
+    "threshold, in its warm-up": ({"router": family("threshold", top_k=2)}, LEAKY),
     "one expert": (
         {"num_experts": 1, "capacity_factor": 0.75},
         set(),
@@ -166,3 +174,32 @@ def test_a_capacity_is_judged_in_fractions(
     capacity: int | None, tokens: int, experts: int, factor: float | None, right: bool
 ) -> None:
     assert _is_capacity(capacity, tokens, experts, factor) == right
+
+
+@pytest.mark.parametrize(
+    ("step", "verdict", "state"),
+    [(1, Verdict.LEAKS, "in its warm-up (step 1 of 2): "), (2, Verdict.PASS, "after its warm-up of 2 steps: ")],
+)
+def test_the_certificate_of_a_threshold_says_which_part_of_its_run_it_is_in(
+    step: int, verdict: Verdict, state: str
+) -> None:
+    model = tiny_model(router=family("threshold", warmup_steps=2))
+    for router in model.routers:
+        router.get_buffer("steps").fill_(step)
+    result = {one.check: one for one in (*leaks.check(subject_of(model)), *scores.check(subject_of(model)))}
+    for where in (LATER, "other rows, training"):
+        assert result[where].verdict == verdict and result[where].meaning.startswith(state)
+    assert result["loss gap, training"].meaning.startswith(state)
+    assert result["own future, evaluation"].meaning == "what comes later in a text moves nothing before it"
+
+
+def test_the_gap_of_expert_choice_is_a_window_by_its_training_rule_less_its_characters_by_its_cut_offs() -> None:
+    model = tiny_model(router=family("expert_choice"), capacity_factor=1.0)
+    subject = subject_of(model)
+    (finding,) = [one for one in scores.check(subject) if one.check == "loss gap, training"]
+    with choosing_as_trained(model):
+        parts = zip(*(part.split(BATCH_SIZE) for part in subject.scored), strict=True)
+        trained = torch.cat([whole(model, *part, capacity_factor=1.0) for part in parts])
+    difference = (trained - character_by_character(model, *subject.scored)).mean().item()
+    assert abs(difference) > 1e-4 and finding.figures["nats"] == pytest.approx(difference, abs=1e-6)
+    assert "; by seeing the future: " in finding.measured

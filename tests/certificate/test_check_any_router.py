@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import TEXT, MakeRun, checkpoint_of, tiny_model
-from other_routers import ByCharacter, CharacterOptions, ChosenOptions, ExpertChoice, FrozenOptions
+from other_routers import ChosenOptions, ExpertChoice
+from small_models import family
 from test_check import LEAKY, LEAKY_ROWS, findings_of, subject_of, verdicts
-from torch import Tensor
 
 from switch_lm import check, generate, inspect
 from switch_lm.certificate.finding import Verdict
@@ -22,6 +22,7 @@ from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.reading import Probe, recorded
 from switch_lm.routers.options import RouterOptions
 from switch_lm.routers.routing import Routing
+from switch_lm.routers.uniform import UniformRouter
 from switch_lm.storage import checkpoint
 from switch_lm.text.vocabulary import Vocabulary
 
@@ -63,8 +64,13 @@ def test_without_a_capacity_it_leaks_nothing() -> None:
 
 
 def wrong_tokens(patch: pytest.MonkeyPatch) -> None:
-    """The best is left out for the one after the last."""
-    patch.setattr(ExpertChoice, "best", lambda self, p_TE, C: p_TE.T.topk(min(C + 1, len(p_TE)), dim=1).indices[:, -C:])
+    """By the scores of the token before."""
+    real = ExpertChoice.assign
+    patch.setattr(
+        ExpertChoice,
+        "assign",
+        lambda self, x_TD, logits_TE, **call: real(self, x_TD, logits_TE.roll(1, dims=0), **call),
+    )
 
 
 def a_cutoff_for_all(patch: pytest.MonkeyPatch) -> None:
@@ -143,7 +149,13 @@ def test_of_two_equal_scores_either_may_win(monkeypatch: pytest.MonkeyPatch) -> 
     model = chosen()
     for router in model.routers:
         router.get_parameter("w_DE").data.zero_()
-    monkeypatch.setattr(ExpertChoice, "best", lambda self, p_TE, C: torch.arange(len(p_TE))[-C:].expand(4, C))
+    real = ExpertChoice.assign
+
+    def assign(self: ExpertChoice, *inputs: Any, **call: Any) -> Routing:
+        result = real(self, *inputs, **call)
+        return replace(result, token_N=result.num_tokens - 1 - result.token_N)
+
+    monkeypatch.setattr(ExpertChoice, "assign", assign)
     result = findings_of(subject_of(model))
     assert result["selection"].verdict == result["slots"].verdict == Verdict.PASS
     assert "two scores are tied" in result["slots"].measured
@@ -158,18 +170,11 @@ def test_a_counterfactual_forces_the_first_choice_and_leaves_the_others() -> Non
 
 def test_gates_that_do_not_come_from_the_routers_gates_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ExpertChoice, "gates", lambda self, score_TK: 2 * score_TK)
-    model, real = chosen(), ExpertChoice.assign
-
-    def assign(self: ExpertChoice, x_TD: Tensor, *inputs: Any, **options: Any) -> Routing:
-        result = real(self, x_TD, *inputs, **options)
-        return replace(result, gate_N=result.gate_N / 2)
-
-    monkeypatch.setattr(ExpertChoice, "assign", assign)
     with pytest.raises(ValueError, match=r"ExpertChoice\.gates does not give the gates that its assign has used"):
-        counterfactual(model, PROBE, positions=1)
+        counterfactual(chosen(), PROBE, positions=1)
 
 
-@pytest.mark.parametrize("options", [ChosenOptions(), CharacterOptions()], ids=lambda options: options.name)
+@pytest.mark.parametrize("options", [ChosenOptions(), family("hash")], ids=lambda options: options.name)
 def test_it_is_checked_inspected_and_shown_on_a_page(
     options: RouterOptions, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,35 +191,42 @@ def test_it_is_checked_inspected_and_shown_on_a_page(
     capsys.readouterr()
     assert check.main(["--run", "other", "--all-policies"]) == 2
     (line,) = [one for one in capsys.readouterr().err.splitlines() if "--all-policies" in one]
-    assert f"the router {options.name} has no other drop orders" in line
+    assert f"of switch and topk, and this router is {options.name}; leave it out" in line
 
 
-# --- A router that reads characters and positions, and one that is not trained
+# --- Routers that read characters and positions, and one that is not trained
 
 
-@pytest.mark.parametrize("options", [CharacterOptions(), FrozenOptions()], ids=lambda options: options.name)
-def test_a_router_that_is_not_trained_passes_by_design(options: RouterOptions) -> None:
+NO_WEIGHTS = "by design no router has weights to train"
+
+
+@pytest.mark.parametrize(
+    ("options", "meaning", "leaky"),
+    [(family("hash"), NO_WEIGHTS, LEAKY_ROWS), (family("uniform"), NO_WEIGHTS, set()),  # it drops whatever stands there
+     (family("frozen"), "frozen by design, not dead", LEAKY_ROWS)],
+)  # fmt: skip
+def test_a_router_that_is_not_trained_passes_by_design(options: RouterOptions, meaning: str, leaky: set[str]) -> None:
     result = findings_of(subject_of(tiny_model(router=options)))
     assert {name for name, one in result.items() if one.verdict == Verdict.FAIL} == set()
-    assert {name for name, one in result.items() if one.verdict == Verdict.LEAKS} - {"loss gap, training"} == LEAKY_ROWS
-    assert result["router learns"].meaning == "by design no router has weights to train"
+    assert {name for name, one in result.items() if one.verdict == Verdict.LEAKS} - {"loss gap, training"} == leaky
+    assert result["router learns"].meaning == meaning
 
 
 @pytest.mark.parametrize("shift", [{"ids_T": 1}, {"position_T": 1}], ids=str)
 def test_a_router_that_reads_another_character_or_position_fails(
     shift: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = ByCharacter.assign
+    real = UniformRouter.assign
 
-    def assign(self: ByCharacter, *inputs: Any, **options: Any) -> Routing:
+    def assign(self: UniformRouter, *inputs: Any, **options: Any) -> Routing:
         return real(self, *inputs, **options | {name: options[name] + by for name, by in shift.items()})
 
-    monkeypatch.setattr(ByCharacter, "assign", assign)
-    assert "selection" in failed(tiny_model(router=CharacterOptions()))
+    monkeypatch.setattr(UniformRouter, "assign", assign)
+    assert "selection" in failed(tiny_model(router=family("uniform")))
 
 
 def test_reading_from_a_layer_on_gives_such_a_router_its_characters_and_positions() -> None:
-    model = tiny_model(len(VOCABULARY), router=CharacterOptions(), num_layers=3)
+    model = tiny_model(len(VOCABULARY), router=family("uniform"), num_layers=3)
     expected_BS = whole(model, PROBE.ids_BS, PROBE.target_BS, capacity_factor=None)
     nll_from = recorded(model, PROBE)
     assert all(torch.allclose(nll_from(layer), expected_BS, atol=1e-5) for layer in range(3))

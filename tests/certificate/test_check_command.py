@@ -12,6 +12,10 @@ from conftest import TEXT, MakeRun, checkpoint_of, tiny_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from switch_lm.check import main, parser
+from switch_lm.config.every_router import overrides_of_each
+from switch_lm.config.families import FAMILIES
+from switch_lm.routers.expert_choice import ExpertChoiceRouter
+from switch_lm.routers.threshold import ThresholdRouter
 from switch_lm.storage import checkpoint
 
 SMALL = ["data.path=text.txt", "model.num_layers=2", "model.d_model=16", "model.num_heads=2", "model.d_ff=16"]
@@ -122,6 +126,11 @@ def test_with_a_single_expert_no_second_choice_is_tried(make_run: MakeRun) -> No
     [
         (["--run", "tiny", "alpha=0.1"], "give a run or a configuration, not both"),
         (["--steps", "5"], "give it with a configuration"),
+        (["--all-routers", "--run", "tiny"], "--all-routers and --run tiny: the first trains models of its own"),
+        (["--all-routers", "--all-policies"], "--all-routers and --all-policies"),
+        (["--all-routers", "router=hash"], "router=hash: each router is chosen in its turn; leave it out"),
+        (["--all-routers", "model.num_expert=4"], "did you mean model.num_experts"),
+        (["--all-routers", "model.switch_every=0", "data.path=text.txt"], "a dense model routes nothing"),
         (["model.num_expert=4"], "did you mean model.num_experts"),
         (["model.num_experts=0"], "model.num_experts=0: must be at least 1"),
         (["model.num_experts=2,4"], "num_experts"),
@@ -144,3 +153,62 @@ def test_what_cannot_be_checked_is_refused_with_exit_code_2(
 
 def test_the_help_explains_every_verdict() -> None:
     assert all(verdict in parser().format_help() for verdict in ("PASS", "LEAKS", "FAIL"))
+
+
+# --- Every family of routers
+
+
+def line_of(out: str, name: str) -> str:
+    return next(line for line in out.splitlines() if line.startswith(f" {name} "))
+
+
+@pytest.fixture
+def some_routers(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three families, and one that has no YAML."""
+    make_run("tiny")
+    every = FAMILIES["router"]
+    some = {name: every[name] for name in ("frozen", "expert_choice", "threshold")} | {"no_yaml": every["switch"]}
+    monkeypatch.setitem(FAMILIES, "router", some)
+
+
+@pytest.mark.usefixtures("some_routers")
+def test_every_router_is_trained_and_certified_and_one_that_cannot_be_does_not_stop_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--all-routers", "--steps", "6", *SMALL, "model.capacity_factor=0.75", "router.warmup_steps=50"]) == 2
+    out, written = capsys.readouterr().out, json.loads(Path("outputs/check.json").read_text())
+    routers = written["routers"]
+    assert written["steps"] == 6 and list(routers) == ["frozen", "expert_choice", "threshold", "no_yaml"]
+    verdicts = {name: one.get("verdict") for name, one in routers.items()}
+    assert verdicts == {"frozen": "PASS", "expert_choice": "LEAKS", "threshold": "PASS", "no_yaml": None}
+    for name in ("frozen", "expert_choice", "threshold"):
+        line = line_of(out, name)
+        figures = {finding["check"]: finding["figures"] for finding in routers[name]["findings"]}
+        gap, loads = figures["loss gap, training"], figures["every expert used"]
+        assert verdicts[name] in line and ("future nats" in gap) == (name == "expert_choice")
+        assert (f"{gap['nats']:+.4f}" in line) == (name != "threshold")  # which trains as it generates
+        assert f" {loads['most']:.2f} " in line and f" {loads['experts_per_token']:.2f} " in line
+    assert line_of(out, "expert_choice").split()[1:3] == ["LEAKS", "yes"]
+    assert routers["frozen"]["experts_per_token"] == 1.0 and routers["frozen"]["without_slot"] > 0.0
+    assert "threshold: after its warm-up of 2 steps" in out
+    assert "no_yaml is not certified: router=no_yaml: no such choice" in " ".join(out.split())
+
+
+@pytest.mark.usefixtures("some_routers")
+def test_a_router_that_fails_gives_exit_code_1_and_its_checks_below_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ThresholdRouter, "oracle", None)
+    monkeypatch.setattr(ExpertChoiceRouter, "above", None)  # as a plugin may fail
+    assert main(["--all-routers", "--steps", "0", *SMALL]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "threshold: FAIL of oracle" in out and "expert_choice is not certified: TypeError: 'NoneType'" in out
+
+
+def test_an_override_is_for_the_routers_that_have_the_key_and_what_alpha_cannot_balance_has_a_bias() -> None:
+    each = overrides_of_each(["alpha=0.1", "router.balanced=false"])
+    assert {name for name, words in each.items() if "router.balanced=false" in words} == {"hash"}
+    assert {name for name, words in each.items() if "balance=quantile" in words} == {"frozen"}
+    assert all({"alpha=0.1", "experiment=smoke", f"router={name}"} <= set(words) for name, words in each.items())
+    other = overrides_of_each(["experiment=short", "balance.name=none"])["frozen"]
+    assert not {"experiment=smoke", "balance=quantile"} & set(other)

@@ -86,7 +86,8 @@ def test_a_batch_is_the_unit_only_where_its_rows_share_places() -> None:
     units = {}
     for changes in ({}, {"capacity_group": "sequence"}, {"capacity_factor": None}):
         subject = subject_of(tiny_model(**changes))
-        promise = subject.promise(training=True, limited=subject.limited(subject.model.config.capacity_factor))
+        limit = subject.limit(subject.model.config.capacity_factor, training=True)
+        promise = subject.promise(training=True, limited=limit is not None)
         units[str(changes)] = subject.unit(promise)
     assert list(units.values()) == [BATCH_SIZE, 1, 1]
 

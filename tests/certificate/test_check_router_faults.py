@@ -8,15 +8,19 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_model
+from small_models import family
 from test_check import subject_of, verdicts
 from test_check_faults import Break, changed, load_after_dropping, select_the_worst, softmax_after_top_k
 from torch import Tensor
 
 from switch_lm.certificate.finding import Verdict
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.routers import base, queueing
+from switch_lm.routers import base, queueing, uniform
+from switch_lm.routers.cutoffs import CutoffRouter
+from switch_lm.routers.hashing import HashRouter
 from switch_lm.routers.options import BalanceOptions
 from switch_lm.routers.routing import Routing
+from switch_lm.routers.sigmoid import SigmoidRouter
 from switch_lm.routers.switch import SwitchRouter
 
 
@@ -121,6 +125,37 @@ def other_options_than_configured(patch: pytest.MonkeyPatch, model: SwitchLM) ->
         router.options = replace(router.options, capacity_group="batch")
 
 
+def gates_that_are_not_renormalised(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    patch.setattr(SigmoidRouter, "gates", lambda self, score_TK: score_TK)
+
+
+def the_expert_of_the_next_character(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    real = HashRouter.assign
+    patch.setattr(
+        HashRouter, "assign", lambda self, *x, ids_T, **options: real(self, *x, ids_T=ids_T.roll(-1), **options)
+    )
+
+
+def a_frozen_router_that_is_trained(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    for weight in model.router_parameters():
+        weight.requires_grad_()
+
+
+def drawing_in_evaluation_too(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    patch.setattr(uniform, "mixed", lambda ids_T, position_T: torch.randint(99, ids_T.shape))
+
+
+def cut_offs_of_the_batch(name: str) -> Break:
+    def fault(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+        real = CutoffRouter.above
+        patch.setattr(
+            CutoffRouter, "above", lambda self, p_TE, cutoff_E, **others: real(self, p_TE, p_TE.mean(dim=0), **others)
+        )
+
+    fault.__name__ = f"cut_offs_of_the_batch_{name}"
+    return fault
+
+
 BY_BIAS: dict[str, Any] = {"balance": BalanceOptions("sign", rate=0.1)}
 FAULTS: dict[Break, tuple[set[str], dict[str, Any]]] = {  # what must fail, and the options of the model
     select_the_second_best: ({"selection"}, {}),
@@ -142,6 +177,12 @@ FAULTS: dict[Break, tuple[set[str], dict[str, Any]]] = {  # what must fail, and 
     promised(draws=True): ({"selection"}, {}),
     promised(shuffles=False): ({"promise"}, {"drop_order": "random"}),
     promised(learns=False): ({"promise"}, {}),
+    gates_that_are_not_renormalised: ({"gates", "layer's output"}, {"router": family("sigmoid", top_k=2)}),
+    the_expert_of_the_next_character: ({"own future, training", "cache", "selection"}, {"router": family("hash")}),
+    a_frozen_router_that_is_trained: ({"promise"}, {"router": family("frozen")}),
+    drawing_in_evaluation_too: ({"no randomness, evaluation", "promise", "cache"}, {"router": family("uniform")}),
+    cut_offs_of_the_batch("expert_choice"): ({"own future, evaluation", "cache"}, {"router": family("expert_choice")}),
+    cut_offs_of_the_batch("threshold"): ({"own future, training"}, {"router": family("threshold", warmup_steps=0)}),
 }
 OF_SWITCH_AND_TOPK: dict[Break, set[str]] = {
     softmax_after_top_k: {"gates", "layer's output"},

@@ -160,6 +160,17 @@ REFUSED_TOGETHER = [
     ),
     ("experiment=annotated optim.momentum=0.9", "optim.momentum: the chosen optim has no such key; choose optim=muon"),
     ("variant=top2_2.0 router=switch", "router.top_k=2: router=switch sends a token to one expert"),
+    ("router=hash router.top_k=2", "router.top_k=2: router=hash sends a token to one expert; router=topk"),
+    ("router=frozen router.top_k=2", "router.top_k=2: router=frozen sends a token to one expert"),
+    ("router=hash balance=sign", "balance.name=sign: router=hash has no selection that a bias could move"),
+    ("router=uniform router.overflow=reroute", "router.overflow=reroute: router=uniform has no scores to order by"),
+    ("router=expert_choice router.drop_order=random", "router.drop_order=random: router=expert_choice drops nothing"),
+    ("router=expert_choice model.capacity_factor=null", "model.capacity_factor=null: router=expert_choice gives each"),
+    ("router=expert_choice router.top_k=2", "experts choose: how many a token has is model.capacity_factor on average"),
+    ("router=threshold router.random_drop_rate=0.1", "router=threshold drops nothing and shares no slots"),
+    ("router=threshold balance=quantile", "router=threshold has no selection that a bias could move"),
+    ("router=sigmoid router.top_k=2 model.num_experts=2 balance=quantile", "at all experts there is nothing to"),
+    ("router=switch router.warmup_steps=5", "router.warmup_steps: router=switch has no such key; router=threshold has"),
     ("-m router=switch,topk router.queue_order=choice", "router.queue_order: router=switch has no such key"),
 ]
 

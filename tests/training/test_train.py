@@ -18,6 +18,7 @@ import pytest
 import torch
 from compare import same
 from conftest import folder_of, logged
+from small_models import family
 
 import switch_lm
 from switch_lm.config.keys import ConfigError
@@ -99,10 +100,15 @@ class PlugPulled(BaseException):
     """Nothing in the program catches it."""
 
 
-@pytest.mark.parametrize("last_step", [3, 4, 5, 7, 10])
+@pytest.mark.parametrize(
+    ("last_step", "router"),  # a threshold warms up in the first four steps
+    [*((step, "switch") for step in (3, 4, 5, 7, 10)), (3, "threshold"), (7, "expert_choice"), (5, "sigmoid")],
+)
 def test_a_resumed_run_reaches_the_end_of_one_that_was_never_stopped(
-    config: Config, last_step: int, monkeypatch: pytest.MonkeyPatch
+    config: Config, last_step: int, router: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config.router = family(router)
+    config.balance.name = "quantile" if router == "sigmoid" else "loss"
     config.trainer.accumulate = 2
     whole = replace(config, name="whole")
     want = train(whole)
@@ -123,6 +129,9 @@ def test_a_resumed_run_reaches_the_end_of_one_that_was_never_stopped(
         assert got[key] == want[key], key
     assert same(state(config)["state_dict"], state(whole)["state_dict"])
     assert same(state(config)["optimizer_states"], state(whole)["optimizer_states"])
+    stored = {name.rpartition(".")[2]: value for name, value in state(whole)["state_dict"].items()}
+    if router in ("threshold", "expert_choice"):
+        assert (int(stored["steps"]), int(stored.get("warmup", 4)), len(stored["cutoff_E"].unique())) == (12, 4, 4)
     points = logged(folder_of(config))
     for tag in ("train/loss", "perf/tokens_per_second"):
         assert list(points[tag]) == [2, 4, 6, 8, 10, 12]
