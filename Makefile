@@ -21,7 +21,7 @@ BENCHMARK = $(PLACE)/bin/python scripts/benchmark.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train sweep report generate evaluate certificate inspect tensorboard test test-faults test-calibration soak peers launchers boards benchmark benchmark-quick benchmark-loss check format clean .setup .test .check .launchers .boards .peers
+.PHONY: help setup train sweep report generate evaluate certificate inspect tensorboard test test-faults test-calibration soak peers launchers boards benchmark benchmark-quick benchmark-loss league league-quick check format clean .setup .test .check .launchers .boards .peers
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -75,13 +75,19 @@ benchmark: setup ## Measure speed and the share of the machine's products beside
 	$(BENCHMARK) step --share $(ARGS)
 	$(BENCHMARK) generate $(ARGS)
 
-benchmark-quick: ARGS += --quick
+benchmark-quick: override ARGS += --quick
 benchmark-quick: benchmark ## The same in under two minutes: a few cases, nothing compiled
 
 benchmark-loss: setup ## Measure how long each preset takes to reach which loss, about two hours with bf16 instructions
 	$(BENCHMARK) loss short default --seeds 3
 	$(BENCHMARK) loss wide wide_long
 	$(BENCHMARK) loss small --control small_dense --seeds 3
+
+league: setup ## Let all routers compete, hours: continues what was stopped; in pieces with ARGS="--hours 2.8"
+	$(PLACE)/bin/python scripts/league.py $(ARGS)
+
+league-quick: override ARGS += --quick
+league-quick: league ## Rehearse every stage of that in a quarter of an hour
 
 check: .check ## Check format, lint and types
 	$(RUN) ruff format --check . && $(RUN) ruff check . && $(RUN) mypy

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from switch_lm.config import overrides as cli
 from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import run_ledger
+from switch_lm.routers.routing import Routing
 from switch_lm.text.corpus import Corpus, load_corpus
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.text.windows import split
@@ -59,18 +60,27 @@ def training_step(
         compile_blocks(module.model)
     chosen = module.configure_optimizers()
 
+    routings: list[Routing] = []  # of the step
+
     def loss(batch: Batch) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             losses = module.losses(batch.ids, batch.targets)
         module.drops.add(losses.routings)
+        routings[:] = [routing.detached() for routing in losses.routings]
         return losses.total
+
+    def after() -> None:
+        """What routers learn from the step, and the schedule."""
+        with torch.no_grad():
+            for router, routing in zip(module.model.routers, routings, strict=True):
+                router.after_step([routing])
+        chosen["lr_scheduler"]["scheduler"].step()
 
     def useful() -> float:
         kept = {"selected_L": module.drops.selected_L, "kept_L": module.drops.kept_L}
         return run_ledger(config, vocab_size=len(vocabulary()), **kept).useful_per_step
 
-    schedule = chosen["lr_scheduler"]["scheduler"].step
-    return Step(module, loss, chosen["optimizer"], clip=config.optim.grad_clip, schedule=schedule, useful=useful)
+    return Step(module, loss, chosen["optimizer"], clip=config.optim.grad_clip, schedule=after, useful=useful)
 
 
 def settled(config: Config) -> Mapping[str, Tensor]:

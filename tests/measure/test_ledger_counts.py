@@ -24,11 +24,12 @@ from switch_lm.optim.base import build_optimizer
 from switch_lm.optim.options import AdamWOptions, MuonOptions, OptimOptions, Shape
 from switch_lm.routers.options import BalanceOptions
 
-PRESETS = [
+PRESETS = [  # and no variant that only chooses a router or a balance, which are presets themselves
     f"{group}={path.stem}"
     for group in ("router", "balance", "model", "experiment", "variant")
     for path in sorted((CONFIGS / group).glob("*.yaml"))
     if path.stem != "base"
+    and not (group == "variant" and re.search(r"override /(router: (?!topk)|balance)", path.read_text()))
 ]
 OPTIONS: list[dict[str, Any]] = [
     {},

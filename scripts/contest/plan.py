@@ -1,0 +1,269 @@
+"""What plays in the router league, with which seeds and for how many steps, and what is stored of each run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from switch_lm.reporting.records import read_curves
+from switch_lm.stats.contrasts import Pool
+from switch_lm.stats.corrections import planned
+from switch_lm.storage import metrics, provenance
+from switch_lm.storage.files import as_json, replace_text
+from switch_lm.storage.run_folder import RESULT
+from switch_lm.sweep.jobs import job_name
+
+POWER, TABLE, DENSE_CURVE = PARTS = ("power", "table", "dense curve")
+POWER_SEEDS, TAIL = 100, 0.1  # the first seed; the last tenth of the steps
+AT = " at capacity factor "  # in the name of a result of the second table
+KEPT = re.compile(r"moe/layer_(\d+)/kept/expert_\d+")
+KEY = ("part", "variant", "capacity_factor", "seed", "steps")
+FIGURES = (
+    "val_loss", "val_loss_train_capacity", "dropped", "dropped_whole_run", "load_max_over_mean", "router_entropy",
+    "experts_per_token", "training_seconds", "seconds", "parameters", "active_parameters",
+)  # fmt: skip
+COLUMNS = (*KEY, *FIGURES, "commit", "machine", "torch", "text_sha256")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of configs/variant, and its class: about so many experts per token."""
+
+    label: str
+    variant: str
+    experts: int = 1
+    limited: bool = False  # whether a capacity factor limits it: it is in the second table, too
+
+
+SWITCH = Entry("switch", "switch_dropless", limited=True)
+QUANTILE = Entry("switch, quantile", "switch_quantile")  # balanced as frozen is
+HASH, FROZEN = Entry("hash", "hash", limited=True), Entry("frozen", "frozen", limited=True)
+UNIFORM, DENSE = Entry("uniform", "uniform", limited=True), Entry("dense", "dense")
+TOP2, DENSE2 = Entry("top-2", "top2_dropless", 2, limited=True), Entry("dense, d_ff doubled", "dense_double", 2)
+ENTRIES = (
+    SWITCH,
+    QUANTILE,
+    Entry("sigmoid", "sigmoid_top1", limited=True),
+    HASH,
+    FROZEN,
+    UNIFORM,
+    Entry("expert choice, factor 1", "expert_choice_1.0"),
+    Entry("threshold, 1 expert", "threshold_top1"),
+    DENSE,
+    TOP2,
+    Entry("sigmoid, top-2", "sigmoid_top2", 2, limited=True),
+    Entry("expert choice, factor 2", "expert_choice_2.0", 2),
+    Entry("threshold, 2 experts", "threshold_top2", 2),
+    DENSE2,
+)
+FACTORS = {1: 1.25, 2: 2.5}  # of the second table, by class: as much room for each choice
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run: `capacity_factor` is that of the second table, None in all others."""
+
+    part: str
+    variant: str
+    capacity_factor: float | None
+    seed: int
+    steps: int
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """As it stands in the file of results."""
+        return tuple("" if value is None else str(value) for value in asdict(self).values())
+
+    @property
+    def sweep(self) -> str:
+        """The name of its sweep."""
+        factor = "" if self.capacity_factor is None else f"_{self.capacity_factor}"
+        return f"{self.part.replace(' ', '_')}{factor}"
+
+    @property
+    def varied(self) -> dict[str, Any]:
+        limit = {} if self.capacity_factor is None else {"model.capacity_factor": self.capacity_factor}
+        return {"seed": self.seed, "variant": self.variant, "trainer.max_steps": self.steps} | limit
+
+
+@dataclass(frozen=True)
+class League:
+    """`data`: where results are stored, `page`: the report, `outputs`: the runs themselves."""
+
+    steps: int = 400
+    seeds: int = 5
+    lengths: tuple[float, ...] = (0.35, 0.5, 0.7, 1.4, 2.0)  # of the dense curve, times the steps; 1 is in the table
+    repetitions: int = 30  # of each time that is measured
+    rehearsal: bool = False  # then the steps are not doubled
+    examined: tuple[str, ...] = ()  # the variants whose routing is looked at one by one; empty: all
+    data: Path = Path("docs", "data")
+    page: Path = Path("docs", "routers.md")
+    outputs: Path = Path("outputs", "league")
+
+    @property
+    def csv(self) -> Path:
+        return self.data / "league.csv"
+
+    @property
+    def stages(self) -> Path:
+        return self.data / "league.json"
+
+    def jobs(self, part: str, steps: int) -> list[Job]:
+        """All of a part, seed by seed."""
+        if part == POWER:
+            seeds = range(POWER_SEEDS, POWER_SEEDS + self.seeds)
+            return [Job(part, one.variant, None, seed, self.steps) for seed in seeds for one in (SWITCH, FROZEN)]
+        seeds = range(self.seeds)
+        if part == DENSE_CURVE:
+            return [
+                Job(part, DENSE.variant, None, seed, round(share * steps)) for seed in seeds for share in self.lengths
+            ]
+        first = [Job(part, one.variant, None, seed, steps) for seed in seeds for one in ENTRIES]
+        limited = [one for one in ENTRIES if one.limited]
+        return first + [Job(part, one.variant, FACTORS[one.experts], s, steps) for s in seeds for one in limited]
+
+    def folder(self, job: Job) -> Path:
+        """Where a run lies."""
+        return self.outputs / "sweeps" / job.sweep / job_name(job.varied)
+
+
+QUICK = League(
+    steps=30, seeds=2, lengths=(0.5, 1.5), repetitions=5, rehearsal=True, outputs=Path("outputs", "league_quick"),
+    examined=("switch_dropless", "expert_choice_1.0", "threshold_top1"), data=Path("outputs", "league_quick"),
+    page=Path("outputs", "league_quick", "routers.md"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Results:
+    """The lines of league.csv: a run each."""
+
+    rows: tuple[Mapping[str, str], ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """Nothing if there is no such file."""
+        return cls(tuple(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))) if path.is_file() else ())
+
+    def add(self, row: Mapping[str, Any], path: Path) -> Results:
+        """Appends a line; the file is replaced as a whole, so that no kill leaves a part of one."""
+        line = {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}
+        text = io.StringIO()
+        table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows([*self.rows, line])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, text.getvalue())
+        return Results((*self.rows, line))
+
+    @cached_property
+    def keys(self) -> set[tuple[str, ...]]:
+        return {tuple(row[name] for name in KEY) for row in self.rows}
+
+    def missing(self, jobs: Iterable[Job]) -> list[Job]:
+        return [job for job in jobs if job.key not in self.keys]
+
+    def by_seed(
+        self, figure: str, part: str, variant: str, steps: int, factor: float | None = None
+    ) -> dict[int, float]:
+        """One figure of the runs that have it."""
+        key = Job(part, variant, factor, 0, steps).key
+        own = [row for row in self.rows if (row["part"], row["variant"], row["capacity_factor"]) == key[:3]]
+        return {int(row["seed"]): float(row[figure]) for row in own if row["steps"] == key[4] and row[figure]}
+
+
+def row_of(job: Job, folder: Path, *, machine: str, commit: str | None) -> dict[str, Any]:
+    """The line of a finished run."""
+    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    logged, tokens = metrics.read(folder), result["computation"]["tokens_per_step"]
+    figures = {name: result.get(name) for name in FIGURES}
+    figures |= {
+        "dropped": read_curves(folder).tail_dropped(job.steps),
+        "experts_per_token": computed_per_token(logged, after=(1 - TAIL) * job.steps, tokens=tokens),
+    }
+    hardware, versions = result["hardware"], result["versions"]
+    where = {"machine": f"{machine}, {hardware['name']}, {hardware['precision']}", "torch": versions["torch"]}
+    return dict(zip(KEY, job.key, strict=True)) | figures | where | {
+        "commit": commit, "text_sha256": result["corpus_sha256"],
+    }  # fmt: skip
+
+
+def computed_per_token(logged: Iterable[Mapping[str, Any]], *, after: float, tokens: int) -> float | None:
+    """Assignments that experts computed per token of a layer, the mean over what was logged after a step."""
+    means = []
+    for row in logged:
+        by_layer: dict[str, float] = defaultdict(float)
+        for tag, value in row.items():
+            if (match := KEPT.fullmatch(tag)) and row["step"] > after:
+                by_layer[match[1]] += value
+        if by_layer:
+            means.append(fmean(by_layer.values()) / tokens)
+    return fmean(means) if means else None
+
+
+@dataclass(frozen=True)
+class Power:
+    """What the runs that are in no table say of how many steps are needed."""
+
+    difference: float  # switch less frozen, nats
+    deviation: float  # of a run
+    resolved: float  # the difference that the table's seeds resolve in 80 % of leagues
+
+    @property
+    def doubles(self) -> bool:
+        """Whether the difference is below what is resolved."""
+        return abs(self.difference) < self.resolved
+
+
+def power(results: Results, league: League) -> Power | None:
+    """None until all of its runs are finished."""
+    if results.missing(league.jobs(POWER, league.steps)):
+        return None
+    names = SWITCH.variant, FROZEN.variant
+    pool = Pool({name: results.by_seed("val_loss", POWER, name, league.steps) for name in names})
+    deviation = pool.least_squares.deviation
+    resolved = planned(sum(one.experts == 1 for one in ENTRIES), league.seeds, deviation)
+    return Power(pool.difference(names).mean, deviation, resolved or 0.0)
+
+
+def steps_of(results: Results, league: League) -> int | None:
+    """Of the tables: doubled, once, if the power asks for it; None until it is known."""
+    if (known := power(results, league)) is None:
+        return None
+    return league.steps * (2 if known.doubles and not league.rehearsal else 1)
+
+
+def first_runs(league: League, steps: int) -> Iterator[tuple[str, Job]]:
+    """Of seed 0: those of the tables that are measured afterwards, by the name of their results."""
+    yield from ((name_of(job.variant, job.capacity_factor), job) for job in league.jobs(TABLE, steps) if job.seed == 0)
+
+
+def name_of(variant: str, factor: float | None) -> str:
+    return variant if factor is None else f"{variant}{AT}{factor}"
+
+
+def read_stages(path: Path) -> dict[str, dict[str, Any]]:
+    """What each stage has measured so far."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def store(path: Path, stages: Mapping[str, Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, as_json(stages))
+
+
+def commit_of_code() -> str | None:
+    """The commit; "-dirty" only if the code differs from it, and not for results that were added."""
+    commit, code = provenance.commit(), ("switch_lm", "configs", "scripts")
+    same = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *code], capture_output=True, check=False)
+    return commit.removesuffix("-dirty") if commit and same.returncode == 0 else commit

@@ -1,0 +1,101 @@
+"""How many times as long a reference takes to the same loss, from runs of several lengths; nothing is extrapolated."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Self
+
+import numpy as np
+import torch
+
+from switch_lm.stats.clusters import jackknife
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """Seconds of the reference to our loss, over ours.
+
+    `reach`: the ratios that the reference's curve covers. Beyond it `ratio` is None: `faster` where its longest run has
+    a higher loss than ours, otherwise its shortest one has a lower one. `interval`: 95 %, of this figure alone, cut off
+    at the reach; None where it is not known.
+    """
+
+    ratio: float | None
+    reach: tuple[float, float]
+    interval: tuple[float, float] | None = None
+    faster: bool = False
+
+    def __str__(self) -> str:
+        """Such as "1.23 (1.10 to 1.38)", "0.61 (under 0.50 to 0.75)" or "over 2.00"."""
+        low, high = self.reach
+        if self.ratio is None:
+            return f"over {high:.2f}" if self.faster else f"under {low:.2f}"
+        if self.interval is None:
+            return f"{self.ratio:.2f}"
+        first, last = self.interval
+        return (
+            f"{self.ratio:.2f} ({'under ' * (first <= low)}{max(first, low):.2f} to "
+            f"{'over ' * (last >= high)}{min(last, high):.2f})"
+        )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The loss falls with the logarithm of the seconds (M): monotone cubic pieces (Fritsch and Carlson 1980)."""
+
+    loss_M: list[float]  # ascending
+    log_seconds_M: list[float]
+
+    @classmethod
+    def of(cls, loss_of: Mapping[float, float]) -> Self:
+        """From the loss after so many seconds. What rises by chance is levelled first (isotonic regression)."""
+        from scipy.optimize import isotonic_regression
+
+        seconds = sorted(loss_of)
+        falling = isotonic_regression([loss_of[s] for s in seconds], increasing=False).x
+        levels = {
+            loss: np.log([s for s, x in zip(seconds, falling, strict=True) if x == loss]) for loss in set(falling)
+        }
+        return cls(sorted(levels), [float(levels[loss].mean()) for loss in sorted(levels)])
+
+    def log_seconds_to(self, loss: float) -> float:
+        """Minus infinity above the highest loss, infinity below the lowest."""
+        from scipy.interpolate import PchipInterpolator
+
+        if not self.loss_M[0] <= loss <= self.loss_M[-1]:
+            return -math.inf if loss > self.loss_M[-1] else math.inf
+        if len(self.loss_M) == 1:
+            return self.log_seconds_M[0]
+        return float(PchipInterpolator(self.loss_M, self.log_seconds_M)(loss))
+
+
+def speed_up(curve: Mapping[float, Mapping[int, float]], losses: Mapping[int, float], seconds: float) -> SpeedUp:
+    """`curve`: the reference's losses by the seconds of a whole run and by seed; `losses`: ours, after `seconds`.
+
+    Over the seeds that all have: each is left out in turn, of both sides, for the interval (jackknife, t with one
+    degree of freedom less than seeds). None where a curve without one seed does not reach. ValueError without a seed
+    in common, or for a curve of a single length.
+    """
+    seeds = sorted(set(losses).intersection(*curve.values()))
+    if not seeds or len(curve) < 2:
+        raise ValueError(
+            f"{len(curve)} lengths with {len(seeds)} seeds in common: give two lengths and one seed or more"
+        )
+
+    def curve_of(some: Iterable[int]) -> Curve:
+        return Curve.of({length: fmean(own[seed] for seed in some) for length, own in curve.items()})
+
+    def log_ratio(some: list[int]) -> float:
+        return curve_of(some).log_seconds_to(fmean(losses[seed] for seed in some)) - math.log(seconds)
+
+    ends = [math.exp(log) / seconds for log in curve_of(seeds).log_seconds_M]  # from the longest run to the shortest
+    reach, center = (ends[-1], ends[0]), log_ratio(seeds)
+    if math.isinf(center):
+        return SpeedUp(None, reach, faster=center > 0.0)
+    without = [log_ratio([other for other in seeds if other != seed]) for seed in seeds if len(seeds) > 1]
+    if not without or not all(map(math.isfinite, without)):
+        return SpeedUp(math.exp(center), reach)
+    values = torch.tensor(without, dtype=torch.float64)
+    interval = jackknife(center, values, count=len(seeds), effective=len(seeds), scale=1.0).interval()
+    return SpeedUp(math.exp(center), reach, interval and (math.exp(interval[0]), math.exp(interval[1])))
