@@ -83,7 +83,7 @@ benchmark-loss: setup ## Measure how long each preset takes to reach which loss,
 	$(BENCHMARK) loss wide wide_long
 	$(BENCHMARK) loss small --control small_dense --seeds 3
 
-league: setup ## Let all routers compete, hours: continues what was stopped; in pieces with ARGS="--hours 2.8"
+league: setup ## Train and compare all routers, hours; continues a stopped one; in pieces with ARGS="--hours 2.8"
 	$(PLACE)/bin/python scripts/league.py $(ARGS)
 
 league-quick: override ARGS += --quick

@@ -14,10 +14,10 @@ from switch_lm.commandline.signals import ended_by_signals
 def parser() -> argparse.ArgumentParser:
     about = (
         "Trains, measures and compares all routers: docs/routers.md, from docs/data/league.csv and league.json. It can "
-        "be stopped and killed at any time: the same command continues."
+        "be stopped or killed at any time; the same command continues."
     )
     options = argparse.ArgumentParser(prog="scripts/league.py", description=about)
-    hours = "stop after so many, with everything saved; the same command continues"
+    hours = "stop after H hours, with everything saved; the same command continues"
     options.add_argument("--hours", type=positive, default=math.inf, metavar="H", help=hours)
     quick = "a rehearsal of every stage in a quarter of an hour, all below outputs/league_quick"
     options.add_argument("--quick", action="store_true", help=quick)

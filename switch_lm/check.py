@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         "--all-routers",
         action="store_true",
         help="in place of --run: every family of routers, each trained in the model of experiment=smoke; key=value "
-        "is for all that have the key",
+        "applies to all that have the key",
     )
     options.add_argument("--data", type=as_path, metavar="FILE", help="the text file, if it has moved")
     options.add_argument(
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainingError as error:
         return _refused(str(error))
     except Stopped as stop:
-        kept = "the file has the routers that were done" if options.all_routers else "nothing was kept"
+        kept = "the JSON file has the routers that were finished" if options.all_routers else "nothing was kept"
         print(f"stopped: {kept}", file=sys.stderr)
         return stop.code
     if code == 1:
@@ -205,7 +205,7 @@ def _check_every_router(
     steps = STEPS_OF_ALL if options.steps is None else options.steps
     first = next(config for config in configs.values() if not isinstance(config, ConfigError))
     if not first.model.num_switch_layers:
-        raise CommandError("--all-routers: a dense model routes nothing; give the blocks that have a Switch layer")
+        raise CommandError("--all-routers: a dense model routes nothing; give model.switch_every=1, for example")
     file = options.json or Path(first.outputs) / "check.json"
     require_writable(file, option="--json FILE")
     rows: dict[str, Row | str] = {}

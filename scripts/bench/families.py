@@ -1,4 +1,4 @@
-"""What does each family of routers cost for an expert's product, beside `switch`?"""
+"""What does each family of routers cost per computed assignment, relative to `switch`?"""
 
 from __future__ import annotations
 

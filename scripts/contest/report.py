@@ -78,8 +78,13 @@ def _headline(now: Standing, first: Pairs) -> Table:
         for ours, theirs in HEADLINE
         if (one := first.get((ours.variant, theirs.variant)))
     ]
-    headings = ("Difference", "± of this one alone", "Interval that holds with the others", "Verdict")
-    return Table("Learned less not learned, nothing dropped, in nats", headings, tuple(rows), words.power(now))
+    headings = ("Difference", "± of this difference alone", "Simultaneous interval", "Verdict")
+    return Table(
+        "Loss of learned less fixed or random routing, nothing dropped, in nats",
+        headings,
+        tuple(rows),
+        words.power(now),
+    )
 
 
 def _against_switch(now: Standing) -> Picture:
@@ -193,5 +198,5 @@ def _time(now: Standing) -> Iterator[Picture]:
         "validation loss (nats per character)",
         (Series("dense", tuple(now.curve), *curve), Series("", tuple(timed.values()), *points, names, line=False)),
         note="Below the line: a lower loss than dense in the same time. Each point of the line is runs of that length, "
-        "each with its whole decay. Bars and band: 95 % intervals.",
+        "each with its full learning-rate decay. Bars and band: 95 % intervals.",
     )

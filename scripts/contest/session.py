@@ -1,4 +1,4 @@
-"""The doing: what is left and how long it takes, runs by the sweep engine, then one measurement after another."""
+"""One start of the league: what is left and how long it takes, runs by the sweep engine, then one measurement after another."""
 
 from __future__ import annotations
 
@@ -113,7 +113,9 @@ class Session:
                     self._collect(jobs)
                     self.check_time()
             except BaseException as error:  # a signal, or the time is over: it saves a checkpoint
-                if not isinstance(error, KeyboardInterrupt):  # Ctrl-C has reached it, and a second would hurry it
+                if not isinstance(
+                    error, KeyboardInterrupt
+                ):  # Ctrl-C has reached it, and a second would cut its saving short
                     engine.terminate()
                 engine.wait()
                 raise
@@ -159,8 +161,8 @@ class Session:
 
         complete = self.run(POWER)
         if (known := plan.power(self.results, self.league)) is not None:
-            larger = "below" if known.doubles else "above"
-            print(f"power: switch less frozen is {known.difference:+.4f} nats, {larger} the {known.resolved:.4f} that "
+            larger = "less" if known.doubles else "no less"
+            print(f"power: switch and frozen differ by {abs(known.difference):.4f} nats, {larger} than the {known.resolved:.4f} that "
                   f"{self.league.seeds} seeds resolve: {self.steps} steps", flush=True)  # fmt: skip
             for part in (TABLE, DENSE_CURVE):
                 complete = self.run(part) and complete

@@ -27,7 +27,7 @@ def answer(now: Standing, first: Pairs) -> str:
     groups = {"has a lower loss than": won, "has a higher loss than": lost, "is not resolved from": even}
     parts = [f"{words} {', '.join(texts)}" for words, texts in groups.items() if texts]
     size = f"{now.mean('active_parameters', DENSE.variant) or 0.0:,.0f} active parameters, {now.steps:,} steps"
-    verdict = "Yes" if len(won) == len(compared) else "In part" if won else "No"
+    verdict = "Yes" if len(won) == len(compared) else "In part" if won else "No" if lost else "Not shown"
     return f"{verdict}: at this scale ({size} on Tiny Shakespeare) learned routing, `switch`, {'; it '.join(parts)}."
 
 
@@ -47,7 +47,7 @@ def resolves(now: Standing, first: Pairs) -> str:
     return (
         f"In brackets are 95 % intervals that hold together; {seeds} seeds resolve {plain(size, 4)} nats in "
         f"{POWER * 100:.0f} % of such leagues. `switch` learns, with a balance loss; `frozen` keeps its weights as "
-        "drawn, with `balance=quantile`; `hash` gives each character an expert, greedily by its frequency in training; "
+        "drawn, with `balance=quantile`; `hash` fixes an expert for each character, greedily by frequency in training; "
         "`uniform` draws the expert, with `balance=none`."
     )
 
@@ -60,9 +60,9 @@ def power(now: Standing) -> str:
     steps = f"{now.steps:,} steps" + " (a rehearsal does not double them)" * now.league.rehearsal
     return (
         f"Power, measured before: with seeds {first} to {first + seeds - 1}, which are in no table, after "
-        f"{now.league.steps:,} steps, `switch` less `frozen` was {known.difference:+.4f} nats, and a run's deviation "
-        f"{known.deviation:.4f}, of which {seeds} seeds of a table resolve {known.resolved:.4f}. The difference is "
-        f"{'below' if known.doubles else 'not below'} that: {steps}."
+        f"{now.league.steps:,} steps, `switch` less `frozen` was {known.difference:+.4f} nats, and the standard "
+        f"deviation of a run {known.deviation:.4f}, so that {seeds} seeds of a table resolve {known.resolved:.4f} nats. The "
+        f"difference is {'smaller' if known.doubles else 'no smaller'} in size, so the runs of the tables have {steps}."
     )
 
 
@@ -76,12 +76,12 @@ def default(now: Standing) -> str:
         if (one := found.get((entry.variant, SWITCH.variant))) and one.resolved and one.estimate.mean < 0.0
     ]
     fast = {ratio: one for one in own if (known := now.speed_up(one.variant)) and (ratio := known.ratio)}
-    clock = f" On the clock `{fast[max(fast)].label}` comes first ({max(fast):.2f})." if fast else ""
-    of = "of those with about one expert and nothing dropped,"
-    words = f"None: {of} none is resolved to be lower than `switch`; the lowest is `{own[0].label}`"
+    clock = f" By effective speed-up `{fast[max(fast)].label}` comes first ({max(fast):.2f} x `dense`)." if fast else ""
+    of = "of the routers with about one expert per token and nothing dropped"
+    words = f"None: no loss {of} is resolved below that of `switch`; the lowest is `{own[0].label}`"
     if better:
         entry, one = better[0]
-        words = f"`{entry.label}`: {of} it is the lowest that is resolved from `switch` ({difference(one)} nats)"
+        words = f"`{entry.label}`: it has the lowest loss {of} that is resolved from `switch` ({difference(one)} nats)"
     return f"{words}.{clock} The default stays the paper's."
 
 
@@ -100,18 +100,18 @@ def reading(now: Standing) -> Bullets:
     idle = "" if at.get("idle") is None else f", {100 * at['idle']:.0f} % of the machine idle before"
     return Bullets((
         "Loss: nats per character on the whole validation split, nothing dropped, as generation pays it; mean ± half "
-        f"of its 95 % interval over {now.league.seeds} seeds. Differences: with 95 % intervals that hold together for "
+        f"of its 95 % interval over {now.league.seeds} seeds. Differences: with simultaneous 95 % intervals for "
         "their table.",
-        "Experts per token: computed in the last tenth of training. An entry that is over "
-        f"{100 * CLASS_WIDTH:.0f} % away from its class is not ranked. Dropped: share of choices in the last fifth of "
+        "Experts per token: computed in the last tenth of training. An entry whose number is over "
+        f"{100 * CLASS_WIDTH:.0f} % off that of its class is not ranked. Dropped: share of choices in the last fifth of "
         "training. Busiest expert: of the worst layer, over the validation split. A capacity factor of 2.5 gives two "
         "experts per token as much room for each choice as 1.25 gives one. Cut-offs of expert choice and threshold "
-        "follow the last steps (`router.cutoff_ema=0.5`): in so short a run the default lags behind.",
+        "average the last few steps (`router.cutoff_ema=0.5`): in so short a run longer averages lag behind.",
         "Step: forward, backward, clipping, optimizer and what the router learns after it, with trained weights, in "
         f"turns ({at.get('repetitions', MISSING)} each; threads: {at.get('threads', MISSING)}{idle}): medians, in "
         "brackets quartiles of the ratio. Written: near the end of a full window, with the cache and one thread.",
         "Effective speed-up: seconds that `dense` needs for the same loss over the seconds taken, with a 95 % interval "
-        "over seeds of this figure alone. Under, over: the curve of `dense` reaches no further.",
+        "over seeds, of this figure alone. Under, over: beyond the ends of the curve of `dense`.",
         "What explains the choice: its share that the character explains, and beyond it the character before and the "
         "position in the window; less chance, mean over layers, of seed 0. Of several experts the one with the largest "
         "gate is the choice. Certificate: `python -m switch_lm.check` of seed 0.",
@@ -142,7 +142,7 @@ def played(now: Standing) -> tuple[Part, ...]:
             f"`{now.league.csv}`. What was measured later is in `{now.league.stages}`. The page is made of the two.",
             f"The model of `experiment=capacity_sweep`; {now.steps:,} steps; seeds 0 to {now.league.seeds - 1}, the "
             "same batches for all; float32, not compiled; one validation, after the last step.",
-            f"Dense's curve: runs of {lengths} steps, as many seeds, each with its whole decay. Where the mean loss "
+            f"Dense's curve: runs of {lengths} steps, as many seeds, each with its full learning-rate decay. Where the mean loss "
             "rises with time by chance it is levelled; monotone cubic pieces over the logarithm of time join the "
             "lengths, and nothing is extrapolated. For the interval each seed is left out in turn, of both sides.",
             *(f"{name}: {'; '.join(sorted(filter(None, values)))}." for name, values in facts.items()),

@@ -141,7 +141,7 @@ def _gap_in_training(subject: Subject, one_by_one_BS: Tensor) -> Finding:
         return judged(name, abs(one.mean) <= tolerance, words, numbers, good=good, bad=bad)
     if not promise.sees_future:
         costly = [f"the capacity of training ({named(factor)})"] * limited + ["drawing experts"] * promise.draws
-        meaning = f"what {' and '.join(costly)} costs; the future is no part of it"
+        meaning = f"the cost of {' and '.join(costly)}; the future is no part of it"
         return Finding(name, Verdict.PASS, words, when(promise.state, meaning), numbers)
     future = future_gap(model, text, batch_size=batch_size, capacity_factor=factor, rows=rows, rounding=tolerance)
     profits = future.resolved() and future.mean < -tolerance

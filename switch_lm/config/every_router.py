@@ -20,7 +20,7 @@ def overrides_of_each(overrides: Sequence[str]) -> dict[str, list[str]]:
     load_plugins()
     keys = {override: override.partition("=")[0] for override in overrides}
     if chosen := [override for override, key in keys.items() if key == "router"]:
-        raise ConfigError(f"{chosen[0]}: each router is chosen in its turn; leave it out")
+        raise ConfigError(f"{chosen[0]}: --all-routers takes every router in turn; leave it out")
     base = BASE if "experiment" in keys.values() else ["experiment=smoke", *BASE]
     result = {}
     for name, family in FAMILIES["router"].items():

@@ -137,7 +137,10 @@ def _number_tables(inspections: Sequence[Inspection]) -> list[Table]:
                 cells = dict(zip(one.blocks, map(_number, group.layers), strict=True))
                 tokens = Cell(f"{group.count:,}", group.count)
                 rows.append((_named(inspections, one, group.value), tokens, *(cells.get(b, Cell("-")) for b in blocks)))
-        headings, note = (first, "tokens", *map(layer_name, blocks)), "In brackets the share of these that have none."
+        headings, note = (
+            (first, "tokens", *map(layer_name, blocks)),
+            "In brackets: the share of these tokens that have none.",
+        )
         result.append(Table(f"Experts per token by {by}", headings, tuple(rows), note))
     return result
 

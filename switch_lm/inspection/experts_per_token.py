@@ -48,7 +48,7 @@ class ExpertsPerToken:
             shows = hardest.error is None or hardest.resolved(self.comparisons)
             result.append(
                 f"Layer {block}: {plus_minus(number, '.2f')} experts per token, {without:.1%} of tokens have none; "
-                f"from the easiest fifth by loss to the hardest that changes by {plus_minus(hardest, '+.2f')}"
+                f"from the easiest to the hardest fifth by loss this changes by {plus_minus(hardest, '+.2f')}"
                 f"{'' if shows else f': no difference shows, at most {most:.2f} either way'}."
             )
         return result

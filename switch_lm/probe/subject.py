@@ -64,7 +64,7 @@ class Subject:
         return self.batch_size if promise.depends_on_rows else 1
 
     def limit(self, capacity_factor: float | None, *, training: bool) -> float | None:
-        """The capacity factor that limits the experts, of one that is configured; None: nothing does.
+        """The factor that really limits the experts when this one is configured; None: no limit.
 
         A dense model has no experts, and a router may give no slots by it.
         """

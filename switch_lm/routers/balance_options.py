@@ -13,7 +13,7 @@ class BalanceOptions:
         "loss",
         "loss (alpha x the balance loss: paper, eq. 4), sign (a bias on the selection, moved after each step: "
         "DeepSeek-V3, section 2.1.2), quantile (the bias that evens the step's loads: Kimi K3, section 2.3.3) or none. "
-        "Only with loss the balance loss is part of the total; else it is logged.",
+        "Only with loss is the balance loss part of the total; otherwise it is only logged.",
         one_of("loss", "sign", "quantile", "none"),
     )
     rate: float = key(
@@ -21,7 +21,7 @@ class BalanceOptions:
         "With balance=sign: how far each expert's bias moves after a step.",
         Rule("must be above 0 and at most 1", lambda value: 0 < value <= 1),
     )
-    ema: float = key(0.0, "With balance=quantile: how much of the old bias stays at each step.", BELOW_ONE)
+    ema: float = key(0.0, "With balance=quantile: how much of the old bias is kept after each step.", BELOW_ONE)
 
     @property
     def adds_loss(self) -> bool:

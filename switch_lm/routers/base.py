@@ -48,7 +48,7 @@ class Router(nn.Module):
     oracle: ClassVar[Callable[..., Any] | None] = None
     has_weights: ClassVar[bool] = True  # W_r (D, E), as `w_DE`
     reads_input: ClassVar[bool] = True  # False: noise on its input would do nothing
-    as_trained: bool = False  # whether evaluation takes the rule of training, where that is another one
+    as_trained: bool = False  # whether evaluation uses the training rule, where the two differ
     bias_E: Tensor | None
 
     def __init_subclass__(cls, **others: Any) -> None:
@@ -191,7 +191,7 @@ class Router(nn.Module):
 
     @property
     def chooses_as_trained(self) -> bool:
-        """Whether to select by the rule of training, where that is another one than evaluation's."""
+        """Whether to select by the training rule, where it differs from evaluation's."""
         return self.training or self.as_trained
 
     def biased(self, score_TE: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A control: each character has an expert of its own."""
+"""A control: each character always goes to the same expert."""
 
 from dataclasses import replace
 from heapq import heapify, heapreplace

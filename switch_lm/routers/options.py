@@ -12,8 +12,8 @@ from switch_lm.routers.balance_options import BalanceOptions as BalanceOptions
 Problem = tuple[str, str, str]  # a key of the router (or another's whole name), the rule that it breaks, and the fix
 NAME_OF_ROUTER = "Which router it is; router=NAME chooses it with its options."
 TOP_K = (
-    "Experts per token: 1 (Switch), or with router=topk and sigmoid any number up to all; with router=threshold the "
-    "mean over training. A capacity holds choices."
+    "Experts per token: 1 (Switch); with router=topk or sigmoid any number up to all; with router=threshold the average "
+    "aimed at in training. A capacity counts choices, not tokens."
 )
 
 
@@ -68,7 +68,7 @@ class RouterOptions:
         return float(self.top_k)
 
     def limit(self, capacity_factor: float | None, *, training: bool) -> float | None:
-        """The capacity factor that limits its experts, of one that is configured; None: nothing does."""
+        """The factor that really limits its experts when this one is configured; None: no limit."""
         return capacity_factor
 
     def spared(self, *, training: bool) -> float:
@@ -90,7 +90,7 @@ class RouterOptions:
             yield "overflow", rule, "router.overflow=drop, or router.top_k=1"
         for name in self.unused:
             if getattr(self, name) != (default := type(self).__dataclass_fields__[name].default):
-                yield name, f"router={self.name} drops nothing and shares no slots", f"router.{name}={default}"
+                yield name, f"has no effect with router={self.name}", f"router.{name}={default}"
         if not (self.selects_by_score or self.unused):
             for name, value, other in (("overflow", "reroute", "drop"), ("drop_order", "probability", "position")):
                 if getattr(self, name) == value:
@@ -109,7 +109,7 @@ class RouterOptions:
             rule = f"router={self.name} has no selection that a bias could move"
             yield "balance.name", rule, other
         elif balance.name == "quantile" and self.top_k >= num_experts >= 1:
-            rule = "with a token at all experts there is nothing to balance"
+            rule = "with every token at all experts there is nothing to balance"
             yield "balance.name", rule, f"{other}, or lower router.top_k"
 
 
@@ -176,7 +176,7 @@ class TopKOptions(SwitchOptions):
 @family("router", "switch_lm.routers.frozen:FrozenRouter")
 @dataclass
 class FrozenOptions(SwitchOptions):
-    """A control: as `switch`, with weights that stay as they were drawn."""
+    """A control: as `switch`, with weights that stay at their random initial values."""
 
     has_balance_loss: ClassVar[bool] = False
 
@@ -206,13 +206,12 @@ class WithoutWeights(RouterOptions):
 @family("router", "switch_lm.routers.hashing:HashRouter")
 @dataclass
 class HashOptions(WithoutWeights):
-    """A control: each character has an expert of its own, wherever it stands (Roller et al. 2021)."""
+    """A control: each character always goes to the same expert (Roller et al. 2021)."""
 
     name: str = key("hash", NAME_OF_ROUTER)
     balanced: bool = key(
         True,
-        "Whether characters are assigned by their frequency in training, so that loads are as even as they can be; "
-        "false: at random.",
+        "Whether characters are assigned greedily by their frequency in training, to even the loads; false: at random.",
     )
 
 
@@ -234,8 +233,8 @@ class CutoffOptions(RouterOptions):
 
     cutoff_ema: float = key(
         0.8,
-        "How much of an expert's stored cut-off stays at each step of training; the rest comes from the step. The "
-        "paper's 0.99 is for runs a hundred times as long: in short ones cut-offs lag: tokens have too few experts.",
+        "How much of an expert's stored cut-off is kept at each training step; the rest comes from that step. Longer "
+        "averages (Expert Threshold: 0.99) suit longer runs: in short ones they lag, and tokens get too few experts.",
         BELOW_ONE,
     )
 
@@ -251,7 +250,7 @@ class ExpertChoiceOptions(CutoffOptions):
 
     @property
     def why_one_expert(self) -> tuple[str, str]:
-        rule = "experts choose: how many a token has is model.capacity_factor on average"
+        rule = "experts choose tokens: model.capacity_factor says how many experts a token has on average"
         return rule, f"model.capacity_factor={self.top_k} router.top_k=1"
 
     def experts_per_token(self, num_experts: int, capacity_factor: float | None) -> float:
@@ -277,7 +276,7 @@ class ThresholdOptions(CutoffOptions):
     name: str = key("threshold", NAME_OF_ROUTER)
     warmup_steps: int = key(
         100,
-        "The first steps route by expert choice, until cut-offs are known; at most a third of the run.",
+        "How many steps at the start route by expert choice, until cut-offs are known; at most a third of the run.",
         at_least(0),
     )
 

@@ -1,4 +1,4 @@
-"""A control: the floor of any router."""
+"""A control: random experts, which any router should beat."""
 
 from dataclasses import replace
 from typing import Any

@@ -16,8 +16,8 @@ from switch_lm.stats.clusters import jackknife
 class SpeedUp:
     """Seconds of the reference to our loss, over ours.
 
-    `reach`: the ratios that the reference's curve covers. Beyond it `ratio` is None: `faster` where its longest run has
-    a higher loss than ours, otherwise its shortest one has a lower one. `interval`: 95 %, of this figure alone, cut off
+    `reach`: the ratios that the reference's curve covers. Beyond it `ratio` is None: `faster` if even its longest
+    run has a higher loss than ours; otherwise even its shortest has a lower one. `interval`: 95 %, of this figure alone, cut off
     at the reach; None where it is not known.
     """
 

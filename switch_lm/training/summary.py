@@ -27,7 +27,7 @@ def print_plan(
     total, active = (count(vocab, config.router) for count in (model.num_params, model.num_active_params))
     steps, passes = config.trainer.max_steps, config.trainer.max_steps * config.trainer.accumulate * tokens / sizes[0]
     limit = config.router.limit(model.capacity_factor, training=True)
-    capacity = "capacity factor no limit (dropless)" if limit is None else f"capacity factor {limit:g}"
+    capacity = "no capacity limit (dropless)" if limit is None else f"capacity factor {limit:g}"
     if limit is None and model.capacity_factor is not None:
         capacity = f"no capacity: model.capacity_factor does nothing to router={config.router.name}"
     layers = f"{model.num_switch_layers} of {model.num_layers} layers"

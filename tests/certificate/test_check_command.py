@@ -128,7 +128,7 @@ def test_with_a_single_expert_no_second_choice_is_tried(make_run: MakeRun) -> No
         (["--steps", "5"], "give it with a configuration"),
         (["--all-routers", "--run", "tiny"], "--all-routers and --run tiny: the first trains models of its own"),
         (["--all-routers", "--all-policies"], "--all-routers and --all-policies"),
-        (["--all-routers", "router=hash"], "router=hash: each router is chosen in its turn; leave it out"),
+        (["--all-routers", "router=hash"], "router=hash: --all-routers takes every router in turn; leave it out"),
         (["--all-routers", "model.num_expert=4"], "did you mean model.num_experts"),
         (["--all-routers", "model.switch_every=0", "data.path=text.txt"], "a dense model routes nothing"),
         (["model.num_expert=4"], "did you mean model.num_experts"),

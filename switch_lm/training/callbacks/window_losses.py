@@ -20,7 +20,7 @@ class WindowLosses(Measurement):
 
     `val/window_loss` with nothing dropped, `val/window_loss_train_capacity` with the capacity and the rule of training,
     and `val/window_loss_generation` read character by character: the gaps between them are what capacity costs, or for
-    expert choice what seeing the future gives. Measured
+    expert choice what its training rule, which sees the future, gains or costs. Measured
     after the last validation, and after the first one at or past each multiple of 300 steps.
     """
 
