@@ -70,7 +70,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--training-rule",
         action="store_true",
-        help="choose experts by the training rule, where evaluation has another: with expert choice the loss sees the future",
+        help="choose experts by the training rule, where evaluation has another: with expert choice the loss sees the "
+        "future",
     )
     options.add_argument("--precision", choices=("fp32", "bf16"), help="(default: as in training)")
     options.add_argument("--data", type=as_path, metavar="FILE", help="the text file, if it has moved")

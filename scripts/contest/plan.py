@@ -59,6 +59,7 @@ ENTRIES = (
     UNIFORM,
     Entry("expert choice, factor 1", "expert_choice_1.0"),
     Entry("threshold, 1 expert", "threshold_top1"),
+    Entry("sigmoid, quantile", "sigmoid_quantile"),
     DENSE,
     TOP2,
     Entry("sigmoid, top-2", "sigmoid_top2", 2, limited=True),

@@ -1,4 +1,4 @@
-"""One start of the league: what is left and how long it takes, runs by the sweep engine, then one measurement after another."""
+"""One start of the league: what is left and how long it takes, runs by the sweep engine, then the measurements."""
 
 from __future__ import annotations
 
@@ -138,22 +138,40 @@ class Session:
                     for name in (BEST, LAST):
                         (folder / CHECKPOINTS / name).unlink(missing_ok=True)
 
-    def measure(self, stage: str, measure: Measure) -> None:
-        """One stage, as far as it is not stored: of each entry, or of all at once."""
+    def measure(self, stage: str, measure: Measure) -> bool:
+        """One stage, as far as it is not stored: of each entry, or of all at once. Whether nothing is missing now.
+
+        What cannot be measured is said, and tried again by the next start.
+        """
+        complete = True
         done, paths = self.stages.setdefault(stage, {}), self._checkpoints
         units: dict[str, Any] = {name: paths[name] for name in self._each()} if stage in EACH else {"all": paths}
-        for name in [name for name in units if done.get(name, {}).get("steps") != self.steps]:
+        stored = [name for name, one in done.items() if one.get("steps") == self.steps and not one.get("lacking")]
+        for name in [name for name in units if name not in stored]:
             self.check_time()
-            needed = units[name].values() if stage in ONCE else [units[name]]
-            if lacking := [path for path in needed if not path.is_file()]:
-                print(f"{stage}: {lacking[0]} is not there; it was run elsewhere, or removed: not measured")
-                continue
+            unit = units[name]
+            needed = unit if stage in ONCE else {name: unit}
+            lacking = [one for one, path in needed.items() if not path.is_file()]
+            if lacking:
+                complete = False
+                print(
+                    f"{stage}: not measured: {', '.join(lacking)}; a run of seed 0 failed, or its files are elsewhere"
+                )
+                if stage in EACH or plan.DENSE.variant in lacking:
+                    continue
+                unit = {one: path for one, path in unit.items() if one not in lacking}
             self.say(f"{stage}: {name}")
             started = time.monotonic()
-            measured = measure(units[name], self.league.repetitions)
+            try:
+                measured = measure(unit, self.league.repetitions) | ({"lacking": lacking} if lacking else {})
+            except Exception as error:  # the rest of the league goes on without it
+                print(f"{stage}: {name}: {type(error).__name__}: {error}", flush=True)
+                complete = False
+                continue
             facts = {"took": time.monotonic() - started, "commit": self.commit, "machine": processor()}
             done[name] = measured | facts | {"steps": self.steps}
             plan.store(self.league.stages, self.stages)
+        return complete
 
     def play(self) -> bool:
         """Everything that is missing; whether no run failed. OutOfTime when the time is over."""
@@ -162,10 +180,11 @@ class Session:
         complete = self.run(POWER)
         if (known := plan.power(self.results, self.league)) is not None:
             larger = "less" if known.doubles else "no less"
-            print(f"power: switch and frozen differ by {abs(known.difference):.4f} nats, {larger} than the {known.resolved:.4f} that "
-                  f"{self.league.seeds} seeds resolve: {self.steps} steps", flush=True)  # fmt: skip
+            print(f"power: switch and frozen differ by {abs(known.difference):.4f} nats, {larger} than the "
+                  f"{known.resolved:.4f} that {self.league.seeds} seeds resolve: {self.steps} steps",
+                  flush=True)  # fmt: skip
             for part in (TABLE, DENSE_CURVE):
                 complete = self.run(part) and complete
             for stage in (*EACH, *ONCE):
-                self.measure(stage, getattr(measure, stage))
+                complete = self.measure(stage, getattr(measure, stage)) and complete
         return complete

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from contest import plan
-from contest.plan import DENSE, FROZEN, HASH, QUANTILE, SWITCH, TOP2, UNIFORM
+from contest.plan import DENSE, FROZEN, HASH, QUANTILE, SWITCH, TOP2, UNIFORM, Entry
 from contest.standing import CLASS_WIDTH, Pairs, Standing, reversed_
 from switch_lm.pages.document import Bullets, Code, Part
 from switch_lm.reporting.words import MISSING, interval, plain
@@ -61,8 +62,9 @@ def power(now: Standing) -> str:
     return (
         f"Power, measured before: with seeds {first} to {first + seeds - 1}, which are in no table, after "
         f"{now.league.steps:,} steps, `switch` less `frozen` was {known.difference:+.4f} nats, and the standard "
-        f"deviation of a run {known.deviation:.4f}, so that {seeds} seeds of a table resolve {known.resolved:.4f} nats. The "
-        f"difference is {'smaller' if known.doubles else 'no smaller'} in size, so the runs of the tables have {steps}."
+        f"deviation of a run {known.deviation:.4f}, so that {seeds} seeds of a table resolve {known.resolved:.4f} "
+        f"nats. The difference is {'smaller' if known.doubles else 'no smaller'} in size, so the table has "
+        f"{steps}."
     )
 
 
@@ -75,14 +77,27 @@ def default(now: Standing) -> str:
         for entry in own
         if (one := found.get((entry.variant, SWITCH.variant))) and one.resolved and one.estimate.mean < 0.0
     ]
-    fast = {ratio: one for one in own if (known := now.speed_up(one.variant)) and (ratio := known.ratio)}
-    clock = f" By effective speed-up `{fast[max(fast)].label}` comes first ({max(fast):.2f} x `dense`)." if fast else ""
     of = "of the routers with about one expert per token and nothing dropped"
     words = f"None: no loss {of} is resolved below that of `switch`; the lowest is `{own[0].label}`"
     if better:
         entry, one = better[0]
         words = f"`{entry.label}`: it has the lowest loss {of} that is resolved from `switch` ({difference(one)} nats)"
-    return f"{words}.{clock} The default stays the paper's."
+    return f"{words}.{_clock(now, own)} The default stays the paper's."
+
+
+def _clock(now: Standing, own: Sequence[Entry]) -> str:
+    """Which of these has the highest effective speed-up; one that no run of dense reaches comes before all others."""
+    known = [(one, speed) for one in own if (speed := now.speed_up(one.variant)) is not None]
+    if not known:
+        return ""
+    first, speed = max(known, key=lambda pair: pair[1].ratio or (math.inf if pair[1].faster else 0.0))
+    if speed.ratio is None:
+        reach = (
+            "even the longest run of `dense` has a higher loss" if speed.faster else "even the shortest has a lower one"
+        )
+        return f" By effective speed-up `{first.label}` comes first: {reach}."
+    none = "" if speed.ratio > 1.0 else "none is faster than `dense`; "
+    return f" By effective speed-up {none}`{first.label}` comes first ({speed.ratio:.2f} x `dense`)."
 
 
 def verdict(certificate: Mapping[str, Any]) -> str:
@@ -103,9 +118,9 @@ def reading(now: Standing) -> Bullets:
         f"of its 95 % interval over {now.league.seeds} seeds. Differences: with simultaneous 95 % intervals for "
         "their table.",
         "Experts per token: computed in the last tenth of training. An entry whose number is over "
-        f"{100 * CLASS_WIDTH:.0f} % off that of its class is not ranked. Dropped: share of choices in the last fifth of "
-        "training. Busiest expert: of the worst layer, over the validation split. A capacity factor of 2.5 gives two "
-        "experts per token as much room for each choice as 1.25 gives one. Cut-offs of expert choice and threshold "
+        f"{100 * CLASS_WIDTH:.0f} % off that of its class is not ranked. Dropped: share of choices in the last fifth "
+        "of training. Busiest expert: of the worst layer, over the validation split. A capacity factor of 2.5 gives "
+        "two experts per token as much room for each choice as 1.25 gives one. Cut-offs of expert choice and threshold "
         "average the last few steps (`router.cutoff_ema=0.5`): in so short a run longer averages lag behind.",
         "Step: forward, backward, clipping, optimizer and what the router learns after it, with trained weights, in "
         f"turns ({at.get('repetitions', MISSING)} each; threads: {at.get('threads', MISSING)}{idle}): medians, in "
@@ -142,9 +157,9 @@ def played(now: Standing) -> tuple[Part, ...]:
             f"`{now.league.csv}`. What was measured later is in `{now.league.stages}`. The page is made of the two.",
             f"The model of `experiment=capacity_sweep`; {now.steps:,} steps; seeds 0 to {now.league.seeds - 1}, the "
             "same batches for all; float32, not compiled; one validation, after the last step.",
-            f"Dense's curve: runs of {lengths} steps, as many seeds, each with its full learning-rate decay. Where the mean loss "
-            "rises with time by chance it is levelled; monotone cubic pieces over the logarithm of time join the "
-            "lengths, and nothing is extrapolated. For the interval each seed is left out in turn, of both sides.",
+            f"Dense's curve: runs of {lengths} steps, as many seeds, each with its full learning-rate decay. Where the "
+            "mean loss rises with time by chance it is levelled; monotone cubic pieces over the logarithm of time join "
+            "the lengths, and nothing is extrapolated. For the interval each seed is left out in turn, of both sides.",
             *(f"{name}: {'; '.join(sorted(filter(None, values)))}." for name, values in facts.items()),
         )),
     )  # fmt: skip

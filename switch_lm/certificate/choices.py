@@ -28,9 +28,9 @@ def selected(cases: Sequence[Case]) -> Finding:
     for case in cases:
         result = case.judged
         if case.promise.draws:
-            share, expected, bound = _drawn(case, result.expected.probs_TE)
+            share, expected, off = _drawn(case, result.expected.probs_TE)
             note = note or f"; drawn: {share:.1%} the most probable, by p {expected:.1%}"
-            wrong += int(not abs(share - expected) <= bound)
+            wrong += off
             total += 1
         else:
             wrong += result.wrong
@@ -45,18 +45,23 @@ def selected(cases: Sequence[Case]) -> Finding:
     )
 
 
-def _drawn(case: Case, probs_TE: Tensor) -> tuple[float, float, float]:
-    """How many first draws are the most probable expert: the share, what p says, and how far chance moves it.
+def _drawn(case: Case, probs_TE: Tensor) -> tuple[float, float, bool]:
+    """How many first draws are the most probable expert: the share, what p says, and whether one is off by p.
 
-    Bernstein's bound, which holds for rare misses too, where no normal distribution does.
+    Of every expert too. Bernstein's bound says how far chance moves a share; it holds for rare misses too, where no
+    normal distribution does.
     """
     firsts = [(t, experts[0]) for t, experts in enumerate(selected_by_token(case.quiet.routing)) if experts]
     token_M, first_M = torch.tensor(firsts, device=probs_TE.device).view(-1, 2).unbind(1)
-    top_M = probs_TE[token_M].max(dim=-1)
-    hit_M, p_M = (first_M == top_M.indices).double(), top_M.values.double()
-    surprise, variance = math.log(2 / CHANCE), (p_M * (1 - p_M)).sum().item()
-    bound = surprise / 3 + math.sqrt((surprise / 3) ** 2 + 2 * surprise * variance)
-    return hit_M.mean().item(), p_M.mean().item(), bound / len(p_M)
+    p_ME = probs_TE[token_M].double()
+    hit_ME = (first_M[:, None] == torch.arange(p_ME.shape[1], device=p_ME.device)).double()
+    top_M1 = p_ME.argmax(dim=1, keepdim=True)
+    columns = p_ME.shape[1] + 1  # the most probable one, then each
+    p_MC, hit_MC = (torch.cat([x_ME.gather(1, top_M1), x_ME], dim=1) for x_ME in (p_ME, hit_ME))
+    surprise, variance_C = math.log(2 * columns / CHANCE), (p_MC * (1 - p_MC)).sum(dim=0)
+    bound_C = surprise / 3 + ((surprise / 3) ** 2 + 2 * surprise * variance_C).sqrt()
+    off = bool(((hit_MC - p_MC).sum(dim=0).abs() > bound_C).any())
+    return hit_MC[:, 0].mean().item(), p_MC[:, 0].mean().item(), off
 
 
 def slots(cases: Sequence[Case]) -> Finding:

@@ -16,6 +16,7 @@ from switch_lm.probe.subject import LayerCall, Subject, calls, largest, noise, s
 from switch_lm.text.windows import EvaluationBatches
 
 SAME = 1e-4  # of a balance loss, float32
+MEAN_WITHIN = 2.0  # times the mean number of experts per character that a router's options state
 ENOUGH = 100  # characters for each expert, before one without any says something
 FEW_EXPERTS = 64  # of which every pair is compared
 COPIES = 1e-3  # relative distance of two experts' outputs; independent ones are about 1.4 apart
@@ -148,12 +149,16 @@ def _used(subject: Subject) -> Finding:
     judgeable = num_characters >= ENOUGH * share_LE.shape[1]
     per_character = tally.load_LE.sum().item() / len(share_LE) / (num_characters - 1)
     starving = f"{idle} of {share_LE.numel()} experts never get a character"
+    config = subject.model.config
+    stated = subject.model.router_options.experts_per_token(config.num_experts, config.capacity_factor)
+    off = judgeable and subject.promise(training=False, limited=False).keeps_mean
+    off = off and not 1 / MEAN_WITHIN <= per_character / stated <= MEAN_WITHIN
     return judged(
         "every expert used",
-        idle == 0 or not judgeable,
+        not off and (idle == 0 or not judgeable),
         f"the idlest gets {least:.2f} x an even share ({idlest}), the busiest {most:.2f} x; "
         f"{per_character:.2f} experts per character; val/loss {tally.loss:.4f}",
         {"least": least, "most": most, "idle": idle, "experts_per_token": per_character, "val_loss": tally.loss},
         good="no expert starves" if idle == 0 else f"{starving}, but the text is too short to judge",
-        bad=starving,
+        bad=f"its rule promises about {stated:g} experts per character" if off else starving,
     )

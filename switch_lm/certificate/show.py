@@ -24,13 +24,13 @@ NOTES = (
     "Own future, other rows: whether they move a token, and by how much a logit at most, as a share of the largest "
     f"logit, at tighter factors ({' and '.join(f'{factor:g}' for factor in TIGHT)}) too. No slot: choices that the "
     "selected expert did not compute. Loss: nats per character, as training scores, without dropout or jitter. Gap: "
-    "this loss, less the loss read character by character. Of the future: the loss where the true next character follows, "
-    "less that where another does; both before the same other text. "
+    "this loss, less the loss read character by character. Of the future: the loss where the true next character "
+    "follows, less that where another does; both before the same other text. "
 )
 OF_FAMILIES = (
-    "Verdict: FAIL if any check fails, LEAKS if a token's own future moves it; other rows do not count here. Busiest: the "
-    "load of the busiest expert, x an even share; experts: per token; both as validation routes. Seconds: training and "
-    "checks. "
+    "Verdict: FAIL if any check fails, LEAKS if a token's own future moves it; other rows do not count here. Busiest: "
+    "the load of the busiest expert, x an even share; experts: per token; both as validation routes. Seconds: training "
+    "and checks. "
 )
 LINE_WIDTH = 120  # where the console is no terminal
 POLICIES_WIDTH = 126  # no column is cut, whatever the terminal

@@ -27,11 +27,19 @@ def overrides_of_each(overrides: Sequence[str]) -> dict[str, list[str]]:
         options: Any = family.options
         own = [one for one, key in keys.items() if _has(name, key)]
         by_bias = options.selects_by_score and not options.has_balance_loss
-        balanced = any(key.startswith("balance") for key in keys.values())
+        balanced = not {"balance", "balance.name"}.isdisjoint(keys.values())
         result[name] = [*base, f"router={name}", *["balance=quantile"] * (by_bias and not balanced), *own]
     return result
 
 
 def _has(name: str, key: str) -> bool:
-    """Whether this router has the key, or no router has it."""
-    return not key.startswith("router.") or not_of("router", name, key.removeprefix("router.")) is None
+    """Whether the key means something to this router, or no router has it."""
+    options: Any = FAMILIES["router"][name].options
+    own = key.removeprefix("router.")
+    if not key.startswith("router."):
+        return True
+    return (
+        not_of("router", name, own) is None
+        and own not in options.unused
+        and not (own == "top_k" and options.one_expert)
+    )

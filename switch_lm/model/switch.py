@@ -93,7 +93,7 @@ class SwitchFeedForward(nn.Module):
         if routing.token_N.numel() == 1 == x_TD.shape[0] and routing.keeps_all:
             y_1D = self.experts.one_token(x_TD, routing.assigned_N)
             return y_1D * routing.gate_N.to(y_1D.dtype)[:, None]
-        if routing.used_N is not None and devices.is_cpu(x_TD.device):
+        if routing.used_N is not None and not self.experts.multiplies_groups(x_TD.device, product_dtype(x_TD)):
             return self._compacted(x_TD, routing)
         tokens = TokenRows.of(routing)
         x_ND = tokens.spread(x_TD.to(product_dtype(x_TD)))  # before it is moved: half as many bytes under autocast

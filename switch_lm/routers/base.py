@@ -30,6 +30,7 @@ class Promise:
     reroutes: bool = False  # another expert than the selected one may compute
     varies_gates: bool = True  # gates depend on the token
     learns: bool = True  # its weights have a gradient from the language loss
+    keeps_mean: bool = False  # where it varies, its mean is near what the options state
     state: str = ""  # when this holds, of a rule that changes in a run: "after its warm-up of 100 steps"
 
 
@@ -48,7 +49,7 @@ class Router(nn.Module):
     oracle: ClassVar[Callable[..., Any] | None] = None
     has_weights: ClassVar[bool] = True  # W_r (D, E), as `w_DE`
     reads_input: ClassVar[bool] = True  # False: noise on its input would do nothing
-    as_trained: bool = False  # whether evaluation uses the training rule, where the two differ
+    as_trained: bool  # whether evaluation uses the training rule, where the two differ
     bias_E: Tensor | None
 
     def __init_subclass__(cls, **others: Any) -> None:
@@ -69,7 +70,7 @@ class Router(nn.Module):
         balance: BalanceOptions | None = None,
     ) -> None:
         super().__init__()
-        self.options = self.Options() if options is None else options
+        self.options, self.as_trained = self.Options() if options is None else options, False
         self.num_experts = num_experts
         self.w_DE = nn.Parameter(torch.empty(d_model, num_experts)) if self.has_weights else None
         self.input_dropout = Dropout(self.options.input_dropout)

@@ -77,4 +77,5 @@ class ExpertChoiceRouter(CutoffRouter):
             depends_on_rows=chooses and self.options.num_groups(2) == 1,
             fixed_computation=chooses,
             experts_per_token=None,
+            keeps_mean=bool(self.steps > 0),
         )

@@ -36,10 +36,9 @@ class HashRouter(Router):
 
     def prepare(self, counts_V: Tensor, *, max_steps: int | None = None) -> None:
         """Assigns the characters; the assignment is a buffer, which checkpoints hold."""
-        if self.options.balanced:
-            self.expert_V = spread(counts_V, self.num_experts)
-        else:
-            self.expert_V = torch.randint(self.num_experts, counts_V.shape)
+        balanced, num_experts = self.options.balanced, self.num_experts
+        expert_V = spread(counts_V, num_experts) if balanced else torch.randint(num_experts, counts_V.shape)
+        self.expert_V = expert_V.to(self.expert_V.device)
 
     def assign(
         self,

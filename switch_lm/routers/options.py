@@ -12,8 +12,8 @@ from switch_lm.routers.balance_options import BalanceOptions as BalanceOptions
 Problem = tuple[str, str, str]  # a key of the router (or another's whole name), the rule that it breaks, and the fix
 NAME_OF_ROUTER = "Which router it is; router=NAME chooses it with its options."
 TOP_K = (
-    "Experts per token: 1 (Switch); with router=topk or sigmoid any number up to all; with router=threshold the average "
-    "aimed at in training. A capacity counts choices, not tokens."
+    "Experts per token: 1 (Switch); with router=topk or sigmoid any number up to all; with router=threshold the "
+    "average aimed at in training. A capacity counts choices, not tokens."
 )
 
 

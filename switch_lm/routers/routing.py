@@ -104,7 +104,7 @@ class Routing:
     @property
     def kept_E(self) -> Tensor:
         """How many assignments each expert computes, int64."""
-        if self.keeps_all:
+        if self.keeps_all or (self.capacity is None and self.choices_per_token is None):
             return self.load_E
         chosen_NE = self.assigned_N[:, None] == torch.arange(self.num_experts, device=self.load_E.device)
         return (chosen_NE & self.kept_N[:, None]).sum(dim=0)

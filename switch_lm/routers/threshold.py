@@ -18,7 +18,8 @@ class ThresholdRouter(CutoffRouter):
     """s = sigmoid(x W_r), the gate; a token goes to every expert whose stored cut-off its s exceeds. No capacity.
 
     The cut-off is a moving average of the s that K / E of a step's tokens exceed. In the first steps of training
-    (`router.warmup_steps`, at most a third of the run) each expert takes its K T / E best tokens instead.
+    (`router.warmup_steps`, at most a third of the run) each expert takes its K T / E best tokens instead, of
+    equal ones at the end none.
     Source: Expert Threshold routing, arXiv 2603.11535.
     """
 
@@ -69,5 +70,6 @@ class ThresholdRouter(CutoffRouter):
             depends_on_rows=warms_up,
             fixed_computation=False,
             experts_per_token=None,
+            keeps_mean=step > 0 and step >= warmup,
             state=state if training and warmup else "",
         )

@@ -17,8 +17,8 @@ class SpeedUp:
     """Seconds of the reference to our loss, over ours.
 
     `reach`: the ratios that the reference's curve covers. Beyond it `ratio` is None: `faster` if even its longest
-    run has a higher loss than ours; otherwise even its shortest has a lower one. `interval`: 95 %, of this figure alone, cut off
-    at the reach; None where it is not known.
+    run has a higher loss than ours; otherwise even its shortest has a lower one. `interval`: 95 %, of this figure
+    alone, cut off at the reach; None where it is not known.
     """
 
     ratio: float | None

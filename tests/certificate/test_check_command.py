@@ -212,3 +212,6 @@ def test_an_override_is_for_the_routers_that_have_the_key_and_what_alpha_cannot_
     assert all({"alpha=0.1", "experiment=smoke", f"router={name}"} <= set(words) for name, words in each.items())
     other = overrides_of_each(["experiment=short", "balance.name=none"])["frozen"]
     assert not {"experiment=smoke", "balance=quantile"} & set(other)
+    two = overrides_of_each(["router.top_k=2", "router.drop_order=random", "balance.ema=0.5"])
+    assert {name for name, words in two.items() if "router.top_k=2" in words} == {"topk", "sigmoid", "threshold"}
+    assert "router.drop_order=random" not in two["threshold"] and "balance=quantile" in two["frozen"]

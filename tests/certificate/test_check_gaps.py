@@ -201,5 +201,14 @@ def test_rare_misses_of_a_draw_are_chance_and_many_are_not() -> None:
     for misses, by_chance in ((2, True), (11, False)):
         routing = routed((torch.arange(100) < misses).long(), probs_TE)
         case: Any = SimpleNamespace(quiet=SimpleNamespace(routing=routing))
-        share, expected, bound = _drawn(case, probs_TE)
-        assert (abs(share - expected) <= bound) == by_chance
+        share, expected, off = _drawn(case, probs_TE)
+        assert off == (not by_chance) and (share, expected) == pytest.approx((1 - misses / 100, 0.999))
+
+
+def test_draws_of_any_expert_are_compared_with_p() -> None:
+    """The most probable one is drawn as often as p says, and of the three others one in place of all."""
+    probs_TE = torch.full((400, 4), 0.25)
+    for of_others, wrong in ((torch.arange(400) % 3 + 1, False), (torch.ones(400, dtype=torch.int64), True)):
+        routing = routed(torch.where(torch.arange(400) % 4 == 0, 0, of_others), probs_TE)
+        case: Any = SimpleNamespace(quiet=SimpleNamespace(routing=routing))
+        assert _drawn(case, probs_TE) == (0.25, 0.25, wrong)

@@ -156,6 +156,18 @@ def cut_offs_of_the_batch(name: str) -> Break:
     return fault
 
 
+def cut_offs_that_lag_behind(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    for router in model.routers:
+        router.get_buffer("steps").fill_(9)
+        router.get_buffer("cutoff_E").zero_()
+
+
+def drawing_one_of_two(patch: pytest.MonkeyPatch, model: SwitchLM) -> None:
+    """The first as often as it should."""
+    real = torch.randint
+    patch.setattr(torch, "randint", lambda high, *size, **how: real(high, *size, **how).clamp(max=1))
+
+
 BY_BIAS: dict[str, Any] = {"balance": BalanceOptions("sign", rate=0.1)}
 FAULTS: dict[Break, tuple[set[str], dict[str, Any]]] = {  # what must fail, and the options of the model
     select_the_second_best: ({"selection"}, {}),
@@ -181,6 +193,8 @@ FAULTS: dict[Break, tuple[set[str], dict[str, Any]]] = {  # what must fail, and 
     the_expert_of_the_next_character: ({"own future, training", "cache", "selection"}, {"router": family("hash")}),
     a_frozen_router_that_is_trained: ({"promise"}, {"router": family("frozen")}),
     drawing_in_evaluation_too: ({"no randomness, evaluation", "promise", "cache"}, {"router": family("uniform")}),
+    drawing_one_of_two: ({"selection"}, {"router": family("uniform")}),
+    cut_offs_that_lag_behind: ({"every expert used"}, {"router": family("threshold", warmup_steps=0)}),
     cut_offs_of_the_batch("expert_choice"): ({"own future, evaluation", "cache"}, {"router": family("expert_choice")}),
     cut_offs_of_the_batch("threshold"): ({"own future, training"}, {"router": family("threshold", warmup_steps=0)}),
 }

@@ -165,7 +165,7 @@ def test_that_hard_tokens_get_more_experts_is_detected_and_a_number_at_random_ha
         reading = replace(plain, number_LBS=(extra_BS + torch.randint(3, shape, generator=draw))[None])
         result = experts_per_token(reading, PROBE.ids_BS, VOCABULARY.characters)
         results.append(result.findings([3])[0] if result else "")
-    assert re.search(r"hardest that changes by \+(0\.9|1\.0)\d ± 0\.\d+\.$", results[0])
+    assert re.search(r"hardest fifth by loss this changes by \+(0\.9|1\.0)\d ± 0\.\d+\.$", results[0])
     assert sum("no difference shows, at most 0." in one for one in results[1:]) >= 17
 
 
