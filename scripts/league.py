@@ -19,6 +19,8 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="scripts/league.py", description=about)
     hours = "stop after H hours, with everything saved; the same command continues"
     options.add_argument("--hours", type=positive, default=math.inf, metavar="H", help=hours)
+    jobs = "train N at once, a share of the cores each (after `make launchers`); times are measured by one alone"
+    options.add_argument("--jobs", type=int, choices=range(1, 65), default=1, metavar="N", help=jobs)
     quick = "a rehearsal of every stage in a quarter of an hour, all below outputs/league_quick"
     options.add_argument("--quick", action="store_true", help=quick)
     report = "only make the report again, from what is stored"
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from contest.session import OutOfTime, Session
 
     league, complete = plan.QUICK if options.quick else plan.League(), True
-    session = Session(league, time.monotonic() + 3600 * options.hours)
+    session = Session(league, time.monotonic() + 3600 * options.hours, options.jobs)
     try:
         if not options.report:
             complete = session.play()

@@ -31,10 +31,11 @@ class OutOfTime(Exception):
 
 @dataclass
 class Session:
-    """One start of the league. `until`: when it stops, by `time.monotonic`."""
+    """One start of the league. `until`: when it stops, by `time.monotonic`; `jobs`: how many runs train at once."""
 
     league: League
     until: float
+    jobs: int = 1
     results: Results = field(default_factory=lambda: Results(()))
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     commit: str | None = field(default_factory=plan.commit_of_code)
@@ -65,7 +66,7 @@ class Session:
             rates.setdefault(row["variant"], []).append(float(row["seconds"]) / int(row["steps"]))
         usual = fmean(map(fmean, rates.values())) if rates else GUESSED_STEP
         runs = [(job.steps, rates.get(job.variant, [usual])) for part in PARTS for job in self.missing(part)]
-        left = sum(steps * fmean(rate) for steps, rate in runs)
+        left = sum(steps * fmean(rate) for steps, rate in runs) / self.jobs
         for stage, guess in GUESSED.items():
             took = [one["took"] for one in self.stages.get(stage, {}).values()]
             wanted = len(self._each()) if stage in EACH else 1
@@ -103,6 +104,8 @@ class Session:
             for key, value in job.varied.items():
                 varied.setdefault(key, {})[str(value)] = None
         words = [f"{key}=choice({','.join(values)})" for key, values in varied.items()]
+        if self.jobs > 1:
+            words += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={self.jobs}"]
         command = [sys.executable, "-m", "switch_lm.train", "-m", "experiment=league", f"name={jobs[0].sweep}"]
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("a", encoding="utf-8") as log:

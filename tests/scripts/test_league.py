@@ -62,6 +62,8 @@ def test_only_what_is_missing_is_run_and_takes_time(league: Any) -> None:
     one = session.Session(league, until=0.0)
     before, one.results = one.seconds_left(), played(league)
     assert 0.0 < one.seconds_left() < before
+    measuring, both = one.seconds_left(), replace(one, jobs=2)  # the runs take half as long, and the rest is the same
+    assert before - measuring == pytest.approx(2 * (both.seconds_left() - measuring))
     with pytest.raises(session.OutOfTime):
         one.check_time()
 
