@@ -56,8 +56,10 @@ class Session:
         """Of the tables; as configured until the power is known."""
         return plan.steps_of(self.results, self.league) or self.league.steps
 
-    def missing(self, part: str) -> list[Job]:
-        return self.results.missing(self.league.jobs(part, self.steps))
+    def missing(self, part: str, *, first: bool = False) -> list[Job]:
+        """Of a part; `first`: of those of seed 0."""
+        jobs = self.results.missing(self.league.jobs(part, self.steps))
+        return [job for job in jobs if not first or job.seed == 0]
 
     def seconds_left(self) -> float:
         """From the mean times of what is done; a variant without a run is taken to be as fast as the others."""
@@ -83,13 +85,13 @@ class Session:
         some = self.league.examined
         return [one.variant for one in plan.ENTRIES if not some or one.variant in some]
 
-    def run(self, part: str) -> bool:
+    def run(self, part: str, *, first: bool = False) -> bool:
         """The runs that are missing, by one sweep for each capacity; whether all are finished then."""
         for name in dict.fromkeys(job.sweep for job in self.league.jobs(part, self.steps)):
-            if jobs := [job for job in self.missing(part) if job.sweep == name]:
+            if jobs := [job for job in self.missing(part, first=first) if job.sweep == name]:
                 self.say(f"{part}: {len(jobs)} runs in {self.league.outputs / 'sweeps' / name}")
                 self._sweep(jobs)
-        if failed := self.missing(part):
+        if failed := self.missing(part, first=first):
             print(f"{len(failed)} runs of {part} have no result, see {self._log}; the same command tries again")
         return not failed
 
@@ -177,7 +179,11 @@ class Session:
         return complete
 
     def play(self) -> bool:
-        """Everything that is missing; whether no run failed. OutOfTime when the time is over."""
+        """Everything that is missing; whether no run failed. OutOfTime when the time is over.
+
+        What is measured of trained routers comes as soon as those of seed 0 are trained: the other runs need not be
+        made on the machine that has their weights.
+        """
         from contest import measure  # with torch: not for --help, nor for the report
 
         complete = self.run(POWER)
@@ -186,8 +192,9 @@ class Session:
             print(f"power: switch and frozen differ by {abs(known.difference):.4f} nats, {larger} than the "
                   f"{known.resolved:.4f} that {self.league.seeds} seeds resolve: {self.steps} steps",
                   flush=True)  # fmt: skip
-            for part in (TABLE, DENSE_CURVE):
-                complete = self.run(part) and complete
+            self.run(TABLE, first=True)
             for stage in (*EACH, *ONCE):
                 complete = self.measure(stage, getattr(measure, stage)) and complete
+            for part in (TABLE, DENSE_CURVE):
+                complete = self.run(part) and complete
         return complete
