@@ -8,22 +8,26 @@ from pathlib import Path
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import as_path
 from switch_lm.commandline.signals import ended_by_signals
-from switch_lm.text.corpus import FILE_VARIABLE, TINY_SHAKESPEARE_FILE, CorpusError, load_corpus
+from switch_lm.text.corpus import TEXTS, load_corpus
+from switch_lm.text.given import FILE_VARIABLE, CorpusError
 
 
 @survive_closed_pipe()
 @ended_by_signals()
 def main() -> int:
-    """Fetch Tiny Shakespeare once, so that later runs need no network."""
+    """Fetch a text once, so that later runs need no network."""
     parser = argparse.ArgumentParser(prog="python -m switch_lm.corpus", description=main.__doc__)
     parser.add_argument("--data-dir", type=as_path, default=Path("data"), help="where the copy is kept (default: data)")
-    data_dir: Path = parser.parse_args().data_dir
+    about = "tiny_shakespeare, or plays: 29 more plays before it (default: tiny_shakespeare)"
+    parser.add_argument("--text", choices=TEXTS, default="tiny_shakespeare", help=about)
+    options = parser.parse_args()
     try:
-        corpus = load_corpus(data_dir=data_dir)
+        corpus = load_corpus(data_dir=options.data_dir, text=options.text)
     except CorpusError as error:
         print(error, file=sys.stderr)
         return 1
-    path = os.environ.get(FILE_VARIABLE) or data_dir / TINY_SHAKESPEARE_FILE
+    given = os.environ.get(FILE_VARIABLE) if options.text == "tiny_shakespeare" else None
+    path = given or options.data_dir / TEXTS[options.text].file
     print(f"path    {path}\nsource  {corpus.source}\nsha256  {corpus.sha256}")
     return 0
 

@@ -27,7 +27,7 @@ from switch_lm.storage.runs import OUTPUTS
 from switch_lm.sweep import jobs as sweep
 from switch_lm.sweep import launchers
 from switch_lm.sweep.grid import as_given
-from switch_lm.text.corpus import CorpusError, TextError
+from switch_lm.text.given import CorpusError, TextError
 from switch_lm.training.start import plan, refuse_torchrun, train
 
 PLAN = "--plan"  # prints what would be done and how long it takes here, and does nothing

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from switch_lm.text import corpus, mirrors, plays
-from switch_lm.text.corpus import CorpusError, load_corpus
+from switch_lm.text.corpus import load_corpus
+from switch_lm.text.given import FILE_VARIABLE, CorpusError
 
 GOOD = b"A made-up line.\r\nAnother one.\n" * 40
 GOOD_SHA256 = hashlib.sha256(GOOD).hexdigest()
@@ -94,13 +95,13 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 @pytest.fixture(autouse=True)
 def a_small_made_up_world(monkeypatch: pytest.MonkeyPatch) -> None:
     """A text of our own, no mirror, no package, short times."""
-    monkeypatch.setattr(corpus, "TINY_SHAKESPEARE_SHA256", GOOD_SHA256)
-    monkeypatch.setattr(corpus, "TINY_SHAKESPEARE_BYTES", len(GOOD))
+    known = corpus.Known(corpus.TINY_SHAKESPEARE.file, len(GOOD), GOOD_SHA256)
+    monkeypatch.setattr(corpus, "TINY_SHAKESPEARE", known)
     times = {"CONNECT_SECONDS": 0.3, "READ_SECONDS": 0.3, "MIRROR_SECONDS": 1.0, "NETWORK_SECONDS": 1.5}
     for name, value in {"MIRRORS": (), **times, "BACKOFF_SECONDS": 0.01}.items():
         monkeypatch.setattr(mirrors, name, value)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv(corpus.FILE_VARIABLE, raising=False)
+    monkeypatch.delenv(FILE_VARIABLE, raising=False)
     offline_source(monkeypatch, None)
 
 
@@ -114,8 +115,8 @@ def offline_source(monkeypatch: pytest.MonkeyPatch, body: bytes | None) -> None:
 
 
 def only_file(folder: Path) -> bytes:
-    assert [each.name for each in folder.iterdir()] == [corpus.TINY_SHAKESPEARE_FILE]
-    return (folder / corpus.TINY_SHAKESPEARE_FILE).read_bytes()
+    assert [each.name for each in folder.iterdir()] == [corpus.TINY_SHAKESPEARE.file]
+    return (folder / corpus.TINY_SHAKESPEARE.file).read_bytes()
 
 
 def refusal(data_dir: Path, path: Path | None = None) -> str:

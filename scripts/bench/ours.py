@@ -17,8 +17,8 @@ from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import run_ledger
 from switch_lm.routers.routing import Routing
 from switch_lm.text.corpus import Corpus, load_corpus
+from switch_lm.text.splits import Split
 from switch_lm.text.vocabulary import Vocabulary
-from switch_lm.text.windows import split
 from switch_lm.training.data import Batch, TrainingBatches
 from switch_lm.training.hardware import compile_blocks
 from switch_lm.training.module import SwitchModule
@@ -43,7 +43,7 @@ def vocabulary() -> Vocabulary:
 
 def batches(*, batch_size: int, context_length: int) -> Callable[[int], Batch]:
     """Batch number n of training; the negative numbers of warm-up calls mean batches far ahead."""
-    ids = split(torch.from_numpy(corpus().ids))[0]
+    ids = Split.of(corpus()).training_ids(corpus())
     data = TrainingBatches(ids, batch_size=batch_size, context_length=context_length, seed=0)
     return lambda number: data[number % 10**6]
 

@@ -34,6 +34,10 @@ PREVIOUS, CHARACTERS = "previous character", 32
 DENSE, QUIET = plan.DENSE.variant, 0.95  # a machine of which less is idle is not quiet
 
 
+class BusyError(Exception):
+    """The machine is not quiet enough to measure a time."""
+
+
 def certificate(path: Path, _: int) -> dict[str, Any]:
     """The checks by verdict, and the gap between the training rule and generation, in words."""
     command = [sys.executable, "-m", "switch_lm.check", "--run", str(path)]
@@ -114,9 +118,15 @@ def _in_turns(
     *,
     each: int = 1,
 ) -> dict[str, Any]:
-    """Seconds of a call over `each`, and their ratio to dense in the same repetition: medians and quartiles."""
+    """Seconds of a call over `each`, and their ratio to dense in the same repetition: medians and quartiles.
+
+    BusyError if something else is at work.
+    """
     if (idle := idle_share()) is not None and idle < QUIET:
-        print(f"warning: others keep {1 - idle:.0%} of this machine busy: its times are not to be trusted", flush=True)
+        raise BusyError(
+            f"others keep {1 - idle:.0%} of this machine busy; a time needs {QUIET:.0%} of it idle; stop them, and the "
+            "same command measures it"
+        )
     keep_freed_memory()  # as training does
     done = race([Contestant.made_by(make, name) for name, make in makers.items()], draw, repetitions=repetitions)
     if done.errors:

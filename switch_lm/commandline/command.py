@@ -21,7 +21,7 @@ from switch_lm.config.plugins import PluginError
 from switch_lm.config.reading import whole
 from switch_lm.storage.files import as_json, remedy, replace_text
 from switch_lm.storage.runs import OUTPUTS, RunError, find_run
-from switch_lm.text.corpus import CorpusError
+from switch_lm.text.given import CorpusError
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
     from torch import Tensor
@@ -90,15 +90,14 @@ def open_model(name: str | None, outputs: Path) -> tuple[Path, SwitchLM, Header]
 
 def validation_ids(header: Header, file: Path | None) -> Tensor:
     """The validation split of the text that the model was trained on: `file`, or where the run found it."""
-    import torch
-
     from switch_lm.text.corpus import load_corpus
-    from switch_lm.text.windows import split, validation_too_short
+    from switch_lm.text.splits import Split
+    from switch_lm.text.windows import validation_too_short
 
-    data = header.config["data"]
+    data = {"text": "tiny_shakespeare", "split": "standard", "hold_out": None} | header.config["data"]
     given = file or (Path(data["path"]) if data["path"] else None)
     try:
-        corpus = load_corpus(data_dir=Path(data["dir"]), path=given)
+        corpus = load_corpus(data_dir=Path(data["dir"]), path=given, text=data["text"])
     except CorpusError as error:
         raise CommandError(f"{error} (for this command: --data FILE)") from error
     if corpus.sha256 != header.corpus_sha256:
@@ -108,7 +107,7 @@ def validation_ids(header: Header, file: Path | None) -> Tensor:
     if corpus.characters != header.vocabulary:
         rule = "this model is of an older version, which read them as characters: train it again"
         raise CommandError(f"{corpus.source} has byte order marks, which are now left out; {rule}")
-    ids = split(torch.from_numpy(corpus.ids))[1]
+    ids = Split.of(corpus, split=data["split"], hold_out=data["hold_out"]).validation_ids(corpus)
     if (problem := validation_too_short(len(ids))) is not None:
         raise CommandError(problem)
     return ids

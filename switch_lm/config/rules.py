@@ -13,7 +13,7 @@ from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import ConfigError, keys_of
 from switch_lm.config.reading import build
 from switch_lm.config.reading import show as show
-from switch_lm.config.schema import KEYS, Config, keys_in
+from switch_lm.config.schema import KEYS, Config, DataConfig, keys_in
 
 REMOVED = {"data.num_workers": "no such key any more; batches need no workers: leave it out"}
 OF_ROUTER = (
@@ -47,6 +47,18 @@ COMBINATIONS: list[Row] = [
         lambda c: c.model.num_heads < 1 or c.model.d_model % c.model.num_heads == 0,
         "must divide model.d_model",
         "choose a divisor of model.d_model",
+    ),
+    (
+        "data.hold_out",
+        lambda c: (c.data.hold_out is None) == (c.data.split != "by_play"),
+        "names the play that data.split=by_play validates, and nothing else has one",
+        "give both, such as data.split=by_play data.hold_out=macbeth, or neither",
+    ),
+    (
+        "data.path",
+        lambda c: c.data.path is None or c.data.text == DataConfig.text,
+        "is the whole text, so there cannot be data=plays beside it",
+        "leave out one of the two",
     ),
     (
         "model.position",

@@ -21,11 +21,25 @@ class DataConfig:
         None,
         "A text file to train on, in UTF-8: a regular file, not a stream such as <(cat a b). "
         "Byte order marks are left out; another encoding is refused with the command that converts it. "
-        "null: the environment variable SWITCH_LM_DATA, or else Tiny Shakespeare.",
+        "null: the environment variable SWITCH_LM_DATA, or else data.text.",
         FILLED,
         path=True,
     )
-    dir: str = key("data", "Where Tiny Shakespeare is kept.", FILLED, changes_result=False, path=True)
+    text: str = key(
+        "tiny_shakespeare",
+        "Without a path: tiny_shakespeare (1,115,394 characters), or plays: 29 more plays before it, so 4.6 times the "
+        "text to train on and the same to validate.",
+        one_of("tiny_shakespeare", "plays"),
+    )
+    split: str = key(
+        "standard",
+        "What is validated: standard (the last 111,540 characters of Tiny Shakespeare; of any other text its last "
+        "10 %), tuning (the last 5 % of what standard trains on, so that nothing is chosen by the standard text), "
+        "by_play (hold_out), or scattered (a tenth of each play). The last two need a text of plays.",
+        one_of("standard", "tuning", "by_play", "scattered"),
+    )
+    hold_out: str | None = key(None, "The play that split=by_play validates, such as macbeth.", FILLED)
+    dir: str = key("data", "Where these texts are kept.", FILLED, changes_result=False, path=True)
     batch_size: int = key(32, "Windows of model.context_length characters in a (micro-)batch.", at_least(1))
 
 

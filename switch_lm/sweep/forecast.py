@@ -17,7 +17,7 @@ from switch_lm.storage.run_folder import RESULT, RunFolder
 from switch_lm.sweep.grid import Grid, as_key
 from switch_lm.sweep.jobs import job_name, plan_of, threads_of_job
 from switch_lm.sweep.table import Plan, plan_in_words
-from switch_lm.text.corpus import CorpusError, TextError
+from switch_lm.text.given import CorpusError, TextError
 from switch_lm.training.start import ready
 
 MOST_ROWS = 50

@@ -24,7 +24,7 @@ from switch_lm.config.reading import read
 from switch_lm.config.rules import budget_of_job, resolve, resolved
 from switch_lm.config.schema import Config
 from switch_lm.storage.runs import RunError, find_run
-from switch_lm.text.corpus import require_given
+from switch_lm.text.splits import require_text
 
 MOST_COMBINATIONS = 500  # up to which every one is checked; of more, each value once
 MOST_COMPOSED = 20  # Hydra takes a tenth of a second for each choice of groups
@@ -151,8 +151,8 @@ def require_valid(config: DictConfig, grid: Grid) -> dict[str, Config]:
     if wrong:
         more = [f"... and {len(wrong) - MOST_LINES} more"] if len(wrong) > MOST_LINES else []
         raise ConfigError("\n".join([*list(wrong)[:MOST_LINES], *more]))
-    for text in {one.data.path for one in configs.values()}:
-        require_given(text)
+    for wanted in {(one.data.path, one.data.text, one.data.split, one.data.hold_out) for one in configs.values()}:
+        require_text(*wanted)
     for run, outputs in {(one.init_from, one.outputs) for one in configs.values() if one.init_from}:
         try:
             find_run(run, Path(outputs))

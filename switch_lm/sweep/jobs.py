@@ -33,7 +33,7 @@ from switch_lm.storage.files import replace_text
 from switch_lm.storage.locks import Lock
 from switch_lm.storage.run_folder import JOB, RESULT, SWEEP, RunFolder, Stopped, TrainingError, read_job
 from switch_lm.sweep.grid import Grid, as_given, require_valid
-from switch_lm.text.corpus import CorpusError, TextError
+from switch_lm.text.given import CorpusError, TextError
 from switch_lm.training.signals import StopSignals
 
 MAX_NAME = 80

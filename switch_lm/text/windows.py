@@ -4,14 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-TRAIN_SHARE = 0.9  # nanoGPT, data/shakespeare_char/prepare.py
 MIN_TRAINING_WINDOWS = 2  # room for one that begins at a random offset
-
-
-def split(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The first 90 % of the ids (N,) for training, and the last 10 % for validation."""
-    num_train = int(TRAIN_SHARE * len(ids))
-    return ids[:num_train], ids[num_train:]
 
 
 def too_short(num_training: int, num_validation: int, *, context_length: int) -> str | None:

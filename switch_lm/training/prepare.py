@@ -23,8 +23,9 @@ from switch_lm.storage.run_folder import RunFolder
 from switch_lm.storage.runs import RunError, find_run
 from switch_lm.text.characters import named
 from switch_lm.text.corpus import Corpus, load_corpus
+from switch_lm.text.splits import Split
 from switch_lm.text.vocabulary import Vocabulary
-from switch_lm.text.windows import split, too_short
+from switch_lm.text.windows import too_short
 from switch_lm.training.data import TextData
 from switch_lm.training.hardware import (
     Hardware,
@@ -84,9 +85,13 @@ def prepare(
         quiet = config.logger.progress == "none" or heading is not None
         console = Console(quiet=quiet, width=None if sys.stdout.isatty() else LINE_WIDTH)
         _set_up_logs(console)
-        corpus = load_corpus(data_dir=Path(config.data.dir), path=Path(config.data.path) if config.data.path else None)
+        wanted = config.data
+        corpus = load_corpus(
+            data_dir=Path(wanted.dir), path=Path(wanted.path) if wanted.path else None, text=wanted.text
+        )
         vocabulary = Vocabulary(corpus.characters, corpus.start)
-        training_ids, validation_ids = split(torch.from_numpy(corpus.ids))
+        split = Split.of(corpus, split=wanted.split, hold_out=wanted.hold_out)
+        training_ids, validation_ids = split.training_ids(corpus), split.validation_ids(corpus)
         context_length = config.model.context_length
         if problem := too_short(len(training_ids), len(validation_ids), context_length=context_length):
             raise ConfigError(problem)

@@ -20,7 +20,7 @@ from switch_lm.config.rules import budget_of_job, resolve
 from switch_lm.config.schema import Config
 from switch_lm.storage import choice, run_folder
 from switch_lm.storage.run_folder import RunFolder
-from switch_lm.text.corpus import require_given
+from switch_lm.text.splits import require_text
 from switch_lm.training.boards.registry import board_class
 from switch_lm.training.signals import StopSignals
 
@@ -52,7 +52,7 @@ def train(
     config, run = _chosen(cfg, folder)
     if (finished := run.read_json(run_folder.RESULT)) is not None:
         return finished
-    require_given(config.data.path)
+    require_text(config.data.path, config.data.text, config.data.split, config.data.hold_out)
     if heading is None and config.logger.progress != "none":
         first_word()
     with _alone():
@@ -80,7 +80,7 @@ def plan(cfg: DictConfig | Config, *, started: float | None = None) -> None:
 def ready(config: Config, run: RunFolder, *, started: float | None = None) -> Iterator[Any]:
     """The `Training` of a run, for what only looks at it. `started`: that of `train`."""
     started = time.monotonic() if started is None else started
-    require_given(config.data.path)
+    require_text(config.data.path, config.data.text, config.data.split, config.data.hold_out)
     first_word()
     with _alone():
         config = replace(config, logger=replace(config.logger, progress="lines"))

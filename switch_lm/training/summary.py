@@ -10,12 +10,15 @@ from rich.table import Table
 from rich.text import Text
 
 from switch_lm.config.paths import interpreter
-from switch_lm.config.schema import Config
+from switch_lm.config.schema import Config, DataConfig
 from switch_lm.measure.ledger import ledger_in_words
 from switch_lm.pages.characters import harmless
 from switch_lm.storage.metrics import METRICS
 from switch_lm.storage.runs import BEST, CHECKPOINTS, LAST, OUTPUTS
 from switch_lm.text.characters import shell_word
+from switch_lm.text.corpus import TINY_SHAKESPEARE
+from switch_lm.text.plays import ADDED, LEFT_OUT
+from switch_lm.text.splits import VALIDATED
 from switch_lm.training.hardware import Hardware
 
 
@@ -38,6 +41,7 @@ def print_plan(
         "parameters": f"{total:,} in all, {active:,} active for each token",
         "computation": ledger_in_words(config, vocab),
         "data": f"{source}: {sizes[0]:,} characters to train on, {sizes[1]:,} to validate, {vocab} distinct",
+        **_added(config, sizes[0]),
         "training": f"{steps:,} steps of {tokens * config.trainer.accumulate:,} characters ({passes:.1f} passes), "
         f"{config.optim.name}, alpha {config.alpha:g}, seed {config.seed}",
         "machine": f"{hardware.device} ({hardware.name}), {hardware.precision} ({hardware.precision_reason})",
@@ -49,6 +53,18 @@ def print_plan(
         console.print(
             Text.assemble((f"{'watch it':<13}", "bold"), _dashboard(config)), soft_wrap=True
         )  # it can be pasted whole
+
+
+def _added(config: Config, num_training: int) -> dict[str, str]:
+    """How `data=plays` was made, and how much more text it is."""
+    if config.data.text != "plays":
+        return {}
+    times = num_training / (TINY_SHAKESPEARE.num_bytes - VALIDATED)
+    changed = ", ".join(f"{number:,} {what}" for what, number in LEFT_OUT.items())
+    return {
+        "plays": f"{len(ADDED)} more than Tiny Shakespeare has: {times:.2f} times its text to train on; left out, or "
+        f"put in its characters: {changed}"
+    }
 
 
 def _dashboard(config: Config) -> str:
@@ -85,7 +101,7 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
         rows["warning"] = "\n".join(result["router_alarms"])
     rows["files"] = f"{run}/ (result.json, {CHECKPOINTS}/{BEST}, {CHECKPOINTS}/{LAST}, {METRICS})"
     name = shlex.quote(result["name"] if run.parent == OUTPUTS / "runs" else str(run))
-    text = f" {shell_word(f'data.path={config.data.path}')}" if config.data.path else ""
+    text = "".join(f" {shell_word(word)}" for word in _text_of(config))
     python = shlex.quote(interpreter())
     look = [
         f"{python} -m switch_lm.check --run {name}    # what its routing leaks, drops and learns",
@@ -101,6 +117,15 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
     console.print(_two_columns("Result", rows))
     console.print(Text("try next", style="bold"))
     console.print(Text("\n".join(f"  {command}" for command in commands)), soft_wrap=True)  # each can be pasted whole
+
+
+def _text_of(config: Config) -> list[str]:
+    """What of the command line chooses the text and its split."""
+    data = config.data
+    keys = {"data.path": data.path, "data.hold_out": data.hold_out}
+    split = [f"data.split={data.split}"] * (data.split != DataConfig.split)
+    plays = ["data=plays"] * (data.text == "plays")
+    return [*plays, *split, *(f"{key}={value}" for key, value in keys.items() if value is not None)]
 
 
 def _two_columns(title: str, rows: Mapping[str, str]) -> Table:

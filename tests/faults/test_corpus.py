@@ -40,7 +40,7 @@ def test_a_download_is_kept_byte_for_byte_and_used_again_with_no_request(
     mirror, folder = serve(reply(GOOD)), tmp_path / "new" / "data"
     with caplog.at_level(logging.INFO, logger="switch_lm"):
         first, second = load_corpus(data_dir=folder), load_corpus(data_dir=folder)
-    assert (first.source, second.source) == (mirror.url, str(folder / corpus.TINY_SHAKESPEARE_FILE))
+    assert (first.source, second.source) == (mirror.url, str(folder / corpus.TINY_SHAKESPEARE.file))
     assert first.text() == second.text() == GOOD.decode()  # "\r\n" included
     assert first.sha256 == GOOD_SHA256
     assert only_file(folder) == GOOD
@@ -92,7 +92,7 @@ def test_when_all_fail_one_message_names_each_source_with_its_reason_and_the_two
     refused, silent = serve(reply(b"", status=403)), closed_port()
     monkeypatch.setattr(mirrors, "MIRRORS", (refused.url, silent))
     copy, first, second, offline, way_out = refusal(tmp_path).splitlines()[1:]
-    assert copy.strip() == f"{tmp_path / corpus.TINY_SHAKESPEARE_FILE}: no copy there"
+    assert copy.strip() == f"{tmp_path / corpus.TINY_SHAKESPEARE.file}: no copy there"
     assert first.strip().startswith(f"{refused.url}: HTTPError: 403")
     assert second.strip().startswith(f"{silent}: ConnectionError: ")
     assert second.endswith("Connection refused (attempt 3 of 3)")
@@ -105,16 +105,16 @@ def test_when_all_fail_one_message_names_each_source_with_its_reason_and_the_two
 @pytest.mark.parametrize("wrong", [GOOD[:-1], FLIPPED, b""], ids=["truncated", "changed", "empty"])
 def test_a_wrong_copy_is_fetched_again(wrong: bytes, serve: Serve, tmp_path: Path) -> None:
     mirror = serve(reply(GOOD))
-    (tmp_path / corpus.TINY_SHAKESPEARE_FILE).write_bytes(wrong)
+    (tmp_path / corpus.TINY_SHAKESPEARE.file).write_bytes(wrong)
     assert load_corpus(data_dir=tmp_path).source == mirror.url
     assert only_file(tmp_path) == GOOD
 
 
 @pytest.mark.row(12)
 def test_a_wrong_copy_that_cannot_be_fetched_again_is_named_with_both_hashes(tmp_path: Path) -> None:
-    (tmp_path / corpus.TINY_SHAKESPEARE_FILE).write_bytes(FLIPPED)
+    (tmp_path / corpus.TINY_SHAKESPEARE.file).write_bytes(FLIPPED)
     copy = refusal(tmp_path).splitlines()[1]
-    assert str(tmp_path / corpus.TINY_SHAKESPEARE_FILE) in copy
+    assert str(tmp_path / corpus.TINY_SHAKESPEARE.file) in copy
     assert FLIPPED_SHA256 in copy
     assert GOOD_SHA256 in copy
 
@@ -123,8 +123,8 @@ FETCH = """
 import sys
 from pathlib import Path
 from switch_lm.text import corpus, mirrors
-url, size, corpus.TINY_SHAKESPEARE_SHA256, folder = sys.argv[1:]
-mirrors.MIRRORS, corpus.TINY_SHAKESPEARE_BYTES = (url,), int(size)
+url, size, sha256, folder = sys.argv[1:]
+mirrors.MIRRORS, corpus.TINY_SHAKESPEARE = (url,), corpus.Known("tiny_shakespeare.txt", int(size), sha256)
 print(corpus.load_corpus(data_dir=Path(folder)).source)
 """
 
@@ -168,7 +168,7 @@ def test_a_read_only_folder_is_reported_before_any_request_but_its_good_copy_is_
     mirror = serve(reply(GOOD))
     monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
     assert f"{tmp_path}: Read-only file system; the data folder must" in refusal(tmp_path)
-    (tmp_path / corpus.TINY_SHAKESPEARE_FILE).write_bytes(GOOD)
+    (tmp_path / corpus.TINY_SHAKESPEARE.file).write_bytes(GOOD)
     assert load_corpus(data_dir=tmp_path).text() == GOOD.decode()
     assert mirror.requests == 0
 
@@ -183,14 +183,14 @@ def test_a_full_disk_leaves_no_file_and_names_the_path_and_the_size(
     serve(reply(GOOD))
     monkeypatch.setattr(os, "fsync", full)
     message = refusal(tmp_path)
-    assert f"{tmp_path / corpus.TINY_SHAKESPEARE_FILE}: No space left on device; " in message
+    assert f"{tmp_path / corpus.TINY_SHAKESPEARE.file}: No space left on device; " in message
     assert f"{len(GOOD)} bytes" in message
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_copy_that_is_a_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / corpus.TINY_SHAKESPEARE_FILE).mkdir()
-    assert f"{tmp_path / corpus.TINY_SHAKESPEARE_FILE}: Is a directory; " in refusal(tmp_path)
+    (tmp_path / corpus.TINY_SHAKESPEARE.file).mkdir()
+    assert f"{tmp_path / corpus.TINY_SHAKESPEARE.file}: Is a directory; " in refusal(tmp_path)
 
 
 def test_a_text_of_your_own_comes_with_its_own_hash_and_no_copy(tmp_path: Path) -> None:
@@ -239,4 +239,4 @@ def test_the_command_prints_path_source_and_hash_or_fails_with_the_message(
     mirror = serve(reply(GOOD))
     assert corpus_command.main() == 0
     words = capsys.readouterr().out.split()
-    assert words == ["path", str(tmp_path / corpus.TINY_SHAKESPEARE_FILE), "source", mirror.url, "sha256", GOOD_SHA256]
+    assert words == ["path", str(tmp_path / corpus.TINY_SHAKESPEARE.file), "source", mirror.url, "sha256", GOOD_SHA256]

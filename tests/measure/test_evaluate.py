@@ -17,10 +17,9 @@ from switch_lm.measure.evaluation import Evaluation, evaluate, nanogpt_estimates
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.routers.options import SwitchOptions
 from switch_lm.text.vocabulary import Vocabulary
-from switch_lm.text.windows import split
 
 CONTEXT = 16
-VALIDATION = split(Vocabulary.of(TEXT).encode(TEXT))[1]
+VALIDATION = Vocabulary.of(TEXT).encode(TEXT)[int(0.9 * len(TEXT)) :]
 V = len(Vocabulary.of(TEXT))
 
 

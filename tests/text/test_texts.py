@@ -14,7 +14,8 @@ import pytest
 
 from switch_lm.text import encoding
 from switch_lm.text.characters import shell_word
-from switch_lm.text.corpus import Corpus, CorpusError, TextError, load_corpus, require_text_file
+from switch_lm.text.corpus import Corpus, load_corpus
+from switch_lm.text.given import CorpusError, TextError, require_text_file
 from switch_lm.text.vocabulary import Vocabulary
 
 GERMAN = "Größe und Übermaß: die Fähre läuft über den Fluß.\n" * 9

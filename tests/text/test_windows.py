@@ -5,18 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from switch_lm.text.windows import EvaluationBatches, split
-
-
-def test_validation_is_the_last_tenth_as_in_nanogpt() -> None:
-    training, validation = split(torch.arange(1_115_394))
-    assert (len(training), len(validation)) == (1_003_854, 111_540)
-    assert torch.equal(torch.cat([training, validation]), torch.arange(1_115_394))
+from switch_lm.text.windows import EvaluationBatches
 
 
 def test_tiny_shakespeare_s_validation_split_holds_111_539_predictions() -> None:
-    validation = split(torch.arange(1_115_394))[1]
-    batches = EvaluationBatches(validation, context_length=128, batch_size=64)
+    batches = EvaluationBatches(torch.arange(111_540), context_length=128, batch_size=64)
     assert sum(target_BS.numel() for _, target_BS in batches) == 111_539
 
 
