@@ -24,7 +24,7 @@ from switch_lm.storage.run_folder import RESULT
 from switch_lm.sweep.jobs import job_name
 
 POWER, TABLE, DENSE_CURVE = PARTS = ("power", "table", "dense curve")
-POWER_SEEDS, TAIL = 100, 0.1  # the first seed; the last tenth of the steps
+POWER_SEEDS, COMPARED, TAIL = 100, 4, 0.1  # the first seed; pairs of the headline; the last tenth of the steps
 AT = " at capacity factor "  # in the name of a result of the second table
 KEPT = re.compile(r"moe/layer_(\d+)/kept/expert_\d+")
 KEY = ("part", "variant", "capacity_factor", "seed", "steps")
@@ -233,7 +233,7 @@ def power(results: Results, league: League) -> Power | None:
     names = SWITCH.variant, FROZEN.variant
     pool = Pool({name: results.by_seed("val_loss", POWER, name, league.steps) for name in names})
     deviation = pool.least_squares.deviation
-    resolved = planned(sum(one.experts == 1 for one in ENTRIES), league.seeds, deviation)
+    resolved = planned(COMPARED, league.seeds, deviation)
     return Power(pool.difference(names).mean, deviation, resolved or 0.0)
 
 

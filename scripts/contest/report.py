@@ -126,7 +126,7 @@ def _losses(now: Standing, experts: int, factor: float | None = None) -> Table:
         ]
         rows.append((
             Cell(str(1 + own.index(entry)) if entry in own else "not ranked"),
-            Cell(f"`{entry.label}`"),
+            Cell(f"`{entry.label}`{_fewer(now, ours)}"),
             Cell(spread(now.loss(ours), 4), now.loss(ours).mean),
             *(Cell(difference(one), one.estimate.mean) if one else Cell(MISSING) for one in less),
             *map(Cell, figures),
@@ -138,6 +138,12 @@ def _losses(now: Standing, experts: int, factor: float | None = None) -> Table:
         tuple(rows),
         f"* excludes 0. The intervals of all {len(found) // 2} differences hold together.",
     )
+
+
+def _fewer(now: Standing, name: str) -> str:
+    """Where runs are missing."""
+    count = now.loss(name).count
+    return f" ({count} seed{'s' * (count > 1)})" * (count < now.league.seeds)
 
 
 def _costs(now: Standing, experts: int, factor: float | None = None) -> Table:

@@ -74,9 +74,14 @@ class Standing:
         """Those of a class that ran, by loss; and those that computed another number of experts per token."""
         ran = [e for e in ENTRIES if e.experts == experts and plan.name_of(e.variant, factor) in self.pool.values]
         ran.sort(key=lambda entry: self.loss(plan.name_of(entry.variant, factor)).mean)
-        numbers = [self.mean("experts_per_token", entry.variant, factor) or experts for entry in ran]  # dense has none
+        numbers = [self._selected(entry.variant, factor) or experts for entry in ran]  # dense has none
         own = [entry for entry, n in zip(ran, numbers, strict=True) if abs(n / experts - 1.0) <= CLASS_WIDTH]
         return own, [entry for entry in ran if entry not in own]
+
+    def _selected(self, variant: str, factor: float | None) -> float | None:
+        """Experts per token before drops: what was dropped does not put an entry outside its class."""
+        computed, dropped = (self.mean(figure, variant, factor) for figure in ("experts_per_token", "dropped"))
+        return computed and computed / (1.0 - (dropped or 0.0))
 
     def compared(self, pairs: Iterable[tuple[str, str]]) -> Pairs:
         """The first less the second of each pair, with intervals that hold together; and the second less the first."""

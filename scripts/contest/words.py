@@ -105,7 +105,7 @@ def verdict(certificate: Mapping[str, Any]) -> str:
     if not certificate:
         return MISSING
     verdicts, gap = certificate["verdicts"], certificate["gap"]
-    found = [f"{name}: {', '.join(verdicts[name])}" for name in ("LEAKS", "FAIL") if verdicts[name]]
+    found = [f"{name}: {'; '.join(verdicts[name])}" for name in ("LEAKS", "FAIL") if verdicts[name]]
     leak = f" (training rule less generation: {gap})" if verdicts["LEAKS"] and gap else ""
     return "; ".join([f"{len(verdicts['PASS'])} PASS", *found]) + leak
 
@@ -115,10 +115,10 @@ def reading(now: Standing) -> Bullets:
     idle = "" if at.get("idle") is None else f", {100 * at['idle']:.0f} % of the machine idle before"
     return Bullets((
         "Loss: nats per character on the whole validation split, nothing dropped, as generation pays it; mean ± half "
-        f"of its 95 % interval over {now.league.seeds} seeds. Differences: with simultaneous 95 % intervals for "
+        f"of its 95 % interval over {now.league.seeds} seeds, or as many as an entry says. Differences: with simultaneous 95 % intervals for "
         "their table.",
-        "Experts per token: computed in the last tenth of training. An entry whose number is over "
-        f"{100 * CLASS_WIDTH:.0f} % off that of its class is not ranked. Dropped: share of choices in the last fifth "
+        "Experts per token: computed in the last tenth of training, by the training rule. An entry whose number, with "
+        f"what was dropped, is over {100 * CLASS_WIDTH:.0f} % off that of its class is not ranked. Dropped: share of choices in the last fifth "
         "of training. Busiest expert: of the worst layer, over the validation split. A capacity factor of 2.5 gives "
         "two experts per token as much room for each choice as 1.25 gives one. Cut-offs of expert choice and threshold "
         "average the last few steps (`router.cutoff_ema=0.5`): in so short a run longer averages lag behind.",
@@ -137,7 +137,8 @@ def played(now: Standing) -> tuple[Part, ...]:
     """Commands, runs, method, machine, commit."""
     rows, made = now.results.rows, [one for own in now.stages.values() for one in own.values()]
     facts = {
-        "Machine": {row["machine"] for row in rows},
+        "Machine of the runs": {row["machine"] for row in rows},
+        "Machine of what was measured later": {one.get("machine") or "" for one in made},
         "Commit": {row["commit"] for row in rows} | {one.get("commit") or "" for one in made},
         "Torch": {row["torch"] for row in rows},
         "Text (sha256)": {row["text_sha256"] for row in rows},
