@@ -115,13 +115,14 @@ def reading(now: Standing) -> Bullets:
     idle = "" if at.get("idle") is None else f", {100 * at['idle']:.0f} % of the machine idle before"
     return Bullets((
         "Loss: nats per character on the whole validation split, nothing dropped, as generation pays it; mean ± half "
-        f"of its 95 % interval over {now.league.seeds} seeds, or as many as an entry says. Differences: with simultaneous 95 % intervals for "
-        "their table.",
+        f"of its 95 % interval over {now.league.seeds} seeds, or as many as an entry says. Differences: with "
+        "simultaneous 95 % intervals for their table.",
         "Experts per token: computed in the last tenth of training, by the training rule. An entry whose number, with "
-        f"what was dropped, is over {100 * CLASS_WIDTH:.0f} % off that of its class is not ranked. Dropped: share of choices in the last fifth "
-        "of training. Busiest expert: of the worst layer, over the validation split. A capacity factor of 2.5 gives "
-        "two experts per token as much room for each choice as 1.25 gives one. Cut-offs of expert choice and threshold "
-        "average the last few steps (`router.cutoff_ema=0.5`): in so short a run longer averages lag behind.",
+        f"what was dropped, is over {100 * CLASS_WIDTH:.0f} % off that of its class is not ranked. Dropped: share of "
+        "choices in the last fifth of training. Busiest expert: of the worst layer, over the validation split. A "
+        "capacity factor of 2.5 gives two experts per token as much room for each choice as 1.25 gives one. Cut-offs "
+        "of expert choice and threshold average the last few steps (`router.cutoff_ema=0.5`): in so short a run longer "
+        "averages lag behind.",
         "Step: forward, backward, clipping, optimizer and what the router learns after it, with trained weights, in "
         f"turns ({at.get('repetitions', MISSING)} each; threads: {at.get('threads', MISSING)}{idle}): medians, in "
         "brackets quartiles of the ratio. Written: near the end of a full window, with the cache and one thread.",
