@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from study.lines import Lines
+
 from switch_lm.reporting.records import read_curves
 from switch_lm.stats.contrasts import Pool
 from switch_lm.stats.corrections import planned
-from switch_lm.storage import metrics, provenance
+from switch_lm.storage import metrics
 from switch_lm.storage.files import as_json, replace_text
 from switch_lm.storage.run_folder import RESULT
 from switch_lm.sweep.jobs import job_name
@@ -146,33 +144,10 @@ QUICK = League(
 
 
 @dataclass(frozen=True)
-class Results:
+class Results(Lines):
     """The lines of league.csv: a run each."""
 
-    rows: tuple[Mapping[str, str], ...]
-
-    @classmethod
-    def read(cls, path: Path) -> Results:
-        """Nothing if there is no such file."""
-        return cls(tuple(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))) if path.is_file() else ())
-
-    def add(self, row: Mapping[str, Any], path: Path) -> Results:
-        """Appends a line; the file is replaced as a whole, so that no kill leaves a part of one."""
-        line = {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}
-        text = io.StringIO()
-        table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        table.writeheader()
-        table.writerows([*self.rows, line])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, text.getvalue())
-        return Results((*self.rows, line))
-
-    @cached_property
-    def keys(self) -> set[tuple[str, ...]]:
-        return {tuple(row[name] for name in KEY) for row in self.rows}
-
-    def missing(self, jobs: Iterable[Job]) -> list[Job]:
-        return [job for job in jobs if job.key not in self.keys]
+    KEY, COLUMNS = KEY, COLUMNS
 
     def by_seed(
         self, figure: str, part: str, variant: str, steps: int, factor: float | None = None
@@ -261,10 +236,3 @@ def read_stages(path: Path) -> dict[str, dict[str, Any]]:
 def store(path: Path, stages: Mapping[str, Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, as_json(stages))
-
-
-def commit_of_code() -> str | None:
-    """The commit; "-dirty" only if the code differs from it, and not for results that were added."""
-    commit, code = provenance.commit(), ("switch_lm", "configs", "scripts")
-    same = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *code], capture_output=True, check=False)
-    return commit.removesuffix("-dirty") if commit and same.returncode == 0 else commit

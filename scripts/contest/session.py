@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.machine import processor
+from study.lines import commit_of_code
 
 from contest import plan
 from contest.plan import DENSE_CURVE, PARTS, POWER, TABLE, Job, League, Results
@@ -36,9 +37,9 @@ class Session:
     league: League
     until: float
     jobs: int = 1
-    results: Results = field(default_factory=lambda: Results(()))
+    results: Results = field(default_factory=Results)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    commit: str | None = field(default_factory=plan.commit_of_code)
+    commit: str | None = field(default_factory=commit_of_code)
 
     def __post_init__(self) -> None:
         self.results, self.stages = Results.read(self.league.csv), plan.read_stages(self.league.stages)
