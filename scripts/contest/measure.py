@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -16,11 +14,10 @@ from typing import Any
 import torch
 from bench import ours
 from bench.generate import Draw, cached
-from bench.harness import Contestant, Race, Spread, race
+from study.timing import in_turns
 
 from contest import plan
 from switch_lm.commandline.command import validation_ids
-from switch_lm.commandline.process import keep_freed_memory
 from switch_lm.generation.sampling import read as read_characters
 from switch_lm.inspection.atlas import CHARACTER, WINDOW, labels
 from switch_lm.probe.reading import Probe, read
@@ -31,11 +28,7 @@ from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.training.hardware import all_threads
 
 PREVIOUS, CHARACTERS = "previous character", 32
-DENSE, QUIET = plan.DENSE.variant, 0.95  # a machine of which less is idle is not quiet
-
-
-class BusyError(Exception):
-    """The machine is not quiet enough to measure a time."""
+DENSE = plan.DENSE.variant
 
 
 def certificate(path: Path, _: int) -> dict[str, Any]:
@@ -85,7 +78,9 @@ def seconds(paths: Mapping[str, Path], repetitions: int) -> dict[str, Any]:
 
     config = ours.composed("experiment=league")
     draw = ours.batches(batch_size=config.data.batch_size, context_length=config.model.context_length)
-    return _in_turns({name: partial(step, name, path) for name, path in paths.items()}, draw, repetitions)
+    return in_turns(
+        {name: partial(step, name, path) for name, path in paths.items()}, draw, repetitions, baseline=DENSE
+    )
 
 
 def generation(paths: Mapping[str, Path], repetitions: int) -> dict[str, Any]:
@@ -106,52 +101,8 @@ def generation(paths: Mapping[str, Path], repetitions: int) -> dict[str, Any]:
         return lambda drawn: cached(models[name], drawn[name], CHARACTERS)
 
     try:
-        return _in_turns({name: partial(writer, name) for name in models}, draw, repetitions, each=CHARACTERS)
+        return in_turns(
+            {name: partial(writer, name) for name in models}, draw, repetitions, baseline=DENSE, each=CHARACTERS
+        )
     finally:
         torch.set_num_threads(threads)
-
-
-def _in_turns(
-    makers: Mapping[str, Callable[[], Callable[[Any], object]]],
-    draw: Callable[[int], Any],
-    repetitions: int,
-    *,
-    each: int = 1,
-) -> dict[str, Any]:
-    """Seconds of a call over `each`, and their ratio to dense in the same repetition: medians and quartiles.
-
-    BusyError if something else is at work.
-    """
-    if (idle := idle_share()) is not None and idle < QUIET:
-        raise BusyError(
-            f"others keep {1 - idle:.0%} of this machine busy; a time needs {QUIET:.0%} of it idle; stop them, and the "
-            "same command measures it"
-        )
-    keep_freed_memory()  # as training does
-    done = race([Contestant.made_by(make, name) for name, make in makers.items()], draw, repetitions=repetitions)
-    if done.errors:
-        raise RuntimeError("; ".join(f"{name}: {error}" for name, error in done.errors.items()))
-    figures = {name: _figures(done, name, each) for name in makers}
-    return {"idle": idle, "threads": torch.get_num_threads(), "repetitions": repetitions, "entries": figures}
-
-
-def _figures(done: Race, name: str, each: int) -> dict[str, Any]:
-    ratio = done.ratio(name, DENSE)
-    own = Spread.of([seconds / each for seconds in done.seconds[name]])
-    return {"seconds": asdict(own), "to_dense": None if ratio is None else asdict(ratio)}
-
-
-def idle_share() -> float | None:
-    """Which share of all cores does nothing, for three seconds; None where the system does not say."""
-
-    def ticks() -> list[int]:  # of all cores: user, nice, system, idle, waiting for a disk, ...
-        first = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
-        return [int(number) for number in first.split()[1:9]]
-
-    try:
-        before = ticks()
-        time.sleep(3.0)
-        spent = [now - then for now, then in zip(ticks(), before, strict=True)]
-    except (OSError, ValueError):
-        return None
-    return (spent[3] + spent[4]) / max(1, sum(spent))

@@ -70,6 +70,25 @@ class Curve:
         return float(PchipInterpolator(self.loss_M, self.log_seconds_M)(loss))
 
 
+def speed_up_of_mean(curve: Mapping[float, float], loss: float, half: float | None, seconds: float) -> SpeedUp:
+    """`curve`: the reference's mean losses by seconds; `loss` after `seconds`, with half of its 95 % interval.
+
+    `half` is that of the difference from a point of the curve, so the noise of both counts. The ends of the interval
+    are read off the curve. ValueError for a curve of a single length.
+    """
+    if len(curve) < 2:
+        raise ValueError(f"{len(curve)} lengths: give two or more")
+    fitted = Curve.of(curve)
+    ends = [math.exp(log) / seconds for log in fitted.log_seconds_M]
+    reach, log = (ends[-1], ends[0]), fitted.log_seconds_to(loss)
+    if math.isinf(log):
+        return SpeedUp(None, reach, faster=log > 0.0)
+    if half is None:
+        return SpeedUp(math.exp(log) / seconds, reach)
+    low, high = (math.exp(fitted.log_seconds_to(loss + sign * half)) / seconds for sign in (1.0, -1.0))
+    return SpeedUp(math.exp(log) / seconds, reach, (low, high))
+
+
 def speed_up(curve: Mapping[float, Mapping[int, float]], losses: Mapping[int, float], seconds: float) -> SpeedUp:
     """`curve`: the reference's losses by the seconds of a whole run and by seed; `losses`: ours, after `seconds`.
 

@@ -1,0 +1,65 @@
+"""Where sparse beats dense, on Tiny Shakespeare and with 29 more plays: runs what is missing, then reports."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+
+from switch_lm.commandline.signals import ended_by_signals
+
+
+def parser() -> argparse.ArgumentParser:
+    about = "Trains, times and compares; docs/plays_study.md. Stopped or killed, the same command continues."
+    options = argparse.ArgumentParser(prog="scripts/plays_study.py", description=about)
+    hours = "stop after H hours, with everything saved; the same command continues"
+    options.add_argument("--hours", type=positive, default=math.inf, metavar="H", help=hours)
+    jobs = "train N at once, a share of the cores each"
+    options.add_argument("--jobs", type=int, choices=range(1, 65), default=2, metavar="N", help=f"{jobs} (default: 2)")
+    options.add_argument("--times", action="store_true", help="time the steps again, with nothing else running")
+    options.add_argument("--report", action="store_true", help="only make the report again, from what is stored")
+    return options
+
+
+def positive(text: str) -> float:
+    if not (value := float(text)) > 0.0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be above 0; give for example 2.8")
+    return value
+
+
+@ended_by_signals()
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0 if all is done or the time is over, 1 if something failed."""
+    options = parser().parse_args(argv)
+    from study import plan, report
+    from study.pool import Pool
+
+    from switch_lm.storage.files import as_json, replace_text
+
+    pool = Pool(plan.DATA, plan.jobs, options.jobs, time.monotonic() + 3600 * options.hours)
+    complete = not pool.missing()
+    if not (options.report or options.times):
+        pool.say(f"{len(pool.missing())} runs to come, as far as is known")
+        complete = pool.run()
+    times = json.loads(plan.TIMES.read_text(encoding="utf-8")) if plan.TIMES.is_file() else {}
+    if options.times or (complete and not times):
+        from study.seconds import seconds
+        from study.timing import BusyError
+
+        try:
+            times = seconds(plan.timed(pool.results)) | {"commit": pool.commit}
+        except BusyError as error:
+            print(error, file=sys.stderr)
+            return 1
+        replace_text(plan.TIMES, as_json(times))
+    if pool.results.rows:
+        report.write(pool.results, times)
+        print(f"report: {report.PAGE}, from {plan.DATA} and {plan.TIMES}")
+    return 1 if pool.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
