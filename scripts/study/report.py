@@ -35,10 +35,6 @@ class Point:
     found: SpeedUp
 
     @property
-    def label(self) -> str:
-        return f"{self.experts} experts at width {self.width} on {self.text}"
-
-    @property
     def side(self) -> int:
         """1: takes fewer seconds than dense to an equal loss, -1: more, 0: not told apart, or no interval is known."""
         found = self.found
@@ -138,11 +134,14 @@ def document(study: Study) -> Document:
 
 def _lead(points: list[Point]) -> str:
     groups = {1: "Sparse pays with", 0: "it is not told apart from dense with", -1: "it loses with"}
-    parts = [
-        f"{words} {', '.join(point.label for point in points if point.side == side)}"
-        for side, words in groups.items()
-        if any(point.side == side for point in points)
-    ]
+    parts = []
+    for side, words in groups.items():
+        places: dict[int, list[str]] = {}
+        for point in points:
+            if point.side == side:
+                places.setdefault(point.experts, []).append(f"width {point.width} on {point.text}")
+        named = [f"{experts} experts ({', '.join(own)})" for experts, own in sorted(places.items())]
+        parts += [f"{words} {', '.join(named)}"] if named else []
     if not parts:
         return "Nothing has been timed yet, so nothing can be said of where sparse pays."
     first = "; ".join(parts)
