@@ -36,6 +36,14 @@ def temperature(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """Parses a number above 0, and at most 1."""
+    value = number(text)
+    if not 0.0 < value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0, and at most 1; give for example 0.9")
+    return value
+
+
 def page_file(text: str) -> Path:
     """Parses the name of a file."""
     if not (file := as_path(text)).name:
@@ -71,6 +79,12 @@ def parser() -> argparse.ArgumentParser:
         type=whole_number(at_least=1, example=20),
         metavar="N",
         help="sample from the N most probable characters (default: all)",
+    )
+    options.add_argument(
+        "--top-p",
+        type=share,
+        metavar="P",
+        help="sample from the fewest characters that have a probability of P together, such as 0.9 (default: all)",
     )
     options.add_argument(
         "--seed",
@@ -115,7 +129,7 @@ def _write(options: argparse.Namespace) -> int:
         )
     if len(options.prompt) > (read := model.config.context_length):
         print(f"the prompt has {len(options.prompt)} characters; the model reads the last {read}", file=sys.stderr)
-    how = {name: getattr(options, name) for name in ("prompt", "length", "temperature", "top_k", "seed")}
+    how = {name: getattr(options, name) for name in ("prompt", "length", "temperature", "top_k", "top_p", "seed")}
     traced: list[Traced] = []
     try:
         if options.html is None:

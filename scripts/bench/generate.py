@@ -17,7 +17,7 @@ from bench import ours
 from bench.harness import Contestant, Spread, one_line, race
 from bench.options import Options, say
 from bench.rows import Row, at_most, timed
-from switch_lm.generation.sampling import read, sample
+from switch_lm.generation.sampling import Rule, read, sample
 from switch_lm.model.attention import LayerCache
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.storage import checkpoint
@@ -111,7 +111,7 @@ def cached(model: SwitchLM, draw: Draw, number: int) -> None:
     generator, unread = torch.Generator().manual_seed(0), draw.window[-1:]
     for _ in range(number):
         logits_V = read(model, unread, draw.cache).logits_V
-        unread = [sample(logits_V, temperature=0.8, top_k=None, generator=generator)]
+        unread = [sample(logits_V, Rule(0.8), generator)]
 
 
 def recomputed(model: SwitchLM, draw: Draw, number: int, threads: int) -> None:
@@ -120,7 +120,7 @@ def recomputed(model: SwitchLM, draw: Draw, number: int, threads: int) -> None:
     generator, window = torch.Generator().manual_seed(0), draw.window
     for _ in range(number):
         logits_V = read(model, window, model.new_cache()).logits_V
-        window = [*window, sample(logits_V, temperature=0.8, top_k=None, generator=generator)]
+        window = [*window, sample(logits_V, Rule(0.8), generator)]
 
 
 def small_model(*overrides: str) -> SwitchLM:

@@ -23,6 +23,7 @@ class Sampling:
     length: int
     temperature: float
     top_k: int | None
+    top_p: float | None
     seed: int
     num_experts: int
     blocks: Sequence[int]  # with a Switch layer
@@ -33,6 +34,7 @@ class Sampling:
         options = [f"--prompt={self.prompt}"] if self.prompt else []
         options += ["--length", str(self.length), "--temperature", f"{self.temperature:g}", "--seed", str(self.seed)]
         options += [] if self.top_k is None else ["--top-k", str(self.top_k)]
+        options += [] if self.top_p is None else ["--top-p", f"{self.top_p:g}"]
         words = ["python", "-m", "switch_lm.generate", "--run", str(self.checkpoint), *options]
         return " ".join(map(shell_word, words))
 
@@ -98,14 +100,15 @@ def _sentences(sampling: Sampling, layers: Sequence[LayerText]) -> list[str]:
 
 
 def _facts(sampling: Sampling) -> str:
-    top_k = "all" if sampling.top_k is None else f"{sampling.top_k} likeliest"
+    limits = [] if sampling.top_k is None else [f"{sampling.top_k} likeliest"]
+    limits += [] if sampling.top_p is None else [f"the fewest with {100 * sampling.top_p:g} % of the probability"]
     prompt = repr(sampling.prompt) if sampling.prompt else "none: the text begins as after a line break"
     facts = {
         "model": str(sampling.checkpoint),
         "prompt": prompt,
         "length": f"{sampling.length:,} characters",
         "temperature": f"{sampling.temperature:g}",
-        "drawn from": top_k,
+        "drawn from": ", ".join(limits) or "all",
         "seed": str(sampling.seed),
     }
     return "".join(f"<div><dt>{name}</dt><dd>{_line(value)}</dd></div>" for name, value in facts.items())

@@ -29,46 +29,56 @@ class Draw:
     new: int  # how many characters, the last ones of that pass, were read for the first time
 
 
+@dataclass(frozen=True)
+class Rule:
+    """How a character is drawn: from softmax(logits / temperature), as far as it is among the most probable ones."""
+
+    temperature: float = 0.8  # 0: always the most probable one
+    top_k: int | None = None  # of that many; None: of all
+    top_p: float | None = None  # of the fewest that are that probable together (Holtzman et al. 2020); None: of all
+
+    def probabilities(self, logits_V: Tensor) -> tuple[Tensor, Tensor]:
+        """Those that can be drawn, in descending order, with their ids; both (K,)."""
+        logits_K, id_K = logits_V.topk(len(logits_V) if self.top_k is None else min(self.top_k, len(logits_V)))
+        probs_K = ((logits_K - logits_K[0]) / self.temperature).softmax(dim=-1)  # at most 0: no overflow
+        if self.top_p is None:
+            return probs_K, id_K
+        drawn_K = probs_K.cumsum(0) - probs_K < self.top_p  # what comes before does not suffice
+        return probs_K[drawn_K] / probs_K[drawn_K].sum(), id_K[drawn_K]
+
+
 def generate(
     model: SwitchLM,
     vocabulary: Vocabulary,
     prompt: str,
     *,
     length: int,
+    seed: int = 0,
     temperature: float = 0.8,
     top_k: int | None = None,
-    seed: int = 0,
+    top_p: float | None = None,
 ) -> Iterator[str]:
     """Yields the `length` characters that the model writes after `prompt`, without the prompt.
 
-    Generation is dropless, so the text depends on nothing but prompt, settings and seed. Temperature 0 always takes the
-    most probable character; `top_k` samples from that many. Only the last `context_length` characters of a prompt are
-    read; an empty one stands for `vocabulary.start`. At each character, torch's global random state and the model's
-    mode are what they were before. ValueError names a character of the prompt that the model does not know.
+    Generation is dropless, so the text depends on nothing but prompt, settings and seed. `temperature`, `top_k` and
+    `top_p` are those of `Rule`. Only the last `context_length` characters of a prompt are read; an empty one stands for
+    `vocabulary.start`. At each character, torch's global random state and the model's mode are what they were before.
+    ValueError names a character of the prompt that the model does not know.
     """
-    drawn = draws(model, vocabulary, prompt, length=length, temperature=temperature, top_k=top_k, seed=seed)
+    drawn = draws(model, vocabulary, prompt, Rule(temperature, top_k, top_p), length=length, seed=seed)
     return (vocabulary.characters[draw.id] for draw in drawn)
 
 
 def draws(
-    model: SwitchLM,
-    vocabulary: Vocabulary,
-    prompt: str,
-    *,
-    length: int,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    seed: int = 0,
+    model: SwitchLM, vocabulary: Vocabulary, prompt: str, rule: Rule, *, length: int, seed: int
 ) -> Iterator[Draw]:
     """The same, with the result of each pass over the model."""
     window = vocabulary.encode(prompt or vocabulary.start).tolist()[-model.config.context_length :]
     generator = torch.Generator().manual_seed(seed)
-    return _continue(model, window, length, temperature, top_k, generator)
+    return _continue(model, window, length, rule, generator)
 
 
-def _continue(
-    model: SwitchLM, window: list[int], length: int, temperature: float, top_k: int | None, generator: Generator
-) -> Iterator[Draw]:
+def _continue(model: SwitchLM, window: list[int], length: int, rule: Rule, generator: Generator) -> Iterator[Draw]:
     """Once the cache is full, starts again from the last half window: positions count from the window's start."""
     context_length, cache, unread = model.config.context_length, model.new_cache(), window
     for _ in range(length):
@@ -77,7 +87,7 @@ def _continue(
             window = unread = window[-max(1, context_length // 2) :]
             cache = model.new_cache()
         reading = read(model, unread, cache)
-        unread = [sample(reading.logits_V, temperature=temperature, top_k=top_k, generator=generator)]
+        unread = [sample(reading.logits_V, rule, generator)]
         window = window + unread
         yield Draw(unread[0], reading, new)
 
@@ -90,15 +100,9 @@ def read(model: SwitchLM, ids: list[int], cache: list[LayerCache]) -> Reading:
         return Reading(output.logits[0, -1].cpu().double(), output.routings)
 
 
-def sample(logits_V: Tensor, *, temperature: float, top_k: int | None, generator: Generator) -> int:
-    """Samples one id from softmax(logits / temperature) over the `top_k` largest logits; None: over all."""
-    if temperature == 0.0:
+def sample(logits_V: Tensor, rule: Rule, generator: Generator) -> int:
+    """Draws one id."""
+    if rule.temperature == 0.0:
         return int(logits_V.argmax())
-    probs_K, id_K = probabilities(logits_V, temperature=temperature, top_k=top_k)
+    probs_K, id_K = rule.probabilities(logits_V)
     return int(id_K[torch.multinomial(probs_K, 1, generator=generator)])
-
-
-def probabilities(logits_V: Tensor, *, temperature: float, top_k: int | None) -> tuple[Tensor, Tensor]:
-    """softmax(logits / temperature) over the `top_k` largest logits, in descending order, and their ids; both (K,)."""
-    logits_K, id_K = logits_V.topk(len(logits_V) if top_k is None else min(top_k, len(logits_V)))
-    return ((logits_K - logits_K[0]) / temperature).softmax(dim=-1), id_K  # at most 0: no overflow at any temperature

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
-from switch_lm.generation.sampling import Draw, draws, probabilities
+from switch_lm.generation.sampling import Draw, Rule, draws
 from switch_lm.measure.metrics import first_choice
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.pages.coloured_text import Odds
@@ -38,33 +39,26 @@ class Traced:
 
 
 def trace(
-    model: SwitchLM,
-    vocabulary: Vocabulary,
-    prompt: str,
-    *,
-    length: int,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    seed: int = 0,
+    model: SwitchLM, vocabulary: Vocabulary, prompt: str, *, length: int, seed: int = 0, **how: Any
 ) -> Iterator[Traced]:
-    """Yields the prompt and the characters that `generate` writes after it, each as soon as it has been read."""
-    drawn = draws(
-        model, vocabulary, prompt, length=length + 1, temperature=temperature, top_k=top_k, seed=seed
-    )  # one more than requested, so that the last one is read too
-    known = _trace(drawn, vocabulary, prompt or vocabulary.start, temperature=temperature, top_k=top_k)
+    """Yields the prompt and the characters that `generate` writes after it, each as soon as it has been read.
+
+    `how`: as in `Rule`.
+    """
+    rule = Rule(**how)
+    drawn = draws(model, vocabulary, prompt, rule, length=length + 1, seed=seed)  # one more, so that the last is read
+    known = _trace(drawn, vocabulary, prompt or vocabulary.start, rule)
     return islice(known, 0 if prompt else len(vocabulary.start), None)
 
 
-def _trace(
-    drawn: Iterator[Draw], vocabulary: Vocabulary, prompt: str, *, temperature: float, top_k: int | None
-) -> Iterator[Traced]:
+def _trace(drawn: Iterator[Draw], vocabulary: Vocabulary, prompt: str, rule: Rule) -> Iterator[Traced]:
     waiting: list[tuple[str, Odds | None]] = [(character, None) for character in prompt]
     for draw in drawn:
         unread = len(waiting) - draw.new
         choices = [None] * unread + _choices(draw.reading.routings, last=draw.new)
         for (character, odds), choice in zip(waiting, choices, strict=True):
             yield Traced(character, choice, odds)
-        odds = odds_of(draw, vocabulary, temperature=temperature, top_k=top_k)
+        odds = odds_of(draw, vocabulary, rule)
         waiting = [(vocabulary.characters[draw.id], odds)]
 
 
@@ -75,10 +69,9 @@ def _choices(routings: tuple[Routing, ...], *, last: int) -> list[tuple[Choice, 
     return [tuple(Choice(*facts) for facts in token) for token in by_token]
 
 
-def odds_of(draw: Draw, vocabulary: Vocabulary, *, temperature: float, top_k: int | None) -> Odds:
+def odds_of(draw: Draw, vocabulary: Vocabulary, rule: Rule) -> Odds:
     """The probability of the character, and the most probable others; for temperature 0 those of temperature 1."""
-    heat, most = (1.0, None) if temperature == 0.0 else (temperature, top_k)
-    probs_K, id_K = probabilities(draw.reading.logits_V, temperature=heat, top_k=most)
+    probs_K, id_K = (rule if rule.temperature > 0.0 else Rule(1.0)).probabilities(draw.reading.logits_V)
     likeliest = zip(id_K[: NUM_ALTERNATIVES + 1].tolist(), probs_K[: NUM_ALTERNATIVES + 1].tolist(), strict=True)
     others = [(vocabulary.characters[i], p) for i, p in likeliest if i != draw.id and p > 0.0]
     return Odds(float(probs_K[id_K == draw.id]), tuple(others[:NUM_ALTERNATIVES]))

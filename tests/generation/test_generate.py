@@ -17,7 +17,7 @@ from torch import Tensor
 from switch_lm.commandline.signals import ended_by_signals
 from switch_lm.generate import main
 from switch_lm.generation import sampling as writing
-from switch_lm.generation.sampling import Reading, generate, read, sample
+from switch_lm.generation.sampling import Reading, Rule, generate, read, sample
 from switch_lm.generation.trace import trace
 from switch_lm.model.attention import LayerCache
 from switch_lm.model.transformer import SwitchLM
@@ -136,15 +136,19 @@ def test_a_top_k_above_the_vocabulary_is_the_whole_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "shares"),
-    [(1.0, None, (2 / 6, 3 / 6, 1 / 6)), (0.5, None, (4 / 14, 9 / 14, 1 / 14)), (1.0, 2, (2 / 5, 3 / 5, 0.0))],
-)
-def test_draws_follow_the_softmax_of_logits_over_temperature(
-    temperature: float, top_k: int | None, shares: tuple[float, ...]
-) -> None:
+    ("rule", "shares"),
+    [
+        (Rule(1.0), (2 / 6, 3 / 6, 1 / 6)), (Rule(0.5), (4 / 14, 9 / 14, 1 / 14)), (Rule(1.0, 2), (2 / 5, 3 / 5, 0.0)),
+        (Rule(1.0, top_p=0.8), (2 / 5, 3 / 5, 0.0)), (Rule(1.0, top_p=0.45), (0.0, 1.0, 0.0)),
+        (Rule(1.0, top_p=0.85), (2 / 6, 3 / 6, 1 / 6)), (Rule(1.0, 2, 0.7), (2 / 5, 3 / 5, 0.0)),
+        (Rule(0.5, top_p=0.6), (0.0, 1.0, 0.0)), (Rule(1.0, 2, 0.55), (0.0, 1.0, 0.0)),
+    ],
+)  # fmt: skip
+def test_draws_follow_the_softmax_of_logits_over_temperature(rule: Rule, shares: tuple[float, ...]) -> None:
+    """Of the most probable ones: top-p keeps the fewest whose probability, of the top k, is that large together."""
     logits_V = torch.tensor([2.0, 3.0, 1.0], dtype=torch.float64).log()  # a temperature of 1/2 squares the odds
     generator = torch.Generator().manual_seed(0)
-    draws = [sample(logits_V, temperature=temperature, top_k=top_k, generator=generator) for _ in range(2000)]
+    draws = [sample(logits_V, rule, generator) for _ in range(2000)]
     for i, share in enumerate(shares):
         assert draws.count(i) / 2000 == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 2000))
 
@@ -186,8 +190,26 @@ def test_the_command_writes_prompt_and_text_to_stdout_and_the_checkpoint_to_stde
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_run("older", saved_at=1), make_run("mine", saved_at=2)
-    assert main(["--prompt", "be: ", "--length", "30", "--temperature", "0.5", "--top-k", "3", "--seed", "7"]) == 0
-    expected = written(tiny_model(), "be: ", length=30, temperature=0.5, top_k=3, seed=7)
+    assert (
+        main(
+            [
+                "--prompt",
+                "be: ",
+                "--length",
+                "30",
+                "--temperature",
+                "0.5",
+                "--top-k",
+                "3",
+                "--top-p",
+                "0.9",
+                "--seed",
+                "7",
+            ]
+        )
+        == 0
+    )
+    expected = written(tiny_model(), "be: ", length=30, temperature=0.5, top_k=3, top_p=0.9, seed=7)
     captured = capsys.readouterr()
     assert captured.out == f"be: {expected}\n"
     assert captured.err == "model: outputs/runs/mine/checkpoints/best.ckpt\n"
@@ -220,7 +242,8 @@ def test_on_a_terminal_commands_in_the_text_are_shown_and_elsewhere_they_stay(
     "option",
     [
         "--length -1", "--length 1.5", "--temperature -0.1", "--temperature nan", "--temperature inf",
-        "--temperature warm", "--top-k 0", "--top-k -3", "--seed -1", f"--seed {2**64}", "--html .",
+        "--temperature warm", "--top-k 0", "--top-k -3", "--top-p 0", "--top-p 1.1", "--seed -1",
+        f"--seed {2**64}", "--html .",
     ],
 )  # fmt: skip
 def test_a_bad_value_is_refused_before_any_model_is_searched(

@@ -28,6 +28,7 @@ def sampling(**changes: Any) -> Sampling:
         "length": 20,
         "temperature": 0.8,
         "top_k": 5,
+        "top_p": 0.95,
         "seed": 3,
         "num_experts": 4,
         "blocks": [0, 1],
@@ -44,7 +45,12 @@ def test_a_command_or_another_script_in_the_prompt_is_visible_and_reorders_nothi
 def page(**changes: Any) -> str:
     asked = sampling(**{key: value for key, value in changes.items() if key != "switch_every"})
     model = tiny_model(**{key: value for key, value in changes.items() if key == "switch_every"})
-    how: dict[str, Any] = {"temperature": asked.temperature, "top_k": asked.top_k, "seed": asked.seed}
+    how: dict[str, Any] = {
+        "temperature": asked.temperature,
+        "top_k": asked.top_k,
+        "top_p": asked.top_p,
+        "seed": asked.seed,
+    }
     return sample_page(list(trace(model, Vocabulary.of(TEXT), asked.prompt, length=asked.length, **how)), asked)
 
 
@@ -108,13 +114,13 @@ def test_the_command_that_is_shown_asks_for_the_same_sample() -> None:
     assert (python, m, module) == ("python", "-m", "switch_lm.generate")
     parsed = parser().parse_args(options)
     assert Path(parsed.run) == asked.checkpoint
-    for name in ("prompt", "length", "temperature", "top_k", "seed"):
+    for name in ("prompt", "length", "temperature", "top_k", "top_p", "seed"):
         assert getattr(parsed, name) == getattr(asked, name)
     assert sampling().command in words_after(html)
 
 
 def test_no_limit_and_no_prompt_are_stated() -> None:
-    words = words_after(page(prompt="", top_k=None))
+    words = words_after(page(prompt="", top_k=None, top_p=None))
     assert "none: the text begins as after a line break" in words
     assert re.search(r"drawn from\s+all", words)
 

@@ -18,7 +18,7 @@ LENGTH = 3 * CONTEXT
 
 
 def traced(model: SwitchLM, prompt: str = "To be", *, length: int = LENGTH, **how: float | None) -> list[Traced]:
-    return list(trace(model, VOCABULARY, prompt, length=length, seed=1, **how))  # type: ignore[arg-type]
+    return list(trace(model, VOCABULARY, prompt, length=length, seed=1, **how))
 
 
 @torch.inference_mode()
