@@ -46,7 +46,13 @@ def parser() -> argparse.ArgumentParser:
         "router. PASS: as promised. LEAKS: it does what is known of this rule. FAIL: it contradicts its rule (exit "
         "code 1)."
     )
-    options = model_parser(prog="python -m switch_lm.check", about=about)
+    examples = {
+        "": "the newest run",
+        "--run NAME --all-policies": "every drop order and overflow rule on its weights, too",
+        "router=topk --steps 300": "a configuration, trained for 300 steps first",
+        "--all-routers": "every family of routers on a small model, some minutes",
+    }
+    options = model_parser("check", about, examples)
     options.add_argument(
         "overrides",
         nargs="*",

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import as_path, whole_number
+from switch_lm.commandline.help import command_parser
 from switch_lm.commandline.signals import Signalled, caught
 from switch_lm.storage.runs import OUTPUTS
 
@@ -23,7 +24,8 @@ MOST_SHOWN = "scalars=100000,images=100"  # of each tag: TensorBoard's own limit
 
 def parser() -> argparse.ArgumentParser:
     about = "Shows all runs below a folder in TensorBoard. TensorBoard's options work too; Ctrl-C ends it."
-    options = argparse.ArgumentParser(prog="python -m switch_lm.dashboard", description=about, allow_abbrev=False)
+    examples = {"": "all runs", "--outputs outputs/sweeps/capacity_sweep": "a sweep"}
+    options = command_parser("dashboard", about, examples, allow_abbrev=False)
     where = f"runs, sweeps or one run (default: {OUTPUTS})"
     options.add_argument("--outputs", type=as_path, default=OUTPUTS, metavar="FOLDER", help=where)
     port = f"the first port to try; if it is taken, the next free one (default: {PORT}; 0: any)"

@@ -50,10 +50,9 @@ def capacity_factor(text: str) -> float | None:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = model_parser(
-        prog="python -m switch_lm.evaluate",
-        about="Measures a trained model on the whole validation split, every prediction once.",
-    )
+    about = "Measures a trained model on the whole validation split, every prediction once."
+    examples = {"": "the newest run, dropless", "--run NAME --capacity-factor 0.5 1 2 none": "what capacity costs it"}
+    options = model_parser("evaluate", about, examples)
     options.add_argument(
         "--capacity-factor",
         type=capacity_factor,

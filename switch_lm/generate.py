@@ -52,11 +52,13 @@ def page_file(text: str) -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = model_parser(
-        prog="python -m switch_lm.generate",
-        about="Writes text with a trained model. The text goes to stdout, everything else to stderr.",
-        computes="the CPU, 1 thread",
-    )
+    about = "Writes text with a trained model. The text goes to stdout, everything else to stderr."
+    examples = {
+        "": "with the newest run",
+        '--run NAME --prompt "ROMEO:" --top-p 0.9': "of the likely characters only",
+        "--html sample.html": "also a page, coloured by expert",
+    }
+    options = model_parser("generate", about, examples, computes="the CPU, 1 thread")
     options.add_argument(
         "--prompt",
         default="",

@@ -37,7 +37,8 @@ def parser() -> argparse.ArgumentParser:
         "Shows what a trained model's routers and experts do: which characters go where and what explains it, who is "
         "dropped, whether the router was right, whether the experts differ, and when they specialised."
     )
-    options = model_parser(prog="python -m switch_lm.inspect", about=about, computes="a GPU if there is one, 1 thread")
+    examples = {"": "the newest run", "--run NAME --compare OTHER": "two runs side by side"}
+    options = model_parser("inspect", about, examples, computes="a GPU if there is one, 1 thread")
     options.add_argument("--compare", metavar="NAME", help="a second run, to be put beside the first")
     options.add_argument("--data", type=as_path, metavar="FILE", help="the text file, if it has moved")
     options.add_argument(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import add_outputs, as_path, number
+from switch_lm.commandline.help import command_parser
 from switch_lm.commandline.signals import ended_by_signals
 from switch_lm.config.keys import NAME
 from switch_lm.reporting.records import ReportError
@@ -16,7 +17,11 @@ from switch_lm.storage.runs import OUTPUTS
 
 def parser() -> argparse.ArgumentParser:
     about = "Compares runs in words, tables and pictures: report.md, report.html, summary.csv, pictures/."
-    options = argparse.ArgumentParser(prog="python -m switch_lm.report", description=about)
+    examples = {
+        "outputs/sweeps/capacity_sweep": "a sweep",
+        '"outputs/runs/*" --out comparison': "all single runs",
+    }
+    options = command_parser("report", about, examples)
     paths = "a sweep's folder, a run or its name, or a glob; several make one report"
     options.add_argument("paths", nargs="+", metavar="PATH", help=paths)
     out = f"where it is written (default: the sweep's folder, if that is the one PATH; else below {OUTPUTS}/reports)"

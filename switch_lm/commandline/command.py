@@ -7,11 +7,12 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from switch_lm.commandline.help import command_parser
 from switch_lm.commandline.process import environment, first_word
 from switch_lm.commandline.signals import Signalled, ended_by_signals
 from switch_lm.config.keys import ConfigError
@@ -37,10 +38,13 @@ class CommandError(Exception):
 
 
 def model_parser(
-    *, prog: str, about: str, computes: str = "a GPU if there is one, all cores"
+    name: str, about: str, examples: Mapping[str, str], *, computes: str = "a GPU if there is one, all cores"
 ) -> argparse.ArgumentParser:
-    """A parser with the options that say which model is meant, and on what hardware it runs, by default `computes`."""
-    options = argparse.ArgumentParser(prog=prog, description=about)
+    """A parser with the options that say which model is meant, and on what hardware it runs, by default `computes`.
+
+    The rest: as in `command_parser`.
+    """
+    options = command_parser(name, about, examples)
     options.add_argument("--run", metavar="NAME", help="run, SWEEP/JOB, run folder or .ckpt file (default: newest run)")
     add_outputs(options)
     where = options.add_argument_group(f"hardware (default: {computes})")

@@ -14,6 +14,7 @@ from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf.errors import OmegaConfBaseException
 
+from switch_lm import __version__
 from switch_lm.config import arguments as arguments_of
 from switch_lm.config import boards
 from switch_lm.config.families import FAMILIES
@@ -37,7 +38,13 @@ class PluginConfigs(SearchPathPlugin):
 
 
 def prepared(arguments: Sequence[str]) -> list[str]:
-    """The command line for Hydra, with the values as they were typed; ConfigError for what is no override or flag."""
+    """The command line for Hydra, with the values as they were typed; ConfigError for what is no override or flag.
+
+    `--version` ends here: Hydra would state its own.
+    """
+    if "--version" in arguments:
+        print(f"switch_lm {__version__}")
+        raise SystemExit
     load_plugins()
     return arguments_of.prepared(arguments, groups=_groups())
 
