@@ -19,7 +19,7 @@ from switch_lm.stats.corrections import planned
 from switch_lm.storage import metrics
 from switch_lm.storage.files import as_json, replace_text
 from switch_lm.storage.run_folder import RESULT
-from switch_lm.sweep.jobs import job_name
+from switch_lm.sweep.jobs import job_folder
 
 POWER, TABLE, DENSE_CURVE = PARTS = ("power", "table", "dense curve")
 POWER_SEEDS, COMPARED, TAIL = 100, 4, 0.1  # the first seed; pairs of the headline; the last tenth of the steps
@@ -133,7 +133,7 @@ class League:
 
     def folder(self, job: Job) -> Path:
         """Where a run lies."""
-        return self.outputs / "sweeps" / job.sweep / job_name(job.varied)
+        return job_folder(self.outputs / "sweeps" / job.sweep, job.varied)
 
 
 QUICK = League(

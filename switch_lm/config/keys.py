@@ -32,6 +32,7 @@ class Key:
     changes_result: bool  # whether what is computed depends on it
     implied: Any  # its value in a run whose file does not state it
     path: bool = False  # a file or folder, in which `~` is a home
+    short: str = ""  # in names of jobs; empty: the first four letters of its last part
     type: Any = Any
 
 
@@ -43,10 +44,14 @@ def key(
     changes_result: bool = True,
     implied: Any = MISSING,
     path: bool = False,
+    short: str = "",
 ) -> Any:
     """A dataclass field that is a configuration key. `implied`: the default, unless given."""
     implied = default if implied is MISSING else implied
-    metadata = {"meaning": meaning, "rule": rule, "changes_result": changes_result, "implied": implied, "path": path}
+    metadata = {
+        "meaning": meaning, "rule": rule, "changes_result": changes_result, "implied": implied, "path": path,
+        "short": short,
+    }  # fmt: skip
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -204,6 +204,7 @@ class Config:
         0,
         "Everything random follows from it: weights, batches, router jitter, dropout.",
         within(0, 2**63 - 1),
+        short="seed",
         implied=None,  # of a run whose seed is not known none is guessed
     )
     name: str | None = key(

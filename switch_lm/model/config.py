@@ -46,12 +46,13 @@ class ModelConfig:
         None,
         "Which blocks have a Switch layer, by number from 0, such as [1,3]; null: switch_every decides.",
     )
-    num_experts: int = key(8, "Experts in each Switch layer.", at_least(1))
+    num_experts: int = key(8, "Experts in each Switch layer.", at_least(1), short="exp")
     capacity_factor: float | None = key(
         1.25,
         "Slots of an expert = ceil(capacity_factor * tokens / num_experts), in training; null: no limit (paper, eq. "
         "3).",
         POSITIVE_OR_NULL,
+        short="cap",
     )
     eval_capacity_factor: float | None = key(
         None,

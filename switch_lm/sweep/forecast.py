@@ -15,7 +15,7 @@ from switch_lm.config.rules import show
 from switch_lm.config.schema import Config
 from switch_lm.storage.run_folder import RESULT, RunFolder
 from switch_lm.sweep.grid import Grid, as_key
-from switch_lm.sweep.jobs import job_name, plan_of, threads_of_job
+from switch_lm.sweep.jobs import job_folder, plan_of, threads_of_job
 from switch_lm.sweep.table import Plan, plan_in_words
 from switch_lm.text.given import CorpusError, TextError
 from switch_lm.training.start import ready
@@ -31,7 +31,7 @@ def end_with_times(config: DictConfig, grid: Grid, folder: Path, checked: Mappin
     """
     plan, threads = plan_of(config, grid, began=None), threads_of_job(config.hydra.launcher)
     known = [(values, checked[as_key(values)]) for values in plan["jobs"] or [] if as_key(values) in checked]
-    jobs: list[Job] = [(values, one, folder / job_name(values)) for values, one in known]
+    jobs: list[Job] = [(values, one, job_folder(folder, values)) for values, one in known]
     jobs = jobs or [({}, one, folder / "none") for one in checked.values()]  # of a search
     for _, one, _ in jobs:
         one.trainer.threads = one.trainer.threads or threads

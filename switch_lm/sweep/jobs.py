@@ -28,7 +28,7 @@ from switch_lm.config.limits import num_cores
 from switch_lm.config.paths import expanded
 from switch_lm.config.reading import literal
 from switch_lm.config.rules import refusal, show
-from switch_lm.config.schema import changes_result
+from switch_lm.config.schema import KEYS, changes_result
 from switch_lm.storage.files import replace_text
 from switch_lm.storage.locks import Lock
 from switch_lm.storage.run_folder import JOB, RESULT, SWEEP, RunFolder, Stopped, TrainingError, read_job
@@ -37,6 +37,7 @@ from switch_lm.text.given import CorpusError, TextError
 from switch_lm.training.signals import StopSignals
 
 MAX_NAME = 80
+SHORT = 4  # letters of a key in the name of a job
 ENDED = ("done", "failed", "stopped")  # the status of a job that is not launched again by the same start of a sweep
 TRACEBACK = "traceback.txt"
 
@@ -106,7 +107,7 @@ def run_job(cfg: DictConfig, train: Callable[..., dict[str, Any]]) -> float:
     record.pop("process", None)
     if record.pop("status", None) in ENDED or _of_worker.received is not None:  # before a launch was lost
         return outcome(sweep, plan, hydra.job.num, task)
-    job = RunFolder(sweep / job_name(record["overrides"]))
+    job = RunFolder(job_folder(sweep, record["overrides"]))
     skipped, started = (job.path / RESULT).is_file(), time.perf_counter()
     before = (job.read_json(JOB) or {}) if skipped else {}
     job.path.mkdir(parents=True, exist_ok=True)
@@ -160,7 +161,7 @@ def recorded(sweep: Path, plan: Mapping[str, Any], number: int, task: Sequence[s
     """What this start of the sweep recorded of a job with these overrides; without `status` if it has not begun."""
     overrides = as_mapping(list(task))
     varied = {key: overrides[key] for key in plan["varied"]}
-    stored = RunFolder(sweep / job_name(varied)).read_json(JOB)
+    stored = RunFolder(job_folder(sweep, varied)).read_json(JOB)
     if stored is not None and stored.get("start") == plan["start"]:
         return stored
     return {"job": number, "overrides": varied, "start": plan["start"]}
@@ -169,13 +170,13 @@ def recorded(sweep: Path, plan: Mapping[str, Any], number: int, task: Sequence[s
 def outcome(sweep: Path, plan: Mapping[str, Any], number: int, task: Sequence[str]) -> float:
     """The val_loss of a job that has ended; infinity if it has none."""
     record = recorded(sweep, plan, number, task)
-    result = RunFolder(sweep / job_name(record["overrides"])).read_json(RESULT) or {}
+    result = RunFolder(job_folder(sweep, record["overrides"])).read_json(RESULT) or {}
     return float(result.get("val_loss", math.inf))
 
 
 def fail(sweep: Path, plan: Mapping[str, Any], record: Mapping[str, Any], error: Exception) -> None:
     """Records a job as failed and prints its row; the traceback of what nobody expected goes to the job's folder."""
-    job = RunFolder(sweep / job_name(record["overrides"]))
+    job = RunFolder(job_folder(sweep, record["overrides"]))
     job.path.mkdir(parents=True, exist_ok=True)
     reason = str(error) or type(error).__name__
     if not isinstance(error, (ConfigError, CorpusError, TrainingError)):
@@ -191,7 +192,7 @@ def show_row(sweep: Path, plan: Mapping[str, Any], record: Mapping[str, Any], *,
     """Prints the row of a job that has ended."""
     from switch_lm.sweep.table import print_row
 
-    result = RunFolder(sweep / job_name(record["overrides"])).read_json(RESULT) or {}
+    result = RunFolder(job_folder(sweep, record["overrides"])).read_json(RESULT) or {}
     print_row(plan, record, result, read_jobs(sweep), skipped=skipped)
 
 
@@ -202,8 +203,24 @@ def _reason(error: Exception) -> str:
 
 
 def job_name(overrides: Mapping[str, Any]) -> str:
-    """A folder name that TensorBoard shows: what varies, in the sweep's order; what a path can't hold is replaced."""
-    return _as_name([f"{key}={show(value)}" for key, value in overrides.items()]) or "job"
+    """A folder name that TensorBoard shows, such as cap0.5_seed1 or switch_1.0_seed0: what varies.
+
+    What a path cannot hold is replaced, and a hash added, so that two jobs stay two.
+    """
+    return _as_name([_short(key, show(value)) for key, value in overrides.items()], between="_", held="._+-") or "job"
+
+
+def _short(key: str, value: str) -> str:
+    """A group's choice stands alone."""
+    if key not in KEYS:
+        return value if "." not in key else f"{key.rpartition('.')[2][:SHORT].strip('_')}{value}"
+    return f"{KEYS[key].short or key.rpartition('.')[2][:SHORT].strip('_')}{value}"
+
+
+def job_folder(sweep: Path, overrides: Mapping[str, Any]) -> Path:
+    """Of a job with these overrides: a sweep that was begun under older names goes on under them."""
+    before = sweep / (_as_name([f"{key}={show(value)}" for key, value in overrides.items()]) or "job")
+    return before if (before / JOB).is_file() else sweep / job_name(overrides)
 
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:
@@ -264,9 +281,9 @@ def _refuse(error: ConfigError | TextError) -> NoReturn:
     sys.exit(2)
 
 
-def _as_name(parts: list[str]) -> str:
-    whole = ",".join(part.removeprefix("model.") for part in parts if part and part != "None")
-    name = re.sub(r"[^A-Za-z0-9._=,+-]", "_", whole).lstrip(".-")
+def _as_name(parts: list[str], *, between: str = ",", held: str = "._=,+-") -> str:
+    whole = between.join(part.removeprefix("model.") for part in parts if part and part != "None")
+    name = re.sub(f"[^A-Za-z0-9{re.escape(held)}]", "_", whole).lstrip(".-")
     if len(name) <= MAX_NAME and name == whole:
         return name
     return f"{name[: MAX_NAME - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"  # two sweeps stay two

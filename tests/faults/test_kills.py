@@ -161,15 +161,15 @@ def test_a_killed_sweep_goes_on_to_the_weights_of_one_that_was_not(tmp_path: Pat
     killed, whole = (folder / "outputs" / "sweeps" for folder in folders)
     process = subprocess.Popen(command(folders[0], *arguments), cwd=folders[0], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(killed.glob("*/seed=1/checkpoints/last.ckpt")):
+    while not list(killed.glob("*/seed1/checkpoints/last.ckpt")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (job,) = killed.glob("*/seed=1")
+    (job,) = killed.glob("*/seed1")
     assert not (job / "result.json").exists()  # it was killed in the middle
     assert run(folders[0], *arguments).returncode == 0
     assert run(folders[1], *arguments).returncode == 0
-    (uninterrupted,) = whole.glob("*/seed=1")
+    (uninterrupted,) = whole.glob("*/seed1")
     assert job.parent.name == uninterrupted.parent.name  # the name follows from the command
     assert same(weights(job), weights(uninterrupted))

@@ -151,18 +151,18 @@ def test_a_signal_ends_a_sweep_and_the_jobs_done_and_not_done_are_named(tmp_path
     sweep = ("-m", "trainer.max_steps=150", "seed=0,1,2", "name=three")
     started = Started(tmp_path, *sweep)
     started.wait_for("1/3")  # its row
-    started.wait_for_file(tmp_path / "outputs/sweeps/three/seed=1/checkpoints", "last.ckpt")
+    started.wait_for_file(tmp_path / "outputs/sweeps/three/seed1/checkpoints", "last.ckpt")
     assert started.end(signal.SIGTERM) == 143 and "Traceback" not in started.output, started.output
     assert (
         f"jobs done: 1; not done: 2, 3\nthe same command continues: {interpreter()} -m switch_lm.train "
         in started.output
     )
-    assert 20 <= state(tmp_path / "outputs/sweeps/three/seed=1")[-1] < 150
+    assert 20 <= state(tmp_path / "outputs/sweeps/three/seed1")[-1] < 150
     again = finished(tmp_path, *sweep)
     assert again.returncode == 0 and "before" in again.stdout
     alone = finished(tmp_path, "trainer.max_steps=150", "seed=1", "name=alone")
     assert alone.returncode == 0
-    assert same(state(tmp_path / "outputs/sweeps/three/seed=1"), state(tmp_path / "outputs/runs/alone"))
+    assert same(state(tmp_path / "outputs/sweeps/three/seed1"), state(tmp_path / "outputs/runs/alone"))
 
 
 @pytest.mark.row(4)
@@ -219,13 +219,13 @@ def test_a_signal_makes_every_worker_of_joblib_save_its_job(whole_group: bool, t
         tmp_path, "-m", "trainer.max_steps=5000", "trainer.val_every=2500", "seed=0,1,2", "name=three", *options
     )
     sweep = tmp_path / "outputs/sweeps/three"
-    started.wait_until(lambda: all(scalars_of(sweep / f"seed={n}") for n in (0, 1)), "trained two")
+    started.wait_until(lambda: all(scalars_of(sweep / f"seed{n}") for n in (0, 1)), "trained two")
     if whole_group:
         os.killpg(started.process.pid, signal.SIGTERM)
     assert (started.process.wait(PATIENCE) if whole_group else started.end(signal.SIGTERM)) == 143, started.output
     assert "Traceback" not in started.output and "jobs done: none; not done: 1, 2, 3" in started.output
     assert [job["status"] for job in read_jobs(sweep)] == ["stopped", "stopped"]
-    assert all(state(sweep / f"seed={n}")[-1] % 1000 for n in (0, 1))  # saved where the signal came
+    assert all(state(sweep / f"seed{n}")[-1] % 1000 for n in (0, 1))  # saved where the signal came
 
 
 @pytest.mark.row(6, 7)
@@ -234,7 +234,7 @@ def test_the_job_whose_worker_was_killed_is_named_and_the_printed_line_continues
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     options = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     started = Started(tmp_path, "-m", "trainer.max_steps=100", "seed=0,1,2", "name=three", *options)
-    job = tmp_path / "outputs/sweeps/three/seed=1"
+    job = tmp_path / "outputs/sweeps/three/seed1"
     started.wait_for_file(job / "checkpoints", "last.ckpt")
     os.kill(json.loads((job / "job.json").read_text())["process"], signal.SIGKILL)
     assert started.end() == 1 and "Traceback" not in started.output, started.output

@@ -73,7 +73,7 @@ def test_a_crash_of_a_worker_is_a_row_with_its_reason_and_the_other_jobs_are_kep
     )
     assert len(rows(done)) == 3, done
     for job in failed:
-        assert_reported(done, job, 3, reason, sweep / f"seed={job}")
+        assert_reported(done, job, 3, reason, sweep / f"seed{job}")
 
 
 def assert_reported(done: Done, job: int, num_jobs: int, reason: str, folder: Path) -> None:
@@ -92,14 +92,14 @@ def test_jobs_wherever_they_run_load_plugins_give_what_they_give_alone_and_outli
         pytest.importorskip(f"hydra_plugins.{plugin}")
     threads = 1 if "cpus" in str(options) else max(1, num_cores() // 2)
     sweep = tmp_path / "outputs" / "sweeps" / "apart"
-    block(sweep / "router=second_best,capacity_factor=2.0")
+    block(sweep / "second_best_cap2.0")
     extension_package.write(tmp_path)
     grid = ["router=switch,second_best", "router.top_k=1", "model.capacity_factor=1.0,2.0", "seed=1", "name=apart"]
     done = harmed(tmp_path, UNPICKLABLE, *grid, *(options or [f"trainer.threads={threads}"]))
     assert [job["overrides"]["router"] for job in read_jobs(sweep)] == ["switch"] * 2 + ["second_best"] * 2
     assert [job["status"] for job in read_jobs(sweep)] == ["done", "failed"] * 2 and len(rows(done)) == 4, done
-    assert_reported(done, 1, 4, "Local: ('no way'", sweep / "router=switch,capacity_factor=2.0")
-    job = sweep / "router=second_best,capacity_factor=1.0"
+    assert_reported(done, 1, 4, "Local: ('no way'", sweep / "switch_cap2.0")
+    job = sweep / "second_best_cap1.0"
     assert "\n  rank: 2\n" in (job / "config.yaml").read_text()
     assert json.loads((job / "hardware.json").read_text())["threads"] == threads
     words = ["router=second_best", "model.capacity_factor=1.0", "seed=1", f"trainer.threads={threads}", "name=alone"]

@@ -59,7 +59,7 @@ def test_a_job_killed_between_its_result_and_its_record_is_done(
     start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert start(done) == 0
-    record = tmp_path / "outputs/sweeps/two/seed=1/job.json"
+    record = tmp_path / "outputs/sweeps/two/seed1/job.json"
     stored = json.loads(record.read_text())
     assert stored.pop("seconds") >= 0
     record.write_text(json.dumps(stored | {"status": "running"}))
@@ -118,7 +118,7 @@ def test_a_clusters_job_that_has_not_ended_has_no_row(tmp_path: Path, capsys: py
     class Cluster:
         def launch(self, overrides: list[list[str]], _: int) -> list[JobReturn]:
             for number in range(len(overrides)):
-                folder = tmp_path / f"seed={number}"
+                folder = tmp_path / f"seed{number}"
                 folder.mkdir()
                 status = ["done", "running"][number]
                 (folder / "job.json").write_text(json.dumps(job(number, status=status)))
@@ -196,12 +196,12 @@ def test_a_sweep_whose_disk_fails_ends_with_one_line_that_names_the_file(
         return {}
 
     assert start(fills_the_disk) == 1
-    line = "outputs/sweeps/two/seed=0/traceback.txt could not be written: No space left on device; make room"
+    line = "outputs/sweeps/two/seed0/traceback.txt could not be written: No space left on device; make room"
     assert capsys.readouterr().err == f"{line}\n"
 
 
 def test_a_job_is_running_only_while_it_or_its_sweep_has_a_process(tmp_path: Path) -> None:
-    folder = tmp_path / "seed=0"
+    folder = tmp_path / "seed0"
     folder.mkdir()
     (folder / "job.json").write_text(json.dumps(job(0, status="running")))
     for held in (folder, tmp_path):

@@ -20,7 +20,7 @@ from switch_lm.measure.ledger import run_ledger
 from switch_lm.reporting.controls import SAME_WORK
 from switch_lm.sweep import jobs as sweep
 from switch_lm.sweep.grid import Grid
-from switch_lm.sweep.jobs import as_mapping, job_name, read_jobs, side_by_side
+from switch_lm.sweep.jobs import as_mapping, job_folder, job_name, read_jobs, side_by_side
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +110,23 @@ def test_routers_and_layers_are_swept_and_reported_by_their_names(tmp_path: Path
 
 
 def test_names_hold_nothing_that_leaves_their_folder_and_long_ones_stay_apart() -> None:
-    assert job_name({"data.path": "../../x y", "seed": 1}).startswith("data.path=.._.._x_y,seed=1-")
-    assert job_name({"model.capacity_factor": None, "seed": 1}) == "capacity_factor=null,seed=1"
+    assert job_name({"data.path": "../../x y", "seed": 1}).startswith("path.._.._x_y_seed1-")
+    assert job_name({"model.capacity_factor": 0.5, "seed": 0, "model.num_experts": 4}) == "cap0.5_seed0_exp4"
+    assert job_name({"variant": "switch_1.0", "seed": 1, "model.capacity_factor": None}) == "switch_1.0_seed1_capnull"
+    assert job_name({"trainer.max_steps": 40, "optim.lr": 0.01, "router": "topk"}) == "max40_lr0.01_topk"
+    odd = [job_name({"model.switch_layers": layers}) for layers in ("[0]", "[0]_")]
+    assert len({*odd, "swit_0_"}) == 3 and not any(set(name) & set("=,[") for name in odd)
     long = [job_name({"data.path": "a" * 500 + end}) for end in "bc"]
     assert len(set(long)) == 2 and all(len(name) <= 100 for name in long)
+
+
+def test_a_sweep_that_was_begun_under_older_names_goes_on_under_them(tmp_path: Path) -> None:
+    varied = {"model.capacity_factor": 0.5, "seed": 1}
+    assert job_folder(tmp_path, varied) == tmp_path / "cap0.5_seed1"
+    older = tmp_path / "capacity_factor=0.5,seed=1"
+    older.mkdir()
+    (older / "job.json").write_text("{}")
+    assert job_folder(tmp_path, varied) == older
 
 
 def test_overrides_are_read_as_values() -> None:
