@@ -47,7 +47,7 @@ def key(
     """A dataclass field that is a configuration key. `implied`: the default, unless given."""
     implied = default if implied is MISSING else implied
     metadata = {"meaning": meaning, "rule": rule, "changes_result": changes_result, "implied": implied, "path": path}
-    if isinstance(default, dict):
+    if isinstance(default, dict | list):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 

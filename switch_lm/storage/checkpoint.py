@@ -18,6 +18,7 @@ from switch_lm.storage.files import remedy, replacing
 from switch_lm.storage.runs import checkpoints, damage, newest_whole
 
 KEY = "switch_lm"  # our entry in Lightning's checkpoints
+AVERAGES = "averages"  # of the weights, in a checkpoint: by average, then by parameter
 MODEL_PREFIX = "model."  # the prefix of the model's weights in the LightningModule
 
 
@@ -79,10 +80,11 @@ def _another(path: Path) -> str:
     return "there is no good one beside it: give another, or train again"
 
 
-def read_model(path: Path) -> tuple[SwitchLM, Header]:
+def read_model(path: Path, *, average: str | None = None) -> tuple[SwitchLM, Header]:
     """The model in `eval()` on the CPU, and its header, from a checkpoint or a run folder; or CheckpointError.
 
-    PluginError if the plugin that has its router is not loaded.
+    `average`: the name of the one that takes the place of its weights. PluginError if the plugin that has its router is
+    not loaded.
     """
     load_plugins()
     path = find_checkpoint(path)
@@ -106,6 +108,9 @@ def read_model(path: Path) -> tuple[SwitchLM, Header]:
             if name.startswith(MODEL_PREFIX)
         }
         model.load_state_dict(weights)
+        if average is not None:
+            weights = _average(content, average, path)
+            model.load_state_dict(weights, strict=False)  # buffers, which have no average, are as they were
     except (KeyError, TypeError, RuntimeError) as error:  # a key or a weight is unknown or missing
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
@@ -114,6 +119,16 @@ def read_model(path: Path) -> tuple[SwitchLM, Header]:
     if (bad := next((name for name, value in weights.items() if not value.isfinite().all()), None)) is not None:
         raise CheckpointError(f"{path}: {bad} has values that are not finite; take another checkpoint of the run")
     return model.eval(), header
+
+
+def _average(content: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """That average of the weights; CheckpointError if the checkpoint does not have it."""
+    averages: dict[str, Any] = content.get(AVERAGES, {})
+    if name not in averages:
+        there = f"it has {', '.join(averages)}" if averages else "it has none"
+        fix = "name one of these" if averages else f"a run with optim.averages=[{name}] has it at its end"
+        raise CheckpointError(f"{path} has no average {name} of the weights; {there}: {fix}")
+    return averages[name]
 
 
 def _complete(stored: dict[str, Any], owner: type, path: Path, prefix: str) -> dict[str, Any]:
