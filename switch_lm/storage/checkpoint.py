@@ -92,6 +92,9 @@ def read_model(path: Path, *, average: str | None = None) -> tuple[SwitchLM, Hea
     if "router" not in content[KEY]:
         fix = "train the run again, or use the version that wrote it"
         raise CheckpointError(f"{path} is of an older version of switch_lm, which stored no router; {fix}")
+    if average is not None and average not in (there := content.get(AVERAGES, {})):
+        names = f"{', '.join(there)}: name one of these" if there else f"none: train with optim.averages=[{average}]"
+        raise CheckpointError(f"{path} has no average {average} of the weights; it has {names}")
     try:
         header = Header(**content[KEY])
         if (name := str(header.router.get("name", KEYS["router.name"].default))) not in FAMILIES["router"]:
@@ -109,7 +112,7 @@ def read_model(path: Path, *, average: str | None = None) -> tuple[SwitchLM, Hea
         }
         model.load_state_dict(weights)
         if average is not None:
-            weights = _average(content, average, path)
+            weights = content[AVERAGES][average]
             model.load_state_dict(weights, strict=False)  # buffers, which have no average, are as they were
     except (KeyError, TypeError, RuntimeError) as error:  # a key or a weight is unknown or missing
         reason = " ".join(str(error).split())[:200]
@@ -119,16 +122,6 @@ def read_model(path: Path, *, average: str | None = None) -> tuple[SwitchLM, Hea
     if (bad := next((name for name, value in weights.items() if not value.isfinite().all()), None)) is not None:
         raise CheckpointError(f"{path}: {bad} has values that are not finite; take another checkpoint of the run")
     return model.eval(), header
-
-
-def _average(content: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
-    """That average of the weights; CheckpointError if the checkpoint does not have it."""
-    averages: dict[str, Any] = content.get(AVERAGES, {})
-    if name not in averages:
-        there = f"it has {', '.join(averages)}" if averages else "it has none"
-        fix = "name one of these" if averages else f"a run with optim.averages=[{name}] has it at its end"
-        raise CheckpointError(f"{path} has no average {name} of the weights; {there}: {fix}")
-    return averages[name]
 
 
 def _complete(stored: dict[str, Any], owner: type, path: Path, prefix: str) -> dict[str, Any]:

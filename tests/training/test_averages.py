@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 from switch_lm import evaluate
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
-from switch_lm.optim.averages import WeightAverages
 from switch_lm.optim.options import MuonOptions
 from switch_lm.storage import checkpoint
+from switch_lm.training.callbacks.averages import Averages
 from switch_lm.training.callbacks.progress import TimeLeft
 from switch_lm.training.hardware import require_memory
 from switch_lm.training.module import SwitchModule
@@ -81,7 +82,7 @@ def test_each_is_validated_as_the_weights_are_and_training_and_last_weights_stay
     plain = replace(averaged, name="plain", optim=MuonOptions(warmup_steps=3))
     want, got = train(plain), train(averaged)
     without, state = checkpoint.read(last(plain)), checkpoint.read(last(averaged))
-    assert state.keys() - without.keys() == {"averages", "averages_validated"} and "val_loss_averaged" not in want
+    assert state.keys() - without.keys() == {"averages"} and "val_loss_averaged" not in want
     assert all(same(state[key], without[key]) for key in ("state_dict", "optimizer_states", "lr_schedulers"))
     assert got["val_loss"] == want["val_loss"] == got["val_loss_averaged"]["tail_0.01"]
     assert got["val_loss_train_capacity"] == want["val_loss_train_capacity"]
@@ -99,15 +100,15 @@ def test_each_is_validated_as_the_weights_are_and_training_and_last_weights_stay
         assert f"no average 0.5 of the weights; {have}" in capsys.readouterr().err
 
 
-def test_the_models_own_weights_are_back_after_an_error() -> None:
-    model, averages = nn.Linear(2, 2), WeightAverages(["0.5"], max_steps=2)
-    averages.update(model, 1)
+def test_the_models_own_weights_are_back_after_an_error(averaged: Config) -> None:
+    model, averages = nn.Linear(2, 2), Averages(averaged, Mock())
+    averages.after_step(Mock(model=model), 1, ())
     nn.init.zeros_(model.weight)
     before = model.weight.data_ptr()
-    with suppress(KeyboardInterrupt), averages.swapped(model, "0.5"):
+    with suppress(KeyboardInterrupt), averages.swapped(model, "0.9"):
         assert model.weight.any()
         raise KeyboardInterrupt
-    assert not model.weight.any() and model.weight.data_ptr() == before and averages.weights["0.5"]["weight"].any()
+    assert not model.weight.any() and model.weight.data_ptr() == before and averages.weights["0.9"]["weight"].any()
 
 
 def test_the_time_left_counts_the_passes_with_averages(averaged: Config, monkeypatch: pytest.MonkeyPatch) -> None:
