@@ -116,6 +116,8 @@ def _contradiction(options: argparse.Namespace) -> str | None:
     """Why these options cannot be given together."""
     if options.overrides and options.run is not None:
         return f"--run {options.run} and {options.overrides[0]}: give a run or a configuration, not both"
+    if options.average is not None and (options.overrides or options.all_routers):
+        return f"--average {options.average}: only a trained run has it; give it with --run"
     if options.all_routers and (options.run is not None or options.all_policies):
         other = "--all-policies" if options.run is None else f"--run {options.run}"
         return f"--all-routers and {other}: the first trains models of its own; leave one of them out"
@@ -138,8 +140,8 @@ def _check(options: argparse.Namespace, config: Config | None, verdicts: list[Ve
     checkpoint, steps = None, STEPS if options.steps is None else options.steps
     facts: dict[str, Any] = {"overrides": options.overrides, "steps": steps}
     if config is None:
-        checkpoint, model, header = open_model(options.run, options.outputs)
-        facts, folder = {"checkpoint": str(checkpoint)}, run_of(checkpoint)
+        checkpoint, model, header = open_model(options.run, options.outputs, options.average)
+        facts, folder = {"checkpoint": str(checkpoint), "average": options.average}, run_of(checkpoint)
         architecture, router = model.config, model.router_options
     else:
         folder, architecture, router = Path(config.outputs), config.model, config.router

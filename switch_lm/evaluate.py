@@ -102,7 +102,7 @@ def _measure(options: argparse.Namespace) -> int:
     from switch_lm.measure.evaluation import nanogpt_estimates
     from switch_lm.model.transformer import choosing_as_trained
 
-    path, model, header = open_model(options.run, options.outputs)
+    path, model, header = open_model(options.run, options.outputs, options.average)
     ids = validation_ids(header, options.data)
     file = options.json or run_of(path) / "evaluate.json"
     require_writable(file, option="--json FILE")
@@ -117,6 +117,7 @@ def _measure(options: argparse.Namespace) -> int:
     results: list[dict[str, Any]] = []
     content = {
         "checkpoint": str(path),
+        "average": options.average,
         "corpus_sha256": header.corpus_sha256,
         "context_length": model.config.context_length,
         "batch_size": batch_size,

@@ -118,7 +118,7 @@ def _write(options: argparse.Namespace) -> int:
 
     # A pass over one character is too short to share among threads, and to send to a GPU.
     device = compute_on(options, device="cpu", threads=1)
-    path, model, header = open_model(options.run, options.outputs)
+    path, model, header = open_model(options.run, options.outputs, options.average)
     model.to(device)
     if options.html is not None:
         require_writable(options.html, option="--html FILE")

@@ -61,7 +61,7 @@ def _inspect(options: argparse.Namespace, command: str) -> int:
     # The tensors are small, so threads would only wait for each other.
     device = compute_on(options, threads=1, in_float64=True)
     names = [options.run] if options.compare is None else [options.run, options.compare]
-    opened = [open_model(name, options.outputs) for name in names]
+    opened = [open_model(name, options.outputs, options.average) for name in names]
     for checkpoint, model, _ in opened:
         if not model.config.num_switch_layers:
             raise CommandError(f"{checkpoint} is a dense model: there is no router or expert to inspect")

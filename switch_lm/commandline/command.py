@@ -21,7 +21,7 @@ from switch_lm.config.paths import expanded
 from switch_lm.config.plugins import PluginError
 from switch_lm.config.reading import whole
 from switch_lm.storage.files import as_json, remedy, replace_text
-from switch_lm.storage.runs import OUTPUTS, RunError, find_run
+from switch_lm.storage.runs import CHECKPOINTS, LAST, OUTPUTS, RunError, find_run
 from switch_lm.text.given import CorpusError
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
@@ -46,6 +46,11 @@ def model_parser(
     """
     options = command_parser(name, about, examples)
     options.add_argument("--run", metavar="NAME", help="run, SWEEP/JOB, run folder or .ckpt file (default: newest run)")
+    options.add_argument(
+        "--average",
+        metavar="NAME",
+        help="with this average of the weights, such as 0.999, of the run's last step (one of its optim.averages)",
+    )
     add_outputs(options)
     where = options.add_argument_group(f"hardware (default: {computes})")
     where.add_argument(
@@ -83,13 +88,14 @@ def add_outputs(options: argparse.ArgumentParser) -> None:
     options.add_argument("--outputs", type=as_path, default=OUTPUTS, metavar="FOLDER", help=where)
 
 
-def open_model(name: str | None, outputs: Path) -> tuple[Path, SwitchLM, Header]:
-    """The checkpoint that `--run` and `--outputs` mean, named on stderr, and what is in it."""
+def open_model(name: str | None, outputs: Path, average: str | None) -> tuple[Path, SwitchLM, Header]:
+    """The checkpoint that `--run`, `--outputs` and `--average` mean, named on stderr, and what is in it."""
     from switch_lm.storage.checkpoint import find_checkpoint, read_model
 
-    path = find_checkpoint(find_run(name, outputs))
-    print(f"model: {path}", file=sys.stderr)
-    return path, *read_model(path)
+    run = find_run(name, outputs)
+    path = find_checkpoint(run if average is None or run.is_file() else run / CHECKPOINTS / LAST)
+    print(f"model: {path}" + (f", average {average} of the weights" if average else ""), file=sys.stderr)
+    return path, *read_model(path, average=average)
 
 
 def validation_ids(header: Header, file: Path | None) -> Tensor:

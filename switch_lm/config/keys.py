@@ -52,7 +52,7 @@ def key(
         "meaning": meaning, "rule": rule, "changes_result": changes_result, "implied": implied, "path": path,
         "short": short,
     }  # fmt: skip
-    if isinstance(default, dict):
+    if isinstance(default, dict | list):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -42,7 +42,9 @@ def read(name: str, value: Any, kind: Any, *, path: bool = False) -> Any:
         raise ConfigError(f"{name}={_short(typed)}: cannot be null; leave it out for its default{hint}")
     if get_origin(kinds[0]) is list:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{name}={_short(value)}: must be a list, such as [1,3]" + ", or null" * nullable)
+            raise ConfigError(
+                f"{name}={_short(value)}: must be a list, such as [{_short(value)}]" + ", or null" * nullable
+            )
         (inner,) = get_args(kinds[0])
         return [read(f"{name}[{place}]", one, inner) for place, one in enumerate(value)]
     if kinds[0] not in READERS or len(kinds) > 1:
@@ -132,7 +134,7 @@ def build(
             if not _is_readable(key.type):
                 arguments[name] = _by_omegaconf(owner, name, value)
         except ConfigError as error:
-            example = "" if key.default is None else f"; for example {key.name}={show(key.default)}"
+            example = "" if key.default in (None, []) else f"; for example {key.name}={show(key.default)}"
             wrong.append(f"{error}{example}")
         except OmegaConfBaseException as error:
             wrong.append(f"{key.name}={_short(value)}: {str(error).splitlines()[0]}")

@@ -172,7 +172,7 @@ def _of_keys(config: Config) -> list[str]:
     values = flatten(asdict(config))
     return [
         f"{key.name}={show(values[key.name])}: {key.rule.text}"
-        + ("" if key.default is None else f"; for example {key.name}={show(key.default)}")
+        + ("" if key.default in (None, []) else f"; for example {key.name}={show(key.default)}")
         for key in keys_in(config).values()
         if key.rule is not None and values[key.name] is not None and not key.rule.holds(values[key.name])
     ]

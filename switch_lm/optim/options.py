@@ -1,8 +1,9 @@
 """The options of the optimizers, as plain data, and what a step costs. No torch."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from switch_lm.config.families import family
 from switch_lm.config.keys import BELOW_ONE, POSITIVE, Rule, at_least, key, one_of, within
@@ -11,6 +12,19 @@ Shape = tuple[int, ...]  # of a hidden matrix (two sides), or of a stack of one 
 NEWTON_SCHULZ_ROUNDS = (3, 2)  # iterations in each round of Muon's orthogonalisation
 OR_LR = Rule("must be a positive number, or null for lr", POSITIVE.holds)
 NAME_OF_OPTIMIZER = "Which optimizer it is; optim=NAME chooses it with its options."
+AVERAGE = re.compile(r"(tail_)?(\d*\.?\d+(?:e-\d+)?)")
+
+
+def _are_averages(values: list[Any]) -> bool:
+    names = [str(value) for value in values]
+    matches = [AVERAGE.fullmatch(name) for name in names]
+    return all(match is not None and 0 < float(match[2]) < 1 for match in matches) and len(set(names)) == len(names)
+
+
+AVERAGES = Rule(
+    "must hold numbers between 0 and 1, such as [0.99,0.999], or tail_NUMBER, such as [tail_0.25], each once",
+    _are_averages,
+)
 
 
 @dataclass
@@ -32,6 +46,13 @@ class OptimOptions:
     warmup_steps: int = key(20, "Steps of linear rise at the start.", at_least(0))
     min_factor: float = key(0.0, "Where linear and cosine end, as a share of lr.", within(0, 1))
     grad_clip: float = key(1.0, "The gradient is scaled down to this norm.", POSITIVE)
+    averages: list[Any] = key(  # noqa: RUF009  it makes a field
+        [],
+        "Averages of the weights, each validated after the last step: 0.999 is the rate of a moving one, tail_0.25 the "
+        "mean over the last quarter of the steps. Each takes the memory of the weights once more, and in checkpoints "
+        "their size. Training does not change.",
+        AVERAGES,
+    )
 
     def flops_per_step(self, shapes: Iterable[Shape]) -> float:
         """FLOPs in matrix products of one step, on average, of a model whose hidden matrices have these shapes.

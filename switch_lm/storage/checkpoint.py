@@ -18,6 +18,7 @@ from switch_lm.storage.files import remedy, replacing
 from switch_lm.storage.runs import checkpoints, damage, newest_whole
 
 KEY = "switch_lm"  # our entry in Lightning's checkpoints
+AVERAGES = "averages"  # of the weights, in a checkpoint: by average, then by parameter
 MODEL_PREFIX = "model."  # the prefix of the model's weights in the LightningModule
 
 
@@ -79,10 +80,11 @@ def _another(path: Path) -> str:
     return "there is no good one beside it: give another, or train again"
 
 
-def read_model(path: Path) -> tuple[SwitchLM, Header]:
+def read_model(path: Path, *, average: str | None = None) -> tuple[SwitchLM, Header]:
     """The model in `eval()` on the CPU, and its header, from a checkpoint or a run folder; or CheckpointError.
 
-    PluginError if the plugin that has its router is not loaded.
+    `average`: the name of the one that takes the place of its weights. PluginError if the plugin that has its router is
+    not loaded.
     """
     load_plugins()
     path = find_checkpoint(path)
@@ -90,6 +92,9 @@ def read_model(path: Path) -> tuple[SwitchLM, Header]:
     if "router" not in content[KEY]:
         fix = "train the run again, or use the version that wrote it"
         raise CheckpointError(f"{path} is of an older version of switch_lm, which stored no router; {fix}")
+    if average is not None and average not in (there := content.get(AVERAGES, {})):
+        names = f"{', '.join(there)}: name one of these" if there else f"none: train with optim.averages=[{average}]"
+        raise CheckpointError(f"{path} has no average {average} of the weights; it has {names}")
     try:
         header = Header(**content[KEY])
         if (name := str(header.router.get("name", KEYS["router.name"].default))) not in FAMILIES["router"]:
@@ -106,6 +111,9 @@ def read_model(path: Path) -> tuple[SwitchLM, Header]:
             if name.startswith(MODEL_PREFIX)
         }
         model.load_state_dict(weights)
+        if average is not None:
+            weights = content[AVERAGES][average]
+            model.load_state_dict(weights, strict=False)  # buffers, which have no average, are as they were
     except (KeyError, TypeError, RuntimeError) as error:  # a key or a weight is unknown or missing
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(

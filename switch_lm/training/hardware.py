@@ -123,12 +123,12 @@ def one_thread_is_faster(config: Config, threads: int) -> bool:
 def require_memory(config: Config, device: str, vocab_size: int) -> None:
     """ConfigError if what a step is sure to keep does not fit: the system would kill the process silently.
 
-    Those are weights, gradients and the optimizer's state; and of each token its logits with their gradient, and in
-    bf16 the inputs of each block's matrices.
+    Those are weights, their averages, gradients and the optimizer's state; and of each token its logits with their
+    gradient, and in bf16 the inputs of each block's matrices.
     """
     model, on_gpu = config.model, device == "cuda"
     num_params, tokens = model.num_params(vocab_size, config.router), config.data.batch_size * model.context_length
-    needed = 4 * num_params * (2 + config.optim.states_per_param)
+    needed = 4 * num_params * (2 + config.optim.states_per_param + len(config.optim.averages))
     needed += tokens * (8 * vocab_size + 2 * model.num_layers * (model.d_model + model.d_ff))
     there = torch.cuda.get_device_properties(device).total_memory if on_gpu else memory_bytes()
     if needed > there:

@@ -75,7 +75,8 @@ class Pace:
         return {
             "steps": AROUND * left * (self.compiled_step if compiles else self.step) + checks * self.check,
             "compiling": self.compiling if compiles and left else 0.0,
-            "validations": (validations + 1) * self.num_batches * self.batch  # and the last evaluation
+            # and the last evaluation, and that of each average of the weights
+            "validations": (validations + 1 + len(config.optim.averages)) * self.num_batches * self.batch
             + validations * (self.sample + self.pictures)
             + math.ceil(left / max(EVERY, every)) * self.windows,
             "the rest": writes * self.write + REST,
@@ -131,7 +132,7 @@ class Trial:
         pace = replace(
             pace, step=step, compiled_step=step * COMPILED[self.training.hardware.precision], batch=batch,
             sample=self._sample(), windows=self._windows() + 2 * batch,
-            write=4 * num_params * (1 + config.optim.states_per_param) / WRITTEN,
+            write=4 * num_params * (1 + config.optim.states_per_param + len(config.optim.averages)) / WRITTEN,
         )  # fmt: skip
         if not config.model.num_switch_layers:
             return pace

@@ -17,6 +17,7 @@ from switch_lm.storage.run_folder import RESULT, RunFolder, TrainingError
 from switch_lm.storage.runs import newest_whole
 from switch_lm.training import forecast
 from switch_lm.training.callbacks import (
+    averages,
     checkpoints,
     clock,
     compiling,
@@ -106,6 +107,7 @@ def callbacks_of(training: Training) -> list[Callback]:
         window_losses.WindowLosses(data.validation_ids, config),
         routing_pictures.RoutingPictures(data.validation_ids, config),
         router_watch.RouterWatch(data.training_ids, config),
+        *([averages.Averages(config, data)] if config.optim.averages else []),
         *([compiling.CompiledBlocks(training.console, cannot_compile)] if training.hardware.compile else []),
         *checkpoints.best_checkpoints(run.checkpoints, config.trainer),
     ]

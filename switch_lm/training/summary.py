@@ -94,6 +94,9 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
         "val_loss": f"{result['val_loss']:.4f} nats at the last step (best {result['best_val_loss']:.4f})",
         "speed": f"{speed}; {result['seconds']:.0f} s in all",
     }
+    if averaged := result.get("val_loss_averaged"):
+        losses = ", ".join(f"{name}: {loss:.4f}" for name, loss in averaged.items())
+        rows["averaged"] = f"{losses} (last weights: {result['val_loss']:.4f})"
     if result["dropped"] is not None:
         rows["dropped"] = f"{result['dropped']:.2%} of choices in the last stretch of training between two validations"
         rows["balance"] = f"busiest expert {result['load_max_over_mean']:.2f} x the mean load (validation, worst layer)"

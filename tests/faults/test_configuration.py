@@ -57,13 +57,25 @@ BAD = [
     ("model.switch_layers=[1,1]", "model.switch_layers=[1, 1]: must name each block once, in order"),
     ("model.switch_layers=[4]", "model.switch_layers=[4]: blocks have the numbers 0 .. model.num_layers - 1"),
     ("model.switch_layers=[-1]", "model.switch_layers=[-1]: blocks have the numbers 0 .. model.num_layers - 1"),
-    ("model.switch_layers=1", "model.switch_layers=1: must be a list, such as [1,3], or null"),
+    ("model.switch_layers=1", "model.switch_layers=1: must be a list, such as [1], or null"),
     ("model.switch_layers=[a]", "model.switch_layers[0]"),
     ("data.batch_size=0", "data.batch_size=0: must be at least 1"),
     ("optim.name=sgd", "optim.name: choose it, with the options of its own, by optim=NAME"),
     ("optim.lr=nan", "optim.lr=nan: must be a positive number"),
     ("optim.beta2=1", "optim.beta2=1.0: must lie in 0 .. 1"),
     ("optim.grad_clip=0", "optim.grad_clip=0.0: must be a positive number"),
+    ("optim.averages=0.9", "optim.averages=0.9: must be a list, such as [0.9]"),
+    *(
+        (f"optim.averages=[{value}]", f"optim.averages=[{shown}]: must hold numbers between 0 and 1, such as [0.99,")
+        for value, shown in {
+            "1": "1",
+            "0": "0",
+            "nan": "nan",
+            "tail_1": "'tail_1'",
+            "a": "'a'",
+            "0.9,0.9": "0.9, 0.9",
+        }.items()
+    ),
     ("trainer.max_steps=0", "trainer.max_steps=0: must be at least 1"),
     ("trainer.keep_best=0", "trainer.keep_best=0: must be at least 1"),
     ("trainer.precision=fp16", "must be one of auto, bf16, fp32"),

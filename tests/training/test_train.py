@@ -109,7 +109,7 @@ def test_a_resumed_run_reaches_the_end_of_one_that_was_never_stopped(
 ) -> None:
     config.router = family(router)
     config.balance.name = "quantile" if router == "sigmoid" else "loss"
-    config.trainer.accumulate = 2
+    config.trainer.accumulate, config.optim.averages = 2, [0.9, "tail_0.4"]  # the last five steps
     whole = replace(config, name="whole")
     want = train(whole)
     real = SwitchModule.training_step
@@ -125,10 +125,10 @@ def test_a_resumed_run_reaches_the_end_of_one_that_was_never_stopped(
     monkeypatch.setattr(SwitchModule, "training_step", real)
     got = train(replace(config, name=None, resume="auto"))
     assert got["name"] == "run"
-    for key in ("val_loss", "best_val_loss", "dropped", "steps"):
+    for key in ("val_loss", "best_val_loss", "dropped", "steps", "val_loss_averaged"):
         assert got[key] == want[key], key
-    assert same(state(config)["state_dict"], state(whole)["state_dict"])
-    assert same(state(config)["optimizer_states"], state(whole)["optimizer_states"])
+    for key in ("state_dict", "optimizer_states", "averages"):
+        assert same(state(config)[key], state(whole)[key]), key
     stored = {name.rpartition(".")[2]: value for name, value in state(whole)["state_dict"].items()}
     if router in ("threshold", "expert_choice"):
         assert (int(stored["steps"]), int(stored.get("warmup", 4)), len(stored["cutoff_E"].unique())) == (12, 4, 4)
@@ -165,6 +165,7 @@ CALLS = {  # the method in which it is stopped, in which call, and how many step
     "between a validation and its checkpoint": (ConsoleProgress, "on_validation_end", 1, 8),
     "while a sample is written": (SwitchLM, "new_cache", 1, 8),
     "in the last evaluation": (EvaluationTally, "add", 3, 12),
+    "in that of an average": (EvaluationTally, "add", 13, 12),
 }
 
 
@@ -175,6 +176,7 @@ def test_a_run_stopped_in_a_validation_goes_on_there_and_ends_with_the_same_bits
     moment: str, asked: bool, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.trainer.val_every, config.data.batch_size = 8, 4  # two validations of 10 batches, 12 steps
+    averages = config.optim.averages = [0.9, "tail_0.4"] if "average" in moment else []
     owner, stopped_in, at_call, steps_done = CALLS[moment]
     if steps_done == 0:  # there is one before the first step
         train(replace(config, name="dense", model=replace(config.model, switch_every=0)))
@@ -205,9 +207,10 @@ def test_a_run_stopped_in_a_validation_goes_on_there_and_ends_with_the_same_bits
     got = train(replace(config, resume="auto"))
     assert calls["training_step"] == 12  # none was done twice
     if asked and stopped_in in ("validation_step", "add"):  # nor was a batch
-        assert calls[stopped_in] == 30 - 10 * (steps_done > 0) - 10 * (stopped_in == "add")
+        passes = 3 - (steps_done > 0) - (stopped_in == "add") + len(averages)
+        assert calls[stopped_in] == 10 * passes
     assert timeless(got) == timeless(want)
-    assert same(state(config)["state_dict"], state(whole)["state_dict"])
+    assert all(same(state(config).get(key), state(whole).get(key)) for key in ("state_dict", "averages"))
     assert timeless(logged(folder_of(config))) == timeless(logged(folder_of(whole)))
 
 

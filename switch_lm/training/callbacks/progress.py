@@ -87,6 +87,7 @@ class ConsoleProgress(StepCallback):
         self.prints_steps = self.prints_validations and not bar_wanted
         self.log_every, self.print_every = every, max(every, steps // 20 // every * every)
         self.console, self.max_steps, self.heading = console, steps, heading or TRAINING
+        self.averages = len(config.optim.averages)  # of the weights: so many passes more in the last validation
         self.left, self.printed_at = TimeLeft(config.trainer, num_batches=num_batches), time.monotonic()
         columns = (
             TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
@@ -114,8 +115,8 @@ class ConsoleProgress(StepCallback):
         if step % self.log_every == 0:
             losses = torch.stack([micro_batch["losses"]["train/loss"] for micro_batch in micro_batches])
             self.bar.update(self.task, loss=f"loss {losses.mean().item():.3f}")
-        validates = module.config.trainer.validates(step)
-        seconds = self.left.seconds(step, batches_left=self.left.num_batches * validates)
+        passes = module.config.trainer.validates(step) + self.averages
+        seconds = self.left.seconds(step, batches_left=self.left.num_batches * passes)
         if self.line is not None and self.left.is_known(step, log_every=self.log_every, device=module.device):
             line, self.line = self.line(seconds), None
             if self.prints_validations:
@@ -126,16 +127,18 @@ class ConsoleProgress(StepCallback):
             self._print(f"step {step}/{self.max_steps}  {self.bar.tasks[0].fields['loss']}  {left}")
 
     def measured(self, module: Any, done: int, of: int) -> None:
-        """`done` batches of a validation, or of the last evaluation, with the capacity of training."""
+        """`done` batches of a validation, or of the last evaluation, with the capacity of training; `of` in a pass."""
         self.left.end_batch()
         step, validation = module.global_step, module.validation
-        under_way = of - done - of * validation.is_done  # the last evaluation is among those to come
+        averages = 0 if validation.is_done else self.averages
+        under_way = of * (1 + averages) - done - of * validation.is_done  # the last evaluation is among those to come
         left = left_in_words(self.left.seconds(step, batches_left=under_way))
         what = "evaluating with the capacity of training" if validation.is_done else "validating"
+        share = done / of / (1 + averages * (step == self.max_steps))
         begins = "" if self.heading == TRAINING else f"{self.heading}, "
-        self.bar.update(self.task, description=f"{begins}{what} {done / of:.0%}", left=left)
+        self.bar.update(self.task, description=f"{begins}{what} {share:.0%}", left=left)
         if self.prints_steps and time.monotonic() - self.printed_at > SILENCE:
-            self._print(f"step {step}/{self.max_steps}  {what}: {done / of:.0%}  {left}")
+            self._print(f"step {step}/{self.max_steps}  {what}: {share:.0%}  {left}")
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if self.prints_validations:
