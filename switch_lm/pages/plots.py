@@ -56,7 +56,7 @@ def draw_rows(figure: Figure, picture: Picture) -> float:
         y, low, high = np.array([series.y, series.low or nothing, series.high or nothing], dtype=float)
         look: dict[str, Any] = {"color": COLOURS[n], "fmt": MARKERS[n], "markersize": 4.5, "capsize": 2.0}
         entries.append((axes.errorbar(y, series.x, xerr=[y - low, high - y], **look), series.label))
-    axes.set(xlabel=wrapped(picture.y_label), ylim=(len(picture.x_names) - 0.5, -0.5))
+    axes.set(xlabel=wrapped(picture.y_label, 36), ylim=(len(picture.x_names) - 0.5, -0.5))
     axes.set_yticks(range(len(picture.x_names)), [plain(name) for name in picture.x_names], fontsize=ROW * 0.65)
     axes.xaxis.set(major_locator=MaxNLocator(6), major_formatter=short)
     _legend(figure, entries)

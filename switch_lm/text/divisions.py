@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from switch_lm.text import plays
 from switch_lm.text.corpus import PLAYS, TINY_SHAKESPEARE, Corpus
@@ -39,23 +39,16 @@ def divide(corpus: Corpus, parts: Iterable[range], *, by: str) -> Division:
         rule = "it needs a text whose plays are known, Tiny Shakespeare or data=plays"
         raise TextError(f"--by {by}: {rule}, and not {corpus.source}; leave it out, and --against")
     place_N = np.concatenate([np.arange(part.start, part.stop) for part in parts])
-    scene_N = _last([scene for play in known for scene in play.scenes], place_N)
+    scene_N = np.searchsorted([scene for play in known for scene in play.scenes], place_N, side="right") - 1
     play_starts, names = [play.start for play in known], [play.name for play in known]
     if by == "play":
-        return Division(tuple(names), _last(play_starts, place_N), scene_N)
+        return Division(tuple(names), np.searchsorted(play_starts, place_N, side="right") - 1, scene_N)
     speeches = list(SPEECH.finditer(corpus.text()))
     starts = [speech.start() for speech in speeches]
-    plays_S = _last(play_starts, starts)  # S: speeches
+    plays_S = np.searchsorted(play_starts, starts, side="right") - 1  # S: speeches
     labels = [f"{speech[1]} ({names[play]})" for speech, play in zip(speeches, plays_S, strict=True)]
     speakers, part_S = np.unique(labels, return_inverse=True)
-    return Division(tuple(speakers.tolist()), part_S[_last(starts, place_N)], scene_N)
-
-
-def _last(starts: list[int], places: Any) -> Ids:
-    """The number of the last start at or before each place."""
-    import numpy as np
-
-    return np.asarray(np.searchsorted(starts, places, side="right") - 1)
+    return Division(tuple(speakers.tolist()), part_S[np.searchsorted(starts, place_N, side="right") - 1], scene_N)
 
 
 def plays_of(corpus: Corpus) -> tuple[Play, ...]:
