@@ -112,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.by and not options.against:
         reader.error(f"--by {options.by} needs a second run to compare with; give --against NAME, or leave out --by")
     if options.against and len(options.capacity_factor or ()) > 1:
-        reader.error("--against compares at one capacity factor; give --capacity-factor one value")
+        given = f"--capacity-factor has {len(options.capacity_factor)} values"
+        reader.error(f"{given}, and --against compares at one; give one, or leave out --against")
     return finish(lambda: _measure(options))
 
 
@@ -167,9 +168,10 @@ class _Comparison:
         from switch_lm.measure.evaluation import KeptLosses
         from switch_lm.text.divisions import divide
 
-        self.options, self.path, self.ids, self.losses = options, path, ids, KeptLosses()
+        self.options, self.path, self.ids, self.by = options, path, ids, options.by or "play"
+        self.losses, self.other_losses = KeptLosses(), KeptLosses()
         corpus, split = text_of(header, options.data)
-        self.division = divide(corpus, split.validation, by=options.by or "play")
+        self.division = divide(corpus, split.validation, by=self.by)
         self.other_path, self.other, self.other_header = open_model(options.against, options.outputs)
         other_ids = validation_ids(self.other_header, options.data)
         if header.vocabulary != self.other_header.vocabulary or not ids.equal(other_ids):
@@ -181,19 +183,18 @@ class _Comparison:
 
     def write(self, content: dict[str, Any], file: Path) -> None:
         """Measures the other model as `evaluate --run` does; the table, the picture and the rows in the JSON."""
-        from switch_lm.measure.evaluation import KeptLosses
         from switch_lm.measure.gains import gains
         from switch_lm.model.transformer import choosing_as_trained
 
-        options, model, header, kept = self.options, self.other.to(content["device"]), self.other_header, KeptLosses()
+        options, model, header = self.options, self.other.to(content["device"]), self.other_header
         how = {
             "batch_size": options.batch_size or header.config["data"]["batch_size"],
             "capacity_factor": (options.capacity_factor or [model.config.eval_capacity_factor])[0],
             "precision": options.precision or header.precision,
         }
         with choosing_as_trained(model) if options.training_rule else nullcontext():
-            _evaluated(model, self.ids, tally=kept, **how)
-        result = gains(self.losses.loss_N, kept.loss_N, self.division, by=options.by or "play")
+            _evaluated(model, self.ids, tally=self.other_losses, **how)
+        result = gains(self.losses.loss_N, self.other_losses.loss_N, self.division, by=self.by)
         a, b = content["context_length"], model.config.context_length
         content["by"] = asdict(result) | {"against": {"checkpoint": str(self.other_path), "context_length": b, **how}}
         write_json(content, file, quiet=True)

@@ -14,6 +14,7 @@ from switch_lm.stats.corrections import holm
 from switch_lm.text.divisions import Division
 
 OTHERS, WHOLE = "all others", "everything"
+NONE = (math.nan, math.nan)  # of an interval
 FEWEST, SPEAKERS = 1000, 20  # parts of fewer characters, and all but so many speakers, are among the others
 
 
@@ -59,13 +60,13 @@ class Gains:
 
     def picture(self, first: str, second: str) -> Picture:
         """A dot for each part, from the top."""
-        rows = (*self.parts, self.whole)
+        rows, series = (*self.parts, self.whole), []
         kinds = ["resolved" if part.resolved else "not resolved" for part in self.parts] + [WHOLE]
-        series = []
         for kind in dict.fromkeys(kinds):
-            places = [n for n, one in enumerate(kinds) if one == kind]
-            low, high = zip(*(rows[n].interval or (math.nan, math.nan) for n in places), strict=True)
-            series.append(Series(kind, tuple(map(float, places)), tuple(rows[n].difference for n in places), low, high))
+            of_kind = [(float(n), row) for n, row in enumerate(rows) if kinds[n] == kind]
+            x, y = zip(*((n, row.difference) for n, row in of_kind), strict=True)
+            low, high = zip(*(row.interval or NONE for _, row in of_kind), strict=True)
+            series.append(Series(kind, x, y, low, high))
         return Picture(
             name=f"evaluate_by_{self.by}",
             title=f"Loss of {first} less that of {second}, by {self.by}",

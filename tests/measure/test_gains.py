@@ -111,7 +111,10 @@ def test_the_command_compares_the_losses_that_evaluate_gives(
     ("options", "says"),
     [
         (["--by", "play"], "--by play needs a second run to compare with; give --against NAME"),
-        (["--against", "b", "--capacity-factor", "1", "2"], "--against compares at one capacity factor"),
+        (
+            ["--against", "b", "--capacity-factor", "1", "2"],
+            "--capacity-factor has 2 values, and --against compares at one; give one",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_end_with_2(
