@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "storage": {"config"},
     "storage.checkpoint": {"model", "routers.options"},
     "text": {"storage.files"},
-    "measure": {"routers", "model", "config", "optim.options", "text"},
+    "measure": {"routers", "model", "config", "optim.options", "pages", "stats", "text"},
     "generation": {"routers", "model", "measure", "text", "storage", "storage.checkpoint", "pages"},
     "probe": {"routers", "model", "measure", "stats", "text"},
     "training": {

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from switch_lm.measure.metrics import dropped_choices, num_choices, perplexity_of
+from switch_lm.measure.scoring import negative_log_likelihood
 from switch_lm.model import devices
 from switch_lm.model.losses import language_loss
 from switch_lm.model.transformer import SwitchLM, SwitchOutput, evaluating
@@ -72,6 +73,23 @@ class EvaluationTally:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+
+
+class KeptLosses(EvaluationTally):
+    """A tally that also keeps the loss of each prediction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[Tensor] = []
+
+    def add(self, output: SwitchOutput, target_BS: Tensor) -> None:
+        super().add(output, target_BS)
+        self.parts.append(negative_log_likelihood(output.logits, target_BS).flatten().cpu())
+
+    @property
+    def loss_N(self) -> Tensor:
+        """In nats, in the order of the text."""
+        return torch.cat(self.parts)
 
 
 def evaluate(

@@ -82,6 +82,7 @@ class Picture:
     x_log: bool = False
     note: str = ""
     x_names: tuple[str, ...] = ()  # of x = 0, 1, 2, ...; each point is then a bar from zero, the series side by side
+    sideways: bool = False  # with x_names: these below each other, y across, each point a dot with its interval
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from PIL import Image
 
 from switch_lm.pages.document import HeatMap, Picture
 from switch_lm.pages.heat_map import draw_heat_map, values_of
-from switch_lm.pages.plots import INK, PAPER, draw_series, plain, wrapped
+from switch_lm.pages.plots import INK, PAPER, draw_rows, draw_series, plain, wrapped
 
 WIDTH, HEIGHT = 5.2, 220.0  # of a picture in inches, narrow enough for a phone; of the axes in points
 SCREEN_DPI, FILE_DPI = 120, 160
@@ -53,6 +53,8 @@ def draw(picture: Picture | HeatMap, *, title: bool = True) -> Figure:
             figure.suptitle(wrapped(picture.title, 44), x=0.02, ha="left", fontweight="bold")
         if isinstance(picture, HeatMap):
             height = draw_heat_map(figure, picture)
+        elif picture.sideways:
+            height = draw_rows(figure, picture)
         else:
             draw_series(figure, picture)
         layout.execute(figure)  # what stands around the axes takes the same room at any height

@@ -17,6 +17,7 @@ INK, PAPER = "#1b1b1f", "#ffffff"  # a page replaces these two by its own
 # Okabe and Ito's colours; the light ones are darkened or left out, so that each can be seen on white and on black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", INK, "#C08200", "#3A98CF")
 MARKERS, LINES = "os^DvPXh<>pd*", ("-", "--", ":", "-.")  # 7 colours and 13 markers, in step: 91 that differ
+ROW = 12.0  # points: the height of a row with a name
 MOST_MARKERS, LINE_LENGTH = 15, 56  # on a line: more would hide it; characters across a picture
 Entries = list[tuple[Any, str]]  # of the legend: what is drawn, and its name
 
@@ -43,6 +44,26 @@ def draw_series(figure: Figure, picture: Picture) -> None:
         look: dict[str, Any] = {"color": INK, "markersize": 13, "markerfacecolor": "none", "linewidth": 0.9}
         entries += [(axes.plot(*zip(*sorted(front), strict=True), "o--", **look)[0], "not dominated")]
     _tick(axes, picture)
+    _legend(figure, entries)
+
+
+def draw_rows(figure: Figure, picture: Picture) -> float:
+    """Draws dots in rows with a name each, and a legend below them; the height of the axes in points."""
+    axes, entries = figure.add_subplot(), Entries()
+    axes.axvline(0.0, color=INK, linewidth=0.9)
+    for n, series in enumerate(picture.series):
+        nothing = (math.nan,) * len(series.x)
+        y, low, high = np.array([series.y, series.low or nothing, series.high or nothing], dtype=float)
+        look: dict[str, Any] = {"color": COLOURS[n], "fmt": MARKERS[n], "markersize": 4.5, "capsize": 2.0}
+        entries.append((axes.errorbar(y, series.x, xerr=[y - low, high - y], **look), series.label))
+    axes.set(xlabel=wrapped(picture.y_label, 36), ylim=(len(picture.x_names) - 0.5, -0.5))
+    axes.set_yticks(range(len(picture.x_names)), [plain(name) for name in picture.x_names], fontsize=ROW * 0.65)
+    axes.xaxis.set(major_locator=MaxNLocator(6), major_formatter=short)
+    _legend(figure, entries)
+    return ROW * len(picture.x_names)
+
+
+def _legend(figure: Figure, entries: Entries) -> None:
     if len(entries) > 1:
         names = [wrapped(name) for _, name in entries]
         names = [f" {name}" if name.startswith("_") else name for name in names]  # matplotlib would leave it out

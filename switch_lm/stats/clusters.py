@@ -60,6 +60,28 @@ def jackknife(center: float, without_G: Tensor, *, count: int, effective: float,
     return Estimate(center, count, error, effective - 1.0) if holds else Estimate(center, count)
 
 
+def means_of_parts(total_PB: Tensor, number_PB: Tensor) -> list[Estimate]:
+    """The mean of the values of each of P parts, from their sums and numbers in B units; none may be empty.
+
+    Units scatter alike about the mean of their part in all parts, so that a part of few has the degrees of freedom of
+    all: the effective units of each, less 1. As error this takes the square root of sigma^2 / n for n values, which is
+    right if all values of a unit are off alike, and too large if each is by itself. A part of one unit has no interval.
+    """
+    number_P, count_P = number_PB.sum(dim=1), (number_PB > 0).sum(dim=1)
+    mean_P, effective_P = total_PB.sum(dim=1) / number_P, number_P.square() / number_PB.square().sum(dim=1)
+    square_PB = (total_PB - mean_P[:, None] * number_PB).square() / number_PB.clamp(min=1)
+    units, freedom = int((count_P - 1).sum()), (effective_P - 1.0).sum().item()
+    sigma, scale = (
+        math.sqrt(square_PB.sum().item() / max(1.0, freedom)),
+        (total_PB / number_PB).nan_to_num(0.0).abs().max(),
+    )
+    holds = units >= LEAST - 1 and freedom >= DECIDED - 1.0 and sigma > ROUNDING * scale.item()
+    return [
+        Estimate(mean, count, sigma / math.sqrt(number), freedom) if holds and count > 1 else Estimate(mean, count)
+        for mean, count, number in zip(mean_P.tolist(), count_P.tolist(), number_P.tolist(), strict=True)
+    ]
+
+
 def nats(estimate: Estimate, unit: str = "window") -> str:
     """The mean ± half of its 95 % interval, signed."""
     return plus_minus(estimate, "+.4f", unit, of=" nats")

@@ -11,7 +11,8 @@ from calibration_table import COVERAGE, REPEATS, calibrated
 from torch import Tensor
 
 from switch_lm.inspection.ablation import costliest
-from switch_lm.stats.clusters import LEAST, difference, mean, mean_where
+from switch_lm.stats.clusters import LEAST, difference, mean, mean_where, means_of_parts
+from switch_lm.stats.corrections import holm
 from switch_lm.stats.intervals import Estimate
 
 pytestmark = pytest.mark.long
@@ -161,4 +162,26 @@ def test_a_corrected_table() -> None:
         "any interval of a corrected table",
         f"{comparisons} independent means over 32 windows, heavy tails",
         false=[any(mean(value_B1).resolved(comparisons) for value_B1 in table) for table in tables],
+    )
+
+
+@pytest.mark.parametrize("parts", [20, 2])
+def test_a_mean_of_each_of_several_parts(parts: int) -> None:
+    """As of trained pairs: scenes of 200 to 3,000 characters, whose means differ by a little more than chance."""
+
+    def drawn(seed: int) -> tuple[Tensor, Tensor]:
+        draw = torch.Generator().manual_seed(seed)
+        number_RPB = torch.randint(200, 3000, (REPEATS, parts, 8), generator=draw).double()
+        number_RPB *= torch.arange(8) < torch.randint(2, 9, (REPEATS, parts, 1), generator=draw)
+        number_RPB[:, -1] += (number_RPB[:, -1] == 0) * 500.0  # the last part has all 8
+        spread_RPB = (0.25 / number_RPB.clamp(min=1) + 0.007**2).sqrt()
+        return number_RPB * spread_RPB * torch.randn(number_RPB.shape, generator=draw).double(), number_RPB
+
+    planted = zip(*drawn(20), strict=True)
+    null = (holm(means_of_parts(total_PB, number_PB)) for total_PB, number_PB in zip(*drawn(21), strict=True))
+    calibrated(
+        "loss by play, scenes of one spread",
+        f"{parts} plays of 2 to 8 scenes of 200 to 3,000 characters with effects of their own",
+        covers=[holds(means_of_parts(total_PB + TRUTH * n_PB, n_PB)[0], TRUTH) for total_PB, n_PB in planted],
+        false=[any(one.resolved for one in family) for family in null],
     )

@@ -21,7 +21,7 @@ from test_heat_map import MAP, save
 
 from switch_lm.pages.document import Picture, Series
 from switch_lm.pages.pictures import FILE_DPI, HEIGHT, WIDTH, as_inline_svg, draw
-from switch_lm.pages.plots import COLOURS, INK, MARKERS
+from switch_lm.pages.plots import COLOURS, INK, MARKERS, ROW
 
 X = (1.0, 2.0, 4.0, 8.0)
 Y = (2.0, 1.7, 1.6, 1.58)
@@ -38,6 +38,13 @@ KINDS = {
     "log": replace(PICTURE, series=(replace(CURVE, x=(0.0, 100.0, 1e4, 1e6)),), x_log=True),
     "gaps": replace(PICTURE, series=(replace(POINTS, y=(math.nan, 1.7, math.inf, 1.6)),)),
     "one point": replace(PICTURE, series=(Series("a", (3.0,), (1.0,), labels=("a",), line=False),), x_log=True),
+    "rows": replace(
+        PICTURE,
+        x_names=(*(f"the-name-of-play-{n}" for n in range(38)), "all"),
+        sideways=True,
+        y_label="nats per character, and some more words on what an interval is",
+        series=(BARS, replace(BARS, x=(38.0, 5.0, 4.0, 7.0), low=None, high=None)),
+    ),
     "nothing": replace(PICTURE, series=(Series("a", (), ()),)),
     "odd names": replace(PICTURE, title="$x$ <b> & 猫 " * 9, series=(replace(POINTS, label="a\x00`$_<&>" * 9),)),
 }
@@ -141,6 +148,17 @@ def test_an_interval_is_a_band_along_a_line_and_a_bar_through_a_point_from_its_l
     assert {*low, *high} <= set(np.asarray(band.get_paths()[0].vertices)[:, 1].tolist())
 
 
+def test_rows_have_their_names_from_the_top_and_intervals_across() -> None:
+    axes: Any = draw(KINDS["rows"]).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(KINDS["rows"].x_names)
+    assert axes.transData.transform((0, 0))[1] > axes.transData.transform((0, 38))[1]
+    across = np.array([path.vertices for path in axes.collections[0].get_paths()])
+    assert BARS.low and BARS.high
+    assert across == pytest.approx(
+        np.array([[[a, x], [b, x]] for x, a, b in zip(BARS.x, BARS.low, BARS.high, strict=True)])
+    )
+
+
 def test_bars_stand_on_zero_side_by_side_and_one_of_no_height_is_a_line() -> None:
     bars: Any = draw(replace(PICTURE, series=(BARS, replace(BARS, y=(0.0,) * 4)), x_names=NAMED)).axes[0].patches
     places = [(bar.get_x() + bar.get_width() / 2, bar.get_y(), bar.get_height()) for bar in bars]
@@ -172,7 +190,8 @@ def test_nothing_is_covered_and_nothing_leaves_the_picture(picture: Picture) -> 
     assert not any(a.overlaps(b) for labels in ticks for a, b in combinations(labels, 2))
     for box in boxes:
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-    assert axes.bbox.height == pytest.approx(HEIGHT, abs=1.0)  # whatever the title and the legend take
+    height = ROW * len(picture.x_names) if picture.sideways else HEIGHT
+    assert axes.bbox.height == pytest.approx(height, abs=1.0)  # whatever the title and the legend take
 
 
 def test_what_is_too_wide_for_a_line_is_not_cut(tmp_path: Path) -> None:

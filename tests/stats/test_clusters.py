@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from switch_lm.probe.reading import Probe
-from switch_lm.stats.clusters import LEAST, at_most, difference, mean, mean_where, nats, plus_minus
+from switch_lm.stats.clusters import LEAST, at_most, difference, mean, mean_where, means_of_parts, nats, plus_minus
 from switch_lm.stats.intervals import Estimate, estimate, t_quantile
 
 VALUE_BN = torch.randn(12, 30, generator=torch.Generator().manual_seed(0)).double()
@@ -69,6 +69,22 @@ def test_a_difference_of_two_marks_is_that_of_their_means_and_has_the_windows_of
     pairs = difference(VALUE_BN, marks(*[5] * 12), ~marks(*[5] * 12))
     paired = estimate((VALUE_BN[:, :5].mean(dim=1) - VALUE_BN[:, 5:].mean(dim=1)).tolist())
     assert pairs is not None and paired is not None and pairs.error == pytest.approx(paired.error)
+
+
+def test_parts_share_one_spread_which_units_of_more_values_show_less_of() -> None:
+    """Of 4 values 1 and of 16 values 2: the mean is 1.8, the squares 4 x 0.64 + 16 x 0.04 = 3.2; of the second 8."""
+    number_PB, mean_PB = torch.zeros(3, 9).double(), torch.zeros(3, 9).double()
+    number_PB[0, :2], mean_PB[0, :2] = torch.tensor([4.0, 16.0]), torch.tensor([1.0, 2.0])
+    number_PB[1, 1:], mean_PB[1, 1:] = 1.0, torch.tensor([1.0, -1.0]).repeat(4)
+    number_PB[2, 3], mean_PB[2, 3] = 5.0, 0.7
+    freedom = 20 * 20 / (4 * 4 + 16 * 16) - 1 + 8 - 1
+    first, second, alone = means_of_parts(mean_PB * number_PB, number_PB)
+    assert values(first) == pytest.approx((1.8, 2, math.sqrt(11.2 / freedom / 20), freedom))
+    assert values(second) == pytest.approx((0.0, 8, math.sqrt(11.2 / freedom / 8), freedom))
+    assert alone.mean == pytest.approx(0.7) and (alone.count, alone.error) == (1, None)
+    few = means_of_parts((mean_PB * number_PB)[:, :7], number_PB[:, :7])
+    equal = means_of_parts(number_PB * 0.1, number_PB)
+    assert all(one.error is None for one in (*few, *equal))
 
 
 def test_of_marks_that_are_nowhere_there_is_no_mean() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from io import BytesIO
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,44 @@ def test_what_a_text_cannot_give_is_refused(wanted: Any, says: str, tmp_path: Pa
 def test_a_text_of_unknown_plays_cannot_be_split_by_them() -> None:
     with pytest.raises(TextError, match="not a text; leave out"):
         Split.of(of("ab" * 50), split="scattered")
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        ("play", [("one", "Hello.\n\nB:\nYes: no.\n\nA:\nWell:\n\n\n"), ("two", "A:\nOther.\n\n")]),
+        (
+            "speaker",
+            [
+                ("A (one)", "Hello.\n\n"), ("B (one)", "B:\nYes: no.\n\n"), ("A (one)", "A:\nWell:\n\n\n"),
+                ("A (two)", "A:\nOther.\n\n"),
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_each_character_has_a_play_a_speaker_and_a_scene(
+    by: str, expected: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "A:\nHello.\n\nB:\nYes: no.\n\nA:\nWell:\n\n\nA:\nOther.\n\n"
+    scenes, other = (0, text.index("B:")), text.rindex("A:")
+    monkeypatch.setattr(divisions, "plays_of", lambda _: (plays.Play("one", scenes), plays.Play("two", (other,))))
+    parts = [range(3, 20), range(20, len(text))]
+    names, part_N, scene_N = divisions.divide(of(text), parts, by=by)
+    labelled = groupby(zip(part_N, text[3:], strict=True), key=lambda pair: names[pair[0]])
+    assert [(name, "".join(character for _, character in pairs)) for name, pairs in labelled] == expected
+    assert [len(list(same)) for _, same in groupby(scene_N)] == [scenes[1] - 3, other - scenes[1], len(text) - other]
+
+
+def test_speakers_of_one_name_differ_and_unknown_plays_are_refused(both: Texts) -> None:
+    corpus = both["plays"]
+    names, part_N, scene_N = divisions.divide(corpus, [range(len(corpus.ids))], by="speaker")
+    assert {"GLOUCESTER (king-lear)", "GLOUCESTER (richard-iii)"} <= set(names)
+    assert scene_N.max() + 1 == sum(len(play.scenes) for play in divisions.plays_of(corpus))
+    assert names[part_N[corpus.text().index("To be, or not to be")]] == "HAMLET (hamlet)"
+    with pytest.raises(
+        TextError, match=r"--by play: it needs a text whose plays are known, .* not a text; leave it out"
+    ):
+        divisions.divide(of("A:\nHello.\n"), [range(10)], by="play")
 
 
 def test_plays_are_made_once_and_kept_and_need_tiny_shakespeare_itself(
