@@ -172,7 +172,7 @@ class _Comparison:
         self.losses, self.other_losses = KeptLosses(), KeptLosses()
         corpus, split = text_of(header, options.data)
         self.division = divide(corpus, split.validation, by=self.by)
-        self.other_path, self.other, self.other_header = open_model(options.against, options.outputs)
+        self.other_path, self.other, self.other_header = open_model(options.against, options.outputs, options.average)
         other_ids = validation_ids(self.other_header, options.data)
         if header.vocabulary != self.other_header.vocabulary or not ids.equal(other_ids):
             raise CommandError(
