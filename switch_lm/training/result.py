@@ -39,6 +39,7 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
         "active_parameters": config.model.num_active_params(vocab_size, config.router),
         "dropped": drops.last_stretch if sparse else None,
         "dropped_whole_run": sum(drops.whole_run_L) / len(drops.whole_run_L) if sparse else None,
+        "dropped_by_layer": list(drops.whole_run_L) if sparse else None,
         "load_max_over_mean": module.validation.load_max_over_mean,
         "router_entropy": module.validation.router_entropy,
         "expert_load": None if (load_LE := module.validation.load_LE) is None else load_LE.tolist(),

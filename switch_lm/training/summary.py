@@ -1,7 +1,7 @@
 """What the console says of a run: the plan before training, the result after it."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from switch_lm.config.paths import interpreter
 from switch_lm.config.schema import Config, DataConfig
 from switch_lm.measure.ledger import ledger_in_words
 from switch_lm.pages.characters import harmless
+from switch_lm.storage import metrics
 from switch_lm.storage.metrics import METRICS
 from switch_lm.storage.runs import BEST, CHECKPOINTS, LAST, OUTPUTS
 from switch_lm.text.characters import shell_word
@@ -20,6 +21,7 @@ from switch_lm.text.corpus import TINY_SHAKESPEARE
 from switch_lm.text.plays import ADDED, LEFT_OUT
 from switch_lm.text.splits import VALIDATED
 from switch_lm.training.hardware import Hardware
+from switch_lm.training.terminal_plot import plot
 
 
 def print_plan(
@@ -98,7 +100,11 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
         losses = ", ".join(f"{name}: {loss:.4f}" for name, loss in averaged.items())
         rows["averaged"] = f"{losses} (last weights: {result['val_loss']:.4f})"
     if result["dropped"] is not None:
-        rows["dropped"] = f"{result['dropped']:.2%} of choices in the last stretch of training between two validations"
+        layers = ", ".join(f"{100 * share:.1f}" for share in result["dropped_by_layer"])
+        rows["dropped"] = (
+            f"{result['dropped']:.2%} of choices in the last stretch of training between two validations; over the whole "
+            f"run, by layer: {layers} %"
+        )
         rows["balance"] = f"busiest expert {result['load_max_over_mean']:.2f} x the mean load (validation, worst layer)"
     if result["router_alarms"]:
         rows["warning"] = "\n".join(result["router_alarms"])
@@ -118,8 +124,25 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
         *([f"{_dashboard(config)}  # every expert of every layer"] if "tensorboard" in config.logger.boards else []),
     ]
     console.print(_two_columns("Result", rows))
+    _show(console, "loss: dots in training, x in validation", _curve(run, unicode=console.encoding == "utf-8"))
+    _show(console, "sample", harmless(result.get("sample", "")).strip("\n").splitlines())
     console.print(Text("try next", style="bold"))
     console.print(Text("\n".join(f"  {command}" for command in commands)), soft_wrap=True)  # each can be pasted whole
+
+
+def _show(console: Console, title: str, lines: Sequence[str]) -> None:
+    """Under a title, which wants something below it."""
+    if lines:
+        console.print(Text(title, style="bold"))
+        console.print(Text("\n".join(f"  {line}".rstrip() for line in lines)), soft_wrap=True)
+
+
+def _curve(run: Path, *, unicode: bool) -> list[str]:
+    """Without the first twentieth of the steps, whose loss would flatten all the rest."""
+    rows = metrics.read(run)
+    training, validation = (list(metrics.series(rows, tag).items()) for tag in ("train/loss", "val/loss"))
+    begin = max((step for step, _ in training), default=0) / 20
+    return plot([point for point in training if point[0] >= begin], validation, unicode=unicode)
 
 
 def _text_of(config: Config) -> list[str]:

@@ -61,6 +61,12 @@ class Dashboard(Callback):
 class Samples(Callback):
     """Writes a sample of the model's text after each validation, without changing training."""
 
+    last = ""
+
+    def figures(self) -> dict[str, Any]:
+        """The last one, for result.json."""
+        return {"sample": self.last} if self.last else {}
+
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         config, vocabulary = pl_module.config, pl_module.vocabulary
         if (length := config.logger.sample_length) == 0:
@@ -71,7 +77,8 @@ class Samples(Callback):
         for character in generate(pl_module.model, vocabulary, prompt, length=length, seed=config.seed):
             pl_module.stop_if_asked()
             text += character
-        pl_module.run_log.text("sample", _verbatim(prompt + text), trainer.global_step)
+        self.last = prompt + text
+        pl_module.run_log.text("sample", _verbatim(self.last), trainer.global_step)
 
 
 def _verbatim(text: str) -> str:
