@@ -63,6 +63,12 @@ class Samples(Callback):
 
     last = ""
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self.last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.last = state["last"]
+
     def figures(self) -> dict[str, Any]:
         """The last one, for result.json."""
         return {"sample": self.last} if self.last else {}
