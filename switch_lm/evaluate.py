@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
@@ -21,7 +22,7 @@ from switch_lm.commandline.command import (
     number,
     open_model,
     require_writable,
-    validation_ids,
+    text_of,
     whole_number,
     write_json,
 )
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they ne
     from switch_lm.model.transformer import SwitchLM
 
 NANOGPT_DRAWS = 10
+SHOWN = 60  # characters of a copied run
 
 
 def capacity_factor(text: str) -> float | None:
@@ -89,6 +91,11 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         help="of nanoGPT's random windows (default: 0)",
     )
+    options.add_argument(
+        "--no-baselines",
+        action="store_true",
+        help="leave out what counting characters reaches, and how much of a sample is copied: a few seconds",
+    )
     options.add_argument("--json", type=as_path, metavar="FILE", help="(default: evaluate.json in the run's folder)")
     return options
 
@@ -104,7 +111,8 @@ def _measure(options: argparse.Namespace) -> int:
     from switch_lm.model.transformer import choosing_as_trained
 
     path, model, header = open_model(options.run, options.outputs)
-    ids = validation_ids(header, options.data)
+    corpus, split = text_of(header, options.data)
+    ids = split.validation_ids(corpus)
     file = options.json or run_of(path) / "evaluate.json"
     require_writable(file, option="--json FILE")
     if options.nanogpt_protocol and len(ids) <= model.config.context_length:
@@ -136,20 +144,26 @@ def _measure(options: argparse.Namespace) -> int:
             results.append(_entry(factor, result, losses, options.seed))
             write_json(content, file, quiet=True)  # before it is printed
             print(_row(results[-1]), flush=True)
+    if not options.no_baselines:
+        from switch_lm.training.baselines import comparison
+
+        content |= comparison(model, corpus, split, data_dir=Path(header.config["data"]["dir"]))
+        write_json(content, file, quiet=True)
+        print(_comparison(content), flush=True)
     print(f"written: {file}", file=sys.stderr)
     return 0
 
 
 def _evaluated(model: SwitchLM, ids: Tensor, *, batch_size: int, **how: Any) -> Evaluation:
     """With a bar that counts the batches."""
-    from switch_lm.measure.evaluation import evaluate
+    from switch_lm.measure.evaluation import AccuracyTally, evaluate
     from switch_lm.probe.progress import progress
     from switch_lm.text.windows import EvaluationBatches
 
     sizes: Any = {"context_length": model.config.context_length, "batch_size": batch_size}
     with progress(len(EvaluationBatches(ids, **sizes))) as say:
         say("", stage=True)
-        return evaluate(model, ids, **sizes, **how, after_batch=lambda *_: say("", stage=True))
+        return evaluate(model, ids, **sizes, **how, tally=AccuracyTally(), after_batch=lambda *_: say("", stage=True))
 
 
 def _heading(model: SwitchLM, ids: Tensor, batch_size: int, precision: str, num_draws: int | None) -> str:
@@ -167,6 +181,8 @@ def _entry(factor: float | None, result: Evaluation, losses: list[float], seed: 
         "loss": result.loss,
         "perplexity": result.perplexity,
         "bits_per_character": result.bits_per_character,
+        "top_1": result.top_1,
+        "top_5": result.top_5,
         "dropped": result.dropped,
         "dropped_per_layer": list(result.dropped_per_layer),
         "predictions": result.predictions,
@@ -179,13 +195,32 @@ def _entry(factor: float | None, result: Evaluation, losses: list[float], seed: 
 
 def _row(entry: dict[str, Any]) -> str:
     factor = "none" if entry["capacity_factor"] is None else f"{entry['capacity_factor']:g}"
-    loss, perplexity, bits = entry["loss"], entry["perplexity"], entry["bits_per_character"]
-    row = f"{factor:>15}{figure(loss, 10, 4)}{figure(perplexity, 13, 3)}{figure(bits, 12, 4)}{entry['dropped']:>10.2%}"
+    row = f"{factor:>15}{_losses(entry)}{entry['dropped']:>10.2%}"
     if nanogpt := entry.get("nanogpt_protocol"):
         row += f"   {figure(nanogpt['mean'], 0, 4)}"
         if (half := nanogpt["half_of_95_interval"]) is not None and half < math.inf:
             row += f" ± {half:{'.4f' if half >= 5e-5 else '.0e'}}"
     return row
+
+
+def _losses(entry: dict[str, Any]) -> str:
+    loss, perplexity, bits = entry["loss"], entry["perplexity"], entry["bits_per_character"]
+    return f"{figure(loss, 10, 4)}{figure(perplexity, 13, 3)}{figure(bits, 12, 4)}"
+
+
+def _comparison(content: dict[str, Any]) -> str:
+    """Baselines beside the last row, and what a sample holds of the training text."""
+    from switch_lm.training.baselines import NAMES, SKIPPED, copied_in_words
+
+    copied = content["copied"]
+    run = f": {copied['longest_run_text'][:SHOWN]!r}" + "..." * (copied["longest_run"] > SHOWN)
+    lines = [f"baselines: {SKIPPED}", "", copied_in_words(copied) + run]
+    if content["baselines"] is not None:
+        rows = {NAMES[key]: one for key, one in content["baselines"].items()} | {"model": content["results"][-1]}
+        columns = [f"{'':>18}{'loss':>10}{'perplexity':>13}{'bits/char':>12}{'top 1':>9}{'top 5':>9}"]
+        columns += [f"{name:>18}{_losses(one)}{one['top_1']:>9.2%}{one['top_5']:>9.2%}" for name, one in rows.items()]
+        lines[:1] = columns
+    return "\n".join(["", *lines])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ class Evaluation:
     dropped: float  # dropped choices / all choices, over all Switch layers
     dropped_per_layer: tuple[float, ...]
     predictions: int
+    top_1: float | None = None  # the share of predictions whose character is the most probable one; None: not counted
+    top_5: float | None = None  # or among the five
 
     @property
     def perplexity(self) -> float:
@@ -72,6 +74,24 @@ class EvaluationTally:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+
+
+class AccuracyTally(EvaluationTally):
+    """Also counts accuracy; of equally probable characters the one with the smaller id is first."""
+
+    top_1 = top_5 = 0
+
+    def add(self, output: SwitchOutput, target_BS: Tensor) -> None:
+        super().add(output, target_BS)
+        logit_BS1 = output.logits.gather(-1, target_BS[..., None])
+        smaller_BSV = torch.arange(output.logits.shape[-1], device=target_BS.device) < target_BS[..., None]
+        tied_BSV = (output.logits == logit_BS1) & smaller_BSV
+        rank_BS = ((output.logits > logit_BS1) | tied_BSV).sum(dim=-1)
+        self.top_1, self.top_5 = self.top_1 + int((rank_BS < 1).sum()), self.top_5 + int((rank_BS < 5).sum())
+
+    @property
+    def evaluation(self) -> Evaluation:
+        return replace(super().evaluation, top_1=self.top_1 / self.predictions, top_5=self.top_5 / self.predictions)
 
 
 def evaluate(
