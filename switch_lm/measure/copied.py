@@ -20,15 +20,17 @@ def share_copied(ids_BS: Ids, training_ids: Ids) -> float | None:
 
 
 def longest_run(ids_BS: Ids, training_ids: Ids) -> Ids:
-    """The longest run of some texts that occurs in the training text; of several the first."""
-    run, most = ids_BS[0, :0], min(ids_BS.shape[1], len(training_ids))
-    while len(run) < most:
-        tried = min(most, 2 * len(run) + 1, (len(run) + most + 1) // 2)
-        if (place_K2 := np.argwhere(_occurs(ids_BS, training_ids, tried))).size:
-            row, start = place_K2[0]
-            run = ids_BS[row, start : start + tried]
-        else:
-            most = tried - 1
+    """The longest run of some texts that occurs in the training text. Most pieces need one look: is one longer?"""
+    run = ids_BS[0, :0]
+    for begin in range(0, len(training_ids), PIECE):
+        most, step = min(ids_BS.shape[1], len(training_ids) - begin), 1
+        while len(run) < most:
+            tried = min(len(run) + step, (len(run) + most + 1) // 2)
+            if (place_K2 := np.argwhere(_occurs(ids_BS, training_ids[begin : begin + PIECE + tried - 1], tried))).size:
+                row, start = place_K2[0]
+                run, step = ids_BS[row, start : start + tried], 2 * step
+            else:
+                most = tried - 1
     return run
 
 

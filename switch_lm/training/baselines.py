@@ -56,7 +56,7 @@ def _of_split(corpus: Corpus, split: Split, data_dir: Path) -> dict[str, Any]:
         "held_out_share_of_20_grams": share_copied(validation_ids[None], training_ids),
     }
     with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(exist_ok=True)  # in the folder of the texts, if there is one
         replace_text(file, as_json(content))
     return content
 

@@ -27,7 +27,7 @@ def test_a_single_run_has_them_in_its_result_and_in_one_line_and_a_job_has_none(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = train(config, folder=tmp_path / "sweep" / "job")
-    assert not {"baselines", "copied"} & job.keys() and not (tmp_path / "data" / "baselines").exists()
+    assert not {"baselines", "copied"} & job.keys()
     config.logger.progress = "lines"
     result = train(config)
     text = (tmp_path / "text.txt").read_text()
@@ -61,6 +61,7 @@ def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
 def test_they_are_computed_once_for_a_text_and_its_split(
     compare: Callable[..., tuple[dict[str, Any], int]], tmp_path: Path
 ) -> None:
+    (tmp_path / "data").mkdir()
     first, _ = compare()
     (file,) = (tmp_path / "data" / "baselines").iterdir()
     assert compare() == (first, 1)
@@ -71,8 +72,11 @@ def test_they_are_computed_once_for_a_text_and_its_split(
         assert compare() == (first, 3 + number)
 
 
-def test_a_folder_of_texts_that_cannot_be_written_changes_nothing(
-    compare: Callable[..., tuple[dict[str, Any], int]], tmp_path: Path
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_of_texts_that_cannot_be_written_or_is_not_there_changes_nothing(
+    there: bool, compare: Callable[..., tuple[dict[str, Any], int]], tmp_path: Path
 ) -> None:
-    (tmp_path / "data").write_text("not a folder")
+    if there:
+        (tmp_path / "data").write_text("not a folder")
     assert compare()[0] == compare()[0] and compare()[1] == 3
+    assert (tmp_path / "data").exists() == there
