@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
@@ -23,16 +23,12 @@ from switch_lm.commandline.command import (
     open_model,
     require_writable,
     text_of,
-    validation_ids,
     whole_number,
     write_json,
-    writing,
 )
 from switch_lm.config.reading import is_null
-from switch_lm.config.rules import show
 from switch_lm.stats.intervals import estimate
-from switch_lm.storage.files import replacing
-from switch_lm.storage.runs import run_name, run_of
+from switch_lm.storage.runs import run_of
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
     from pathlib import Path
@@ -41,9 +37,9 @@ if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they ne
 
     from switch_lm.measure.evaluation import Evaluation
     from switch_lm.model.transformer import SwitchLM
-    from switch_lm.storage.checkpoint import Header
 
 NANOGPT_DRAWS = 10
+SHOWN = 60  # characters of a copied run
 
 
 def capacity_factor(text: str) -> float | None:
@@ -100,6 +96,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--by", choices=("play", "speaker"), help="what --against compares: a table and a picture (default: play)"
     )
+    options.add_argument(
+        "--no-baselines",
+        action="store_true",
+        help="leave out what counting characters reaches, and how much of a sample is copied: a few seconds",
+    )
     options.add_argument("--json", type=as_path, metavar="FILE", help="(default: evaluate.json in the run's folder)")
     return options
 
@@ -117,17 +118,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
+    from switch_lm.commandline.measuring import Comparison, measured
     from switch_lm.measure.evaluation import nanogpt_estimates
     from switch_lm.model.transformer import choosing_as_trained
 
     path, model, header = open_model(options.run, options.outputs, options.average)
-    ids = validation_ids(header, options.data)
+    corpus, split = text_of(header, options.data)
+    ids = split.validation_ids(corpus)
     file = options.json or run_of(path) / "evaluate.json"
     require_writable(file, option="--json FILE")
     if options.nanogpt_protocol and len(ids) <= model.config.context_length:
         need = f"--nanogpt-protocol draws windows of {model.config.context_length + 1}; leave it out"
         raise CommandError(f"the validation split has {len(ids)} characters; {need}")
-    comparison = _Comparison(options, path, header, ids) if options.against else None
+    second = Comparison(options, path, header, corpus, split) if options.against else None
     model = model.to(compute_on(options))
     batch_size = options.batch_size or header.config["data"]["batch_size"]
     precision = options.precision or header.precision
@@ -148,85 +151,23 @@ def _measure(options: argparse.Namespace) -> int:
     with choosing_as_trained(model) if options.training_rule else nullcontext():
         for factor in factors:
             how = {"batch_size": batch_size, "capacity_factor": factor, "precision": precision}
-            result = _evaluated(model, ids, tally=comparison and comparison.losses, **how)
+            result = measured(model, ids, tally=second.losses if second else None, **how)
             losses = []
             if options.nanogpt_protocol:
                 losses = nanogpt_estimates(model, ids, num_draws=options.nanogpt_protocol, seed=options.seed, **how)
             results.append(_entry(factor, result, losses, options.seed))
             write_json(content, file, quiet=True)  # before it is printed
             print(_row(results[-1]), flush=True)
-    if comparison:
-        comparison.write(content, file)
+    if not options.no_baselines:
+        from switch_lm.training.baselines import comparison
+
+        content |= comparison(model, corpus, split, data_dir=Path(header.config["data"]["dir"]))
+        write_json(content, file, quiet=True)
+        print(_baselines(content), flush=True)
+    if second:
+        second.write(content, file)
     print(f"written: {file}", file=sys.stderr)
     return 0
-
-
-class _Comparison:
-    """With a second run. It is refused before anything is measured if it was not validated by the same characters."""
-
-    def __init__(self, options: argparse.Namespace, path: Path, header: Header, ids: Tensor) -> None:
-        from switch_lm.measure.evaluation import KeptLosses
-        from switch_lm.text.divisions import divide
-
-        self.options, self.path, self.ids, self.by = options, path, ids, options.by or "play"
-        self.losses, self.other_losses = KeptLosses(), KeptLosses()
-        corpus, split = text_of(header, options.data)
-        self.division = divide(corpus, split.validation, by=self.by)
-        self.other_path, self.other, self.other_header = open_model(options.against, options.outputs, options.average)
-        other_ids = validation_ids(self.other_header, options.data)
-        if header.vocabulary != self.other_header.vocabulary or not ids.equal(other_ids):
-            raise CommandError(
-                f"--against {options.against}: the two runs must be validated by the same characters; {path} has "
-                f"{_data(header)}, and {self.other_path} {_data(self.other_header)}; give another run, or train one of "
-                "them again with these keys of the other"
-            )
-
-    def write(self, content: dict[str, Any], file: Path) -> None:
-        """Measures the other model as `evaluate --run` does; the table, the picture and the rows in the JSON."""
-        from switch_lm.measure.gains import gains
-        from switch_lm.model.transformer import choosing_as_trained
-
-        options, model, header = self.options, self.other.to(content["device"]), self.other_header
-        how = {
-            "batch_size": options.batch_size or header.config["data"]["batch_size"],
-            "capacity_factor": (options.capacity_factor or [model.config.eval_capacity_factor])[0],
-            "precision": options.precision or header.precision,
-        }
-        with choosing_as_trained(model) if options.training_rule else nullcontext():
-            _evaluated(model, self.ids, tally=self.other_losses, **how)
-        result = gains(self.losses.loss_N, self.other_losses.loss_N, self.division, by=self.by)
-        a, b = content["context_length"], model.config.context_length
-        content["by"] = asdict(result) | {"against": {"checkpoint": str(self.other_path), "context_length": b, **how}}
-        write_json(content, file, quiet=True)
-        paths = self.path, self.other_path
-        first, second = map(run_name if run_name(paths[0]) != run_name(paths[1]) else str, paths)
-        windows = f"; A reads windows of {a}, B of {b}" * (a != b)
-        print(f"\nA: {first}, B: {second}; nats per character, below 0 A is better{windows}\n")
-        print("\n".join(result.lines()), flush=True)
-        from switch_lm.pages.pictures import files_of  # with it comes matplotlib
-
-        for name, made in files_of(result.picture(first, second)).items():
-            path = file.with_name(name)
-            with writing(path, num_bytes=len(made), option="--json FILE"), replacing(path) as picture:
-                picture.write(made)
-            print(f"written: {path}", file=sys.stderr)
-
-
-def _data(header: Header) -> str:
-    data = {key: header.config["data"].get(key) for key in ("path", "text", "split", "hold_out")}
-    return " ".join(f"data.{key}={show(value)}" for key, value in data.items() if value is not None)
-
-
-def _evaluated(model: SwitchLM, ids: Tensor, *, batch_size: int, **how: Any) -> Evaluation:
-    """With a bar that counts the batches."""
-    from switch_lm.measure.evaluation import evaluate
-    from switch_lm.probe.progress import progress
-    from switch_lm.text.windows import EvaluationBatches
-
-    sizes: Any = {"context_length": model.config.context_length, "batch_size": batch_size}
-    with progress(len(EvaluationBatches(ids, **sizes))) as say:
-        say("", stage=True)
-        return evaluate(model, ids, **sizes, **how, after_batch=lambda *_: say("", stage=True))
 
 
 def _heading(model: SwitchLM, ids: Tensor, batch_size: int, precision: str, num_draws: int | None) -> str:
@@ -244,6 +185,8 @@ def _entry(factor: float | None, result: Evaluation, losses: list[float], seed: 
         "loss": result.loss,
         "perplexity": result.perplexity,
         "bits_per_character": result.bits_per_character,
+        "top_1": result.top_1,
+        "top_5": result.top_5,
         "dropped": result.dropped,
         "dropped_per_layer": list(result.dropped_per_layer),
         "predictions": result.predictions,
@@ -256,13 +199,32 @@ def _entry(factor: float | None, result: Evaluation, losses: list[float], seed: 
 
 def _row(entry: dict[str, Any]) -> str:
     factor = "none" if entry["capacity_factor"] is None else f"{entry['capacity_factor']:g}"
-    loss, perplexity, bits = entry["loss"], entry["perplexity"], entry["bits_per_character"]
-    row = f"{factor:>15}{figure(loss, 10, 4)}{figure(perplexity, 13, 3)}{figure(bits, 12, 4)}{entry['dropped']:>10.2%}"
+    row = f"{factor:>15}{_losses(entry)}{entry['dropped']:>10.2%}"
     if nanogpt := entry.get("nanogpt_protocol"):
         row += f"   {figure(nanogpt['mean'], 0, 4)}"
         if (half := nanogpt["half_of_95_interval"]) is not None and half < math.inf:
             row += f" ± {half:{'.4f' if half >= 5e-5 else '.0e'}}"
     return row
+
+
+def _losses(entry: dict[str, Any]) -> str:
+    loss, perplexity, bits = entry["loss"], entry["perplexity"], entry["bits_per_character"]
+    return f"{figure(loss, 10, 4)}{figure(perplexity, 13, 3)}{figure(bits, 12, 4)}"
+
+
+def _baselines(content: dict[str, Any]) -> str:
+    """Baselines beside the last row, and what a sample holds of the training text."""
+    from switch_lm.training.baselines import NAMES, SKIPPED, copied_in_words
+
+    copied = content["copied"]
+    run = f": {copied['longest_run_text'][:SHOWN]!r}" + "..." * (copied["longest_run"] > SHOWN)
+    lines = [f"baselines: {SKIPPED}", "", copied_in_words(copied) + run]
+    if content["baselines"] is not None:
+        rows = {NAMES[key]: one for key, one in content["baselines"].items()} | {"model": content["results"][-1]}
+        columns = [f"{'':>18}{'loss':>10}{'perplexity':>13}{'bits/char':>12}{'top 1':>9}{'top 5':>9}"]
+        columns += [f"{name:>18}{_losses(one)}{one['top_1']:>9.2%}{one['top_5']:>9.2%}" for name, one in rows.items()]
+        lines[:1] = columns
+    return "\n".join(["", *lines])
 
 
 if __name__ == "__main__":

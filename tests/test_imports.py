@@ -64,6 +64,16 @@ ALLOWED: dict[str, set[str]] = {
         "pages",
     },
     "inspection": {"routers", "model", "measure", "probe", "stats", "storage", "storage.checkpoint", "text", "pages"},
+    "commandline.measuring": {
+        "config",
+        "measure",
+        "model",
+        "pages",
+        "probe",
+        "storage",
+        "storage.checkpoint",
+        "text",
+    },
     "commandline": {"config", "storage", "storage.checkpoint", "text", "model", "training.process_state"},
 }
 # What may be imported only there.

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they ne
     from switch_lm.storage.checkpoint import Header
     from switch_lm.text.corpus import Corpus
     from switch_lm.text.splits import Split
+    from switch_lm.text.windows import validation_too_short
 
 MAX_SEED = 2**64 - 1  # what torch.Generator takes
 
@@ -102,17 +103,12 @@ def open_model(name: str | None, outputs: Path, average: str | None) -> tuple[Pa
 
 def validation_ids(header: Header, file: Path | None) -> Tensor:
     """The validation split of the text that the model was trained on: `file`, or where the run found it."""
-    from switch_lm.text.windows import validation_too_short
-
     corpus, split = text_of(header, file)
-    ids = split.validation_ids(corpus)
-    if (problem := validation_too_short(len(ids))) is not None:
-        raise CommandError(problem)
-    return ids
+    return split.validation_ids(corpus)
 
 
 def text_of(header: Header, file: Path | None) -> tuple[Corpus, Split]:
-    """The text that the model was trained on, and its parts."""
+    """That text, and how the run split it."""
     from switch_lm.text.corpus import load_corpus
     from switch_lm.text.splits import Split
 
@@ -129,7 +125,10 @@ def text_of(header: Header, file: Path | None) -> tuple[Corpus, Split]:
     if corpus.characters != header.vocabulary:
         rule = "this model is of an older version, which read them as characters: train it again"
         raise CommandError(f"{corpus.source} has byte order marks, which are now left out; {rule}")
-    return corpus, Split.of(corpus, split=data["split"], hold_out=data["hold_out"])
+    split = Split.of(corpus, split=data["split"], hold_out=data["hold_out"])
+    if (problem := validation_too_short(sum(map(len, split.validation)))) is not None:
+        raise CommandError(problem)
+    return corpus, split
 
 
 def write_json(content: dict[str, Any], path: Path, *, quiet: bool = False) -> None:

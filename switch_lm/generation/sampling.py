@@ -1,6 +1,6 @@
 """Samples text from a trained model, one character at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +90,24 @@ def _continue(model: SwitchLM, window: list[int], length: int, rule: Rule, gener
         unread = [sample(reading.logits_V, rule, generator)]
         window = window + unread
         yield Draw(unread[0], reading, new)
+
+
+def texts(model: SwitchLM, vocabulary: Vocabulary, *, length: int, seeds: Sequence[int]) -> Tensor:
+    """The ids (B, length) that `generate` draws without a prompt at temperature 1 with each of B seeds, at once."""
+    generators, window = [torch.Generator().manual_seed(seed) for seed in seeds], len(vocabulary.start)
+    ids_BS = unread_BS = vocabulary.encode(vocabulary.start).expand(len(seeds), -1)
+    cache, context_length = model.new_cache(), model.config.context_length
+    for _ in range(length):
+        if window > context_length:
+            window = max(1, context_length // 2)
+            cache, unread_BS = model.new_cache(), ids_BS[:, -window:]
+        with torch.inference_mode(), evaluating(model):
+            output = model(unread_BS.to(model.embedding.weight.device), cache=cache, capacity_factor=None)
+        rows = zip(output.logits[:, -1].cpu().double(), generators, strict=True)
+        drawn = [sample(logits_V, Rule(1.0), generator) for logits_V, generator in rows]
+        unread_BS = torch.tensor(drawn)[:, None]
+        ids_BS, window = torch.cat([ids_BS, unread_BS], dim=1), window + 1
+    return ids_BS[:, ids_BS.shape[1] - length :]
 
 
 def read(model: SwitchLM, ids: list[int], cache: list[LayerCache]) -> Reading:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class Evaluation:
     dropped: float  # dropped choices / all choices, over all Switch layers
     dropped_per_layer: tuple[float, ...]
     predictions: int
+    top_1: float | None = None  # the share of predictions whose character is the most probable one; None: not counted
+    top_5: float | None = None  # or among the five
 
     @property
     def perplexity(self) -> float:
@@ -75,8 +77,26 @@ class EvaluationTally:
         vars(self).update(state)
 
 
-class KeptLosses(EvaluationTally):
-    """A tally that also keeps the loss of each prediction."""
+class AccuracyTally(EvaluationTally):
+    """Also counts accuracy; of equally probable characters the one with the smaller id is first."""
+
+    top_1 = top_5 = 0
+
+    def add(self, output: SwitchOutput, target_BS: Tensor) -> None:
+        super().add(output, target_BS)
+        logit_BS1 = output.logits.gather(-1, target_BS[..., None])
+        smaller_BSV = torch.arange(output.logits.shape[-1], device=target_BS.device) < target_BS[..., None]
+        tied_BSV = (output.logits == logit_BS1) & smaller_BSV
+        rank_BS = ((output.logits > logit_BS1) | tied_BSV).sum(dim=-1)
+        self.top_1, self.top_5 = self.top_1 + int((rank_BS < 1).sum()), self.top_5 + int((rank_BS < 5).sum())
+
+    @property
+    def evaluation(self) -> Evaluation:
+        return replace(super().evaluation, top_1=self.top_1 / self.predictions, top_5=self.top_5 / self.predictions)
+
+
+class KeptLosses(AccuracyTally):
+    """Also keeps the loss of each prediction."""
 
     def __init__(self) -> None:
         super().__init__()

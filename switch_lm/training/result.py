@@ -1,6 +1,7 @@
 """What a finished run reports: the content of result.json."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -9,6 +10,8 @@ import torch
 from switch_lm.measure.ledger import ledger, run_ledger
 from switch_lm.measure.machine_speed import matmul_rate
 from switch_lm.storage.provenance import commit, versions
+from switch_lm.text.splits import Split
+from switch_lm.training.baselines import comparison
 from switch_lm.training.callbacks.clock import Clock
 from switch_lm.training.prepare import Training
 
@@ -25,10 +28,11 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
     config, module, vocab_size = training.config, training.module, len(training.module.vocabulary)
     drops, sparse = module.drops, config.model.num_switch_layers > 0  # a dense model has no figures of routing
     best = trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
-    figures: dict[str, Any] = {}
+    peak_memory = _peak_memory(training.hardware.device)  # before what is measured here
+    figures = _comparison(training) if training.run.sweep is None else {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         figures |= getattr(callback, "figures", dict)()
-    computation, peak_memory = _computation(training), _peak_memory(training.hardware.device)
+    computation = _computation(training)
     return {
         "name": training.run.path.name,
         "val_loss": module.validation.loss,
@@ -45,7 +49,7 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
         "expert_load": None if (load_LE := module.validation.load_LE) is None else load_LE.tolist(),
         **figures,
         **_share(training, trainer, computation["useful_per_step"]),
-        "peak_memory_bytes": peak_memory,  # as it was before the rate of products was measured
+        "peak_memory_bytes": peak_memory,
         "computation": computation,
         "corpus_sha256": training.corpus.sha256,
         "seed": config.seed,
@@ -53,6 +57,13 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
+
+
+def _comparison(training: Training) -> dict[str, Any]:
+    """With what counting reaches, and with the training text."""
+    data, model = training.config.data, training.module.model
+    split = Split.of(training.corpus, split=data.split, hold_out=data.hold_out)
+    return comparison(model, training.corpus, split, data_dir=Path(data.dir))
 
 
 def _peak_memory(device: str) -> int | None:

@@ -20,6 +20,7 @@ from switch_lm.text.characters import shell_word
 from switch_lm.text.corpus import TINY_SHAKESPEARE
 from switch_lm.text.plays import ADDED, LEFT_OUT
 from switch_lm.text.splits import VALIDATED
+from switch_lm.training.baselines import in_words
 from switch_lm.training.hardware import Hardware
 from switch_lm.training.terminal_plot import plot
 
@@ -106,6 +107,8 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
             f"whole run, by layer: {layers} %"
         )
         rows["balance"] = f"busiest expert {result['load_max_over_mean']:.2f} x the mean load (validation, worst layer)"
+    if "baselines" in result:
+        rows["baselines"] = in_words(result)
     if result["router_alarms"]:
         rows["warning"] = "\n".join(result["router_alarms"])
     rows["files"] = f"{run}/ (result.json, {CHECKPOINTS}/{BEST}, {CHECKPOINTS}/{LAST}, {METRICS})"

@@ -176,6 +176,15 @@ def test_a_model_of_a_text_without_a_newline_writes_from_its_start(
     assert reported.count(f"it begins with {start!r} (U+") == 1
 
 
+def test_texts_that_are_written_at_once_are_those_of_their_seeds() -> None:
+    """Longer than the context, so that windows are halved; in training as in `eval()`, and the model stays there."""
+    model, vocabulary = tiny_model(), Vocabulary.of(TEXT)
+    each = ["".join(generate(model, vocabulary, "", length=60, temperature=1.0, seed=seed)) for seed in (0, 5)]
+    ids_BS = writing.texts(model.train(), vocabulary, length=60, seeds=[0, 5])
+    assert [vocabulary.decode(ids_S) for ids_S in ids_BS] == each and model.training
+    assert writing.texts(model, vocabulary, length=0, seeds=[0, 5]).shape == (2, 0)
+
+
 def test_no_length_is_no_text() -> None:
     assert written(tiny_model(), length=0) == ""
 

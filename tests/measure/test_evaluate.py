@@ -13,7 +13,9 @@ import torch
 from conftest import BATCH_SIZE, TEXT, MakeRun, tiny_model
 
 from switch_lm.evaluate import main
-from switch_lm.measure.evaluation import Evaluation, evaluate, nanogpt_estimates
+from switch_lm.generation.sampling import generate
+from switch_lm.measure.evaluation import AccuracyTally, Evaluation, evaluate, nanogpt_estimates
+from switch_lm.measure.ngrams import baselines
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.routers.options import SwitchOptions
 from switch_lm.text.vocabulary import Vocabulary
@@ -150,7 +152,7 @@ def test_the_command_prints_a_row_and_writes_an_entry_for_each_capacity_factor(
         assert tuple(entry["dropped_per_layer"]) == expected.dropped_per_layer
     out = capsys.readouterr().out.splitlines()
     assert "85 predictions in windows of 16; capacity for batches of 4 windows; fp32" in out[0]
-    assert [line.split()[0] for line in out[3:]] == ["0.5", "2", "none"]
+    assert [line.split()[0] for line in out[3:6]] == ["0.5", "2", "none"] and not out[6]
     assert [path.name for path in run.iterdir() if path.is_file() and path.name.startswith(".")] == []
 
 
@@ -161,6 +163,58 @@ def test_without_options_the_runs_own_validation_is_repeated(make_run: MakeRun) 
     assert (content["precision"], content["results"][0]["capacity_factor"]) == ("bf16", 0.5)
     expected = measured(tiny_model(), factor=0.5, precision="bf16")
     assert content["results"][0]["loss"] == pytest.approx(expected.loss, abs=1e-6)
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_accuracy_counts_the_most_probable_and_the_five_most_probable_characters(uniform: bool) -> None:
+    """Of equally probable ones those with the smaller ids: a uniform model always says 0, and 0 to 4."""
+    model, hits = uniform_model() if uniform else tiny_model(), []
+    how: Any = {"context_length": CONTEXT, "batch_size": BATCH_SIZE, "capacity_factor": None, "precision": "fp32"}
+    result = evaluate(model, VALIDATION, **how, tally=AccuracyTally())
+    with torch.inference_mode():
+        for start in range(0, len(VALIDATION) - 1, CONTEXT):
+            window = VALIDATION[start : start + CONTEXT + 1]
+            order_SV = model(window[None, :-1]).logits[0].argsort(dim=-1, descending=True, stable=True).tolist()
+            hits += [order_V.index(target) for order_V, target in zip(order_SV, window[1:].tolist(), strict=True)]
+    if uniform:
+        assert hits == VALIDATION[1:].tolist()
+    assert result.top_1 == sum(rank < 1 for rank in hits) / len(hits)
+    assert result.top_5 == sum(rank < 5 for rank in hits) / len(hits) > 0
+
+
+def test_baselines_and_what_a_sample_copies_stand_below_the_rows(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, model, vocabulary = make_run(), tiny_model(), Vocabulary.of(TEXT)
+    options, file = ["--capacity-factor", "1", "none"], run / "evaluate.json"
+    assert main([*options, "--no-baselines"]) == 0
+    assert "gram" not in capsys.readouterr().out and "baselines" not in json.loads(file.read_text())
+    assert main(options) == 0
+    content, table = json.loads(file.read_text()), capsys.readouterr().out.split("\n\n")[2].splitlines()
+    ids, border = vocabulary.encode(TEXT).numpy(), len(TEXT) - len(VALIDATION)
+    assert content["baselines"] == baselines(ids[:border], ids[border:], vocab_size=V)
+    length = len(VALIDATION) // 20
+    sample = ["".join(generate(model, vocabulary, "", length=length, temperature=1.0, seed=s)) for s in range(20)]
+    copied, last = content["copied"], content["results"][-1]
+    assert (copied["characters"], copied["held_out_share_of_20_grams"]) == (20 * length, 1.0)  # TEXT repeats a line
+    assert 0 < copied["longest_run"] == len(copied["longest_run_text"])
+    assert any(copied["longest_run_text"] in text for text in sample) and copied["longest_run_text"] in TEXT
+    rows = [*content["baselines"].values(), last]
+    for line, name, row in zip(table[1:], ("unigram", "bigram", "5-gram Kneser-Ney", "model"), rows, strict=True):
+        figures = [f"{row['loss']:.4f}", f"{row['perplexity']:.3f}", f"{row['bits_per_character']:.4f}"]
+        assert line.split() == [*name.split(), *figures, f"{row['top_1']:.2%}", f"{row['top_5']:.2%}"]
+
+
+def test_a_text_of_many_characters_has_no_baselines_and_a_line_says_so(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    monkeypatch.setattr("switch_lm.measure.ngrams.MOST_DISTINCT", V - 1)
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert "baselines: skipped, since the text has more than 4,000 distinct characters" in out
+    assert "a text is too short for 20-grams; its longest copied run has " in out
+    assert json.loads((run / "evaluate.json").read_text())["baselines"] is None
 
 
 def test_options_change_batch_size_precision_and_where_the_results_go(make_run: MakeRun) -> None:
@@ -202,7 +256,7 @@ def test_a_single_draw_of_nanogpts_estimate_and_equal_ones_have_no_interval(
     num_draws: int, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(model=uniform_model())
-    assert main(["--nanogpt-protocol", str(num_draws)]) == 0
+    assert main(["--nanogpt-protocol", str(num_draws), "--no-baselines"]) == 0
     entry = json.loads((run / "evaluate.json").read_text())["results"][0]["nanogpt_protocol"]
     assert entry["draws"] == pytest.approx([math.log(V)] * num_draws, abs=1e-6)
     assert entry["mean"] == pytest.approx(math.log(V), abs=1e-6) and entry["half_of_95_interval"] is None
@@ -263,7 +317,7 @@ def test_a_loss_beyond_exp_has_a_row_and_valid_json(make_run: MakeRun, capsys: p
     model = tiny_model()
     model.norm.weight.data *= 1e8  # and with it every logit
     run = make_run(model=model)
-    assert main(["--device", "cpu", "--threads", "1"]) == 0
+    assert main(["--device", "cpu", "--threads", "1", "--no-baselines"]) == 0
     heading, row = capsys.readouterr().out.splitlines()[-2:]
     assert len(row) == len(heading) and "inf" in row and "e+0" in row
     (result,) = json.loads((run / "evaluate.json").read_text(), parse_constant=pytest.fail)["results"]
