@@ -31,7 +31,6 @@ if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they ne
     from switch_lm.storage.checkpoint import Header
     from switch_lm.text.corpus import Corpus
     from switch_lm.text.splits import Split
-    from switch_lm.text.windows import validation_too_short
 
 MAX_SEED = 2**64 - 1  # what torch.Generator takes
 
@@ -111,6 +110,7 @@ def text_of(header: Header, file: Path | None) -> tuple[Corpus, Split]:
     """That text, and how the run split it."""
     from switch_lm.text.corpus import load_corpus
     from switch_lm.text.splits import Split
+    from switch_lm.text.windows import validation_too_short
 
     data = {"text": "tiny_shakespeare", "split": "standard", "hold_out": None} | header.config["data"]
     given = file or (Path(data["path"]) if data["path"] else None)
