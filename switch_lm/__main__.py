@@ -15,7 +15,7 @@ COMMANDS = {
     "inspect": "show what the experts do: a page, pictures, tables",
     "report": "compare runs in words, tables and pictures",
     "dashboard": "show runs in TensorBoard",
-    "corpus": "fetch a text once",
+    "corpus": "download a text",
 }
 
 
@@ -27,7 +27,15 @@ def main() -> int:
         runpy.run_module(f"switch_lm.{words[0]}", run_name="__main__", alter_sys=True)
         return 0
     lines = [f"  python -m switch_lm.{name:<10} {what}" for name, what in COMMANDS.items()]
-    usage = "\n".join([f"switch_lm {__version__}: Switch Transformers on text", "", *lines, "", "Each has --help."])
+    usage = "\n".join(
+        [
+            f"switch_lm {__version__}: Switch Transformers on text",
+            "",
+            *lines,
+            "",
+            "Add --help to any command for its options.",
+        ]
+    )
     if words == ["--version"]:
         print(f"switch_lm {__version__}")
     elif words in ([], ["-h"], ["--help"]):

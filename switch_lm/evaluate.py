@@ -31,8 +31,6 @@ from switch_lm.stats.intervals import estimate
 from switch_lm.storage.runs import run_of
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
-    from pathlib import Path
-
     from torch import Tensor
 
     from switch_lm.measure.evaluation import Evaluation
@@ -55,7 +53,11 @@ def capacity_factor(text: str) -> float | None:
 
 def parser() -> argparse.ArgumentParser:
     about = "Measures a trained model on the whole validation split, every prediction once."
-    examples = {"": "the newest run, dropless", "--run NAME --capacity-factor 0.5 1 2 none": "what capacity costs it"}
+    examples = {
+        "": "the newest run, as it was validated",
+        "--run NAME --capacity-factor 0.5 1 2 none": "what capacity costs it",
+        "--run A --against B --by play": "where A is better than B",
+    }
     options = model_parser("evaluate", about, examples)
     options.add_argument(
         "--capacity-factor",
@@ -90,16 +92,20 @@ def parser() -> argparse.ArgumentParser:
         "--seed",
         type=whole_number(at_least=0, at_most=MAX_SEED, example=0),
         default=0,
-        help="of nanoGPT's random windows (default: 0)",
+        help="seed of nanoGPT's random windows (default: 0)",
     )
-    options.add_argument("--against", metavar="NAME", help="a second run: where the losses differ (see --by)")
     options.add_argument(
-        "--by", choices=("play", "speaker"), help="what --against compares: a table and a picture (default: play)"
+        "--against", metavar="NAME", help="a second run to compare with, by play or by speaker (see --by)"
+    )
+    options.add_argument(
+        "--by",
+        choices=("play", "speaker"),
+        help="how --against groups the characters; writes a table and a picture (default: play)",
     )
     options.add_argument(
         "--no-baselines",
         action="store_true",
-        help="leave out what counting characters reaches, and how much of a sample is copied: a few seconds",
+        help="skip the n-gram baselines and the check for copied text (saves a few seconds)",
     )
     options.add_argument("--json", type=as_path, metavar="FILE", help="(default: evaluate.json in the run's folder)")
     return options
@@ -113,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reader.error(f"--by {options.by} needs a second run to compare with; give --against NAME, or leave out --by")
     if options.against and len(options.capacity_factor or ()) > 1:
         given = f"--capacity-factor has {len(options.capacity_factor)} values"
-        reader.error(f"{given}, and --against compares at one; give one, or leave out --against")
+        reader.error(f"{given}, and --against compares the runs at one; give one, or leave out --against")
     return finish(lambda: _measure(options))
 
 
@@ -198,7 +204,7 @@ def _entry(factor: float | None, result: Evaluation, losses: list[float], seed: 
 
 
 def _row(entry: dict[str, Any]) -> str:
-    factor = "none" if entry["capacity_factor"] is None else f"{entry['capacity_factor']:g}"
+    factor = _named(entry["capacity_factor"])
     row = f"{factor:>15}{_losses(entry)}{entry['dropped']:>10.2%}"
     if nanogpt := entry.get("nanogpt_protocol"):
         row += f"   {figure(nanogpt['mean'], 0, 4)}"
@@ -212,6 +218,10 @@ def _losses(entry: dict[str, Any]) -> str:
     return f"{figure(loss, 10, 4)}{figure(perplexity, 13, 3)}{figure(bits, 12, 4)}"
 
 
+def _named(factor: float | None) -> str:
+    return "none" if factor is None else f"{factor:g}"
+
+
 def _baselines(content: dict[str, Any]) -> str:
     """Baselines beside the last row, and what a sample holds of the training text."""
     from switch_lm.training.baselines import NAMES, SKIPPED, copied_in_words
@@ -220,7 +230,9 @@ def _baselines(content: dict[str, Any]) -> str:
     run = f": {copied['longest_run_text'][:SHOWN]!r}" + "..." * (copied["longest_run"] > SHOWN)
     lines = [f"baselines: {SKIPPED}", "", copied_in_words(copied) + run]
     if content["baselines"] is not None:
-        rows = {NAMES[key]: one for key, one in content["baselines"].items()} | {"model": content["results"][-1]}
+        last = content["results"][-1]
+        rows = {NAMES[key]: one for key, one in content["baselines"].items()}
+        rows[f"model, factor {_named(last['capacity_factor'])}"] = last
         columns = [f"{'':>18}{'loss':>10}{'perplexity':>13}{'bits/char':>12}{'top 1':>9}{'top 5':>9}"]
         columns += [f"{name:>18}{_losses(one)}{one['top_1']:>9.2%}{one['top_5']:>9.2%}" for name, one in rows.items()]
         lines[:1] = columns

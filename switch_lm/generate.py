@@ -40,7 +40,7 @@ def share(text: str) -> float:
     """Parses a number above 0, and at most 1."""
     value = number(text)
     if not 0.0 < value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0, and at most 1; give for example 0.9")
+        raise argparse.ArgumentTypeError(f"{text!r} must be above 0 and at most 1; give for example 0.9")
     return value
 
 
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     about = "Writes text with a trained model. The text goes to stdout, everything else to stderr."
     examples = {
         "": "with the newest run",
-        '--run NAME --prompt "ROMEO:" --top-p 0.9': "of the likely characters only",
+        '--run NAME --prompt "ROMEO:" --top-p 0.9': "only from the likely characters",
         "--html sample.html": "also a page, coloured by expert",
     }
     options = model_parser("generate", about, examples, computes="the CPU, 1 thread")
@@ -86,7 +86,8 @@ def parser() -> argparse.ArgumentParser:
         "--top-p",
         type=share,
         metavar="P",
-        help="sample from the fewest characters that have a probability of P together, such as 0.9 (default: all)",
+        help="sample from the smallest set of most probable characters that have a probability of P together, "
+        "such as 0.9 (default: all)",
     )
     options.add_argument(
         "--seed",

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from study.lines import Lines
@@ -121,12 +120,6 @@ def chosen(results: Results, model: str, text: str) -> str:
     return _words(*(word for word in best["overrides"].split() if word != "data.split=tuning"))
 
 
-def gain(results: Results, average: str) -> float:
-    """How much lower the loss of the averaged weights is, the mean over the runs that were tuned."""
-    own = [row for row in results.rows if row["part"] == TUNING]
-    return fmean(float(row["val_loss"]) - json.loads(row["averaged"])[average] for row in own)
-
-
 def _small() -> Iterator[Job]:
     """Width 64: `experiment=small` and its dense control, in their sizes and with their learning rates."""
     for seed, text in product(range(2), TEXTS):
@@ -158,9 +151,13 @@ def _dropout(overrides: str) -> str:
 
 
 def timed(results: Results) -> dict[str, str]:
-    """The steps that are timed, by part and model: the keys of each, whatever its text."""
+    """The steps that are timed, by part, model and text: the keys of each."""
     own = (job for job in jobs(results) if job.part != TUNING)
-    return {f"{job.part}, {job.model}": job.overrides for job in own if job.text == "plays"}
+    return {step_name(job.part, job.model, job.text): job.overrides for job in own}
+
+
+def step_name(part: str, model: str, text: str) -> str:
+    return f"{part}, {model}, {text}"
 
 
 def by_length(results: Results, part: str, text: str, lengths: Iterable[int]) -> Mapping[int, dict[int, float]]:

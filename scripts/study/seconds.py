@@ -10,7 +10,7 @@ import torch
 from bench import ours
 from bench.machine import processor
 
-from study.plan import COMMON, DENSE, RECIPES
+from study.plan import COMMON, DENSE, RECIPES, step_name
 from study.timing import in_turns
 from switch_lm.training.data import Batch
 from switch_lm.training.hardware import all_threads
@@ -33,5 +33,7 @@ def seconds(keys: Mapping[str, str]) -> dict[str, Any]:
     def draw(number: int) -> dict[tuple[int, int], Batch]:
         return {shape: batches(number) for shape, batches in draws.items()}
 
-    made = in_turns({name: partial(step, name) for name in keys}, draw, REPETITIONS, baseline=f"{RECIPES}, {DENSE}")
+    made = in_turns(
+        {name: partial(step, name) for name in keys}, draw, REPETITIONS, baseline=step_name(RECIPES, DENSE, "plays")
+    )
     return made | {"machine": processor()}

@@ -51,7 +51,7 @@ def model_parser(
     options.add_argument(
         "--average",
         metavar="NAME",
-        help="with this average of the weights, such as 0.999, of the run's last step (one of its optim.averages)",
+        help="use this average of the weights, such as 0.999 (one of the run's optim.averages, from its last step)",
     )
     add_outputs(options)
     where = options.add_argument_group(f"hardware (default: {computes})")

@@ -11,7 +11,7 @@ WIDTH = 79
 
 
 def command_parser(name: str, about: str, examples: Mapping[str, str], **how: Any) -> argparse.ArgumentParser:
-    """A parser for `python -m switch_lm.NAME`. `examples`: what each does, by its arguments."""
+    """A parser for `python -m switch_lm.NAME`. `examples`: from arguments to what they do."""
     prog, widest = f"python -m switch_lm.{name}", max(map(len, examples))
     lines = [f"  {prog} {arguments:<{widest}}  {words}" for arguments, words in examples.items()]
     options = argparse.ArgumentParser(

@@ -40,7 +40,7 @@ def measured(
 
 
 class Comparison:
-    """With a second run. It is refused before anything is measured if it was not validated by the same characters."""
+    """With a second run. CommandError, before anything is measured, if it was validated on other characters."""
 
     def __init__(self, options: argparse.Namespace, path: Path, header: Header, corpus: Corpus, split: Split) -> None:
         self.options, self.path, self.by, self.ids = options, path, options.by or "play", split.validation_ids(corpus)
@@ -51,9 +51,9 @@ class Comparison:
         other_ids = other_split.validation_ids(other)
         if header.vocabulary != self.other_header.vocabulary or not self.ids.equal(other_ids):
             raise CommandError(
-                f"--against {options.against}: the two runs must be validated by the same characters; {path} has "
+                f"--against {options.against}: the two runs must be validated on the same characters; {path} has "
                 f"{_data(header)}, and {self.other_path} {_data(self.other_header)}; give another run, or train one of "
-                "them again with these keys of the other"
+                "them again with the other's"
             )
 
     def write(self, content: dict[str, Any], file: Path) -> None:
@@ -67,13 +67,18 @@ class Comparison:
         with choosing_as_trained(model) if options.training_rule else nullcontext():
             measured(model, self.ids, tally=self.other_losses, **how)
         result = gains(self.losses.loss_N, self.other_losses.loss_N, self.division, by=self.by)
-        a, b = content["context_length"], model.config.context_length
+        b = model.config.context_length
         content["by"] = asdict(result) | {"against": {"checkpoint": str(self.other_path), "context_length": b, **how}}
         write_json(content, file, quiet=True)
         paths = self.path, self.other_path
         first, second = map(run_name if run_name(paths[0]) != run_name(paths[1]) else str, paths)
-        windows = f"; A reads windows of {a}, B of {b}" * (a != b)
-        print(f"\nA: {first}, B: {second}; nats per character, below 0 A is better{windows}\n")
+        settings = content | content["results"][0]  # of A
+        differ = [
+            f"; {key.replace('_', ' ')} of A {show(settings[key])}, of B {show(value)}"
+            for key, value in (how | {"context_length": b}).items()
+            if settings[key] != value
+        ]
+        print(f"\nA: {first}, B: {second}; nats per character; negative means A is better{''.join(differ)}\n")
         print("\n".join(result.lines()), flush=True)
         for name, made in files_of(result.picture(first, second)).items():
             path = file.with_name(name)
@@ -84,4 +89,5 @@ class Comparison:
 
 def _data(header: Header) -> str:
     data = {key: header.config["data"].get(key) for key in ("path", "text", "split", "hold_out")}
+    data["text"] = None if data["path"] else data["text"]
     return " ".join(f"data.{key}={show(value)}" for key, value in data.items() if value is not None)

@@ -51,13 +51,13 @@ COMBINATIONS: list[Row] = [
     (
         "data.hold_out",
         lambda c: (c.data.hold_out is None) == (c.data.split != "by_play"),
-        "names the play that data.split=by_play validates, and nothing else has one",
+        "can be given only with data.split=by_play, which needs it",
         "give both, such as data.split=by_play data.hold_out=macbeth, or neither",
     ),
     (
         "data.path",
         lambda c: c.data.path is None or c.data.text == DataConfig.text,
-        "is the whole text, so there cannot be data=plays beside it",
+        "cannot be combined with data=plays",
         "leave out one of the two",
     ),
     (

@@ -21,7 +21,7 @@ class DataConfig:
         None,
         "A text file to train on, in UTF-8: a regular file, not a stream such as <(cat a b). "
         "Byte order marks are left out; another encoding is refused with the command that converts it. "
-        "null: the environment variable SWITCH_LM_DATA, or else data.text.",
+        "null: data.text, or a file that the environment variable SWITCH_LM_DATA names in place of Tiny Shakespeare.",
         FILLED,
         path=True,
     )

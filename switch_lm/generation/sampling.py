@@ -31,11 +31,11 @@ class Draw:
 
 @dataclass(frozen=True)
 class Rule:
-    """How a character is drawn: from softmax(logits / temperature), as far as it is among the most probable ones."""
+    """How a character is drawn: from softmax(logits / temperature), restricted to the most probable ones."""
 
     temperature: float = 0.8  # 0: always the most probable one
     top_k: int | None = None  # of that many; None: of all
-    top_p: float | None = None  # of the fewest that are that probable together (Holtzman et al. 2020); None: of all
+    top_p: float | None = None  # from the smallest set with that total probability (Holtzman et al. 2020); None: of all
 
     def probabilities(self, logits_V: Tensor) -> tuple[Tensor, Tensor]:
         """Those that can be drawn, in descending order, with their ids; both (K,)."""

@@ -36,12 +36,13 @@ def longest_run(ids_BS: Ids, training_ids: Ids) -> Ids:
 
 def _occurs(ids_BS: Ids, training_ids: Ids, length: int) -> NDArray[np.bool_]:
     """Whether each run of this length, by its start, stands anywhere in the training text."""
-    hash_BS = hashes(ids_BS, length)
-    found_BS = np.zeros(hash_BS.shape, dtype=np.bool_)
+    distinct_M, of_BS = np.unique(hashes(ids_BS, length), return_inverse=True)
+    found_M = np.zeros(distinct_M.shape, dtype=np.bool_)
     for begin in range(0, len(training_ids) - length + 1, PIECE):
-        sorted_N = np.sort(hashes(training_ids[begin : begin + PIECE + length - 1], length))
-        found_BS |= sorted_N.take(np.searchsorted(sorted_N, hash_BS), mode="clip") == hash_BS
-    return found_BS
+        hash_N = hashes(training_ids[begin : begin + PIECE + length - 1], length)
+        place_N = np.searchsorted(distinct_M, hash_N).clip(max=len(distinct_M) - 1)
+        found_M[place_N[distinct_M[place_N] == hash_N]] = True
+    return found_M[of_BS].reshape(len(ids_BS), -1)
 
 
 def hashes(ids: Ids, length: int) -> NDArray[np.uint64]:

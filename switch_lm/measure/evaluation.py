@@ -87,7 +87,7 @@ class AccuracyTally(EvaluationTally):
         logit_BS1 = output.logits.gather(-1, target_BS[..., None])
         smaller_BSV = torch.arange(output.logits.shape[-1], device=target_BS.device) < target_BS[..., None]
         tied_BSV = (output.logits == logit_BS1) & smaller_BSV
-        rank_BS = ((output.logits > logit_BS1) | tied_BSV).sum(dim=-1)
+        rank_BS = (~(output.logits <= logit_BS1) | tied_BSV).sum(dim=-1)  # of what is not a number all are before it
         self.top_1, self.top_5 = self.top_1 + int((rank_BS < 1).sum()), self.top_5 + int((rank_BS < 5).sum())
 
     @property

@@ -20,7 +20,7 @@ FEWEST, SPEAKERS = 1000, 20  # parts of fewer characters, and all but so many sp
 
 @dataclass(frozen=True)
 class Gain:
-    """The losses of two models in one part of a text, in nats per character, and what the first is above the second."""
+    """The losses of two models in one part of a text, in nats per character, and the first minus the second."""
 
     name: str
     characters: int
@@ -28,7 +28,7 @@ class Gain:
     loss: float
     other_loss: float
     difference: float
-    interval: tuple[float, float] | None  # corrected for all parts
+    interval: tuple[float, float] | None  # of a part: corrected for all parts
     resolved: bool
 
 
@@ -42,7 +42,7 @@ class Gains:
     whole: Gain
 
     def lines(self) -> list[str]:
-        """A table, what it comes to, and what its intervals are."""
+        """A table, its summary, and what its intervals mean."""
         rows, named = (*self.parts, self.whole), [part for part in self.parts if part.name != OTHERS]
         width = max(len(row.name) for row in rows)
         counts = [
@@ -54,8 +54,8 @@ class Gains:
             *(_line(row, width) for row in rows),
             "",
             f"A is better in {counts[0]}, B in {counts[1]}.",
-            "The intervals are over the scenes of this text, for these two runs, and not over seeds. They are",
-            f"corrected for {self.comparisons} comparisons (Holm), but for that of {WHOLE}.",
+            "The intervals cover the variation between scenes of this text, for these two runs, not between seeds.",
+            f"They are corrected for {self.comparisons} comparisons (Holm), except the one for {WHOLE}.",
         ]
 
     def picture(self, first: str, second: str) -> Picture:
@@ -69,7 +69,7 @@ class Gains:
             series.append(Series(kind, x, y, low, high))
         return Picture(
             name=f"evaluate_by_{self.by}",
-            title=f"Loss of {first} less that of {second}, by {self.by}",
+            title=f"Loss of {first} minus that of {second}, by {self.by}",
             alt=f"A row for each {self.by}, with the difference of the two losses and its interval.",
             x_label=self.by,
             y_label=f"nats per character; below 0 {first} is better; 95 % intervals over scenes, not over seeds",
@@ -88,7 +88,7 @@ def _line(row: Gain, width: int) -> str:
 def gains(loss_N: Tensor, other_N: Tensor, division: Division, *, by: str) -> Gains:
     """From two models' losses of the same N predictions, in nats, and the division of the N + 1 characters.
 
-    A prediction belongs to its target. Scenes are the units: what is alike within one is no independent sample.
+    A prediction belongs to its target. Scenes are the units: characters of one scene are not independent samples.
     """
     part_N, scene_N = (torch.as_tensor(ids[1:]).long() for ids in (division.part_N, division.scene_N))
     count_P = part_N.bincount(minlength=len(division.names))

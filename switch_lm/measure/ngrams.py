@@ -15,6 +15,7 @@ Numbers: TypeAlias = NDArray[np.float64]
 
 BITS, ORDER = 12, 5  # of a character in an n-gram of 64 bits; characters of the longest
 MOST_DISTINCT = 4000  # which leaves codes for what stands before a text
+MOST_PROBABILITIES = 10**8  # each prediction has one for each distinct character: half a minute
 PIECE = 1 << 20  # characters or probabilities at a time, which bounds the memory
 SHIFT, LAST = np.uint64(BITS), np.uint64((1 << BITS) - 1)
 
@@ -31,8 +32,8 @@ class Level(NamedTuple):
 
 
 def baselines(training_ids: Ids, validation_ids: Ids, *, vocab_size: int) -> dict[str, dict[str, float]] | None:
-    """The `score` of each baseline by its name; None above MOST_DISTINCT characters."""
-    if vocab_size > MOST_DISTINCT:
+    """The `score` of each baseline by its name; None for too many characters."""
+    if vocab_size > MOST_DISTINCT or vocab_size * len(validation_ids) > MOST_PROBABILITIES:
         return None
     levels = {
         "unigram": most_likely(training_ids, order=1, vocab_size=vocab_size),

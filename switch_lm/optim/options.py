@@ -48,9 +48,9 @@ class OptimOptions:
     grad_clip: float = key(1.0, "The gradient is scaled down to this norm.", POSITIVE)
     averages: list[Any] = key(  # noqa: RUF009  it makes a field
         [],
-        "Averages of the weights, each validated after the last step: 0.999 is the rate of a moving one, tail_0.25 the "
-        "mean over the last quarter of the steps. Each takes the memory of the weights once more, and in checkpoints "
-        "their size. Training does not change.",
+        "Averages of the weights, each validated after the last step: 0.999 is the rate of a moving one, "
+        "tail_0.25 the mean over the last quarter of the steps. Each adds a copy of the weights to memory and "
+        "checkpoints. Training does not change.",
         AVERAGES,
     )
 

@@ -11,7 +11,7 @@ from switch_lm.reporting.records import Record
 from switch_lm.reporting.variants import Variant, frozen
 from switch_lm.stats.contrasts import Pool
 
-NEVER_VARIED = "text"  # losses of two texts are not compared
+NEVER_VARIED = "text"  # losses of two validation texts are not compared
 SWITCH_EVERY = "model.switch_every"
 
 

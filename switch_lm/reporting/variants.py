@@ -110,13 +110,15 @@ def group(records: Iterable[Record]) -> tuple[Variant, ...]:
 
 
 def comparable(record: Record) -> dict[str, Any]:
-    """The configuration as far as it changes what is computed, with the text's hash and the device that was used.
+    """The configuration as far as it changes what is computed, with what is validated and the device that was used.
 
     A run of unknown seed is a variant of its own: it may repeat any other run, so it is no further sample.
     """
     flat = {key: value for key, value in record.config.items() if not is_ignored(key)}
     flat |= {key: record.result[used] for key, used in RESOLVED.items() if record.result.get(used) is not None}
-    if (text := record.result.get("corpus_sha256")) is not None:
+    if (validated := record.result.get("validation_sha256")) is not None:
+        flat |= {"data.path": None, "data.split": None, "data.hold_out": None, "text": str(validated)}
+    elif (text := record.result.get("corpus_sha256")) is not None:  # of an older run
         flat |= {"data.path": None, "text": str(text)}
     if record.seed is None:
         flat["seed"] = f"unknown ({record.name})"

@@ -243,4 +243,4 @@ def _limits(study: Study) -> Iterator[str]:
     if (ways := len(machines(*study.variants))) > 1:
         yield f"The runs differ in machine, precision, threads or compiling, in {ways} ways: compare no seconds."
     if len({variant.config.get("text") for variant in study.variants}) > 1:
-        yield "The runs were trained on different texts: their losses cannot be compared."
+        yield "The runs were validated on different texts: their losses cannot be compared."

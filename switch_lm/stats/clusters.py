@@ -63,18 +63,18 @@ def jackknife(center: float, without_G: Tensor, *, count: int, effective: float,
 def means_of_parts(total_PB: Tensor, number_PB: Tensor) -> list[Estimate]:
     """The mean of the values of each of P parts, from their sums and numbers in B units; none may be empty.
 
-    Units scatter alike about the mean of their part in all parts, so that a part of few has the degrees of freedom of
-    all: the effective units of each, less 1. As error this takes the square root of sigma^2 / n for n values, which is
-    right if all values of a unit are off alike, and too large if each is by itself. A part of one unit has no interval.
+    Units scatter alike about the mean of their part in all parts, so that a part with few units shares the degrees of
+    freedom of all parts: the effective units of each, less 1. As error this takes the square root of sigma^2 / n for n
+    values, so it assumes that the mean of a unit scatters as 1 / sqrt(n). Where units are off as a whole, it is right
+    only if those of all parts have one size: a part of longer units than average then has too narrow an interval. A
+    part of one unit has none.
     """
     number_P, count_P = number_PB.sum(dim=1), (number_PB > 0).sum(dim=1)
     mean_P, effective_P = total_PB.sum(dim=1) / number_P, number_P.square() / number_PB.square().sum(dim=1)
     square_PB = (total_PB - mean_P[:, None] * number_PB).square() / number_PB.clamp(min=1)
     units, freedom = int((count_P - 1).sum()), (effective_P - 1.0).sum().item()
-    sigma, scale = (
-        math.sqrt(square_PB.sum().item() / max(1.0, freedom)),
-        (total_PB / number_PB).nan_to_num(0.0).abs().max(),
-    )
+    sigma = math.sqrt(square_PB.sum().item() / max(1.0, freedom))
+    scale = (total_PB / number_PB).nan_to_num(0.0).abs().max()
     holds = units >= LEAST - 1 and freedom >= DECIDED - 1.0 and sigma > ROUNDING * scale.item()
     return [
         Estimate(mean, count, sigma / math.sqrt(number), freedom) if holds and count > 1 else Estimate(mean, count)

@@ -17,7 +17,8 @@ class SpeedUp:
     """Seconds of the reference to our loss, over ours.
 
     `reach`: the ratios that the reference's curve covers. Beyond it `ratio` is None: `faster` if even its longest
-    run has a higher loss than ours; otherwise even its shortest has a lower one. `interval`: 95 %, of this figure
+    run has a higher loss than ours; otherwise even its shortest has a lower one. An end of `interval` beyond it is 0 or
+    infinity. `interval`: 95 %, of this figure
     alone, cut off at the reach; None where it is not known.
     """
 
@@ -29,15 +30,15 @@ class SpeedUp:
     def __str__(self) -> str:
         """Such as "1.23 (1.10 to 1.38)", "0.61 (under 0.50 to 0.75)" or "over 2.00"."""
         low, high = self.reach
-        if self.ratio is None:
-            return f"over {high:.2f}" if self.faster else f"under {low:.2f}"
-        if self.interval is None:
-            return f"{self.ratio:.2f}"
+
+        def shown(ratio: float) -> str:
+            return f"{'under ' * (ratio <= low)}{'over ' * (ratio >= high)}{min(max(ratio, low), high):.2f}"
+
+        ratio = f"{self.ratio:.2f}" if self.ratio is not None else shown(math.inf if self.faster else 0.0)
+        if self.interval is None or len({ratio, *map(shown, self.interval)}) == 1:  # all is beyond one end
+            return ratio
         first, last = self.interval
-        return (
-            f"{self.ratio:.2f} ({'under ' * (first <= low)}{max(first, low):.2f} to "
-            f"{'over ' * (last >= high)}{min(last, high):.2f})"
-        )
+        return f"{ratio} ({shown(first)} to {shown(last)})"
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,9 @@ def speed_up_of_mean(curve: Mapping[float, float], loss: float, half: float | No
     fitted = Curve.of(curve)
     ends = [math.exp(log) / seconds for log in fitted.log_seconds_M]
     reach, log = (ends[-1], ends[0]), fitted.log_seconds_to(loss)
-    if math.isinf(log):
-        return SpeedUp(None, reach, faster=log > 0.0)
-    if half is None:
-        return SpeedUp(math.exp(log) / seconds, reach)
-    low, high = (math.exp(fitted.log_seconds_to(loss + sign * half)) / seconds for sign in (1.0, -1.0))
-    return SpeedUp(math.exp(log) / seconds, reach, (low, high))
+    low, high = (math.exp(fitted.log_seconds_to(loss + sign * (half or 0.0))) / seconds for sign in (1.0, -1.0))
+    interval = None if half is None else (low, high)
+    return SpeedUp(None if math.isinf(log) else math.exp(log) / seconds, reach, interval, faster=log == math.inf)
 
 
 def speed_up(curve: Mapping[float, Mapping[int, float]], losses: Mapping[int, float], seconds: float) -> SpeedUp:

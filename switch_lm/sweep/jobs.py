@@ -1,6 +1,7 @@
 """The jobs of one sweep: where each lies, what came of it, and Hydra's callback around them."""
 
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -211,16 +212,29 @@ def job_name(overrides: Mapping[str, Any]) -> str:
 
 
 def _short(key: str, value: str) -> str:
-    """A group's choice stands alone."""
+    """A group's choice stands alone; of a key whose first letters others have, too, the whole last part is there."""
+    if value.startswith("["):
+        value = value.strip("[]").replace(",", "+") or "none"
+    last = key.rpartition(".")[2]
     if key not in KEYS:
-        return value if "." not in key else f"{key.rpartition('.')[2][:SHORT].strip('_')}{value}"
-    return f"{KEYS[key].short or key.rpartition('.')[2][:SHORT].strip('_')}{value}"
+        return value if "." not in key else f"{last}{value}"
+    alike = [other for other in KEYS if other.rpartition(".")[2].startswith(last[:SHORT])]
+    return f"{KEYS[key].short or (last[:SHORT].strip('_') if alike == [key] else last)}{value}"
 
 
 def job_folder(sweep: Path, overrides: Mapping[str, Any]) -> Path:
-    """Of a job with these overrides: a sweep that was begun under older names goes on under them."""
+    """Of a job with these overrides. Of two with one name the second has a number.
+
+    A sweep that was started with older names keeps them.
+    """
     before = sweep / (_as_name([f"{key}={show(value)}" for key, value in overrides.items()]) or "job")
-    return before if (before / JOB).is_file() else sweep / job_name(overrides)
+    if (before / JOB).is_file():
+        return before
+    for number in itertools.count(1):
+        folder = sweep / (job_name(overrides) + f"-{number}" * (number > 1))
+        if (read_job(folder) or {}).get("overrides", overrides) == overrides:
+            return folder
+    raise AssertionError
 
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:
@@ -283,7 +297,7 @@ def _refuse(error: ConfigError | TextError) -> NoReturn:
 
 def _as_name(parts: list[str], *, between: str = ",", held: str = "._=,+-") -> str:
     whole = between.join(part.removeprefix("model.") for part in parts if part and part != "None")
-    name = re.sub(f"[^A-Za-z0-9{re.escape(held)}]", "_", whole).lstrip(".-")
+    name = re.sub(f"[^A-Za-z0-9{re.escape(held)}]", "_", whole).lstrip(".-") or "job" * bool(whole)
     if len(name) <= MAX_NAME and name == whole:
         return name
     return f"{name[: MAX_NAME - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"  # two sweeps stay two

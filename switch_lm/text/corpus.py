@@ -94,17 +94,20 @@ def load_corpus(
 ) -> Corpus:
     """The file named by `path`, whatever its hash, or else the text with this name in TEXTS.
 
-    The file that SWITCH_LM_DATA names stands for Tiny Shakespeare. The texts are verified by their hashes and kept in
-    `data_dir`. `offline` skips the mirrors. CorpusError names each source that was tried, with the reason.
+    SWITCH_LM_DATA names a file in place of Tiny Shakespeare alone, and means nothing to another text. The texts are
+    verified by their hashes and kept in `data_dir`. `offline` skips the mirrors. CorpusError names each source that was
+    tried, with the reason.
     """
     if path is not None:
         return _read_given(path, name="data.path")
-    return _plays(data_dir, offline) if text == "plays" else _tiny_shakespeare(data_dir, offline)
+    if text == "plays":
+        return _plays(data_dir, offline)
+    if from_environment := os.environ.get(FILE_VARIABLE):
+        return _read_given(home(from_environment), name=FILE_VARIABLE)
+    return _tiny_shakespeare(data_dir, offline)
 
 
 def _tiny_shakespeare(data_dir: Path, offline: bool) -> Corpus:
-    if from_environment := os.environ.get(FILE_VARIABLE):
-        return _read_given(home(from_environment), name=FILE_VARIABLE)
     target = data_dir / TINY_SHAKESPEARE.file
     failures: list[str] = []
     try:
@@ -139,11 +142,6 @@ def _plays(data_dir: Path, offline: bool) -> Corpus:
     except plays.PlaysError as error:
         raise TextError(f"data.text=plays: {error}") from error
     tiny = _tiny_shakespeare(data_dir, offline)
-    if tiny.name is None:
-        raise TextError(
-            f"data.text=plays: it ends with Tiny Shakespeare, and {FILE_VARIABLE} names another text, {tiny.source}; "
-            f"unset {FILE_VARIABLE}, or name Tiny Shakespeare"
-        )
     body = PLAYS.verified(f"{added.text}{plays.BETWEEN}{tiny.text()}".encode())
     _write_whole(target, body)
     log.info("made %d bytes of %s and %s: %s", len(body), source, tiny.source, target)

@@ -27,9 +27,9 @@ def home(path: str) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises for an unknown user
 
 
-def require_given(path: str | None) -> None:
-    """`require_text_file` for what `data.path` or else SWITCH_LM_DATA names, if anything."""
-    if given := path or os.environ.get(FILE_VARIABLE):
+def require_given(path: str | None, text: str) -> None:
+    """`require_text_file` for what `data.path` or else, in place of Tiny Shakespeare, SWITCH_LM_DATA names, if any."""
+    if given := path or (os.environ.get(FILE_VARIABLE) if text == "tiny_shakespeare" else None):
         require_text_file(home(given), name="data.path" if path else FILE_VARIABLE)
 
 

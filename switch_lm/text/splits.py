@@ -59,19 +59,19 @@ class Split:
 
 def require_text(path: str | None, text: str, split: str, hold_out: str | None) -> None:
     """Checks quickly what the keys of `data` with these names ask for. Errors: TextError."""
-    require_given(path)
+    require_given(path, text)
     if split in ("standard", "tuning"):
         return
     if path:
         raise _no_plays(split, path)
     if split == "by_play" and hold_out not in (names := [play.name for play in plays_named(text)]):
-        raise TextError(f"data.hold_out={hold_out}: it must be a play of the text; one of {', '.join(names)}")
+        raise TextError(f"data.hold_out={hold_out}: it must be a play of data.text={text}; one of {', '.join(names)}")
 
 
 def _no_plays(split: str, source: str) -> TextError:
     return TextError(
-        f"data.split={split}: it needs a text whose plays are known, Tiny Shakespeare or data=plays, and not {source}; "
-        "leave out data.split, or the text"
+        f"data.split={split}: the text must be Tiny Shakespeare or data=plays, whose plays are known, not {source}; "
+        "leave out data.split, or data.path and SWITCH_LM_DATA"
     )
 
 

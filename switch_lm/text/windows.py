@@ -22,7 +22,7 @@ def validation_too_short(num_validation: int) -> str | None:
     if num_validation >= 2:
         return None
     count = f"{num_validation} character{'s' * (num_validation != 1)}"
-    return f"the validation split (the last 10 % of the text) has {count}; it needs at least 2; use a longer text"
+    return f"the validation split has {count}; it needs at least 2; use a longer text"
 
 
 class EvaluationBatches:

@@ -18,7 +18,7 @@ from switch_lm.text.splits import Split
 from switch_lm.text.vocabulary import Vocabulary
 
 NAMES = {"unigram": "unigram", "bigram": "bigram", "kneser_ney": f"{ngrams.ORDER}-gram Kneser-Ney"}
-SKIPPED = f"skipped, since the text has more than {ngrams.MOST_DISTINCT:,} distinct characters"
+SKIPPED = f"skipped: over {ngrams.MOST_DISTINCT:,} distinct characters, or {ngrams.MOST_PROBABILITIES:,} probabilities"
 NUM_TEXTS, LENGTH_OF_TEXT = 20, 100  # of a sample: written at once, they take a fifth of the time of a long one
 FOLDER, FORMAT = "baselines", 1  # beside the texts; of its files
 
@@ -26,9 +26,11 @@ FOLDER, FORMAT = "baselines", 1  # beside the texts; of its files
 def comparison(model: SwitchLM, corpus: Corpus, split: Split, *, data_dir: Path) -> dict[str, Any]:
     """`baselines` and `copied` for result.json. The model writes some texts, at temperature 1."""
     known, vocabulary = _of_split(corpus, split, data_dir), Vocabulary(corpus.characters, corpus.start)
-    length = min(LENGTH_OF_TEXT, sum(map(len, split.validation)) // NUM_TEXTS)  # not more than is held out
+    held_out = sum(map(len, split.validation))
+    length = min(LENGTH_OF_TEXT, held_out)
+    number = max(1, min(NUM_TEXTS, held_out // length))  # not more characters than are held out
     with one_thread():
-        text_BS = texts(model, vocabulary, length=length, seeds=range(NUM_TEXTS)).numpy()
+        text_BS = texts(model, vocabulary, length=length, seeds=range(number)).numpy()
     training_ids = split.training_ids(corpus).numpy()
     run = longest_run(text_BS, training_ids).tolist()
     copied = {
@@ -74,7 +76,7 @@ def copied_in_words(copied: Mapping[str, Any]) -> str:
     """The other half of that line."""
     own, held_out = copied["share_of_20_grams"], copied["held_out_share_of_20_grams"]
     if own is None or held_out is None:
-        share = f"a text is too short for {LENGTH}-grams"
+        share = f"the sample is too short for {LENGTH}-grams"
     else:
         share = f"{own:.1%} of a sample's {LENGTH}-grams are in the training text ({held_out:.1%} of held-out text's)"
-    return f"{share}; its longest copied run has {copied['longest_run']:,} characters"
+    return f"{share}; the longest copied passage has {copied['longest_run']:,} characters"

@@ -1,5 +1,6 @@
 """What a finished run reports: the content of result.json."""
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
     drops, sparse = module.drops, config.model.num_switch_layers > 0  # a dense model has no figures of routing
     best = trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
     peak_memory = _peak_memory(training.hardware.device)  # before what is measured here
-    figures = _comparison(training) if training.run.sweep is None else {}
+    figures: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         figures |= getattr(callback, "figures", dict)()
+    figures |= _comparison(training) if training.run.sweep is None else {}  # whose seconds do not count
     computation = _computation(training)
     return {
         "name": training.run.path.name,
@@ -52,6 +54,7 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory,
         "computation": computation,
         "corpus_sha256": training.corpus.sha256,
+        "validation_sha256": _hash_of_validation(training),
         "seed": config.seed,
         "hardware": training.run.stored_hardware(),
         "versions": versions(),
@@ -64,6 +67,12 @@ def _comparison(training: Training) -> dict[str, Any]:
     data, model = training.config.data, training.module.model
     split = Split.of(training.corpus, split=data.split, hold_out=data.hold_out)
     return comparison(model, training.corpus, split, data_dir=Path(data.dir))
+
+
+def _hash_of_validation(training: Training) -> str:
+    """Of the characters that are validated: losses of runs that share it can be compared."""
+    ids = training.data.validation_ids.numpy().astype("<i4").tobytes()
+    return hashlib.sha256(training.corpus.characters.encode() + b"\n" + ids).hexdigest()
 
 
 def _peak_memory(device: str) -> int | None:

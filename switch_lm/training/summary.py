@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.text import Text
 from switch_lm.config.paths import interpreter
 from switch_lm.config.schema import Config, DataConfig
 from switch_lm.measure.ledger import ledger_in_words
+from switch_lm.model.config import ModelConfig
 from switch_lm.pages.characters import harmless
 from switch_lm.storage import metrics
 from switch_lm.storage.metrics import METRICS
@@ -65,8 +67,8 @@ def _added(config: Config, num_training: int) -> dict[str, str]:
     times = num_training / (TINY_SHAKESPEARE.num_bytes - VALIDATED)
     changed = ", ".join(f"{number:,} {what}" for what, number in LEFT_OUT.items())
     return {
-        "plays": f"{len(ADDED)} more than Tiny Shakespeare has: {times:.2f} times its text to train on; left out, or "
-        f"put in its characters: {changed}"
+        "plays": f"{len(ADDED)} more than Tiny Shakespeare has: {times:.2f} times its text to train on; left out "
+        f"or replaced: {changed}"
     }
 
 
@@ -115,22 +117,29 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
     name = shlex.quote(result["name"] if run.parent == OUTPUTS / "runs" else str(run))
     text = "".join(f" {shell_word(word)}" for word in _text_of(config))
     python = shlex.quote(interpreter())
+    control = f"{python} -m switch_lm.train model=dense{text}  # the dense control: the same products, no router"
     look = [
+        f"{python} -m switch_lm.evaluate --run {name} --capacity-factor 0.5 1 2 none  # what capacity costs it",
         f"{python} -m switch_lm.check --run {name}    # what its routing leaks, drops and learns",
         f"{python} -m switch_lm.inspect --run {name}  # what its experts do",
+        *([control] if _is_of_default_size(config) else []),
     ]
     commands = [
         f"{python} -m switch_lm.generate --run {name} --prompt={shell_word(prompt)}",
-        f"{python} -m switch_lm.evaluate --run {name} --capacity-factor 0.5 1 2 none",
         *(look if result["dropped"] is not None else []),
-        f"{python} -m switch_lm.train model=dense{text}  # the dense control: the same products, no router",
         *([f"{_dashboard(config)}  # every expert of every layer"] if "tensorboard" in config.logger.boards else []),
     ]
     console.print(_two_columns("Result", rows))
-    _show(console, "loss: dots in training, x in validation", _curve(run, unicode=console.encoding == "utf-8"))
+    _show(console, "loss: dots in training, x in validation", _curve(run, unicode=console.encoding.startswith("utf")))
     _show(console, "sample", harmless(result.get("sample", "")).strip("\n").splitlines())
     console.print(Text("try next", style="bold"))
     console.print(Text("\n".join(f"  {command}" for command in commands)), soft_wrap=True)  # each can be pasted whole
+
+
+def _is_of_default_size(config: Config) -> bool:
+    """So that `model=dense` alone is its control."""
+    sizes = attrgetter("num_layers", "d_model", "num_heads", "d_ff", "context_length")
+    return bool(sizes(config.model) == sizes(ModelConfig()))
 
 
 def _show(console: Console, title: str, lines: Sequence[str]) -> None:
@@ -145,7 +154,8 @@ def _curve(run: Path, *, unicode: bool) -> list[str]:
     rows = metrics.read(run)
     training, validation = (list(metrics.series(rows, tag).items()) for tag in ("train/loss", "val/loss"))
     begin = max((step for step, _ in training), default=0) / 20
-    return plot([point for point in training if point[0] >= begin], validation, unicode=unicode)
+    shown = ([point for point in points if point[0] >= begin] for points in (training, validation))
+    return plot(*shown, unicode=unicode)
 
 
 def _text_of(config: Config) -> list[str]:

@@ -14,8 +14,8 @@ def plot(
 ) -> list[str]:
     """Lines of at most 70 characters: `curve` (x, y) as dots, the mean of each column, and `marks` as crosses.
 
-    The smallest and largest y stand at the left, those of x below. What is not finite is left out; nothing to show
-    gives no lines.
+    The smallest and largest y stand at the left, those of x below. Points that are not finite are left out; without any
+    there are no lines.
     """
     curve, marks = ([point for point in points if all(map(math.isfinite, point))] for points in (curve, marks))
     if not curve:

@@ -95,7 +95,7 @@ def test_the_command_compares_the_losses_that_evaluate_gives(
     content, out = json.loads((run / "evaluate.json").read_text()), capsys.readouterr().out
     result = content.pop("by")
     assert content == before and out.startswith(alone)
-    assert "A: a, B: b; nats per character, below 0 A is better; A reads windows of 16, B of 8" in out
+    assert "A: a, B: b; nats per character; negative means A is better; context length of A 16, of B 8" in out
     names = {"one", "two"} if by == "play" else {"HAMLET (one)", "OPHELIA (one)", "HAMLET (two)", "OPHELIA (two)"}
     assert {part["name"] for part in result["parts"]} == names
     assert result["whole"]["loss"] == pytest.approx(content["results"][0]["loss"], abs=1e-5)
@@ -113,7 +113,7 @@ def test_the_command_compares_the_losses_that_evaluate_gives(
         (["--by", "play"], "--by play needs a second run to compare with; give --against NAME"),
         (
             ["--against", "b", "--capacity-factor", "1", "2"],
-            "--capacity-factor has 2 values, and --against compares at one; give one",
+            "--capacity-factor has 2 values, and --against compares the runs at one; give one",
         ),
     ],
 )
@@ -137,7 +137,7 @@ def test_runs_of_other_texts_or_splits_are_refused_before_anything_is_measured(
     checkpoint.write(content, other / "checkpoints" / "best.ckpt")
     assert main(["--run", "a", "--against", "b"]) == 1
     says = (
-        "--against b: the two runs must be validated by the same characters; outputs/runs/a/checkpoints/best.ckpt has"
+        "--against b: the two runs must be validated on the same characters; outputs/runs/a/checkpoints/best.ckpt has"
     )
     message = capsys.readouterr().err
     assert says in message and "data.split=tuning; give another run" in message

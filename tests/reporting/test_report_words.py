@@ -178,7 +178,7 @@ def test_losses_of_two_texts_are_not_compared(tmp_path: Path) -> None:
     assert "texts" not in words(result)[1]
     other = studied(tmp_path / "other", {"dense": [1.5, 1.5]}, corpus_sha256="f" * 64)
     both = study([*result.records, *other.records])
-    assert "trained on different texts: their losses cannot be compared" in words(both)[1]
+    assert "validated on different texts: their losses cannot be compared" in words(both)[1]
     assert {row[:2] for row in rows(both)} == {("Switch, text 012345", "dense, text 012345")}
 
 

@@ -113,9 +113,10 @@ def test_names_hold_nothing_that_leaves_their_folder_and_long_ones_stay_apart() 
     assert job_name({"data.path": "../../x y", "seed": 1}).startswith("path.._.._x_y_seed1-")
     assert job_name({"model.capacity_factor": 0.5, "seed": 0, "model.num_experts": 4}) == "cap0.5_seed0_exp4"
     assert job_name({"variant": "switch_1.0", "seed": 1, "model.capacity_factor": None}) == "switch_1.0_seed1_capnull"
-    assert job_name({"trainer.max_steps": 40, "optim.lr": 0.01, "router": "topk"}) == "max40_lr0.01_topk"
-    odd = [job_name({"model.switch_layers": layers}) for layers in ("[0]", "[0]_")]
-    assert len({*odd, "swit_0_"}) == 3 and not any(set(name) & set("=,[") for name in odd)
+    assert job_name({"trainer.max_steps": 40, "optim.lr": 0.01, "router": "topk"}) == "max_steps40_lr0.01_topk"
+    assert job_name({"model.num_layers": 2}) != job_name({"model.num_heads": 2}) == "num_heads2"
+    averages = [job_name({"optim.averages": value}) for value in ("[0.9]", "[0.5,tail_0.5]", "[]")]
+    assert averages == ["aver0.9", "aver0.5+tail_0.5", "avernone"] and job_name({"variant": ".."}).startswith("job-")
     long = [job_name({"data.path": "a" * 500 + end}) for end in "bc"]
     assert len(set(long)) == 2 and all(len(name) <= 100 for name in long)
 
@@ -123,6 +124,10 @@ def test_names_hold_nothing_that_leaves_their_folder_and_long_ones_stay_apart() 
 def test_a_sweep_that_was_begun_under_older_names_goes_on_under_them(tmp_path: Path) -> None:
     varied = {"model.capacity_factor": 0.5, "seed": 1}
     assert job_folder(tmp_path, varied) == tmp_path / "cap0.5_seed1"
+    for value, folder in ((0.5, "cap0.5_seed1"), (0.25, "cap0.5_seed1-2")):  # the second was renamed by hand
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "job.json").write_text(json.dumps({"overrides": varied | {"seed": value}}))
+    assert job_folder(tmp_path, varied) == tmp_path / "cap0.5_seed1-3"
     older = tmp_path / "capacity_factor=0.5,seed=1"
     older.mkdir()
     (older / "job.json").write_text("{}")

