@@ -173,10 +173,11 @@ def test_runs_on_two_machines_are_compared_in_loss_and_not_on_the_clock(tmp_path
     assert [row[3:6] for row in rows(result) if row[2] == "time to a loss"] == [("-", "-", "not compared")]
 
 
-def test_losses_of_two_texts_are_not_compared(tmp_path: Path) -> None:
-    result = studied(tmp_path, {"dense": [1.5, 1.5], "dropless": [1.4, 1.4]})
+@pytest.mark.parametrize("key", ["corpus_sha256", "validation_sha256"])
+def test_losses_of_two_texts_are_not_compared(key: str, tmp_path: Path) -> None:
+    result = studied(tmp_path, {"dense": [1.5, 1.5], "dropless": [1.4, 1.4]}, **{key: "0123456789abcdef"})
     assert "texts" not in words(result)[1]
-    other = studied(tmp_path / "other", {"dense": [1.5, 1.5]}, corpus_sha256="f" * 64)
+    other = studied(tmp_path / "other", {"dense": [1.5, 1.5]}, **{key: "f" * 64})
     both = study([*result.records, *other.records])
     assert "validated on different texts: their losses cannot be compared" in words(both)[1]
     assert {row[:2] for row in rows(both)} == {("Switch, text 012345", "dense, text 012345")}
