@@ -68,7 +68,7 @@ def train_briefly(place: Path) -> Path:
     text.write_text("to be, or not to be:\n3 of 12. " * 60)
     config = Config(
         model=ModelConfig(num_layers=2, d_model=16, num_heads=2, d_ff=16, context_length=8, num_experts=3),
-        data=DataConfig(path=str(text), batch_size=4),
+        data=DataConfig(path=str(text), dir=str(text.parent), batch_size=4),
         trainer=TrainerConfig(max_steps=6, val_every=3, compile="false"),
         logger=LoggerConfig(log_every=1, sample_length=10, progress="none"),
         health=HealthConfig(every=2),
