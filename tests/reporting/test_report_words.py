@@ -175,9 +175,10 @@ def test_runs_on_two_machines_are_compared_in_loss_and_not_on_the_clock(tmp_path
 
 @pytest.mark.parametrize("key", ["corpus_sha256", "validation_sha256"])
 def test_losses_of_two_texts_are_not_compared(key: str, tmp_path: Path) -> None:
-    result = studied(tmp_path, {"dense": [1.5, 1.5], "dropless": [1.4, 1.4]}, **{key: "0123456789abcdef"})
+    one, another = ({key: value} for value in ("0123456789abcdef", "f" * 64))
+    result = studied(tmp_path, {"dense": [1.5, 1.5], "dropless": [1.4, 1.4]}, **one)  # type: ignore[arg-type]
     assert "texts" not in words(result)[1]
-    other = studied(tmp_path / "other", {"dense": [1.5, 1.5]}, **{key: "f" * 64})
+    other = studied(tmp_path / "other", {"dense": [1.5, 1.5]}, **another)  # type: ignore[arg-type]
     both = study([*result.records, *other.records])
     assert "validated on different texts: their losses cannot be compared" in words(both)[1]
     assert {row[:2] for row in rows(both)} == {("Switch, text 012345", "dense, text 012345")}
