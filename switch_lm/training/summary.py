@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from switch_lm.config.paths import interpreter
-from switch_lm.config.schema import Config, DataConfig
+from switch_lm.config.rules import flatten, show
+from switch_lm.config.schema import KEYS, Config
 from switch_lm.measure.ledger import ledger_in_words
-from switch_lm.model.config import ModelConfig
 from switch_lm.pages.characters import harmless
 from switch_lm.storage import metrics
 from switch_lm.storage.metrics import METRICS
@@ -25,6 +25,13 @@ from switch_lm.text.splits import VALIDATED
 from switch_lm.training.baselines import in_words
 from switch_lm.training.hardware import Hardware
 from switch_lm.training.terminal_plot import plot
+
+STEPS = ("trainer.max_steps", "trainer.val_every", "trainer.accumulate")
+ROUTED = (  # keys that a dense model does not have
+    "model.num_experts", "model.capacity_factor", "model.eval_capacity_factor", "model.switch_every",
+    "model.switch_layers", "model.expert_dropout", "model.shared_expert", "optim.router_lr",
+    "optim.expert_update_every",
+)  # fmt: skip
 
 
 def print_plan(
@@ -115,14 +122,13 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
         rows["warning"] = "\n".join(result["router_alarms"])
     rows["files"] = f"{run}/ (result.json, {CHECKPOINTS}/{BEST}, {CHECKPOINTS}/{LAST}, {METRICS})"
     name = shlex.quote(result["name"] if run.parent == OUTPUTS / "runs" else str(run))
-    text = "".join(f" {shell_word(word)}" for word in _text_of(config))
     python = shlex.quote(interpreter())
-    control = f"{python} -m switch_lm.train model=dense{text}  # the dense control: the same products, no router"
+    control = " ".join([python, "-m switch_lm.train model=dense", *map(shell_word, _kept(config))])
     look = [
         f"{python} -m switch_lm.evaluate --run {name} --capacity-factor 0.5 1 2 none  # what capacity costs it",
         f"{python} -m switch_lm.check --run {name}    # what its routing leaks, drops and learns",
         f"{python} -m switch_lm.inspect --run {name}  # what its experts do",
-        *([control] if _is_of_default_size(config) else []),
+        f"{control}  # the dense control: the same products, no router",
     ]
     commands = [
         f"{python} -m switch_lm.generate --run {name} --prompt={shell_word(prompt)}",
@@ -136,10 +142,13 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
     console.print(Text("\n".join(f"  {command}" for command in commands)), soft_wrap=True)  # each can be pasted whole
 
 
-def _is_of_default_size(config: Config) -> bool:
-    """So that `model=dense` alone is its control."""
-    sizes = attrgetter("num_layers", "d_model", "num_heads", "d_ff", "context_length")
-    return bool(sizes(config.model) == sizes(ModelConfig()))
+def _kept(config: Config) -> list[str]:
+    """What its dense control has, too: the keys of model, text, training and seed that are not the default."""
+    plain = flatten(asdict(config))
+    changed = [key for key in plain if key in KEYS and plain[key] != KEYS[key].default]
+    optim = [] if plain["optim.name"] == KEYS["optim.name"].default else [f"optim={plain['optim.name']}"]
+    own = [key for key in changed if key.startswith(("model.", "data.", "optim.")) or key in ("seed", *STEPS)]
+    return [*optim, *(f"{key}={show(plain[key])}" for key in own if key not in (*ROUTED, "optim.name"))]
 
 
 def _show(console: Console, title: str, lines: Sequence[str]) -> None:
@@ -156,15 +165,6 @@ def _curve(run: Path, *, unicode: bool) -> list[str]:
     begin = max((step for step, _ in training), default=0) / 20
     shown = ([point for point in points if point[0] >= begin] for points in (training, validation))
     return plot(*shown, unicode=unicode)
-
-
-def _text_of(config: Config) -> list[str]:
-    """What of the command line chooses the text and its split."""
-    data = config.data
-    keys = {"data.path": data.path, "data.hold_out": data.hold_out}
-    split = [f"data.split={data.split}"] * (data.split != DataConfig.split)
-    plays = ["data=plays"] * (data.text == "plays")
-    return [*plays, *split, *(f"{key}={value}" for key, value in keys.items() if value is not None)]
 
 
 def _two_columns(title: str, rows: Mapping[str, str]) -> Table:

@@ -112,7 +112,7 @@ def test_no_router_is_blamed_for_a_text_of_one_character(config: Config, capsys:
     config = replace(config, health=HealthConfig(every=1, checks=1), logger=replace(config.logger, progress="lines"))
     assert train(config)["router_alarms"] == []
     printed, reported = capsys.readouterr()
-    assert f" --prompt={'a' * 16}\n" in printed and f" model=dense data.path={config.data.path}  # " in printed
+    assert f" --prompt={'a' * 16}\n" in printed and f" data.path={config.data.path} " in printed
     assert "every character to train on is 'a' (U+0061 LATIN SMALL LETTER A): there is n" in reported
     assert check.main(["--run", str(folder_of(config))]) == 2
     assert "there is nothing for a router to learn" in capsys.readouterr().err
