@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Sequence
+
+from study.options import long_parser
 
 from switch_lm.commandline.signals import ended_by_signals
 
 
 def parser() -> argparse.ArgumentParser:
-    about = (
-        "Trains, measures and compares all routers: docs/routers.md, from docs/data/league.csv and league.json. It can "
-        "be stopped or killed at any time; the same command continues."
-    )
-    options = argparse.ArgumentParser(prog="scripts/league.py", description=about)
-    hours = "stop after H hours, with everything saved; the same command continues"
-    options.add_argument("--hours", type=positive, default=math.inf, metavar="H", help=hours)
+    about = "Trains, measures and compares all routers: docs/routers.md, from docs/data/league.csv and league.json."
+    options = long_parser("league", about)
     jobs = "train N at once, a share of the cores each (after `make launchers`); times are measured by one alone"
     options.add_argument("--jobs", type=int, choices=range(1, 65), default=1, metavar="N", help=jobs)
     quick = "a rehearsal of every stage in a quarter of an hour, all below outputs/league_quick"
     options.add_argument("--quick", action="store_true", help=quick)
-    report = "only make the report again, from what is stored"
-    options.add_argument("--report", action="store_true", help=report)
     return options
-
-
-def positive(text: str) -> float:
-    if not (value := float(text)) > 0.0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be above 0; give for example 2.8")
-    return value
 
 
 @ended_by_signals()

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Sequence
+
+from study.options import long_parser
 
 from switch_lm.commandline.signals import ended_by_signals
 
 
 def parser() -> argparse.ArgumentParser:
-    about = "Trains, times and compares; docs/plays_study.md. Stopped or killed, the same command continues."
-    options = argparse.ArgumentParser(prog="scripts/plays_study.py", description=about)
-    hours = "stop after H hours, with everything saved; the same command continues"
-    options.add_argument("--hours", type=positive, default=math.inf, metavar="H", help=hours)
-    jobs = "train N at once, a share of the cores each"
-    options.add_argument("--jobs", type=int, choices=range(1, 65), default=2, metavar="N", help=f"{jobs} (default: 2)")
+    options = long_parser("plays_study", "Trains, times and compares sparse and dense models: docs/plays_study.md.")
+    jobs = "train N at once, a share of the cores each (default: 2)"
+    options.add_argument("--jobs", type=int, choices=range(1, 65), default=2, metavar="N", help=jobs)
     options.add_argument("--times", action="store_true", help="time the steps again, with nothing else running")
-    options.add_argument("--report", action="store_true", help="only make the report again, from what is stored")
     return options
-
-
-def positive(text: str) -> float:
-    if not (value := float(text)) > 0.0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be above 0; give for example 2.8")
-    return value
 
 
 @ended_by_signals()
