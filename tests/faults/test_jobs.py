@@ -23,10 +23,10 @@ def test_one_job_fails_and_the_others_equal_runs_alone(tmp_path: Path) -> None:
     (failed,) = (line for line in done.stdout.splitlines() if "FAILED" in line)
     assert failed.lstrip().startswith("2/3") and "at step" in failed  # the step at which it became infinite
     sweep = tmp_path / "outputs/sweeps/three"
-    assert sorted(path.parent.name for path in sweep.glob("*/result.json")) == ["optim.lr=0.003", "optim.lr=0.004"]
+    assert sorted(path.parent.name for path in sweep.glob("*/result.json")) == ["lr0.003", "lr0.004"]
     alone = finished(tmp_path, *STEPS, "optim.lr=0.004", "optim=adamw", "name=alone")
     assert alone.returncode == 0
-    assert sha256(sweep / "optim.lr=0.004") == sha256(tmp_path / "outputs/runs/alone")
+    assert sha256(sweep / "lr0.004") == sha256(tmp_path / "outputs/runs/alone")
 
 
 @pytest.mark.row(24)
