@@ -140,8 +140,9 @@ def test_when_the_time_is_up_the_run_ends_with_a_line_that_continues_it(tmp_path
         stopped = subprocess.run(
             shlex.split(line), cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=True
         )
-        assert state(run)[-1] > before or before == 300  # what is left then is its end
+        assert state(run)[-1] >= before  # a slow machine may spend a second within one validation
         starts += 1
+        assert starts < 100
     assert starts > 1 and same(state(run), state(whole))
 
 
