@@ -230,11 +230,8 @@ def job_folder(sweep: Path, overrides: Mapping[str, Any]) -> Path:
     before = sweep / (_as_name([f"{key}={show(value)}" for key, value in overrides.items()]) or "job")
     if (before / JOB).is_file():
         return before
-    for number in itertools.count(1):
-        folder = sweep / (job_name(overrides) + f"-{number}" * (number > 1))
-        if (read_job(folder) or {}).get("overrides", overrides) == overrides:
-            return folder
-    raise AssertionError
+    folders = (sweep / (job_name(overrides) + f"-{number}" * (number > 1)) for number in itertools.count(1))
+    return next(folder for folder in folders if (read_job(folder) or {}).get("overrides", overrides) == overrides)
 
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:
