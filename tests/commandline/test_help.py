@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +38,29 @@ def test_a_command_runs_by_its_name_alone_too() -> None:
     assert by_name.returncode == itself.returncode == 2 and by_name.stderr == itself.stderr
 
 
-@pytest.mark.parametrize("name", ["", *(f".{name}" for name in COMMANDS)])
-def test_every_command_states_the_version(name: str) -> None:
-    shown = run(f"switch_lm{name}", "--version")
-    assert (shown.returncode, shown.stdout) == (0, f"switch_lm {switch_lm.__version__}\n")
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """A function that runs a command with an option after which it ends with 0, and returns what it printed."""
+
+    def printed(name: str, option: str) -> str:
+        module = f"switch_lm.{name}"
+        monkeypatch.setattr(sys, "argv", [module, option])
+        with pytest.raises(SystemExit) as ended:
+            sys.exit(import_module(module).main())
+        assert ended.value.code in (0, None)
+        return capsys.readouterr().out
+
+    return printed
+
+
+@pytest.mark.parametrize("name", ["__main__", *COMMANDS])
+def test_every_command_states_the_version(name: str, shown: Callable[..., str]) -> None:
+    assert shown(name, "--version") == f"switch_lm {switch_lm.__version__}\n"
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "train"])
-def test_every_help_ends_with_examples(name: str) -> None:
-    shown = run(f"switch_lm.{name}", "--help").stdout
-    examples = shown.partition("examples:\n")[2].strip().splitlines()
+def test_every_help_ends_with_examples(name: str, shown: Callable[..., str]) -> None:
+    examples = shown(name, "--help").partition("examples:\n")[2].strip().splitlines()
     assert len(examples) >= 2 and all(line.strip().startswith(f"python -m switch_lm.{name}") for line in examples)
 
 

@@ -56,8 +56,10 @@ def test_the_recipes_take_what_was_tuned_and_each_run_has_a_name_of_its_own() ->
     assert sum(job.steps for job in jobs) < 150_000
 
 
-def test_every_run_is_a_configuration_that_is_taken() -> None:
-    for job in plan.jobs(finished()):
+def test_every_kind_of_run_is_a_configuration_that_is_taken() -> None:
+    kinds = {(job.part, job.model): job for job in plan.jobs(finished())}
+    assert len(kinds) == 11
+    for job in kinds.values():
         config = composed(job.words)
         assert (config.seed, config.trainer.max_steps, config.data.text) == (job.seed, job.steps, job.text)
         assert (config.data.split == "tuning") is (job.part == plan.TUNING)
