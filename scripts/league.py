@@ -15,7 +15,7 @@ from switch_lm.commandline.signals import ended_by_signals
 def parser() -> argparse.ArgumentParser:
     about = "Trains, measures and compares all routers: docs/routers.md, from docs/data/league.csv and league.json."
     options = long_parser("league", about)
-    jobs = "train N at once, a share of the cores each (after `make launchers`); times are measured by one alone"
+    jobs = "train N at once, a share of the cores each; times are measured by one alone"
     options.add_argument("--jobs", type=int, choices=range(1, 65), default=1, metavar="N", help=jobs)
     quick = "a rehearsal of every stage in a quarter of an hour, all below outputs/league_quick"
     options.add_argument("--quick", action="store_true", help=quick)
@@ -27,17 +27,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: 0 if all is done or the time is over, 1 if something failed or there is nothing to report."""
     options = parser().parse_args(argv)
     from contest import plan, report
-    from contest.session import OutOfTime, Session
+    from contest.session import OutOfTimeError, Session
 
     league, complete = plan.QUICK if options.quick else plan.League(), True
     session = Session(league, time.monotonic() + 3600 * options.hours, options.jobs)
     try:
         if not options.report:
             complete = session.play()
-    except OutOfTime:
+    except OutOfTimeError:
         print(f"stopped after {options.hours:g} hours; all is saved, and the same command continues", flush=True)
         return 0
-    if (problem := report.write(league, session.results, session.stages)) is not None:
+    if (problem := report.write(league, session.runner.results, session.stages)) is not None:
         print(problem, file=sys.stderr)
         return 1
     print(f"report: {league.page}, from {league.csv} and {league.stages}")

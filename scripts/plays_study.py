@@ -26,30 +26,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: 0 if all is done or the time is over, 1 if something failed."""
     options = parser().parse_args(argv)
     from study import plan, report
-    from study.pool import Pool
+    from study.runner import Runner
 
     from switch_lm.storage.files import as_json, replace_text
 
-    pool = Pool(plan.DATA, plan.jobs, options.jobs, time.monotonic() + 3600 * options.hours)
-    complete = not pool.missing()
+    results = plan.Results.read(plan.DATA)
+    runner = Runner(plan.DATA, results, plan.jobs, options.jobs, time.monotonic() + 3600 * options.hours)
+    complete = not runner.missing()
     if not (options.report or options.times):
-        pool.say(f"{len(pool.missing())} runs to come, as far as is known")
-        complete = pool.run()
+        runner.say(f"{len(runner.missing())} runs to come, as far as is known")
+        complete = runner.run()
     times = json.loads(plan.TIMES.read_text(encoding="utf-8")) if plan.TIMES.is_file() else {}
     if options.times or (complete and not times):
         from study.seconds import seconds
         from study.timing import BusyError
 
         try:
-            times = seconds(plan.timed(pool.results)) | {"commit": pool.commit}
+            times = seconds(plan.timed(runner.results)) | {"commit": runner.commit}
         except BusyError as error:
             print(error, file=sys.stderr)
             return 1
         replace_text(plan.TIMES, as_json(times))
-    if pool.results.rows:
-        report.write(pool.results, times)
+    if runner.results.rows:
+        report.write(runner.results, times)
         print(f"report: {report.PAGE}, from {plan.DATA} and {plan.TIMES}")
-    return 1 if pool.failed else 0
+    return 1 if runner.failed else 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,11 +18,10 @@ from switch_lm.stats.contrasts import Pool
 from switch_lm.stats.corrections import planned
 from switch_lm.storage import metrics
 from switch_lm.storage.files import as_json, replace_text
-from switch_lm.storage.run_folder import RESULT
-from switch_lm.sweep.jobs import job_folder
 
 POWER, TABLE, DENSE_CURVE = PARTS = ("power", "table", "dense curve")
 POWER_SEEDS, COMPARED, TAIL = 100, 4, 0.1  # the first seed; pairs of the headline; the last tenth of the steps
+OUTPUTS = Path("outputs", "league")
 AT = " at capacity factor "  # in the name of a result of the second table
 KEPT = re.compile(r"moe/layer_(\d+)/kept/expert_\d+")
 KEY = ("part", "variant", "capacity_factor", "seed", "steps")
@@ -77,22 +76,47 @@ class Job:
     capacity_factor: float | None
     seed: int
     steps: int
+    outputs: Path = OUTPUTS
 
     @property
     def key(self) -> tuple[str, ...]:
         """As it stands in the file of results."""
-        return tuple("" if value is None else str(value) for value in asdict(self).values())
+        return tuple("" if (value := getattr(self, name)) is None else str(value) for name in KEY)
 
     @property
-    def sweep(self) -> str:
-        """The name of its sweep."""
-        factor = "" if self.capacity_factor is None else f"_{self.capacity_factor}"
-        return f"{self.part.replace(' ', '_')}{factor}"
+    def label(self) -> str:
+        limit = "" if self.capacity_factor is None else f", capacity factor {self.capacity_factor}"
+        return f"{self.part}: {self.variant}{limit}, seed {self.seed}, {self.steps} steps"
 
     @property
-    def varied(self) -> dict[str, Any]:
-        limit = {} if self.capacity_factor is None else {"model.capacity_factor": self.capacity_factor}
-        return {"seed": self.seed, "variant": self.variant, "trainer.max_steps": self.steps} | limit
+    def name(self) -> str:
+        """Of its run."""
+        limit = "" if self.capacity_factor is None else f"_cap{self.capacity_factor}"
+        return f"{self.part.replace(' ', '_')}_{self.variant}{limit}_seed{self.seed}_{self.steps}"
+
+    @property
+    def folder(self) -> Path:
+        return self.outputs / "runs" / self.name
+
+    @property
+    def words(self) -> list[str]:
+        """Its command line: it continues what was stopped or killed."""
+        limit = [] if self.capacity_factor is None else [f"model.capacity_factor={self.capacity_factor}"]
+        own = [f"variant={self.variant}", *limit, f"seed={self.seed}", f"trainer.max_steps={self.steps}"]
+        single = ["hydra.mode=RUN", "logger.progress=none", f"name={self.name}", "resume=auto"]
+        return ["experiment=league", *own, *single, f"outputs={self.outputs}"]
+
+    @property
+    def keeps(self) -> bool:
+        return self.part == TABLE and self.seed == 0  # what is measured afterwards
+
+    def figures(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        logged, tokens = metrics.read(self.folder), result["computation"]["tokens_per_step"]
+        return {name: result.get(name) for name in FIGURES} | {
+            "dropped": read_curves(self.folder).tail_dropped(self.steps),
+            "experts_per_token": computed_per_token(logged, after=(1 - TAIL) * self.steps, tokens=tokens),
+            "text_sha256": result["corpus_sha256"],
+        }
 
 
 @dataclass(frozen=True)
@@ -107,7 +131,7 @@ class League:
     examined: tuple[str, ...] = ()  # the variants whose routing is looked at one by one; empty: all
     data: Path = Path("docs", "data")
     page: Path = Path("docs", "routers.md")
-    outputs: Path = Path("outputs", "league")
+    outputs: Path = OUTPUTS
 
     @property
     def csv(self) -> Path:
@@ -119,21 +143,17 @@ class League:
 
     def jobs(self, part: str, steps: int) -> list[Job]:
         """All of a part, seed by seed."""
-        if part == POWER:
-            seeds = range(POWER_SEEDS, POWER_SEEDS + self.seeds)
-            return [Job(part, one.variant, None, seed, self.steps) for seed in seeds for one in (SWITCH, FROZEN)]
         seeds = range(self.seeds)
-        if part == DENSE_CURVE:
-            return [
-                Job(part, DENSE.variant, None, seed, round(share * steps)) for seed in seeds for share in self.lengths
-            ]
-        first = [Job(part, one.variant, None, seed, steps) for seed in seeds for one in ENTRIES]
-        limited = [one for one in ENTRIES if one.limited]
-        return first + [Job(part, one.variant, FACTORS[one.experts], s, steps) for s in seeds for one in limited]
-
-    def folder(self, job: Job) -> Path:
-        """Where a run lies."""
-        return job_folder(self.outputs / "sweeps" / job.sweep, job.varied)
+        known: list[tuple[Entry, float | None, int, int]]
+        if part == POWER:
+            known = [(one, None, POWER_SEEDS + seed, self.steps) for seed in seeds for one in (SWITCH, FROZEN)]
+        elif part == DENSE_CURVE:
+            known = [(DENSE, None, seed, round(share * steps)) for seed in seeds for share in self.lengths]
+        else:
+            limited = [(one, FACTORS[one.experts]) for one in ENTRIES if one.limited]
+            known = [(one, None, seed, steps) for seed in seeds for one in ENTRIES]
+            known += [(one, factor, seed, steps) for seed in seeds for one, factor in limited]
+        return [Job(part, one.variant, factor, seed, steps, self.outputs) for one, factor, seed, steps in known]
 
 
 QUICK = League(
@@ -147,7 +167,7 @@ QUICK = League(
 class Results(Lines):
     """The lines of league.csv: a run each."""
 
-    KEY, COLUMNS = KEY, COLUMNS
+    KEY, COLUMNS, KIND = KEY, COLUMNS, ("variant",)
 
     def by_seed(
         self, figure: str, part: str, variant: str, steps: int, factor: float | None = None
@@ -156,22 +176,6 @@ class Results(Lines):
         key = Job(part, variant, factor, 0, steps).key
         own = [row for row in self.rows if (row["part"], row["variant"], row["capacity_factor"]) == key[:3]]
         return {int(row["seed"]): float(row[figure]) for row in own if row["steps"] == key[4] and row[figure]}
-
-
-def row_of(job: Job, folder: Path, *, machine: str, commit: str | None) -> dict[str, Any]:
-    """The line of a finished run."""
-    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    logged, tokens = metrics.read(folder), result["computation"]["tokens_per_step"]
-    figures = {name: result.get(name) for name in FIGURES}
-    figures |= {
-        "dropped": read_curves(folder).tail_dropped(job.steps),
-        "experts_per_token": computed_per_token(logged, after=(1 - TAIL) * job.steps, tokens=tokens),
-    }
-    hardware, versions = result["hardware"], result["versions"]
-    where = {"machine": f"{machine}, {hardware['name']}, {hardware['precision']}", "torch": versions["torch"]}
-    return dict(zip(KEY, job.key, strict=True)) | figures | where | {
-        "commit": commit, "text_sha256": result["corpus_sha256"],
-    }  # fmt: skip
 
 
 def computed_per_token(logged: Iterable[Mapping[str, Any]], *, after: float, tokens: int) -> float | None:

@@ -31,6 +31,7 @@ class Lines:
     """The lines of a file."""
 
     KEY: ClassVar[tuple[str, ...]]  # the columns that say which run it was
+    KIND: ClassVar[tuple[str, ...]]  # those of which a step takes as long where they are equal
     COLUMNS: ClassVar[tuple[str, ...]]  # all of them
     rows: tuple[Mapping[str, str], ...] = ()
 
@@ -49,6 +50,9 @@ class Lines:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, text.getvalue())
         return type(self)((*self.rows, line))
+
+    def kind(self, row: Mapping[str, str]) -> tuple[str, ...]:
+        return tuple(row[name] for name in self.KIND)
 
     @cached_property
     def keys(self) -> set[tuple[str, ...]]:

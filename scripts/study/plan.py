@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from study.lines import Lines
-from switch_lm.storage.run_folder import RESULT
 
 TUNING, RECIPES, SMALL, MEDIUM, WIDE = PARTS = ("tuning", "recipes", "width 64", "width 128", "wide")
 TEXTS = {"tiny_shakespeare": "1.00 x the text", "plays": "4.58 x the text"}
@@ -58,17 +57,29 @@ class Job:
         return OUTPUTS / "runs" / self.name
 
     @property
+    def label(self) -> str:
+        return f"{self.part}: {self.model}, {self.text}, {self.steps} steps, seed {self.seed}, {self.overrides}"
+
+    @property
+    def keeps(self) -> bool:
+        return self.seed == 0 and self.part in (RECIPES, WIDE)
+
+    @property
     def words(self) -> list[str]:
         """Its command line: it continues what was stopped or killed."""
         own = [f"data={self.text}", *self.overrides.split(), f"seed={self.seed}", f"trainer.max_steps={self.steps}"]
         own += [f"trainer.val_every={self.steps}", f"optim.averages=[{','.join(AVERAGES)}]"]
         return [*own, *COMMON, f"name={self.name}", "resume=auto", f"outputs={OUTPUTS}"]
 
+    def figures(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: result.get(name) for name in FIGURES} | {"averaged": json.dumps(result["val_loss_averaged"])}
+
 
 class Results(Lines):
     """The lines of plays_study.csv: a run each."""
 
     KEY = ("part", "model", "text", "overrides", "seed", "steps")
+    KIND = ("part", "model")
     COLUMNS = (*KEY, *FIGURES, "averaged", "commit", "machine", "torch")
 
     def losses(self, part: str, model: str, text: str, steps: int, average: str | None = None) -> dict[int, float]:
@@ -77,18 +88,6 @@ class Results(Lines):
         own = [row for row in own if row["steps"] == str(steps)]
         return {int(row["seed"]): float(json.loads(row["averaged"])[average] if average else row["val_loss"])
                 for row in own}  # fmt: skip
-
-
-def row_of(job: Job, *, machine: str, commit: str | None) -> dict[str, Any]:
-    """The line of a finished run."""
-    result = json.loads((job.folder / RESULT).read_text(encoding="utf-8"))
-    hardware, own = result["hardware"], dict(zip(Results.KEY, job.key, strict=True))
-    return own | {name: result.get(name) for name in FIGURES} | {
-        "averaged": json.dumps(result["val_loss_averaged"]),
-        "commit": commit,
-        "machine": f"{machine}, {hardware['name']}, {hardware['precision']}",
-        "torch": result["versions"]["torch"],
-    }  # fmt: skip
 
 
 def jobs(results: Results) -> Iterator[Job]:

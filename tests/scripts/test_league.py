@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from switch_lm.config.overrides import composed
 from switch_lm.stats.corrections import planned
 
 # Import as `python scripts/league.py` does.
@@ -60,13 +61,25 @@ def test_only_what_is_missing_is_run_and_takes_time(league: Any) -> None:
     results = plan.Results(()).add(line(jobs[0], 1.8), league.csv)
     assert plan.Results.read(league.csv) == results and results.missing(jobs) == jobs[1:]
     assert league.csv.read_text().count("\n") == 2
-    one = session.Session(league, until=0.0)
-    before, one.results = one.seconds_left(), played(league)
-    assert 0.0 < one.seconds_left() < before
-    measuring, both = one.seconds_left(), replace(one, jobs=2)  # the runs take half as long, and the rest is the same
-    assert before - measuring == pytest.approx(2 * (both.seconds_left() - measuring))
-    with pytest.raises(session.OutOfTime):
-        one.check_time()
+    alone, both = (session.Session(league, 0.0, width).runner for width in (1, 2))
+    before = alone.seconds_left()
+    alone.results = both.results = played(league)
+    measuring = alone.seconds_left()
+    assert 0.0 < measuring == both.seconds_left() < before  # what is measured takes as long
+    alone.results = both.results = plan.Results(alone.results.rows[:-1])
+    assert alone.seconds_left() - measuring == pytest.approx(2 * (both.seconds_left() - measuring))
+    with pytest.raises(session.OutOfTimeError):
+        session.Session(league, until=0.0).play()
+
+
+def test_each_run_has_a_name_and_a_command_of_its_own(league: Any) -> None:
+    jobs = [job for part in plan.PARTS for job in league.jobs(part, STEPS)]
+    assert len({job.name for job in jobs}) == len({job.key for job in jobs}) == len(jobs)
+    limited = next(job for job in jobs if job.capacity_factor)
+    assert limited.name == "table_switch_dropless_cap1.25_seed0_400"
+    config = composed(limited.words)
+    assert (config.model.capacity_factor, config.trainer.max_steps, config.seed) == (1.25, STEPS, 0)
+    assert config.outputs == str(league.outputs)
 
 
 def test_the_steps_are_doubled_once_where_too_small_a_difference_shows(league: Any) -> None:

@@ -18,7 +18,7 @@ from switch_lm.stats.speed_up import speed_up_of_mean
 # Import as `python scripts/plays_study.py` does.
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
-    plan, pool, report = (import_module(f"study.{name}") for name in ("plan", "pool", "report"))
+    plan, report, runner = (import_module(f"study.{name}") for name in ("plan", "report", "runner"))
 
 STEP = {"dense": 1.0, "switch": 1.25, "16 experts": 1.5, "64 experts": 2.5, "4 experts": 1.2}  # of dense's seconds
 
@@ -95,7 +95,7 @@ def test_a_speed_up_of_means_is_read_off_the_curve(level: float, half: float | N
     assert found.interval == (says[1] and pytest.approx(says[1], rel=1e-6))
 
 
-def test_the_pool_keeps_what_is_finished_tries_again_what_failed_and_stops_in_time(
+def test_the_runner_keeps_what_is_finished_tries_again_what_failed_and_stops_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a stand-in for the training command: seed 1 fails the first time, seed 2 never ends by itself."""
@@ -113,12 +113,13 @@ def test_the_pool_keeps_what_is_finished_tries_again_what_failed_and_stops_in_ti
         "(folder / 'result.json').write_text(json.dumps(result))\n"
     )
     (tmp_path / "stand_in.py").write_text(stand_in)
-    monkeypatch.setattr(pool, "COMMAND", (sys.executable, str(tmp_path / "stand_in.py")))
-    monkeypatch.setattr(pool, "POLL", 0.02)
+    monkeypatch.setattr(runner, "COMMAND", (sys.executable, str(tmp_path / "stand_in.py")))
+    monkeypatch.setattr(runner, "POLL", 0.02)
     jobs = [plan.Job("recipes", "switch", "plays", "", seed, 10) for seed in range(3)]
     outcomes = []
     for seconds in (2.0, 20.0):
-        one = pool.Pool(tmp_path / "lines.csv", lambda _: jobs, 2, time.monotonic() + seconds)
+        results = plan.Results.read(tmp_path / "lines.csv")
+        one = runner.Runner(tmp_path / "lines.csv", results, lambda _: jobs, 2, time.monotonic() + seconds)
         outcomes.append((one.run(), sorted(plan.Results.read(tmp_path / "lines.csv").keys)))
     keys = [job.key for job in jobs]
     assert outcomes == [(False, keys[:1]), (True, keys)]
