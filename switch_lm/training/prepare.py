@@ -52,6 +52,7 @@ class Training:
     first_step: int  # how many steps are done already
     log_from: tuple[int, int]  # the first step whose figures are written again, but for so many of the first rows
     corpus: Corpus
+    split: Split  # of the corpus
     hardware: Hardware
     module: SwitchModule
     data: TextData
@@ -114,8 +115,9 @@ def prepare(
             seed=config.seed,
         )
         yield Training(
-            config, run, first_step, log_from, corpus, hardware, module, data, console, signals, heading, started, again
-        )
+            config, run, first_step, log_from, corpus, split, hardware, module, data, console, signals,
+            heading, started, again,
+        )  # fmt: skip
 
 
 def _hardware_of(config: Config, run: RunFolder, *, vocab_size: int, says_what_is_slow: bool) -> Hardware:

@@ -11,7 +11,6 @@ import torch
 from switch_lm.measure.ledger import ledger, run_ledger
 from switch_lm.measure.machine_speed import matmul_rate
 from switch_lm.storage.provenance import commit, versions
-from switch_lm.text.splits import Split
 from switch_lm.training.baselines import comparison
 from switch_lm.training.callbacks.clock import Clock
 from switch_lm.training.prepare import Training
@@ -33,7 +32,9 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         figures |= getattr(callback, "figures", dict)()
-    figures |= _comparison(training) if training.run.sweep is None else {}  # whose seconds do not count
+    if training.run.sweep is None:  # its seconds do not count
+        data_dir = Path(config.data.dir)
+        figures |= comparison(module.model, training.corpus, training.split, data_dir=data_dir)
     computation = _computation(training)
     return {
         "name": training.run.path.name,
@@ -60,13 +61,6 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
-
-
-def _comparison(training: Training) -> dict[str, Any]:
-    """With what counting reaches, and with the training text."""
-    data, model = training.config.data, training.module.model
-    split = Split.of(training.corpus, split=data.split, hold_out=data.hold_out)
-    return comparison(model, training.corpus, split, data_dir=Path(data.dir))
 
 
 def _hash_of_validation(training: Training) -> str:
