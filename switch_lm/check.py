@@ -52,36 +52,23 @@ def parser() -> argparse.ArgumentParser:
         "--all-routers": "every family of routers on a small model, some minutes",
     }
     options = model_parser("check", about, examples)
-    options.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="in place of --run: a configuration, as for switch_lm.train, which is trained for some steps first",
+    add = options.add_argument
+    words = "in place of --run: a configuration, as for switch_lm.train, which is trained for some steps first"
+    add("overrides", nargs="*", metavar="key=value", help=words)
+    count, default = whole_number(at_least=0, example=STEPS), f"default: {STEPS}; of all routers {STEPS_OF_ALL}"
+    words = f"how many steps a configuration is trained; 0: as initialised ({default})"
+    add("--steps", type=count, metavar="N", help=words)
+    add("--verbose", action="store_true", help="print all that was measured of every check")
+    words = "also every drop order and overflow rule on the same weights"
+    add("--all-policies", action="store_true", help=words)
+    words = (
+        "in place of --run: every family of routers, each trained in the model of experiment=smoke; key=value applies "
+        "to all that have the key"
     )
-    options.add_argument(
-        "--steps",
-        type=whole_number(at_least=0, example=STEPS),
-        metavar="N",
-        help=f"how many steps a configuration is trained; 0: as initialised (default: {STEPS}; of all routers "
-        f"{STEPS_OF_ALL})",
-    )
-    options.add_argument(
-        "--all-policies", action="store_true", help="also every drop order and overflow rule on the same weights"
-    )
-    options.add_argument(
-        "--all-routers",
-        action="store_true",
-        help="in place of --run: every family of routers, each trained in the model of experiment=smoke; key=value "
-        "applies to all that have the key",
-    )
-    options.add_argument("--verbose", action="store_true", help="print all that was measured of every check")
-    options.add_argument("--data", type=as_path, metavar="FILE", help="the text file, if it has moved")
-    options.add_argument(
-        "--json",
-        type=as_path,
-        metavar="FILE",
-        help="(default: check.json in the run's folder, or of a configuration in its outputs)",
-    )
+    add("--all-routers", action="store_true", help=words)
+    add("--data", type=as_path, metavar="FILE", help="the text file, if it has moved")
+    words = "(default: check.json in the run's folder, or of a configuration in its outputs)"
+    add("--json", type=as_path, metavar="FILE", help=words)
     return options
 
 

@@ -84,15 +84,9 @@ def scratch_model(config: Config, steps: int, label: str = "") -> tuple[Any, Any
     """
     from switch_lm.storage.checkpoint import Header, read_model
 
-    limits: dict[str, Any] = {
-        "max_steps": max(1, steps),
-        "val_every": max(1, steps),
-        "keep_best": 1,
-        "max_time": None,
-        "budget": None,
-    }
-    logger = replace(config.logger, boards={}, sample_length=0)
-    config = replace(config, trainer=replace(config.trainer, **limits), logger=logger)
+    most = max(1, steps)
+    trainer = replace(config.trainer, max_steps=most, val_every=most, keep_best=1, max_time=None, budget=None)
+    config = replace(config, trainer=trainer, logger=replace(config.logger, boards={}, sample_length=0))
     heading = f"{label}training {steps} steps"
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch) / "run"
