@@ -44,29 +44,26 @@ def when(state: str, meaning: str) -> str:
     return f"{state}: {meaning}" if state else meaning
 
 
-TRAINING, EVALUATION = ", training", ", evaluation"  # how the names of checks end that have both
+EVALUATION = ", evaluation"  # how the names of checks end that training has, too
 MEANS = {
-    ("sees_future", TRAINING): "a training loss is not one of prediction",
-    ("sees_future", EVALUATION): "a validation loss is not one of prediction",
-    ("depends_on_rows", TRAINING): "what a text gives in training depends on those beside it",
-    ("depends_on_rows", EVALUATION): "a validation loss depends on how the text is put into batches",
-    ("", EVALUATION): "a validation loss is not what generation pays",
+    "sees_future": "its losses are not those of prediction",
+    "depends_on_rows": "its losses depend on how a text is put into batches",
+    "": "its losses are not what generation pays",
 }
 
 
 def with_judgements(findings: Sequence[Finding], *, evaluation: Promise) -> list[Finding]:
     """Each leak is judged by what its router promises of evaluation, too, and by the checks of evaluation."""
     broken = [one.check for one in findings if one.check.endswith(EVALUATION) and one.verdict != Verdict.PASS]
+    harm = f"not harmless: see {' and '.join(broken)}" if broken else "harmless in evaluation"
 
     def judgement(one: Finding) -> str:
-        where = EVALUATION if one.check.endswith(EVALUATION) else TRAINING
         if one.verdict == Verdict.FAIL and one.promise:
-            return f"its router promises otherwise ({one.promise}): {MEANS[one.promise, where]}"
+            return f"its router promises otherwise ({one.promise}): {MEANS[one.promise]}"
         if one.verdict != Verdict.LEAKS:
             return ""
-        if where == EVALUATION or getattr(evaluation, one.promise):
-            return f"expected of this rule, in evaluation too: {MEANS[one.promise, EVALUATION]}"
-        harm = f"not harmless: see {' and '.join(broken)}" if broken else "harmless in evaluation"
+        if one.check.endswith(EVALUATION) or getattr(evaluation, one.promise):
+            return f"expected of this rule, in evaluation too: {MEANS[one.promise]}"
         return f"expected of this rule; {harm}"
 
     return [replace(one, judgement=judgement(one)) for one in findings]

@@ -24,7 +24,7 @@ from switch_lm.model.transformer import SwitchLM, choosing_as_trained
 from switch_lm.pages.pictures import files_of
 from switch_lm.probe.progress import progress
 from switch_lm.probe.subject import promised
-from switch_lm.stats.clusters import mean_where, nats, plus_minus, without_interval
+from switch_lm.stats.clusters import mean_where, nats, plus_minus
 from switch_lm.stats.intervals import Estimate, estimate
 from switch_lm.storage.checkpoint import Header
 from switch_lm.storage.files import replacing
@@ -133,11 +133,8 @@ def beside_dropless(
             shares = "".join(f"{share:>10.1%}" for share in one["dropped_per_layer"][some])
             figures = plus_minus(found, "+.4f").split(" (")[0] if found.mean else "0"
             lines.append(f"{_marked(one, model)}{figures:>20}{shares}")
-    most = max(differences, key=lambda found: found.error or 0.0)
-    over = (
-        f"± half of the 95 % interval over {most.count} {unit}{'es' if together else 's'} of this text, not over seeds"
-    )
-    over = without_interval(most, unit) if most.error is None else over
+    units = f"{differences[0].count} {unit}{'es' if together else 's'}"
+    over = f"± half of the 95 % interval over {units} of this text, not over seeds"
     lines += ["", "By layer: the share of choices that is dropped.", f"Differences in nats per character: {over}."]
     trained = math.inf if model.config.capacity_factor is None else model.config.capacity_factor
     lower = {n: factor for n, one in enumerate(results) if (factor := one["capacity_factor"]) and factor < trained}

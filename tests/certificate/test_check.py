@@ -96,9 +96,14 @@ def test_a_sound_model_passes_and_leaks_what_its_rule_is_known_to_leak(name: str
 @pytest.mark.parametrize(
     ("check", "verdict", "promise", "words"),
     [
-        ("own future, training", Verdict.FAIL, "sees_future", "promises otherwise (sees_future): a training loss is"),
+        ("own future, training", Verdict.FAIL, "sees_future", "promises otherwise (sees_future): its losses are"),
         ("own future, training", Verdict.LEAKS, "sees_future", "not harmless: see other rows, evaluation"),
-        ("other rows, training", Verdict.LEAKS, "depends_on_rows", "expected of this rule, in evaluation too: a valid"),
+        (
+            "other rows, training",
+            Verdict.LEAKS,
+            "depends_on_rows",
+            "expected of this rule, in evaluation too: its losses",
+        ),
         ("gates", Verdict.FAIL, "", ""),
     ],
 )
