@@ -54,11 +54,12 @@ def measured(
 def factors_of(options: argparse.Namespace, model: SwitchLM) -> list[float | None]:
     """The capacity factors to measure at: those that are asked for, and dropless, if one of them limits the experts."""
     given: list[float | None] = options.capacity_factor or [model.config.eval_capacity_factor]
-    name, switches = model.router_options.name, model.config.num_switch_layers
-    limited = [one for one in given if switches and model.router_options.limit(one, training=options.training_rule)]
+    router, switches = model.router_options, model.config.num_switch_layers
+    limited = [one for one in given if switches and router.limit(one, training=options.training_rule)]
     if options.capacity_factor and not limited and given != [None]:
-        who = f"router={name} has no capacity here" if switches else "a dense model has no capacity"
-        print(f"--capacity-factor changes nothing: {who}", file=sys.stderr)
+        who = f"router={router.name}" if switches else "a dense model"
+        where = " in evaluation; see --training-rule" * bool(switches and router.limit(1.0, training=True))
+        print(f"--capacity-factor changes nothing: {who} has no capacity{where}", file=sys.stderr)
     return [*given, *[None] * (bool(limited) and None not in given)]
 
 
@@ -141,8 +142,11 @@ def beside_dropless(
     if not lower:
         return lines, ""
     n = max(lower, key=lambda n: lower[n])
-    dropped = f"At factor {lower[n]:g}, {100 * results[n]['dropped']:.2g} % of choices would be dropped"
-    return lines, f"{dropped}, and the loss would {_changed(differences[n], unit)}."
+    dropped = f"{100 * results[n]['dropped']:.2g} % of choices" if results[n]["dropped"] else "nothing"
+    return (
+        lines,
+        f"At factor {lower[n]:g}, {dropped} would be dropped, and the loss would {_changed(differences[n], unit)}.",
+    )
 
 
 def _paired(difference_N: Tensor, unit: int) -> Estimate:

@@ -214,7 +214,11 @@ def test_a_difference_is_said_in_words(one: Estimate, words: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"router": family("threshold", warmup_steps=0)}, "router=threshold has no capacity here"),
+        ({"router": family("threshold", warmup_steps=0)}, "router=threshold has no capacity"),
+        (
+            {"router": family("expert_choice")},
+            "router=expert_choice has no capacity in evaluation; see --training-rule",
+        ),
         ({"switch_every": 0}, "a dense model has no capacity"),
     ],
 )
