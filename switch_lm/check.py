@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -53,35 +52,23 @@ def parser() -> argparse.ArgumentParser:
         "--all-routers": "every family of routers on a small model, some minutes",
     }
     options = model_parser("check", about, examples)
-    options.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="in place of --run: a configuration, as for switch_lm.train, which is trained for some steps first",
+    add = options.add_argument
+    words = "in place of --run: a configuration, as for switch_lm.train, which is trained for some steps first"
+    add("overrides", nargs="*", metavar="key=value", help=words)
+    count, default = whole_number(at_least=0, example=STEPS), f"default: {STEPS}; of all routers {STEPS_OF_ALL}"
+    words = f"how many steps a configuration is trained; 0: as initialised ({default})"
+    add("--steps", type=count, metavar="N", help=words)
+    add("--verbose", action="store_true", help="print all that was measured of every check")
+    words = "also every drop order and overflow rule on the same weights"
+    add("--all-policies", action="store_true", help=words)
+    words = (
+        "in place of --run: every family of routers, each trained in the model of experiment=smoke; key=value applies "
+        "to all that have the key"
     )
-    options.add_argument(
-        "--steps",
-        type=whole_number(at_least=0, example=STEPS),
-        metavar="N",
-        help=f"how many steps a configuration is trained; 0: as initialised (default: {STEPS}; of all routers "
-        f"{STEPS_OF_ALL})",
-    )
-    options.add_argument(
-        "--all-policies", action="store_true", help="also every drop order and overflow rule on the same weights"
-    )
-    options.add_argument(
-        "--all-routers",
-        action="store_true",
-        help="in place of --run: every family of routers, each trained in the model of experiment=smoke; key=value "
-        "applies to all that have the key",
-    )
-    options.add_argument("--data", type=as_path, metavar="FILE", help="the text file, if it has moved")
-    options.add_argument(
-        "--json",
-        type=as_path,
-        metavar="FILE",
-        help="(default: check.json in the run's folder, or of a configuration in its outputs)",
-    )
+    add("--all-routers", action="store_true", help=words)
+    add("--data", type=as_path, metavar="FILE", help="the text file, if it has moved")
+    words = "(default: check.json in the run's folder, or of a configuration in its outputs)"
+    add("--json", type=as_path, metavar="FILE", help=words)
     return options
 
 
@@ -152,7 +139,9 @@ def _check(options: argparse.Namespace, config: Config | None, verdicts: list[Ve
     if options.all_policies and (problem := policies.refusal(router)) is not None:
         raise CommandError(f"--all-policies: {problem}")
     if config is not None:
-        model, header = _trained(config, steps)
+        from switch_lm.training.start import scratch_model
+
+        model, header = scratch_model(config, steps)
     subject = _subject(options, model, header)
     with progress(len(PARTS)) as say:
         findings = certify(subject, say=say)
@@ -161,7 +150,7 @@ def _check(options: argparse.Namespace, config: Config | None, verdicts: list[Ve
     write_json(facts, file)  # before it is printed
     if checkpoint is not None:
         _to_tensorboard(findings, checkpoint, header)
-    show.certificate(findings)
+    (show.whole_certificate if options.verbose else show.certificate)(findings)
     if options.all_policies:
         factor = model.config.capacity_factor or policies.DEFAULT_FACTOR
         with progress(len(policies.policies(subject))) as say:
@@ -229,6 +218,8 @@ def _check_every_router(
             rows[name] = reason if known else f"{type(error).__name__}: {reason}"
             facts["routers"][name] = {"problem": rows[name]}
         else:
+            if options.verbose:
+                show.whole_certificate(findings, f"Certificate of {name}")
             rows[name], facts["routers"][name] = row, asdict(row) | {"findings": [asdict(one) for one in findings]}
             verdicts.append(row.verdict)
         write_json(facts, file, quiet=number < len(configs))
@@ -241,9 +232,10 @@ def _certified(options: argparse.Namespace, config: Config, steps: int, label: s
     from switch_lm.certificate.certify import PARTS, certify
     from switch_lm.certificate.families import row
     from switch_lm.probe.progress import progress
+    from switch_lm.training.start import scratch_model
 
     began = time.monotonic()
-    subject = _subject(options, *_trained(config, steps, label))
+    subject = _subject(options, *scratch_model(config, steps, label))
     with progress(len(PARTS)) as say:
         findings = certify(subject, say=lambda text, *, stage=False: say(f"{label}{text}", stage=stage))
     promise = subject.promise(training=True, limited=False)
@@ -275,30 +267,6 @@ def _configuration(options: argparse.Namespace, overrides: Sequence[str]) -> Con
     given = {"device": options.device, "threads": options.threads}
     config = replace(config, trainer=replace(config.trainer, **{key: one for key, one in given.items() if one}))
     return config if options.data is None else replace(config, data=replace(config.data, path=str(options.data)))
-
-
-def _trained(config: Config, steps: int, label: str = "") -> tuple[SwitchLM, Header]:
-    """A model after `steps` steps in a scratch folder; after none as initialised, or as `init_from` gives it."""
-    from switch_lm.storage import choice
-    from switch_lm.storage.checkpoint import Header, read_model
-    from switch_lm.training.prepare import prepare
-    from switch_lm.training.signals import StopSignals
-    from switch_lm.training.start import train
-
-    trainer = replace(
-        config.trainer, max_steps=max(1, steps), val_every=max(1, steps), keep_best=1, max_time=None, budget=None
-    )
-    config = replace(config, trainer=trainer, logger=replace(config.logger, boards={}, sample_length=0))
-    heading = f"{label}training {steps} steps"
-    with tempfile.TemporaryDirectory() as scratch:
-        run = Path(scratch) / "run"
-        if steps:
-            print(f"{heading} ...", file=sys.stderr)
-            train(config, folder=run, heading=heading)
-            return read_model(run)
-        job, signals = choice.of_job(run, config), StopSignals(run)
-        with prepare(config, job, signals=signals, heading=heading) as training:
-            return training.module.model.eval(), Header(**training.module.header)
 
 
 if __name__ == "__main__":

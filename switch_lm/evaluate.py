@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
@@ -16,7 +16,6 @@ from switch_lm.commandline.command import (
     CommandError,
     as_path,
     compute_on,
-    figure,
     finish,
     model_parser,
     number,
@@ -27,14 +26,7 @@ from switch_lm.commandline.command import (
     write_json,
 )
 from switch_lm.config.reading import is_null
-from switch_lm.stats.intervals import estimate
 from switch_lm.storage.runs import run_of
-
-if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
-    from torch import Tensor
-
-    from switch_lm.measure.evaluation import Evaluation
-    from switch_lm.model.transformer import SwitchLM
 
 NANOGPT_DRAWS = 10
 SHOWN = 60  # characters of a copied run
@@ -59,55 +51,27 @@ def parser() -> argparse.ArgumentParser:
         "--run A --against B --by play": "where A is better than B",
     }
     options = model_parser("evaluate", about, examples)
-    options.add_argument(
-        "--capacity-factor",
-        type=capacity_factor,
-        nargs="+",
-        metavar="FACTOR",
-        help="one or several; none is dropless (default: the one of the run's validation)",
+    add, windows, draws = options.add_argument, *(whole_number(at_least=1, example=n) for n in (32, NANOGPT_DRAWS))
+    words = "one or several; none is dropless (default: the one of the run's validation)"
+    add("--capacity-factor", type=capacity_factor, nargs="+", metavar="FACTOR", help=words)
+    words = "windows per batch, which share their capacity (default: as in training)"
+    add("--batch-size", type=windows, metavar="N", help=words)
+    words = (
+        "choose experts by the training rule, where evaluation has another: with expert choice the loss sees the future"
     )
-    options.add_argument(
-        "--batch-size",
-        type=whole_number(at_least=1, example=32),
-        metavar="N",
-        help="windows per batch, which share their capacity (default: as in training)",
-    )
-    options.add_argument(
-        "--training-rule",
-        action="store_true",
-        help="choose experts by the training rule, where evaluation has another: with expert choice the loss sees the "
-        "future",
-    )
-    options.add_argument("--precision", choices=("fp32", "bf16"), help="(default: as in training)")
-    options.add_argument("--data", type=as_path, metavar="FILE", help="the text file, if it has moved")
-    options.add_argument(
-        "--nanogpt-protocol",
-        type=whole_number(at_least=1, example=NANOGPT_DRAWS),
-        nargs="?",
-        const=NANOGPT_DRAWS,
-        metavar="N",
-        help=f"also nanoGPT's estimate, from 20 random batches, N times (default N: {NANOGPT_DRAWS})",
-    )
-    options.add_argument(
-        "--seed",
-        type=whole_number(at_least=0, at_most=MAX_SEED, example=0),
-        default=0,
-        help="seed of nanoGPT's random windows (default: 0)",
-    )
-    options.add_argument(
-        "--against", metavar="NAME", help="a second run to compare with, by play or by speaker (see --by)"
-    )
-    options.add_argument(
-        "--by",
-        choices=("play", "speaker"),
-        help="how --against groups the characters; writes a table and a picture (default: play)",
-    )
-    options.add_argument(
-        "--no-baselines",
-        action="store_true",
-        help="skip the n-gram baselines and the check for copied text (saves a few seconds)",
-    )
-    options.add_argument("--json", type=as_path, metavar="FILE", help="(default: evaluate.json in the run's folder)")
+    add("--training-rule", action="store_true", help=words)
+    add("--precision", choices=("fp32", "bf16"), help="(default: as in training)")
+    add("--data", type=as_path, metavar="FILE", help="the text file, if it has moved")
+    words = f"also nanoGPT's estimate, from 20 random batches, N times (default N: {NANOGPT_DRAWS})"
+    add("--nanogpt-protocol", type=draws, metavar="N", nargs="?", const=NANOGPT_DRAWS, help=words)
+    seed = whole_number(at_least=0, at_most=MAX_SEED, example=0)
+    add("--seed", type=seed, default=0, help="seed of nanoGPT's random windows (default: 0)")
+    add("--against", metavar="NAME", help="a second run to compare with, by play or by speaker (see --by)")
+    words = "how --against groups the characters; writes a table and a picture (default: play)"
+    add("--by", choices=("play", "speaker"), help=words)
+    words = "skip the n-gram baselines and the check for copied text (saves a few seconds)"
+    add("--no-baselines", action="store_true", help=words)
+    add("--json", type=as_path, metavar="FILE", help="(default: evaluate.json in the run's folder)")
     return options
 
 
@@ -124,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    from switch_lm.commandline.measuring import Comparison, measured
-    from switch_lm.measure.evaluation import nanogpt_estimates
+    from switch_lm.commandline import measuring
+    from switch_lm.measure.evaluation import KeptLosses
     from switch_lm.model.transformer import choosing_as_trained
 
     path, model, header = open_model(options.run, options.outputs, options.average)
@@ -136,105 +100,62 @@ def _measure(options: argparse.Namespace) -> int:
     if options.nanogpt_protocol and len(ids) <= model.config.context_length:
         need = f"--nanogpt-protocol draws windows of {model.config.context_length + 1}; leave it out"
         raise CommandError(f"the validation split has {len(ids)} characters; {need}")
-    second = Comparison(options, path, header, corpus, split) if options.against else None
+    second = measuring.Comparison(options, path, header, corpus, split) if options.against else None
     model = model.to(compute_on(options))
-    batch_size = options.batch_size or header.config["data"]["batch_size"]
-    precision = options.precision or header.precision
-    factors = options.capacity_factor or [model.config.eval_capacity_factor]
-    print(_heading(model, ids, batch_size, precision, options.nanogpt_protocol), flush=True)
-    results: list[dict[str, Any]] = []
+    how = {
+        "batch_size": options.batch_size or header.config["data"]["batch_size"],
+        "precision": options.precision or header.precision,
+    }
+    factors = measuring.factors_of(options, model)
+    print(measuring.heading(model, ids, num_draws=options.nanogpt_protocol, **how), flush=True)
     content = {
         "checkpoint": str(path),
         "average": options.average,
         "corpus_sha256": header.corpus_sha256,
         "context_length": model.config.context_length,
-        "batch_size": batch_size,
-        "precision": precision,
+        **how,
         "training_rule": options.training_rule,
+        "training_capacity_factor": model.config.capacity_factor,
         "device": model.embedding.weight.device.type,
-        "results": results,
+        "results": (results := list[dict[str, Any]]()),
     }
+    measuring.forget_pictures(file)
+    tallies = [KeptLosses() for _ in factors]
     with choosing_as_trained(model) if options.training_rule else nullcontext():
-        for factor in factors:
-            how = {"batch_size": batch_size, "capacity_factor": factor, "precision": precision}
-            result = measured(model, ids, tally=second.losses if second else None, **how)
-            losses = []
-            if options.nanogpt_protocol:
-                losses = nanogpt_estimates(model, ids, num_draws=options.nanogpt_protocol, seed=options.seed, **how)
-            results.append(_entry(factor, result, losses, options.seed))
+        for factor, tally in zip(factors, tallies, strict=True):
+            results.append(measuring.entry(options, model, ids, tally, capacity_factor=factor, **how))
             write_json(content, file, quiet=True)  # before it is printed
-            print(_row(results[-1]), flush=True)
+            print(measuring.row(results[-1], model), flush=True)
+        if len(factors) > 1:
+            by_batch = {"batch_size": how["batch_size"], "as_trained": options.training_rule}
+            table, content["in_words"] = measuring.beside_dropless(results, tallies, model, **by_batch)
+            write_json(content, file, quiet=True)
+            print("\n".join([*table, *filter(None, [content["in_words"]])]), flush=True)
     if not options.no_baselines:
         from switch_lm.training.baselines import comparison
 
         content |= comparison(model, corpus, split, data_dir=Path(header.config["data"]["dir"]))
         write_json(content, file, quiet=True)
-        print(_baselines(content), flush=True)
+        print(_baselines(content, results[len(options.capacity_factor or [0]) - 1]), flush=True)
     if second:
-        second.write(content, file)
+        second.write(content, file, tallies[0].loss_N)
     print(f"written: {file}", file=sys.stderr)
     return 0
 
 
-def _heading(model: SwitchLM, ids: Tensor, batch_size: int, precision: str, num_draws: int | None) -> str:
-    windows = f"{len(ids) - 1:,} predictions in windows of {model.config.context_length}"
-    columns = f"{'capacity factor':>15}{'loss':>10}{'perplexity':>13}{'bits/char':>12}{'dropped':>10}"
-    if num_draws:
-        spread = "s, ± half of the 95 % interval" if num_draws > 1 else ""
-        columns += f"   nanoGPT's estimate, {num_draws} draw{spread}"
-    return f"validation split: {windows}; capacity for batches of {batch_size} windows; {precision}\n\n{columns}"
-
-
-def _entry(factor: float | None, result: Evaluation, losses: list[float], seed: int) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "capacity_factor": factor,
-        "loss": result.loss,
-        "perplexity": result.perplexity,
-        "bits_per_character": result.bits_per_character,
-        "top_1": result.top_1,
-        "top_5": result.top_5,
-        "dropped": result.dropped,
-        "dropped_per_layer": list(result.dropped_per_layer),
-        "predictions": result.predictions,
-    }
-    if (drawn := estimate(losses)) is not None:
-        half = drawn.half()  # None: a single draw, or all are equal
-        entry["nanogpt_protocol"] = {"mean": drawn.mean, "half_of_95_interval": half, "draws": losses, "seed": seed}
-    return entry
-
-
-def _row(entry: dict[str, Any]) -> str:
-    factor = _named(entry["capacity_factor"])
-    row = f"{factor:>15}{_losses(entry)}{entry['dropped']:>10.2%}"
-    if nanogpt := entry.get("nanogpt_protocol"):
-        row += f"   {figure(nanogpt['mean'], 0, 4)}"
-        if (half := nanogpt["half_of_95_interval"]) is not None and half < math.inf:
-            row += f" ± {half:{'.4f' if half >= 5e-5 else '.0e'}}"
-    return row
-
-
-def _losses(entry: dict[str, Any]) -> str:
-    loss, perplexity, bits = entry["loss"], entry["perplexity"], entry["bits_per_character"]
-    return f"{figure(loss, 10, 4)}{figure(perplexity, 13, 3)}{figure(bits, 12, 4)}"
-
-
-def _named(factor: float | None) -> str:
-    return "none" if factor is None else f"{factor:g}"
-
-
-def _baselines(content: dict[str, Any]) -> str:
-    """Baselines beside the last row, and what a sample holds of the training text."""
+def _baselines(content: dict[str, Any], model: dict[str, Any]) -> str:
+    """Baselines beside a row of the model, and what a sample holds of the training text."""
+    from switch_lm.commandline.measuring import losses, named
     from switch_lm.training.baselines import NAMES, SKIPPED, copied_in_words
 
     copied = content["copied"]
     run = f": {copied['longest_run_text'][:SHOWN]!r}" + "..." * (copied["longest_run"] > SHOWN)
     lines = [f"baselines: {SKIPPED}", "", copied_in_words(copied) + run]
     if content["baselines"] is not None:
-        last = content["results"][-1]
         rows = {NAMES[key]: one for key, one in content["baselines"].items()}
-        rows[f"model, factor {_named(last['capacity_factor'])}"] = last
+        rows[f"model, factor {named(model['capacity_factor'])}"] = model
         columns = [f"{'':>18}{'loss':>10}{'perplexity':>13}{'bits/char':>12}{'top 1':>9}{'top 5':>9}"]
-        columns += [f"{name:>18}{_losses(one)}{one['top_1']:>9.2%}{one['top_5']:>9.2%}" for name, one in rows.items()]
+        columns += [f"{name:>18}{losses(one)}{one['top_1']:>9.2%}{one['top_5']:>9.2%}" for name, one in rows.items()]
         lines[:1] = columns
     return "\n".join(["", *lines])
 

@@ -59,48 +59,23 @@ def parser() -> argparse.ArgumentParser:
         "--html sample.html": "also a page, coloured by expert",
     }
     options = model_parser("generate", about, examples, computes="the CPU, 1 thread")
-    options.add_argument(
-        "--prompt",
-        default="",
-        help="the beginning of the text; if it begins with a dash, use --prompt=-... (default: the model's own start)",
+    add = options.add_argument
+    words = "the beginning of the text; if it begins with a dash, use --prompt=-... (default: the model's own start)"
+    add("--prompt", default="", help=words)
+    length = whole_number(at_least=0, example=500)
+    add("--length", type=length, default=500, help="characters after the prompt (default: 500)")
+    words = "below 1: less random, above 1: more random, 0: always the most probable character (default: 0.8)"
+    add("--temperature", type=temperature, default=0.8, help=words)
+    top_k = whole_number(at_least=1, example=20)
+    add("--top-k", type=top_k, metavar="N", help="sample from the N most probable characters (default: all)")
+    words = (
+        "sample from the smallest set of most probable characters that have a probability of P together, such as 0.9"
     )
-    options.add_argument(
-        "--length",
-        type=whole_number(at_least=0, example=500),
-        default=500,
-        help="characters after the prompt (default: 500)",
-    )
-    options.add_argument(
-        "--temperature",
-        type=temperature,
-        default=0.8,
-        help="below 1: less random, above 1: more random, 0: always the most probable character (default: 0.8)",
-    )
-    options.add_argument(
-        "--top-k",
-        type=whole_number(at_least=1, example=20),
-        metavar="N",
-        help="sample from the N most probable characters (default: all)",
-    )
-    options.add_argument(
-        "--top-p",
-        type=share,
-        metavar="P",
-        help="sample from the smallest set of most probable characters that have a probability of P together, "
-        "such as 0.9 (default: all)",
-    )
-    options.add_argument(
-        "--seed",
-        type=whole_number(at_least=0, at_most=MAX_SEED, example=0),
-        default=0,
-        help="the same seed gives the same text (default: 0)",
-    )
-    options.add_argument(
-        "--html",
-        type=page_file,
-        metavar="FILE",
-        help="also write a page that shows the text coloured by expert, with the alternatives to each character",
-    )
+    add("--top-p", type=share, metavar="P", help=f"{words} (default: all)")
+    seed = whole_number(at_least=0, at_most=MAX_SEED, example=0)
+    add("--seed", type=seed, default=0, help="the same seed gives the same text (default: 0)")
+    words = "also write a page that shows the text coloured by expert, all layers at once or each alone, with the "
+    add("--html", type=page_file, metavar="FILE", help=f"{words}alternatives to each character")
     return options
 
 

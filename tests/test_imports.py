@@ -70,6 +70,7 @@ ALLOWED: dict[str, set[str]] = {
         "model",
         "pages",
         "probe",
+        "stats",
         "storage",
         "storage.checkpoint",
         "text",

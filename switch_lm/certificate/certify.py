@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from switch_lm.certificate import choices, leaks, outputs, promises, routers, scores
-from switch_lm.certificate.finding import Finding, Verdict
+from switch_lm.certificate.finding import Finding, Verdict, with_judgements
 from switch_lm.certificate.layers import cases_of
 from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.subject import Subject
@@ -46,4 +46,5 @@ def certify(subject: Subject, *, say: Say = silent) -> list[Finding]:
         if subject.model.config.num_switch_layers or check not in OF_SWITCH_LAYERS:
             say(name, stage=True)
             findings += check(subject)
-    return findings
+    limited = subject.limit(subject.model.config.eval_capacity_factor, training=False) is not None
+    return with_judgements(findings, evaluation=subject.promise(training=False, limited=limited))

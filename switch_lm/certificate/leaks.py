@@ -114,10 +114,8 @@ def _finding(
     promises: Mapping[float | None, Promise],
 ) -> Finding:
     """`by`: which field of `moves`; both by capacity factor."""
-    known = {
-        factor: promise.sees_future if by == "by_future" else promise.depends_on_rows
-        for factor, promise in promises.items()
-    }
+    field = "sees_future" if by == "by_future" else "depends_on_rows"
+    known = {factor: bool(getattr(promise, field)) for factor, promise in promises.items()}
     largest_move = {factor: float(getattr(moved, by)) for factor, moved in moves.items()}
     verdicts = [leak(not move <= MOVED, known=known[factor]) for factor, move in largest_move.items()]  # a NaN moved
     worst = max(verdicts, key=list(Verdict).index)
@@ -130,7 +128,7 @@ def _finding(
     meaning = meanings[worst, worst != Verdict.FAIL and any(known.values())]
     state = next(iter(promises.values())).state
     measured = f"logit moves, as shares of the largest logit: {measured}"
-    return Finding(name, worst, measured, when(state, meaning), figures)
+    return Finding(name, worst, measured, when(state, meaning), figures, field)
 
 
 def named(factor: float | None) -> str:

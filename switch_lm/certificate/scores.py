@@ -51,7 +51,9 @@ def _batch_size(subject: Subject) -> Finding:
     )
     verdict = leak(not same, known=known and move == move)
     measured = f"logit moves {move:.2g} of the largest between 1, 3 and {len(ids_BS)} rows per batch"
-    return Finding("batch size, evaluation", verdict, measured, meaning, {"move": move})
+    return Finding(
+        "batch size, evaluation", verdict, measured, meaning, {"move": move}, "depends_on_rows" * (move == move)
+    )
 
 
 def _cache(subject: Subject) -> Finding:
@@ -156,6 +158,7 @@ def _gap_in_training(subject: Subject, one_by_one_BS: Tensor) -> Finding:
         f"{words}; by seeing the future: {measured(future, rows=rows)}",
         when(promise.state, meaning),
         numbers | figures(future, "future "),
+        "sees_future",
     )
 
 

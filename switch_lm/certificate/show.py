@@ -9,8 +9,9 @@ from textwrap import wrap
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from switch_lm.certificate.families import Row
 from switch_lm.certificate.finding import Finding, Verdict
@@ -37,17 +38,38 @@ POLICIES_WIDTH = 126  # no column is cut, whatever the terminal
 FAMILIES_WIDTH = 124  # beside their names
 EFFECT = "*"
 CELL_WIDTH = 28  # characters: beside longer lines TensorBoard breaks the words of the short columns
+NAME_WIDTH = 27  # of the longest check, and two blanks
+CUT: Any = {"no_wrap": True, "overflow": "ellipsis"}  # a line that may be longer than the terminal is wide
 STYLES = {Verdict.PASS: "green", Verdict.LEAKS: "yellow", Verdict.FAIL: "bold red"}
 
 
 def certificate(findings: Sequence[Finding]) -> None:
-    table = _table("Certificate")
+    """Failures and leaks first, then a line for each PASS."""
+    rows = Table.grid(padding=(0, 2))
+    for finding in sorted(findings, key=lambda one: -list(Verdict).index(one.verdict)):
+        mark = Text(finding.verdict, STYLES[finding.verdict])
+        if finding.verdict == Verdict.PASS:
+            rows.add_row(mark, Text(f"{finding.check:{NAME_WIDTH}}{finding.meaning}", **CUT))
+            continue
+        how: Any = CUT if finding.verdict == Verdict.LEAKS else {}
+        judged = f": {finding.judgement}" if finding.judgement else ""
+        lines = Text(f"{finding.check}{judged}"), Text(finding.measured, **how), Text(finding.meaning, "dim")
+        rows.add_row(mark, Group(*lines))
+    console = _console()
+    console.print(rows)
+    console.print(f"{_summary(findings)}; --verbose prints all that was measured", markup=False)
+
+
+def whole_certificate(findings: Sequence[Finding], title: str = "Certificate") -> None:
+    """All that was measured, in the order of the checks."""
+    table = _table(title)
     table.add_column("check", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("measured, and what it means", overflow="fold")
     for finding in findings:
         verdict = f"[{STYLES[finding.verdict]}]{finding.verdict}[/]"
-        table.add_row(finding.check, verdict, f"{finding.measured}\n[dim]{finding.meaning}[/dim]")
+        words = f"{finding.measured}\n[dim]{finding.meaning}[/dim]"
+        table.add_row(finding.check, verdict, words + f"\n{finding.judgement}" * bool(finding.judgement))
     console = _console()
     console.print(table)
     console.print(_summary(findings), markup=False)

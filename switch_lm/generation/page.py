@@ -43,10 +43,11 @@ def sample_page(traced: Sequence[Traced], sampling: Sampling) -> str:
     """The page as HTML without other files; for a dense model it shows the probability of each character."""
     text = "".join(one.character for one in traced)
     layers = layer_texts(traced, sampling.blocks, num_experts=sampling.num_experts)
-    deepest = max(0, len(layers) - 1)  # the layer closest to the prediction
-    part = coloured_text("sample", text, layers, odds=[one.odds for one in traced], first=deepest)
+    several = len(layers) > 1  # shown all at once
+    part = coloured_text("sample", text, layers, odds=[one.odds for one in traced], first=-1 if several else 0)
     title = f"A sample from {run_name(sampling.checkpoint)}"
     colour = "has the colour and the number of the expert that processed it" if layers else "is coloured by probability"
+    colour = "has a stripe for each layer, in the colour of the expert that processed it there" if several else colour
     prompt = " The prompt is bold and slanted." if sampling.prompt else ""
     body = f"""<header>
 <h1>{_line(title)}</h1>

@@ -21,8 +21,9 @@ function together(letters) {
   return parts.flatMap((part) => (part.includes("\n") ? part.map((letter) => [letter]) : [part]));
 }
 
-class ColouredText {
+class ColouredText extends Key {
   constructor(root) {
+    super();
     const part = (name) => root.querySelector(`.${name}`);
     const data = JSON.parse(root.querySelector("script").textContent);
     this.letters = Array.from(data.text);
@@ -33,6 +34,8 @@ class ColouredText {
     for (const [name, value] of Object.entries(states)) this.box.setAttribute(name, value);
     this.listen(root);
     part("controls").hidden = false;
+    const layers = this.views.filter((view) => view.palette === "expert");
+    if (layers.length > 1) this.addAll(layers);
     this.choose(Number(root.querySelector(".views :checked").value));
   }
 
@@ -44,6 +47,8 @@ class ColouredText {
     numbers.addEventListener("change", () => box.classList.toggle("plain", !numbers.checked));
     part("previous").addEventListener("click", () => this.move(this.start - this.page));
     part("next").addEventListener("click", () => this.move(this.start + this.page));
+    part("copy").addEventListener("click", (event) => this.copy(event.target));
+    root.addEventListener("keydown", (event) => event.key === "Escape" && this.only.size && this.showOnly());
     part("go").addEventListener("change", (event) => event.target.value && this.move(event.target.value - 1));
     part("find").addEventListener("keydown", (event) => event.key === "Enter" && this.find(event.target.value));
     const at = (event) => this.start + this.cells.indexOf(event.target);
@@ -58,40 +63,15 @@ class ColouredText {
   // Another layer, or the odds.
   choose(number) {
     const view = this.views[number];
-    if (typeof view.codes === "string") {
-      for (const key of ["gate", "second_probability"]) if (view[key]) view[key] = bytes(view[key]);
-      for (const key of ["codes", "second", "number"]) if (view[key]) view[key] = whole(view[key], view.names.length);
+    const layers = view.layers ?? [view];
+    for (const layer of layers) {
+      if (typeof layer.codes !== "string") continue;
+      for (const key of ["gate", "second_probability"]) if (layer[key]) layer[key] = bytes(layer[key]);
+      for (const key of ["codes", "second", "number"]) if (layer[key]) layer[key] = whole(layer[key], layer.names.length);
     }
-    Object.assign(this, { view, only: new Set() });
+    Object.assign(this, { view, layers, only: new Set() });
     this.showKey();
     this.draw(this.start);
-  }
-
-  colourOf(code) {
-    return `${this.view.palette}-${code === this.view.none ? "none" : code % NUM_COLOURS}`;
-  }
-
-  showKey() {
-    const { palette, names, none, marks, shown, codes, key } = this.view;
-    let [counts, counted] = [new Array(names.length).fill(0), 0];
-    for (const code of codes) if (code !== NOBODY) counts[code]++, counted++;
-    this.part("key-name").textContent = key;
-    const buttons = shown.map((code) => {
-      const [name, part] = [names[code], counts[code] / Math.max(1, counted)];
-      const share = make("span", { className: "share" }, part < 0.01 ? percent(part) : `${Math.round(100 * part)} %`);
-      const mark = make("span", { className: `mark ${this.colourOf(code)}` }, marks[code]);
-      const button = make("button", { type: "button" }, mark, ` ${palette === "odds" || code === none ? name : ""} `, share);
-      button.setAttribute("aria-label", `Show only ${name}, ${share.textContent}`);
-      button.setAttribute("aria-pressed", "false");
-      button.addEventListener("click", () => {
-        this.only.delete(code) || this.only.add(code);
-        button.setAttribute("aria-pressed", this.only.has(code));
-        this.colour();
-      });
-      return button;
-    });
-    this.part("key").replaceChildren(...buttons);
-    this.box.dataset.digits = Math.max(...marks.map((mark) => mark.length));
   }
 
   // The page that begins at `start`: each character's cell, which accents share with their base. A sign stands for a
@@ -119,8 +99,9 @@ class ColouredText {
     let before = null;
     this.cells.forEach((cell, i) => {
       if (cell === this.cells[i - 1]) return; // an accent has the colour of its base
-      const code = this.view.codes[this.start + i];
-      const shown = code !== NOBODY && (this.only.size === 0 || this.only.has(code));
+      if (this.view.layers) this.stripe(cell, this.start + i);
+      const code = this.view.layers ? NOBODY : this.view.codes[this.start + i];
+      const shown = this.isShown(code, `0:${code}`);
       const names = [shown ? this.colourOf(code) : "none"];
       if (this.letters[this.start + i] === "\n") names.push("break");
       if (this.odds && !this.odds[this.start + i]) names.push("given");
@@ -197,7 +178,7 @@ class ColouredText {
 
   about(i) {
     const place = make("span", { className: "place" }, `character ${(i + 1).toLocaleString("en")}`);
-    const facts = [this.decided(i), ...this.chance(i)].filter((fact) => fact.length);
+    const facts = [...this.layers.map((layer) => this.decided(i, layer)), ...this.chance(i)].filter((fact) => fact.length);
     const shown = facts.flatMap((fact) => [make("span", {}, ...[fact].flat()), " "]);
     return [make("b", {}, ...this.nameOf(this.letters[i])), " ", ...shown, place, " "];
   }
@@ -207,8 +188,7 @@ class ColouredText {
     return this.names[letter] ? [this.names[letter]] : ["“", make("bdi", {}, letter), "”"];
   }
 
-  decided(i) {
-    const { palette, codes, label, names, none, gate, scale = 1, number, second, second_probability: chance } = this.view;
+  decided(i, { palette, codes, label, names, none, gate, scale = 1, number, second, second_probability: chance }) {
     if (palette !== "expert" || codes[i] === NOBODY) return palette === "expert" ? "not read by the model" : "";
     const likely = second[i] === NOBODY ? "" : ` ${second[i]} (${(chance[i] / 255).toFixed(2)})`;
     if (codes[i] === none) return `${label}: ${names[none]}, most probable${likely}`;

@@ -27,6 +27,8 @@ def to_html(document: Document) -> str:
 
 
 def _page(template: str, **content: Any) -> str:
-    script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("page.js", "coloured_text.js"))
+    script = "\n".join(
+        (HERE / name).read_text(encoding="utf-8") for name in ("page.js", "coloured_key.js", "coloured_text.js")
+    )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return TEMPLATES.get_template(template).render(script=script, digest=digest, **content)

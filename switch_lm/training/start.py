@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,6 +75,29 @@ def plan(cfg: DictConfig | Config, *, started: float | None = None) -> None:
         from switch_lm.training.forecast import print_with_time
 
         print_with_time(training)
+
+
+def scratch_model(config: Config, steps: int, label: str = "") -> tuple[Any, Any]:
+    """A `SwitchLM` after `steps` steps in a folder that is removed, and its `Header`; after none as initialised.
+
+    `label`: what its progress bar and its line on stderr begin with.
+    """
+    from switch_lm.storage.checkpoint import Header, read_model
+
+    most = max(1, steps)
+    trainer = replace(config.trainer, max_steps=most, val_every=most, keep_best=1, max_time=None, budget=None)
+    config = replace(config, trainer=trainer, logger=replace(config.logger, boards={}, sample_length=0))
+    heading = f"{label}training {steps} steps"
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Path(scratch) / "run"
+        if steps:
+            print(f"{heading} ...", file=sys.stderr)
+            train(config, folder=run, heading=heading)
+            return read_model(run)
+        from switch_lm.training.prepare import prepare
+
+        with prepare(config, choice.of_job(run, config), signals=StopSignals(run), heading=heading) as training:
+            return training.module.model.eval(), Header(**training.module.header)
 
 
 @contextmanager

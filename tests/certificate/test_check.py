@@ -13,11 +13,12 @@ from small_models import family
 from switch_lm.certificate import leaks, scores
 from switch_lm.certificate.certify import certify
 from switch_lm.certificate.choices import _is_capacity
-from switch_lm.certificate.finding import Finding, Verdict
+from switch_lm.certificate.finding import Finding, Verdict, with_judgements
 from switch_lm.certificate.policies import measure, policies
 from switch_lm.measure.scoring import character_by_character, whole
 from switch_lm.model.transformer import SwitchLM, choosing_as_trained
 from switch_lm.probe.subject import Subject, promised, seeded
+from switch_lm.routers.base import Promise
 from switch_lm.routers.options import BalanceOptions
 from switch_lm.text.vocabulary import Vocabulary
 
@@ -87,6 +88,33 @@ def test_a_sound_model_passes_and_leaks_what_its_rule_is_known_to_leak(name: str
     assert leaking - LOSS_GAPS == known  # a leak need not change the loss (test_check_gaps)
     assert len(result) == (9 if name == "dense" else 22)
     assert all(finding.measured and finding.meaning for finding in result.values())
+    expected = "in evaluation too" if name == "a capacity in evaluation" else "; harmless in evaluation"
+    judged = {check for check, finding in result.items() if expected in finding.judgement}
+    assert judged == leaking == {check for check, finding in result.items() if finding.judgement}
+
+
+@pytest.mark.parametrize(
+    ("check", "verdict", "promise", "words"),
+    [
+        ("own future, training", Verdict.FAIL, "sees_future", "promises otherwise (sees_future): its losses are"),
+        ("own future, training", Verdict.LEAKS, "sees_future", "not harmless: see other rows, evaluation"),
+        (
+            "other rows, training",
+            Verdict.LEAKS,
+            "depends_on_rows",
+            "expected of this rule, in evaluation too: its losses",
+        ),
+        ("gates", Verdict.FAIL, "", ""),
+    ],
+)
+def test_a_leak_is_judged_by_promises_and_by_the_checks_of_evaluation(
+    check: str, verdict: Verdict, promise: str, words: str
+) -> None:
+    seen = Finding("other rows, evaluation", Verdict.LEAKS, "", "", promise="depends_on_rows")
+    one, _ = with_judgements(
+        [Finding(check, verdict, "", "", promise=promise), seen], evaluation=Promise(depends_on_rows=True)
+    )
+    assert words in one.judgement and bool(words) == bool(one.judgement)
 
 
 @pytest.mark.parametrize("scale", [1000.0, 1e-6])

@@ -11,6 +11,8 @@ import pytest
 from conftest import TEXT, MakeRun, checkpoint_of, tiny_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from switch_lm.certificate import show
+from switch_lm.certificate.finding import Finding
 from switch_lm.check import main, parser
 from switch_lm.config.every_router import overrides_of_each
 from switch_lm.config.families import FAMILIES
@@ -26,16 +28,22 @@ def test_the_certificate_of_a_run_is_printed_and_written_to_its_folder(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_run("tiny")
-    assert main(["--run", "tiny"]) == 0
+    assert main(["--run", "tiny", "--verbose"]) == 0
     out = capsys.readouterr().out
     written = json.loads((folder / "check.json").read_text())
     assert written["checkpoint"] == "outputs/runs/tiny/checkpoints/best.ckpt" and "policies" not in written
     assert len(written["findings"]) == 22
     for finding in written["findings"]:
         assert finding["check"] in out and finding["verdict"] in ("PASS", "LEAKS")
+        assert " ".join(finding["measured"].split()[:3]) in out
         assert finding["measured"] and finding["meaning"] and finding["figures"]
     counts = [sum(f["verdict"] == verdict for f in written["findings"]) for verdict in ("PASS", "LEAKS")]
     assert f"{counts[0]} PASS, {counts[1]} LEAKS" in out
+    show.certificate([Finding(**finding) for finding in written["findings"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("LEAKS  other rows, training: expected of this rule; harmless in evaluation ")
+    assert [line.split()[0] for line in lines].count("PASS") == counts[0] and len(lines) <= 30
+    assert lines[-1] == f"{counts[0]} PASS, {counts[1]} LEAKS; --verbose prints all that was measured"
 
 
 @pytest.mark.parametrize("board", ["tensorboard", "csv"])
@@ -56,7 +64,7 @@ def test_a_layer_is_called_by_the_number_of_its_block(
     changes: dict[str, Any], make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_run("second", model=tiny_model(**changes))
-    assert main(["--run", "second"]) == 0
+    assert main(["--run", "second", "--verbose"]) == 0
     assert set(re.findall(r"layer \d+", capsys.readouterr().out)) == {"layer 01"}
     figures = {f["check"]: f["figures"] for f in json.loads((folder / "check.json").read_text())["findings"]}
     assert list(figures["router learns"]) == ["layer 01"]

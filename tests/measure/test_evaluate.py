@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 import torch
 from conftest import BATCH_SIZE, TEXT, MakeRun, tiny_model
+from scipy.stats import t
+from small_models import family
 
+from switch_lm.commandline import measuring
 from switch_lm.evaluate import main
 from switch_lm.generation.sampling import generate
-from switch_lm.measure.evaluation import AccuracyTally, Evaluation, evaluate, nanogpt_estimates
+from switch_lm.measure.evaluation import AccuracyTally, Evaluation, KeptLosses, evaluate, nanogpt_estimates
 from switch_lm.measure.ngrams import baselines
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.routers.options import SwitchOptions
+from switch_lm.stats.intervals import Estimate
 from switch_lm.text.vocabulary import Vocabulary
 
 CONTEXT = 16
@@ -144,6 +148,7 @@ def test_the_command_prints_a_row_and_writes_an_entry_for_each_capacity_factor(
     facts = {key: content[key] for key in ("batch_size", "context_length", "precision", "checkpoint")}
     checkpoint = "outputs/runs/tiny/checkpoints/best.ckpt"
     assert facts == {"batch_size": 4, "context_length": 16, "precision": "fp32", "checkpoint": checkpoint}
+    assert content["training_capacity_factor"] == 1.25
     for entry, factor in zip(content["results"], (0.5, 2.0, None), strict=True):
         expected = measured(tiny_model(), factor=factor)
         assert (entry["capacity_factor"], entry["predictions"]) == (factor, 85)
@@ -154,6 +159,76 @@ def test_the_command_prints_a_row_and_writes_an_entry_for_each_capacity_factor(
     assert "85 predictions in windows of 16; capacity for batches of 4 windows; fp32" in out[0]
     assert [line.split()[0] for line in out[3:6]] == ["0.5", "2", "none"] and not out[6]
     assert [path.name for path in run.iterdir() if path.is_file() and path.name.startswith(".")] == []
+
+
+def test_the_loss_beside_dropless_is_paired_by_character_over_batches_and_the_training_factor_is_marked(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the interval by a plain delete-one jackknife over batches of one window."""
+    monkeypatch.setattr(measuring, "PER_LINE", 1)
+    run, ids = make_run(text=2 * TEXT), Vocabulary.of(TEXT).encode(2 * TEXT)[int(1.8 * len(TEXT)) :]
+    assert main(["--capacity-factor", "0.5", "1.25", "--batch-size", "1", "--no-baselines"]) == 0
+    out, content = capsys.readouterr().out, json.loads((run / "evaluate.json").read_text())
+    results = content["results"]
+    assert [entry["capacity_factor"] for entry in results] == [0.5, 1.25, None]
+    kept: list[torch.Tensor] = []
+    for factor in (0.5, None):
+        tally = KeptLosses()
+        how: Any = {"context_length": CONTEXT, "batch_size": 1, "capacity_factor": factor, "precision": "fp32"}
+        evaluate(tiny_model(), ids, **how, tally=tally)
+        kept.append(tally.loss_N.double())
+    difference_N = kept[0] - kept[1]
+    parts, total = difference_N.split(CONTEXT), len(difference_N)
+    without = [(difference_N.sum() - part.sum()) / (total - len(part)) for part in parts]
+    error = math.sqrt((len(parts) - 1) / len(parts) * sum((one - difference_N.mean()) ** 2 for one in without))
+    half = t.ppf(0.975, total**2 / sum(len(part) ** 2 for part in parts) - 1.0) * error
+    found = results[0]["beside_dropless"]
+    assert (found["units"], found["unit"]) == (len(parts), "batch") and total % CONTEXT
+    assert (found["difference"], found["half_of_95_interval"]) == pytest.approx(
+        (float(difference_N.mean()), half), rel=1e-4
+    )
+    for layer in (0, 1):
+        table = out[out.index(f"layer {layer:02d}") :].splitlines()
+        low, training, dropless = (line.split() for line in table[1:4])
+        assert low == ["0.5", f"{found['difference']:+.4f}", "±", f"{half:.4f}", low[-1]]
+        assert low[-1] == f"{results[0]['dropped_per_layer'][layer]:.1%}"
+        assert training[:2] == ["1.25", "(training)"] and dropless == ["none", "0", "0.0%"]
+    words = f"At factor 0.5, {100 * results[0]['dropped']:.2g} % of choices would be dropped, and the loss would"
+    assert out.splitlines()[-1] == content["in_words"] and content["in_words"].startswith(words)
+    assert "95 % interval over 11 batches of this text, not over seeds" in out
+
+
+@pytest.mark.parametrize(
+    ("one", "words"),
+    [
+        (Estimate(0.0213, 28, 0.002, 27.0), "rise by 0.0213 ± 0.0041 nats over dropless"),
+        (Estimate(-0.0213, 3), "fall by 0.0213 nats (3 batches: no interval) over dropless"),
+        (Estimate(0.0013, 28, 0.002, 27.0), "not change beyond chance (+0.0013 ± 0.0041 nats)"),
+        (Estimate(0.0, 28), "stay the same"),
+    ],
+)
+def test_a_difference_is_said_in_words(one: Estimate, words: str) -> None:
+    assert measuring._changed(one, "batch") == words
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"router": family("threshold", warmup_steps=0)}, "router=threshold has no capacity"),
+        (
+            {"router": family("expert_choice")},
+            "router=expert_choice has no capacity in evaluation; see --training-rule",
+        ),
+        ({"switch_every": 0}, "a dense model has no capacity"),
+    ],
+)
+def test_a_factor_that_limits_nothing_is_said_to_change_nothing(
+    changes: dict[str, Any], says: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(model=tiny_model(**changes))
+    assert main(["--capacity-factor", "1", "--no-baselines"]) == 0
+    assert f"--capacity-factor changes nothing: {says}" in capsys.readouterr().err.splitlines()
+    assert len(json.loads((run / "evaluate.json").read_text())["results"]) == 1
 
 
 def test_without_options_the_runs_own_validation_is_repeated(make_run: MakeRun) -> None:
@@ -190,7 +265,7 @@ def test_baselines_and_what_a_sample_copies_stand_below_the_rows(
     assert main([*options, "--no-baselines"]) == 0
     assert "gram" not in capsys.readouterr().out and "baselines" not in json.loads(file.read_text())
     assert main(options) == 0
-    content, table = json.loads(file.read_text()), capsys.readouterr().out.split("\n\n")[2].splitlines()
+    content, table = json.loads(file.read_text()), capsys.readouterr().out.split("\n\n")[4].splitlines()
     ids, border = vocabulary.encode(TEXT).numpy(), len(TEXT) - len(VALIDATION)
     assert content["baselines"] == baselines(ids[:border], ids[border:], vocab_size=V)
     length = len(VALIDATION)  # not more than is held out
@@ -243,7 +318,7 @@ def test_nanogpts_protocol_is_reported_beside_the_whole_split(
 ) -> None:
     """With half of the 95 % interval over draws: of three t(2) = 4.303 times their deviation over sqrt(3)."""
     run = make_run()
-    monkeypatch.setattr("switch_lm.measure.evaluation.nanogpt_estimates", lambda *_, **__: [1.9, 2.0, 2.1])
+    monkeypatch.setattr(measuring, "nanogpt_estimates", lambda *_, **__: [1.9, 2.0, 2.1])
     assert main(["--nanogpt-protocol", "3"]) == 0
     entry = json.loads((run / "evaluate.json").read_text())["results"][0]["nanogpt_protocol"]
     half = 4.30265 * 0.1 / math.sqrt(3)

@@ -105,6 +105,8 @@ def test_the_command_compares_the_losses_that_evaluate_gives(
     assert result["whole"]["characters"] == content["results"][0]["predictions"]
     assert result["against"]["capacity_factor"] == 0.5 and result["against"]["context_length"] == 8
     assert all((run / f"evaluate_by_{by}.{kind}").stat().st_size > 1000 for kind in ("png", "svg"))
+    assert main([*plain, "--no-baselines", "--json", "other.json"]) == 0 and len(list(run.glob("evaluate_by_*"))) == 2
+    assert main([*plain, "--no-baselines"]) == 0 and not list(run.glob("evaluate_by_*"))
 
 
 @pytest.mark.parametrize(

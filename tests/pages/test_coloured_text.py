@@ -173,6 +173,6 @@ def test_eight_experts_and_none_are_told_apart_whatever_ones_sight(theme: int, s
 
 
 def test_the_script_is_plain() -> None:
-    script = (PAGES / "coloured_text.js").read_text(encoding="utf-8")
+    script = "".join((PAGES / name).read_text(encoding="utf-8") for name in ("coloured_key.js", "coloured_text.js"))
     assert not re.search(r"</script|\bimport\b|\bfetch\(|innerHTML|XMLHttpRequest|eval\(", script)
-    assert len(script.splitlines()) <= 230
+    assert len(script.splitlines()) <= 300

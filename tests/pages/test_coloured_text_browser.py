@@ -80,8 +80,8 @@ def hover(page: Chrome, i: int) -> None:
     ActionChains(page).move_to_element(page.execute_script(CELLS, N)[i]).perform()
 
 
-RIGHT, LEFT, UP, DOWN, END, HOME, PAGE_DOWN, PAGE_UP, ENTER = (
-    "\ue014", "\ue012", "\ue013", "\ue015", "\ue010", "\ue011", "\ue00f", "\ue00e", "\ue007",
+RIGHT, LEFT, UP, DOWN, END, HOME, PAGE_DOWN, PAGE_UP, ENTER, ESCAPE = (
+    "\ue014", "\ue012", "\ue013", "\ue015", "\ue010", "\ue011", "\ue00f", "\ue00e", "\ue007", "\ue00c",
 )  # fmt: skip
 
 
@@ -110,6 +110,54 @@ def test_an_accent_stays_with_its_base_and_each_is_announced(browser: Chrome, tm
     press(browser, END)
     isolated = browser.execute_script("return [...document.querySelectorAll('.about bdi')].map(b => b.textContent)")
     assert isolated == ["ם", "א"] and complaints(browser) == []
+
+
+def test_all_layers_are_stripes_below_each_character_and_an_expert_of_one_is_isolated(
+    browser: Chrome,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    prefer(browser, "light")
+    show(browser, page_of(TEXT, [FIRST, SECOND], odds=ODDS, first=-1), tmp_path / "all.html")
+    stripes = f"{CELLS}.map(cell => [...cell.querySelectorAll('i')].map(stripe => stripe.className))"
+    assert browser.execute_script(TOGETHER) == TEXT and browser.execute_script(MARKS, 6) == [None] * 6
+    every = [["expert-0", ""], ["expert-0", "expert-6"], ["expert-1", "expert-5"]]  # 62 and 61 have the colours 6 and 5
+    assert browser.execute_script(stripes, 3) == every
+    boxes = (
+        "return [...arguments[0].querySelectorAll('i')].map(i => i.getBoundingClientRect()).map(b => [b.top, b.width])"
+    )
+    cell = browser.execute_script(CELLS, 2)[1]
+    (first, width), (second, same) = browser.execute_script(boxes, cell)
+    assert cell.rect["y"] < first < second and width == same == pytest.approx(cell.rect["width"], abs=0.5)
+    key = browser.find_element("css selector", ".key-name").text
+    assert key.startswith("Stripes, from the top: layer 00, layer 01.")
+    assert key.endswith("Click an expert to isolate it; Escape shows all again.")
+    assert [b.text for b in browser.find_elements("css selector", ".key b")] == ["layer 00", "layer 01"]
+    assert len(browser.find_elements("css selector", ".key button")) == 8 + 64
+    button = browser.find_element("css selector", "[aria-label^='Show only layer 01, expert 62,']")
+    browser.execute_script("arguments[0].focus()", button)
+    button.send_keys(ENTER)
+    assert button.get_dom_attribute("aria-pressed") == "true"
+    assert browser.execute_script(stripes, 3) == [["", ""], ["", "expert-6"], ["", ""]]
+    button.send_keys(ESCAPE)
+    assert browser.execute_script(stripes, 3) == every and button.get_dom_attribute("aria-pressed") == "false"
+    hover(browser, 9)
+    assert announced(browser).startswith(
+        "space layer 00: expert 4, gate 0.60, second choice 3 (0.30) layer 01: expert 54"
+    )
+    choose(browser, "layer 00")
+    assert browser.execute_script(stripes, 2) == [[], []] and browser.execute_script(MARKS, 2) == ["0", None]
+    assert complaints(browser) == []
+
+
+def test_the_text_can_be_copied_as_it_is(page: Chrome) -> None:
+    page.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite"]})  # to read it
+    page.execute_script("document.querySelector('.copy').focus()")
+    button = page.switch_to.active_element
+    button.send_keys(ENTER)
+    read = "navigator.clipboard.readText().then(arguments[0], error => arguments[0](String(error)))"
+    assert page.execute_async_script(read) == TEXT
+    assert button.text == "Copied" and complaints(page) == []
+    assert page.switch_to.active_element == button and page.find_elements("css selector", "textarea") == []
 
 
 def test_another_layer_has_other_colours_and_numbers_and_an_unread_character_none(page: Chrome) -> None:
@@ -233,7 +281,7 @@ def test_the_odds_are_a_colouring_of_their_own_and_the_prompt_has_none(page: Chr
 def test_all_of_it_is_readable_in_both_themes(page: Chrome, scheme: str) -> None:
     prefer(page, scheme)
     seen = set()
-    for label in ("layer 00", "layer 01", "probability"):
+    for label in ("all layers", "layer 00", "layer 01", "probability"):
         choose(page, label)
         ratios: list[tuple[str, float]] = page.execute_script(CONTRAST)
         assert [pair for pair in ratios if pair[1] < 4.5] == []
@@ -245,7 +293,7 @@ def test_all_of_it_is_readable_in_both_themes(page: Chrome, scheme: str) -> None
 
 def test_it_does_not_scroll_sideways_on_a_phone(page: Chrome) -> None:
     resize(page, 360, 740)
-    for label in ("layer 00", "layer 01", "probability"):
+    for label in ("all layers", "layer 00", "layer 01", "probability"):
         choose(page, label)
         assert page.execute_script("return document.documentElement.scrollWidth") <= 360
         assert page.execute_script(
