@@ -6,8 +6,9 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
@@ -18,7 +19,7 @@ from switch_lm.commandline.command import (
     model_parser,
     open_model,
     require_writable,
-    validation_ids,
+    text_of,
     writing,
 )
 from switch_lm.pages.characters import harmless, isolated
@@ -34,7 +35,7 @@ FOLDER, PAGE = "inspect", "inspect.html"
 
 def parser() -> argparse.ArgumentParser:
     about = (
-        "Shows what a trained model's routers and experts do: which characters go where and what explains it, who is "
+        "Shows what a trained model's routers and experts do: a card per expert, which characters go where, who is "
         "dropped, whether the router was right, whether the experts differ, and when they specialised."
     )
     examples = {"": "the newest run", "--run NAME --compare OTHER": "two runs side by side"}
@@ -68,41 +69,39 @@ def _inspect(options: argparse.Namespace, command: str) -> int:
     folder = options.out or run_of(opened[0][0]) / FOLDER
     require_writable(folder / PAGE, option="--out FOLDER")
     inspections = _inspections(opened, options.data, device)
+    from switch_lm.inspection.contents import in_words
     from switch_lm.inspection.write import make, write  # with the pictures comes matplotlib
 
     files = make(inspections, command=command)
     with writing(folder, num_bytes=sum(map(len, files.values())), option="--out FOLDER"):
         write(files, folder)
     for inspection in inspections:
-        _print_findings(inspection)
+        for warning in inspection.warnings:
+            print(harmless(f"warning: {inspection.name}: {warning}"), file=sys.stderr)
+    print(isolated(harmless(in_words(inspections))))
     print(f"written: {folder / PAGE}, {folder}/pictures/*.png, {folder}/tables/*.csv", file=sys.stderr)
     return 0
 
 
 def _inspections(opened: Sequence[tuple[Path, SwitchLM, Header]], data: Path | None, device: str) -> list[Inspection]:
-    from switch_lm.inspection.study import STAGES, inspect
+    from switch_lm.inspection.study import STAGES, Inspection, inspect
     from switch_lm.probe.progress import progress
+    from switch_lm.text.divisions import divide, plays_of
 
     shortest = min(model.config.context_length for _, model, _ in opened)
     names = [run_name(checkpoint) for checkpoint, _, _ in opened]
     if len(set(names)) < len(names):  # two checkpoints of one run
         names = [f"{name}/{checkpoint.stem}" for name, (checkpoint, _, _) in zip(names, opened, strict=True)]
-    inspections = []
+    inspections = list[Inspection]()
     with progress(STAGES * len(opened)) as say:
         for name, (checkpoint, model, header) in zip(names, opened, strict=True):
-            ids = validation_ids(header, data).to(device)
-            model.to(device)
-            inspections.append(inspect(name, checkpoint, model, header, ids, context_length=shortest, say=say))
+            corpus, split = text_of(header, data)
+            ids, by = split.validation_ids(corpus).to(device), ("play", "speaker") if plays_of(corpus) else ()
+            parts = {x: divide(corpus, split.validation, by=x) for x in by}
+            sizes: dict[str, Any] = {"context_length": shortest, "divisions": parts, "say": say}
+            result = inspect(name, checkpoint, model.to(device), header, ids, **sizes)
+            inspections.append(replace(result, letter=f"{'AB'[len(inspections)]}: ") if len(opened) > 1 else result)
     return inspections
-
-
-def _print_findings(inspection: Inspection) -> None:
-    for warning in inspection.warnings:
-        print(harmless(f"warning: {inspection.name}: {warning}"), file=sys.stderr)
-    print(f"\n{harmless(inspection.name)}")
-    for question, sentences in inspection.findings().items():
-        print(f"\n{question}")
-        print("\n".join(f"- {isolated(harmless(sentence))}" for sentence in sentences))
 
 
 if __name__ == "__main__":

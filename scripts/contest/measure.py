@@ -19,12 +19,11 @@ from study.timing import in_turns
 from contest import plan
 from switch_lm.commandline.command import validation_ids
 from switch_lm.generation.sampling import read as read_characters
-from switch_lm.inspection.atlas import CHARACTER, WINDOW, labels
 from switch_lm.probe.reading import Probe, read
 from switch_lm.stats.information import explained
 from switch_lm.storage import checkpoint
 from switch_lm.storage.runs import run_of
-from switch_lm.text.vocabulary import Vocabulary
+from switch_lm.text.classes import CHARACTER, WINDOW, labels
 from switch_lm.training.hardware import all_threads
 
 PREVIOUS, CHARACTERS = "previous character", 32
@@ -52,7 +51,7 @@ def explanation(path: Path, _: int) -> dict[str, Any]:
         return {}
     ids = validation_ids(header, None)
     probe = Probe.of(ids, context_length=model.config.context_length)
-    known, reading = labels(probe, Vocabulary(header.vocabulary)), read(model, probe)
+    known, reading = labels(ids, probe.place_BS, header.vocabulary), read(model, probe)
     before_BS = ids[(probe.place_BS - 1).clamp(min=0)].long()
     result: dict[str, Any] = {}
     for name, label_BS in {CHARACTER: known[CHARACTER], PREVIOUS: before_BS, WINDOW: known[WINDOW]}.items():

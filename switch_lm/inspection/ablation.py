@@ -16,14 +16,12 @@ from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.reading import ROWS as READ_ROWS
 from switch_lm.probe.reading import Probe, recorded, switch_layers
 from switch_lm.probe.subject import calls
-from switch_lm.stats.clusters import at_most, mean, nats
+from switch_lm.stats.clusters import mean
 from switch_lm.stats.intervals import Estimate
 
 WINDOWS = 32
 ROWS = 8  # windows in a pass for the similarity: every expert gives an output for every token
 PAIRS = 28  # per layer: all pairs of eight experts
-PAIRS_SHOWN = 6
-EXPERTS_SHOWN = 16  # in a sentence
 Pair = tuple[int, int]
 Weights = tuple[Tensor, Tensor]  # w_in_EDF and w_out_EFD of the experts of a layer
 
@@ -67,58 +65,6 @@ class LayerAblation:
         """How many intervals there are."""
         return len(self.off) + len(self.swapped) + (self.any_swapped is not None) + (self.costliest is not None) + 2
 
-    def findings(self, comparisons: int) -> list[str]:
-        """What each expert is worth, which pairs are interchangeable, what it is worth that they differ.
-
-        `comparisons`: of all layers, for which intervals are corrected.
-        """
-        result = self._switched_off(comparisons)
-        if self.any_swapped is not None:
-            alike = {f"{i} and {j}": x for (i, j), x in self.swapped.items() if not costs(x, comparisons)}
-            bounded = {name: x for name, x in alike.items() if x.error is not None}
-            result.append(f"swapping two costs {nats(self.any_swapped)} on average")
-            if bounded:
-                named = f" ({', '.join(bounded)})" if len(bounded) <= PAIRS_SHOWN else ""
-                pairs = f"{len(bounded)} of {len(self.swapped)} pairs{named}"
-                result.append(f"{at_most(bounded.values(), comparisons)} each for {pairs}")
-            if unknown := len(alike) - len(bounded):
-                result.append(f"no interval for {unknown} of {len(self.swapped)} pairs")
-        if (between := self.similarity.between) is not None:
-            unsettled = self.averaged.error is not None and not costs(self.averaged, comparisons)
-            bound = f", {at_most([self.averaged], comparisons)}" if unsettled else ""
-            result += [
-                f"averaging all into one changes the loss by {nats(self.averaged)}{bound}; without the whole layer "
-                f"it changes by {nats(self.all_off)}",
-                f"two outputs for one token have a cosine of {between:.2f}, for unrelated tokens "
-                f"{self.similarity.chance:.2f}",
-            ]
-        return result
-
-    def _switched_off(self, comparisons: int) -> list[str]:
-        share_E, result = self.similarity.share_E, list[str]()
-        off = dict(zip(self.similarity.experts, self.off, strict=True))
-        idle = [e for e, share in enumerate(share_E) if share == 0.0]
-        needless = [e for e, change in off.items() if not costs(change, comparisons) and e not in idle]
-        bounded, unknown = ([e for e in needless if (off[e].error is None) is none] for none in (False, True))
-        some = f" of the {len(off)} busiest (the only ones tried)" * (len(off) < len(share_E))
-        if self.costliest is not None:
-            expert, cost = self.costliest.expert, nats(self.costliest.cost)
-            result.append(
-                f"switching off expert {expert}, the costliest on half of the windows, costs {cost} on the others; "
-                f"it has {share_E[expert]:{'.0%' if share_E[expert] >= 0.01 else '.1%'}} of the tokens"
-            )
-        if not needless and len(off) > 1 and len(idle) < len(share_E):
-            result.append(f"switching off any {'other' if idle else 'single'} expert{some} costs something")
-        if idle:
-            result.append(f"without a token of the probe: expert {_list(idle)}")
-        if bounded:
-            bound = at_most([off[e] for e in bounded], comparisons)
-            named = f"{'expert ' + _list(bounded) if len(bounded) < len(off) else 'any single expert'}{some}"
-            result.append(f"switching off {named} costs {bound}{' each' * (len(bounded) > 1)}")
-        if unknown:
-            result.append(f"switching off expert {_list(unknown)}: no interval")
-        return result
-
 
 @dataclass(frozen=True)
 class Ablation:
@@ -131,11 +77,6 @@ class Ablation:
     def comparisons(self) -> int:
         """How many intervals there are, of all layers: each is corrected for all."""
         return sum(layer.comparisons for layer in self.layers)
-
-    def findings(self, blocks: Sequence[int]) -> list[str]:
-        """One sentence per layer, named by its block."""
-        layers = zip(blocks, self.layers, strict=True)
-        return [f"Layer {n}: {'; '.join(layer.findings(self.comparisons))}." for n, layer in layers]
 
 
 def ablation(
@@ -227,12 +168,6 @@ def costliest(change_BE: Tensor, *, experts: Sequence[int] | None = None) -> Cos
 def costs(change: Estimate, comparisons: int) -> bool:
     """Whether a change makes the loss larger, corrected for so many comparisons."""
     return change.mean > 0.0 and change.resolved(comparisons)
-
-
-def _list(experts: list[int]) -> str:
-    """The first 16, and how many more there are."""
-    named = ", ".join(map(str, sorted(experts)[:EXPERTS_SHOWN]))
-    return named + f" and {len(experts) - EXPERTS_SHOWN} more" * (len(experts) > EXPERTS_SHOWN)
 
 
 def similarities(model: SwitchLM, probe: Probe) -> list[Similarity]:

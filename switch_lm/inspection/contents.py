@@ -1,52 +1,57 @@
 """What the page of an inspection says about one model, or about two side by side."""
 
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 
-from switch_lm.inspection import pictures
-from switch_lm.inspection.ablation import WINDOWS, Ablation, Costliest, costs
-from switch_lm.inspection.atlas import CHARACTER, Atlas
-from switch_lm.inspection.counterfactual import Counterfactual
-from switch_lm.inspection.experts_per_token import DIFFICULTY
-from switch_lm.inspection.study import ATLAS, DROPS, EXPERTS, NUMBER, ROUTER, TIME, Inspection
+from switch_lm.inspection import pictures, tables
+from switch_lm.inspection.ablation import WINDOWS, costs
+from switch_lm.inspection.cards import ExpertCard
+from switch_lm.inspection.matching import Pair, matched
+from switch_lm.inspection.study import Inspection
 from switch_lm.pages.document import Bullets, Cell, Code, Document, Part, Section, Table, Text
+from switch_lm.pages.expert_cards import Card, ExpertCards, percent
 from switch_lm.pages.expert_maps import layer_name
-from switch_lm.stats.clusters import plus_minus
-from switch_lm.stats.information import SHIFTS
-from switch_lm.stats.intervals import Estimate
+from switch_lm.stats.shares import TIMES
+from switch_lm.text.classes import WRITTEN
 
-CHARACTERS_SHOWN = 20  # of a model, the most frequent
-NUMBER_TABLES = {
-    CHARACTER: f"character (the {CHARACTERS_SHOWN} most frequent)",
-    DIFFICULTY: "fifth by loss, 0 the easiest",
-}
+CLASSES_SHOWN = 6  # on a card
+MANY_DROPPED = 0.01  # of a layer's tokens: then the next step is what capacity costs
 
 
 def build(inspections: Sequence[Inspection], *, command: str) -> Document:
-    """Tables hold all models; texts and pictures follow one another, model by model."""
+    """Tables have a column for each of two models and one for their difference; maps stand beside each other."""
+    matches = matched(*inspections) if len(inspections) == 2 else {}
     parts: dict[str, list[Part]] = {
-        ATLAS: [_explained_table(inspections)],
-        NUMBER: [*_number_tables(inspections)],
-        DROPS: [],
-        ROUTER: [_router_table(inspections)],
-        EXPERTS: [_expert_table(inspections)],
-        TIME: [],
+        "The experts": [_who_gets_what(inspections), _cards(inspections, matches)],
+        "The layers": [tables.layers(inspections)],
+        "What explains the choice of expert?": [
+            tables.explained(inspections),
+            *(pictures.coloured(one, key) for key, one in enumerate(inspections)),
+            *pictures.atlases(inspections, matches),
+        ],
+        "How many experts does a token get?": tables.numbers(inspections),
+        "Who is dropped?": [*tables.drops(inspections), *pictures.dropped_pictures(inspections)],
+        "Was the router right?": [tables.router(inspections), pictures.router_picture(inspections)],
+        "Are the experts different?": [tables.experts(inspections), *pictures.expert_maps(inspections)],
+        "When did they specialise?": [*tables.history(inspections), *pictures.history_pictures(inspections)],
+        "What to do next": _next(inspections),
+        "How it was measured": _how(inspections, command),
     }
-    for number, one in enumerate(inspections):
-        key = str(number)
-        for heading, sentences in one.findings().items():
-            if len(inspections) > 1:
-                parts[heading].append(Text(f"`{one.name}`:"))
-            parts[heading].append(Bullets(tuple(sentences)))
-        parts[ATLAS].append(pictures.coloured(one, key))
-        parts[ATLAS] += pictures.atlases(one, key)
-        parts[DROPS] += pictures.dropped_pictures(one, key)
-        parts[ROUTER].append(pictures.router_picture(one, key))
-        parts[EXPERTS] += pictures.expert_maps(one, key)
-        parts[TIME] += pictures.history_pictures(one, key)
     sections = [Section(heading, tuple(of_section)) for heading, of_section in parts.items() if of_section]
-    names = " and ".join(f"`{one.name}`" for one in inspections)
-    lead = " ".join(_summary(one) for one in inspections)
-    return Document(f"What the experts of {names} do", lead, (*sections, _how(inspections, command)))
+    names = " and ".join(f"`{one.name}`{_in_brackets(one)}" for one in inspections)
+    return Document(f"What the experts of {names} do", " ".join(map(_summary, inspections)), tuple(sections))
+
+
+def in_words(inspections: Sequence[Inspection]) -> str:
+    """The lines of the cards and the table of the layers, as text."""
+    comparisons, result = _comparisons(inspections), list[str]()
+    for one in inspections:
+        result += ["", one.name, "", *(f"{x.name}: {x.line(comparisons)}" for x in sum(one.cards.layers, ())), ""]
+        table = tables.layers([one])
+        for row in table.rows:
+            figures = (f"{heading} {cell.text}" for heading, cell in zip(table.headings[1:], row[1:], strict=True))
+            result.append(f"{row[0].text}: {'; '.join(figures)}")
+    return "\n".join(result[1:])
 
 
 def _summary(one: Inspection) -> str:
@@ -54,17 +59,17 @@ def _summary(one: Inspection) -> str:
     if one.text.num_experts == 1 and one.per_token is None:
         return f"`{one.name}` has a single expert: there is nothing to judge."
     layers = len(one.blocks)
-    character = [layer[0] for layer in one.atlas.explained]
-    known = [x.beyond.mean for x in character if x.beyond_chance(one.atlas.comparisons)]
+    known = [x.beyond.mean for x, *_ in one.atlas.explained if x.beyond_chance(one.atlas.comparisons)]
     share = f", by {_range(known, '.1%')} of its entropy" if known else ""
     gains = [judged.chosen_gains_on_random for judged in one.counterfactual.held]
     better = [gain.mean for gain in gains if gain.mean > 0 and gain.resolved(one.counterfactual.comparisons)]
     by = f", by {_range(better, '.2f')} nats" if better else ""
     worth = sum(costs(layer.averaged, one.ablation.comparisons) for layer in one.ablation.layers)
+    dropped = f"{_range(one.drops.share_L, '.1%')} of a layer's tokens are" if one.drops else "nothing is"
     return (
-        f"In `{one.name}` the character itself explains the choice of expert beyond chance in {len(known)} of {layers} "
-        f"layers{share}; the router beats a random one in {len(better)} of {layers}{by}; and its experts are worth "
-        f"more than their mean in {worth} of {layers}."
+        f"In `{one.name}` the router beats a random one in {len(better)} of {layers} layers{by}; {dropped} dropped; "
+        f"the experts are worth more than their mean in {worth} of {layers}; and the character itself explains the "
+        f"choice of expert beyond chance in {len(known)} of {layers}{share}."
     )
 
 
@@ -73,154 +78,133 @@ def _range(values: Sequence[float], form: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _how(inspections: Sequence[Inspection], command: str) -> Section:
-    B, S = inspections[0].probe.ids_BS.shape
-    judged = inspections[0].counterfactual.num_tokens
-    checkpoints = tuple(f"`{one.name}`: {one.checkpoint}" for one in inspections)
-    return Section(
-        "How it was measured",
-        (
-            Text(
-                f"On {B} windows of {S} characters, {B * S:,} in all, spread evenly over the validation split: the "
-                "same for every model with this text. Nothing is dropped unless stated. A token's expert is the "
-                "one with the largest of its gates. ± is half of a 95 % interval. Windows are the units: they were "
-                f"sampled independently, characters were not. {_drops_read(inspections)}What is claimed holds for "
-                "intervals that are corrected for all of their section: in 19 sections of 20 none is false. "
-                f"The router is judged on {judged:,} of these characters per layer, the experts on {WINDOWS} windows."
-            ),
-            Bullets(checkpoints),
-            Code(command),
-        ),
-    )
+# --- Experts
 
 
-def _drops_read(inspections: Sequence[Inspection]) -> str:
-    units = [
-        f"of `{one.name}` on {one.drops.dropped_LBS.shape[1]} windows, each {one.drops.unit} a unit"
-        for one in inspections
-        if one.drops is not None
-    ]
-    return f"Drops are read {'; '.join(units)}. " if units else ""
+def _comparisons(inspections: Sequence[Inspection]) -> int:
+    """How many classes are compared on the page: what is named is corrected for all."""
+    return sum(one.cards.comparisons for one in inspections)
 
 
-def _explained_table(inspections: Sequence[Inspection]) -> Table:
-    """Labels down, the layers of all models across; beside each share what chance explains."""
-    blocks = sorted({block for one in inspections for block in one.blocks})
-    rows = []
+def _who_gets_what(inspections: Sequence[Inspection]) -> Table:
+    """Classes down, the layers across; in each cell the experts at which the class stands out."""
+    comparisons, layers, rows = _comparisons(inspections), dict[str, tuple[ExpertCard, ...]](), []
     for one in inspections:
-        for of_label in zip(*one.atlas.explained, strict=True):
-            cells = {
-                block: _estimate(x.beyond, one.atlas.comparisons, ".1%", f" ({x.chance:.1%})")
-                for block, x in zip(one.blocks, of_label, strict=True)
-            }
-            beyond = f", beyond the {of_label[0].given}" if of_label[0].given else ""
-            first = _named(inspections, one, of_label[0].label + beyond)
-            rows.append((first, *(cells.get(block, Cell("-")) for block in blocks)))
+        for block, cards in zip(one.blocks, one.cards.layers, strict=True):
+            layers[f"{one.letter}{layer_name(block)}"] = cards
+    for name in WRITTEN:
+        experts = [
+            sorted((-x.taken, card.expert) for card in cards for x in card.named(comparisons) if x.name == name)
+            for cards in layers.values()
+        ]
+        if any(experts):
+            texts = (", ".join(f"{expert} ({-taken:.0%})" for taken, expert in of_layer) for of_layer in experts)
+            rows.append((Cell(name), *(Cell(text or "-") for text in texts)))
     return Table(
-        "How much of the choice of expert a label explains",
-        ("label", *map(layer_name, blocks)),
+        "Which expert gets which characters",
+        ("characters", *layers),
         tuple(rows),
-        "The share of the choice's entropy less what chance explains. In brackets, chance: the same label shifted "
-        f"along the text, mean of {SHIFTS} shifts. {_stars(inspections, lambda one: one.atlas)}",
+        "An expert is named where the class stands out among its characters; in brackets its share of the class. "
+        "“Before a capital” are the characters after which a capital follows: there the model has to write one.",
     )
 
 
-def _number_tables(inspections: Sequence[Inspection]) -> list[Table]:
-    """By character and by difficulty; none if in every model each token has as many experts."""
-    known = [(one, one.per_token) for one in inspections if one.per_token is not None]
-    blocks = sorted({block for one, _ in known for block in one.blocks})
-    result = []
-    for by, first in NUMBER_TABLES.items() if known else ():
-        rows = []
-        for one, per_token in known:
-            for group in [group for group in per_token.groups if group.by == by][:CHARACTERS_SHOWN]:
-                cells = dict(zip(one.blocks, map(_number, group.layers), strict=True))
-                tokens = Cell(f"{group.count:,}", group.count)
-                rows.append((_named(inspections, one, group.value), tokens, *(cells.get(b, Cell("-")) for b in blocks)))
-        headings, note = (
-            (first, "tokens", *map(layer_name, blocks)),
-            "In brackets: the share of these tokens that have none.",
-        )
-        result.append(Table(f"Experts per token by {by}", headings, tuple(rows), note))
-    return result
+def _cards(inspections: Sequence[Inspection], matches: Mapping[int, list[Pair]]) -> ExpertCards:
+    comparisons = _comparisons(inspections)
+    caption = (
+        f"A class is named if it is more than {TIMES:g} times as common among the expert's characters as in the text, "
+        f"by the lower end of an interval corrected for all {comparisons:,} comparisons of this page. In "
+        "brackets: the share of the text, which an expert chosen at random has. Load: its share of the text. Dropped: "
+        "of what training sent it. Without it: what the loss rises by."
+    )
+    rows: dict[int, list[tuple[Card, ...]]] = {
+        block: [_beside(inspections, pair, comparisons) for pair in pairs] for block, pairs in matches.items()
+    }
+    if rows:
+        caption += " Experts are matched by the characters that both models send them."
+    else:
+        for block, cards in zip(inspections[0].blocks, inspections[0].cards.layers, strict=True):
+            rows[block] = [(_card(inspections[0], card, comparisons),) for card in cards]
+    return ExpertCards(caption, tuple((layer_name(block), tuple(of_layer)) for block, of_layer in rows.items()))
 
 
-def _number(facts: tuple[Estimate, float]) -> Cell:
-    number, without = facts
-    text = f"{number.mean:.2f}" if number.error is None else plus_minus(number, ".2f")
-    return Cell(f"{text} ({without:.1%})", number.mean)
+def _figures(one: Inspection, card: ExpertCard) -> dict[str, tuple[str, float | None]]:
+    """Load, drops and the cost of switching it off, as text and as numbers."""
+    layer = list(one.blocks).index(card.block)
+    dropped = None if one.drops is None else one.drops.by_expert_LE[layer, card.expert].nan_to_num(0.0).item()
+    changed = one.ablation.layers[layer]
+    cost = dict(zip(changed.similarity.experts, changed.off, strict=True)).get(card.expert)
+    cell = tables.estimate(cost, one.ablation.comparisons, "+.3f") if cost else Cell("-")
+    return {
+        "load": (percent(card.load), card.load),
+        "dropped": ("no capacity" if dropped is None else percent(dropped), dropped),
+        "without it, nats": (cell.text, cell.sort),
+    }
 
 
-def _router_table(inspections: Sequence[Inspection]) -> Table:
-    rows = [
-        (
-            _named(inspections, one, f"{layer_name(number)}, {judged.gate}"),
-            Cell(f"{plus_minus(judged.best, '.1%')} ({judged.chance:.1%})", judged.best.mean),
-            Cell(plus_minus(judged.rank, ".2f"), judged.rank.mean),
-            _estimate(judged.chosen_gains_on_random, one.counterfactual.comparisons),
-            Cell(plus_minus(judged.best_gains, "+.4f"), judged.best_gains.mean),
-        )
-        for one in inspections
-        for number, *pair in zip(one.blocks, one.counterfactual.held, one.counterfactual.own, strict=True)
-        for judged in pair
-        if judged.without < 1.0
+def _card(one: Inspection, card: ExpertCard, comparisons: int) -> Card:
+    named = card.named(comparisons)[:CLASSES_SHOWN]
+    common = {"Classes": [(x.name, x.share, x.in_text) for x in named]}
+    common |= {"Characters": list(card.characters), "Bigrams": list(card.bigrams)}
+    return Card(
+        f"{one.letter}{card.name}",
+        card.line(comparisons),
+        tuple((name, text) for name, (text, _) in _figures(one, card).items()),
+        tuple((k, tuple((w, percent(a), percent(b)) for w, a, b in x)) for k, x in common.items() if x),
+        tuple((f"{how} gate, {gate:.2f}", *text) for how, gate, text in card.contexts),
+        card.expert,
+    )
+
+
+def _beside(inspections: Sequence[Inspection], pair: Pair, comparisons: int) -> tuple[Card, ...]:
+    """The two of a pair and their difference."""
+    cards, figures, facts = [], [], []
+    for one, card in zip(inspections, pair[:2], strict=True):
+        figures.append(_figures(one, card) if card else {})
+        cards.append(_card(one, card, comparisons) if card else Card(one.letter, "no expert matches", ()))
+    for name, form in (("load", "+.1%"), ("dropped", "+.1%"), ("without it, nats", "+.3f")):
+        a, b = (of_one.get(name, ("", None))[1] for of_one in figures)
+        facts.append((name, "-" if a is None or b is None else f"{b - a:{form}}"))
+    if pair[1] and pair[2] is not None:
+        facts.append(("same characters", f"{percent(pair[2])} of A's (chance {percent(pair[1].load)})"))
+    return (*cards, Card("B less A", "the difference", tuple(facts)))
+
+
+def _next(inspections: Sequence[Inspection]) -> list[Part]:
+    """Commands that can be pasted, from what was found in the first model."""
+    one, run = inspections[0], shlex.quote(str(inspections[0].checkpoint))
+    steps = [
+        ("Does its routing see the future, and can its numbers be trusted?", f"check --run {run}"),
+        ("Text of its own, each character in the colour of its expert:", f"generate --run {run} --html sample.html"),
     ]
-    return Table(
-        "The chosen expert against all others in its place",
-        (
-            "layer, and what multiplies every expert",
-            "was the best",
-            "mean rank",
-            "gains on a random one",
-            "the best gains on it",
+    if one.drops is not None and max(one.drops.share_L) >= MANY_DROPPED:
+        capacities = f"evaluate --run {run} --capacity-factor 0.5 1 2 none"
+        steps.insert(0, ("What do the drops cost? The loss at several capacities:", capacities))
+    elif one.history is not None and len(one.history.steps) == 1:
+        steps.append(
+            ("When do experts specialise? Train, and keep checkpoints on the way:", "train trainer.keep_best=6")
+        )
+    return [part for words, command in steps for part in (Text(words), Code(f"python -m switch_lm.{command}"))]
+
+
+def _how(inspections: Sequence[Inspection], command: str) -> list[Part]:
+    (B, S), judged = inspections[0].probe.ids_BS.shape, inspections[0].counterfactual
+    drops = ", ".join(f"{len(one.drops.dropped_LBS[0])} of them, each {one.drops.unit} a unit,"
+                      for one in inspections if one.drops)  # fmt: skip
+    tried = f", on 64 random ones of {judged.drawn_from:,} experts" if judged.drawn_from else ""
+    return [
+        Text(
+            f"On {B} windows of {S} characters, spread evenly over the validation split. Nothing is dropped unless "
+            "stated. An expert's characters are those that it reads; where one stands for all, it is the one with the "
+            "largest gate. ± is half of a 95 % interval. Windows are the units: they were sampled independently, "
+            "characters were not. What is claimed is corrected for all of its section: in 19 of 20 none is false. The "
+            f"router is judged on {judged.num_tokens:,} characters per layer{tried}, the experts on {WINDOWS} windows"
+            f"{', drops on ' * bool(drops)}{drops.rstrip(',')}."
         ),
-        tuple(rows),
-        "In brackets by chance. Gains are nats of the token's next character. The best one is known in hindsight only. "
-        + _stars(inspections, lambda one: one.counterfactual),
-    )
+        Bullets(tuple(f"`{one.name}`{_in_brackets(one)}: {one.checkpoint}" for one in inspections)),
+        Code(command),
+    ]
 
 
-def _expert_table(inspections: Sequence[Inspection]) -> Table:
-    rows = []
-    for one in inspections:
-        for number, layer in zip(one.blocks, one.ablation.layers, strict=True):
-            number_of, similar = one.ablation.comparisons, layer.similarity.between
-            rows.append(
-                (
-                    _named(inspections, one, layer_name(number)),
-                    _costliest(layer.costliest, number_of),
-                    _estimate(layer.any_swapped, number_of) if layer.any_swapped else Cell("-"),
-                    _estimate(layer.averaged, number_of),
-                    _estimate(layer.all_off, number_of),
-                    Cell("-" if similar is None else f"{similar:.2f} ({layer.similarity.chance:.2f})", similar),
-                )
-            )
-    return Table(
-        "What changing the experts does to the loss",
-        ("layer", "the costliest one off", "two swapped (mean)", "all averaged into one", "the layer off", "cosine"),
-        tuple(rows),
-        f"Nats per character on {WINDOWS} windows, the router as it is. The costliest one is chosen on half of them "
-        "and estimated on the others. Averaged: all give the mean of their outputs. Cosine of two experts' outputs for "
-        "one token, in brackets for two unrelated ones. " + _stars(inspections, lambda one: one.ablation),
-    )
-
-
-def _named(inspections: Sequence[Inspection], one: Inspection, name: str) -> Cell:
-    """With the model's name in front if there are several."""
-    return Cell(name if len(inspections) == 1 else f"{one.name}: {name}")
-
-
-def _costliest(costliest: Costliest | None, comparisons: int) -> Cell:
-    return _estimate(costliest.cost, comparisons, before=f"expert {costliest.expert}: ") if costliest else Cell("-")
-
-
-def _estimate(estimate: Estimate, comparisons: int, form: str = "+.4f", after: str = "", before: str = "") -> Cell:
-    star = " *" if estimate.resolved(comparisons) else ""
-    return Cell(f"{before}{plus_minus(estimate, form)}{star}{after}", estimate.mean)
-
-
-def _stars(inspections: Sequence[Inspection], part: Callable[[Inspection], Atlas | Counterfactual | Ablation]) -> str:
-    """What ± and * mean in a table, and for how many intervals of each model they are corrected."""
-    several = len(inspections) > 1
-    counts = (f"{part(one).comparisons}{f' of {one.name}' if several else ''}" for one in inspections)
-    return f"± is half of a 95 % interval; * differs from 0, corrected for all {' and '.join(counts)} comparisons here."
+def _in_brackets(one: Inspection) -> str:
+    return f" ({one.letter[0]})" if one.letter else ""

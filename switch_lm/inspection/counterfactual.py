@@ -1,7 +1,7 @@
 """Was the router right? The loss of a token's next character with every expert in place of the chosen one."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +17,13 @@ from switch_lm.model.transformer import SwitchLM, evaluating
 from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.reading import Probe, rewind, switch_layers
 from switch_lm.probe.subject import LayerCall, calls, used
-from switch_lm.stats.clusters import at_most, mean_where, nats, plus_minus, without_interval
+from switch_lm.stats.clusters import mean_where
 from switch_lm.stats.intervals import Estimate
 
 POSITIONS = 12  # in each window
 MOST_TRIED = 64  # experts: of more, as many are drawn to stand for all
 SAME = 1e-5  # nats; losses that are closer differ only by rounding
 SAME_GATE = 1e-4
-ALONE = "Each token had a single expert to choose: there is nothing to judge."
 HELD, OWN = "the chosen expert's gate", "its own gate"
 
 
@@ -47,28 +46,6 @@ class Judgement:
     chosen_gains_on_random: Estimate  # mean loss of all experts less that of the chosen one
     without: float  # share of the tokens that had no expert: they are not judged; all figures are NaN if it is 1
 
-    def findings(self, comparisons: int) -> list[str]:
-        """`comparisons`: of all layers and gates, for which intervals are corrected."""
-        if self.without == 1.0:
-            return [f"With {self.gate} nothing could be judged: no token had an expert."]
-        against = self.chosen_gains_on_random
-        if against.error is None:
-            verdict = f"whether it is better than a random one is open ({without_interval(against)})"
-        elif against.resolved(comparisons):
-            verdict = f"it is {'better' if against.mean > 0 else 'worse'} than a random one, by {nats(against)}"
-        else:
-            verdict = f"it differs from a random one by {at_most([against], comparisons, either_way=True)}"
-        mean_rank = (self.num_experts + 1) / 2
-        experts = f"{self.num_experts:g}" if self.num_experts.is_integer() else f"{self.num_experts:.1f} (on average)"
-        return [
-            f"With {self.gate} the chosen expert was the best of {experts} for {plus_minus(self.best, '.1%')} of "
-            f"tokens (chance {self.chance:.1%}), its mean rank {plus_minus(self.rank, '.2f')} (chance "
-            f"{mean_rank:.1f}); {verdict}. In hindsight the best one would have gained {nats(self.best_gains)} on it, "
-            f"and {nats(self.best_gains_on_random)} on a random one."
-            + f" Tokens without an expert ({self.without:.1%}) are not judged."
-            * (self.without > 0)
-        ]
-
 
 @dataclass(frozen=True)
 class Counterfactual:
@@ -80,24 +57,9 @@ class Counterfactual:
     drawn_from: int | None = None  # experts: of these 64 were drawn; None: each token was tried on all
 
     @property
-    def alone(self) -> bool:
-        """Whether each token had a single expert to choose."""
-        return all(judged.num_experts == 1.0 for judged in self.held)
-
-    @property
     def comparisons(self) -> int:
         """How many intervals decide a claim, one of each judgement: the gain on a random expert."""
         return len(self.held) + len(self.own)
-
-    def findings(self, blocks: Sequence[int]) -> list[str]:
-        """Two sentences per layer, named by its block; or one, if no token had another expert to choose."""
-        if self.alone:
-            return [ALONE]
-        layers = zip(blocks, self.held, self.own, strict=True)
-        result = [f"Layer {n}: {x}" for n, *pair in layers for one in pair for x in one.findings(self.comparisons)]
-        if self.drawn_from is not None:
-            result.insert(0, f"Besides the chosen expert, {MOST_TRIED} random ones of {self.drawn_from:,} were tried.")
-        return result
 
 
 def counterfactual(model: SwitchLM, probe: Probe, *, positions: int = POSITIONS, say: Say = silent) -> Counterfactual:

@@ -1,23 +1,21 @@
 """Which tokens are dropped at the training capacity, and what each token's own drop costs it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from switch_lm.inspection.atlas import CHARACTER
 from switch_lm.measure.scoring import negative_log_likelihood
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.reading import Probe, read, rewind, switch_layers
-from switch_lm.probe.subject import Subject, noise, promised, without_slot
+from switch_lm.probe.subject import Subject, noise, promised, used, without_slot
 from switch_lm.routers.routing import Routing
-from switch_lm.stats.clusters import LEAST, at_most, bound, difference, mean_where, nats, plus_minus, without_interval
+from switch_lm.stats.clusters import LEAST, difference, mean_where
 from switch_lm.stats.information import Explained, explained
 from switch_lm.stats.intervals import Estimate
-
-FIFTHS = 5
+from switch_lm.stats.shares import FIFTHS, fifths, independent, shares_by
+from switch_lm.text.classes import CHARACTER
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Drops:
     by_position_LS: Tensor
     by_row_LR: Tensor  # row of its batch
     by_difficulty_LQ: Tensor
+    by_expert_LE: Tensor  # of the assignments that select it
     character: tuple[Explained, ...]  # per layer, how much of who is dropped the character explains
     late_positions: Estimate | None  # share of the later half of a window less that of the earlier; mean over layers
     late_rows: Estimate | None  # the same of a batch's rows
@@ -53,51 +52,15 @@ class Drops:
         """Of each layer's tokens."""
         return self.dropped_LBS.float().mean(dim=(1, 2)).tolist()
 
-    def findings(self, blocks: Sequence[int]) -> list[str]:
-        """One sentence each, which names layers by their blocks, also where there is no difference or no drop."""
-        shares = ", ".join(f"{share:.1%}" for share in self.share_L)
-        setting = f"At capacity factor {self.capacity_factor:g}, {self.batch_size} rows per batch"
-        if self.cost is None:
-            return [f"{setting}, drops by layer: {shares}.", "No token of the probe was dropped."]
-        layers = zip(blocks, self.character, strict=True)
-        known = [
-            f"layer {n} {plus_minus(x.beyond, '.1%')} (chance {x.chance:.1%})"
-            for n, x in layers
-            if x.beyond_chance(self.comparisons)
-        ]
-        unsettled = self.cost.error is not None and not self.cost.resolved(self.comparisons)
-        most = f": {at_most([self.cost], self.comparisons)}" if unsettled else ""
-        if self.unit == "batch" and self.cost.error is not None:
-            most = "; a rare batch can cost many times as much, so that this interval may be too short"
-        several, by_chance = sum(self.at_once[2:]), sum(self.at_once_by_chance[2:])
-        batches = self.dropped_LBS.shape[1] // self.batch_size
-        few = f"Rows of a batch share places, so that a batch is one unit; an interval needs {LEAST}, and this text has"
-        return [
-            f"{setting}, drops by layer: {shares}.",
-            *([f"{few} {batches}."] if self.unit == "batch" and batches < LEAST else []),
-            self._compared("the later half of a window", "the earlier one", self.late_positions),
-            self._compared("the later half of a batch's rows", "the earlier one", self.late_rows),
-            self._compared("the fifth that is hardest to predict", "the easiest", self.hardest),
-            f"The character explains who is dropped, beyond chance: {', '.join(known)}." if known
-            else "That the character explains who is dropped does not show.",
-            f"Its own drops change a dropped token's loss by {nats(self.cost, self.unit)}{most}.",
-            f"{several:.2%} of tokens are dropped in several layers ({by_chance:.2%} if layers were independent).",
-        ]  # fmt: skip
-
-    def _compared(self, one: str, other: str, estimate: Estimate | None) -> str:
-        if estimate is None:
-            return f"{one.capitalize()} could not be compared with {other}: the probe is too small."
-        share = f"{plus_minus(estimate, '+.2%', self.unit)} of tokens"
-        if estimate.error is None:
-            reason = without_interval(estimate, self.unit)
-            return (
-                f"Whether {one} is dropped more often than {other} is open: {estimate.mean:+.2%} of tokens ({reason})."
-            )
-        if not estimate.resolved(self.comparisons):
-            most = bound([estimate], self.comparisons, either_way=True)
-            return f"Between {one} and {other} no difference shows: {share}, at most {most:.2%} either way."
-        often = "more" if estimate.mean > 0 else "less"
-        return f"{one.capitalize()} is dropped {often} often than {other}: {share}."
+    @property
+    def compared(self) -> dict[str, Estimate | None]:
+        """The intervals of all layers together, by what they are."""
+        return {
+            "later half of a window less the earlier": self.late_positions,
+            "later half of a batch's rows less the earlier": self.late_rows,
+            "hardest fifth by loss less the easiest": self.hardest,
+            "nats that its own drops add to a dropped token's loss": self.cost,
+        }
 
 
 def drops(
@@ -122,11 +85,12 @@ def drops(
         B, S = probe.ids_BS.shape
         probe = Probe.of(probe.split_ids, context_length=S, num_windows=max(B, LEAST * batch_size))
     batch_size = min(batch_size, len(probe.ids_BS))
-    dropped_LBS, cost_BS = costs(model, probe, batch_size, capacity_factor, seed=seed, say=say)
+    dropped_LBS, cost_BS, by_expert_LE = costs(model, probe, batch_size, capacity_factor, seed=seed, say=say)
     windows = len(cost_BS)
     return summary(
         dropped_LBS,
         cost_BS,
+        by_expert_LE=by_expert_LE,
         ids_BS=probe.ids_BS[:windows],
         nll_BS=read(model, probe).nll_BS[:windows],
         num_characters=model.vocab_size,
@@ -139,9 +103,10 @@ def drops(
 
 def costs(
     model: SwitchLM, probe: Probe, batch_size: int, capacity_factor: float, *, seed: int = 0, say: Say = silent
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Which tokens each layer drops (L, B, S), and what its own drops add to each token's loss (B, S), in nats.
 
+    And the share of the assignments that select an expert which it does not compute (L, E): NaN where none selects it.
     Each token is scored a second time with a slot in every layer, while all tokens before it stay as they were.
     """
     switch_layers(model)
@@ -154,13 +119,15 @@ def costs(
         for number, (ids_BS, target_BS) in enumerate(batches):
             say(f"drops, window {number * batch_size} of {len(batches) * batch_size}")
             result.append(_batch(dropping, ids_BS, target_BS, capacity_factor))
-    dropped, cost = zip(*result, strict=True)
-    return torch.cat(dropped, dim=1), torch.cat(cost)
+    dropped, cost, counts = zip(*result, strict=True)
+    dropped_LE, selected_LE = torch.stack(counts).sum(dim=0)
+    return torch.cat(dropped, dim=1), torch.cat(cost), dropped_LE / selected_LE
 
 
-def _batch(model: SwitchLM, ids_BS: Tensor, target_BS: Tensor, capacity_factor: float) -> tuple[Tensor, Tensor]:
-    """Which tokens are dropped (L, B, S), and what their own drops add to their loss (B, S).
+def _batch(model: SwitchLM, ids_BS: Tensor, target_BS: Tensor, capacity_factor: float) -> tuple[Tensor, ...]:
+    """Which tokens are dropped (L, B, S), what their own drops add to their loss (B, S), and the number of drops.
 
+    That is of the assignments to each expert that it did not compute, and of all (2, L, E).
     From the last position to the first: keys and values of what stands before are those of the pass with drops. A
     position at which no row has a drop is not read again.
     """
@@ -173,7 +140,11 @@ def _batch(model: SwitchLM, ids_BS: Tensor, target_BS: Tensor, capacity_factor: 
         rewind(cache, t)
         logits = model(ids_BS[:, t : t + 1], cache=cache, capacity_factor=None).logits
         placed_BS[:, t : t + 1] = negative_log_likelihood(logits, target_BS[:, t : t + 1])
-    return dropped_LBS, nll_BS - placed_BS
+    number = [
+        torch.stack([r.expert_N[which(r)].bincount(minlength=model.config.num_experts) for r in output.routings])
+        for which in (without_slot, used)
+    ]
+    return dropped_LBS, nll_BS - placed_BS, torch.stack(number)
 
 
 def _dropped(routing: Routing) -> Tensor:
@@ -187,6 +158,7 @@ def summary(
     dropped_LBS: Tensor,
     cost_BS: Tensor,
     *,
+    by_expert_LE: Tensor,
     ids_BS: Tensor,
     nll_BS: Tensor,
     num_characters: int,
@@ -214,10 +186,11 @@ def summary(
         batch_size,
         "batch" if shared else "window",
         dropped_LBS,
-        by_character_LV=_shares(dropped_LBS, ids_BS, num_characters),
-        by_position_LS=_shares(dropped_LBS, position_BS, S),
-        by_row_LR=_shares(dropped_LBS, row_BS, batch_size),
-        by_difficulty_LQ=_shares(dropped_LBS, fifth_BS, FIFTHS),
+        by_character_LV=shares_by(dropped_LBS, ids_BS, num_characters),
+        by_position_LS=shares_by(dropped_LBS, position_BS, S),
+        by_row_LR=shares_by(dropped_LBS, row_BS, batch_size),
+        by_difficulty_LQ=shares_by(dropped_LBS, fifth_BS, FIFTHS),
+        by_expert_LE=by_expert_LE,
         character=tuple(
             explained(units(x_BS).long(), units(ids_BS), label=CHARACTER, seed=seed) for x_BS in dropped_LBS
         ),
@@ -235,25 +208,3 @@ def _places(nll_BS: Tensor, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
     (B, S), device = nll_BS.shape, nll_BS.device
     row_B1 = (torch.arange(B, device=device) % batch_size)[:, None]
     return torch.arange(S, device=device).expand(B, S), row_B1.expand(B, S), fifths(nll_BS)
-
-
-def fifths(nll_BS: Tensor) -> Tensor:
-    """The fifth by loss that each token is in (B, S), from 0, the easiest, to 4."""
-    return (nll_BS.flatten().argsort(stable=True).argsort() * FIFTHS // nll_BS.numel()).view_as(nll_BS)
-
-
-def _shares(dropped_LBS: Tensor, label_BS: Tensor, size: int) -> Tensor:
-    """The share of tokens with each label from 0 to `size` - 1 that each layer drops (L, size)."""
-    label_T = label_BS.reshape(-1)
-    count_N = torch.bincount(label_T, minlength=size).double()
-    dropped_LN = [torch.bincount(label_T, x_BS.flatten().double(), minlength=size) for x_BS in dropped_LBS]
-    return torch.stack(dropped_LN) / count_N
-
-
-def independent(share_L: list[float]) -> tuple[float, ...]:
-    """The probabilities that exactly 0, 1, ... of independent events happen."""
-    probability = [1.0]
-    for share in share_L:
-        here, one_more = [p * (1 - share) for p in probability] + [0.0], [0.0] + [p * share for p in probability]
-        probability = [a + b for a, b in zip(here, one_more, strict=True)]
-    return tuple(probability)

@@ -1,6 +1,6 @@
 """When did the experts specialise, and which routes were still changing at the end? From one run's checkpoints."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -8,17 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from switch_lm.inspection.atlas import CHARACTER
-from switch_lm.pages.characters import visible
 from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.reading import Probe, read
 from switch_lm.stats.information import SHIFTS, Explained, explained
 from switch_lm.storage.checkpoint import CheckpointError, read_model
 from switch_lm.storage.checkpoint import read as read_checkpoint
 from switch_lm.storage.runs import CHECKPOINTS
+from switch_lm.text.classes import CHARACTER
 
 SETTLED = 0.9  # of what the character explains at the end, beyond chance
-ENOUGH = 50  # tokens of a character, before a share of them is reported
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,6 @@ class History:
     character: tuple[tuple[Explained, ...], ...]  # N x L: how much of the choice the character explains
     since_before: tuple[tuple[Change, ...], ...]  # N - 1 x L: from one checkpoint to the next
     to_last: tuple[tuple[Change, ...], ...]  # N x L: what differs from the last checkpoint
-    changing_LV: Tensor  # share of each character's tokens that changed at the end; NaN where there are none
-    count_V: Tensor
     skipped: tuple[str, ...]  # checkpoints that could not be read, and why
 
     @property
@@ -57,39 +53,6 @@ class History:
         beyond = [layers[layer].beyond.mean for layers in self.character]
         below = [n for n, value in enumerate(beyond) if value < SETTLED * beyond[-1]]
         return self.steps[below[-1] + 1 if below else 0]
-
-    def findings(self, blocks: Sequence[int], characters: str) -> list[str]:
-        """`blocks`: the names of the layers; `characters`: what each id stands for."""
-        left_out = [f"Left out of the history: {reason}." for reason in self.skipped]
-        return left_out + [f"Layer {block}: {self._layer(layer, characters)}." for layer, block in enumerate(blocks)]
-
-    def _layer(self, layer: int, characters: str) -> str:
-        last, at = self.character[-1][layer], self.specialised_at(layer)
-        if at is None:
-            parts = [f"that the character explains the choice at the end, more than by chance, does not show: {last}"]
-        elif len(self.steps) == 1:
-            parts = [f"at step {self.steps[0]:,} the choice is explained, more than by chance, by {last}"]
-        else:
-            moved = self.to_last[self.steps.index(at)][layer].share
-            first = " (the first checkpoint)" if at == self.steps[0] else ""
-            parts = [
-                f"in the end the choice is explained, more than by chance, by {last}, and nearly as much since step "
-                f"{at:,}{first}, though {moved:.0%} of tokens have changed their expert since"
-            ]
-        if self.since_before:
-            change = self.since_before[-1][layer]
-            parts.append(
-                f"from step {self.steps[-2]:,} to {self.steps[-1]:,} {change.share:.1%} of tokens changed their expert "
-                f"(unrelated routers: {change.chance:.0%})"
-            )
-            changing_V = self.changing_LV[layer].nan_to_num(0.0) * (self.count_V >= ENOUGH)
-            most = [v for v in changing_V.argsort(descending=True, stable=True)[:3].tolist() if changing_V[v] > 0]
-            if most:
-                named = [f"'{visible(characters[v])}' {changing_V[v]:.0%}" for v in most]
-                parts.append(f"most of all {', '.join(named)}")
-        else:
-            parts.append("a single checkpoint shows no change")
-        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -127,10 +90,6 @@ def compared(
 ) -> History:
     """Puts the moments in order of step, and each beside the one before and the last one."""
     moments = sorted(moments, key=lambda one: one.step)
-    last, character_T = moments[-1], probe.ids_BS.flatten()
-    before = moments[-2] if len(moments) > 1 else last
-    changed_LT = (before.expert_LBS != last.expert_LBS).flatten(1).double()
-    count_V = torch.bincount(character_T)
     return History(
         steps=tuple(one.step for one in moments),
         loss=tuple(one.loss for one in moments),
@@ -142,9 +101,7 @@ def compared(
             for one in moments
         ),
         since_before=tuple(changes(one, then) for one, then in pairwise(moments)),
-        to_last=tuple(changes(one, last) for one in moments),
-        changing_LV=torch.stack([torch.bincount(character_T, changed_T) / count_V for changed_T in changed_LT]),
-        count_V=count_V,
+        to_last=tuple(changes(one, moments[-1]) for one in moments),
         skipped=tuple(skipped),
     )
 

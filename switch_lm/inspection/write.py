@@ -1,14 +1,12 @@
 """The files of an inspection: all are made before any is written, and each is replaced as a whole."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from switch_lm.inspection.contents import build
 from switch_lm.inspection.drops import Drops
-from switch_lm.inspection.experts_per_token import ExpertsPerToken
+from switch_lm.inspection.experts_per_token import Group
 from switch_lm.inspection.history import History
 from switch_lm.inspection.study import Inspection
 from switch_lm.pages.characters import visible
@@ -16,7 +14,7 @@ from switch_lm.pages.coloured_text import NONE
 from switch_lm.pages.page import to_html
 from switch_lm.pages.pictures import files_of
 from switch_lm.stats.intervals import Estimate
-from switch_lm.storage.files import replacing
+from switch_lm.storage.files import as_csv, replacing
 
 Row = dict[str, object]
 
@@ -43,15 +41,6 @@ def write(files: Mapping[str, bytes], folder: Path) -> None:
     for old in (*folder.glob("pictures/*.png"), *folder.glob("tables/*.csv")):
         if old.relative_to(folder).as_posix() not in files:
             old.unlink()
-
-
-def as_csv(rows: Sequence[Row]) -> str:
-    """With a line of headings; a cell is empty where there is no value."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _rows(one: Inspection) -> dict[str, list[Row]]:
@@ -110,10 +99,10 @@ def _assignments(one: Inspection, characters: Sequence[str]) -> list[Row]:
     ]  # fmt: skip
 
 
-def _per_token(per_token: ExpertsPerToken, blocks: Sequence[int]) -> list[Row]:
+def _per_token(per_token: Sequence[Group], blocks: Sequence[int]) -> list[Row]:
     return [
         {"layer": layer, "by": one.by, "value": one.value, "tokens": one.count, "experts": x.mean, "without": none}
-        for one in per_token.groups
+        for one in per_token
         for layer, (x, none) in zip(blocks, one.layers, strict=True)
     ]
 

@@ -27,7 +27,7 @@ class ColouredText extends Key {
     const part = (name) => root.querySelector(`.${name}`);
     const data = JSON.parse(root.querySelector("script").textContent);
     this.letters = Array.from(data.text);
-    Object.assign(this, { ...data, part, start: 0, caret: 0, cells: [] });
+    Object.assign(this, { ...data, part, start: 0, caret: 0, cells: [], found: new Set() });
     this.box = part("letters");
     this.box.tabIndex = 0;
     const states = { role: "textbox", "aria-readonly": "true", "aria-multiline": "true" }; // so that arrows come through
@@ -50,7 +50,8 @@ class ColouredText extends Key {
     part("copy").addEventListener("click", (event) => this.copy(event.target));
     root.addEventListener("keydown", (event) => event.key === "Escape" && this.only.size && this.showOnly());
     part("go").addEventListener("change", (event) => event.target.value && this.move(event.target.value - 1));
-    part("find").addEventListener("keydown", (event) => event.key === "Enter" && this.find(event.target.value));
+    const find = ({ key, target }) => (key === "Enter" || !target.value) && this.find(target.value);
+    for (const kind of ["keydown", "input"]) part("find").addEventListener(kind, find); // an empty field has no marks
     const at = (event) => this.start + this.cells.indexOf(event.target);
     const last = (event) => this.start + this.cells.lastIndexOf(event.target);
     box.addEventListener("mouseover", (event) => at(event) >= this.start && this.tell(at(event), last(event)));
@@ -105,6 +106,7 @@ class ColouredText extends Key {
       const names = [shown ? this.colourOf(code) : "none"];
       if (this.letters[this.start + i] === "\n") names.push("break");
       if (this.odds && !this.odds[this.start + i]) names.push("given");
+      if (this.found.has(this.start + i)) names.push("found");
       cell.className = names.join(" ");
       if (shown && code !== before) cell.dataset.mark = this.view.marks[code];
       else delete cell.dataset.mark;
@@ -157,16 +159,16 @@ class ColouredText extends Key {
     return this.start + to;
   }
 
-  // The next place after the caret, from the beginning again after the last one; capitals do not matter.
+  // Marks every place and moves to the next after the caret, from the beginning again after the last; capitals do not matter.
   find(words) {
-    const lower = (letter) => letter.toLowerCase();
-    const sought = Array.from(words, lower);
-    const { length } = this.letters;
-    for (let step = 1; sought.length && step <= length; step++) {
-      const at = (this.caret + step) % length;
-      if (sought.every((letter, i) => at + i < length && lower(this.letters[at + i]) === letter)) return this.move(at);
-    }
-    if (sought.length) this.part("about").replaceChildren("“", make("bdi", {}, words), "” is not in the text.");
+    const [sought, text] = [Array.from(words), this.letters].map((letters) => letters.map((letter) => letter.toLowerCase()));
+    const places = sought.length ? [...text.keys()].filter((at) => sought.every((letter, i) => text[at + i] === letter)) : [];
+    this.found = new Set(places.flatMap((at) => sought.map((_, i) => at + i)));
+    this.colour();
+    if (places.length) this.move(places.find((at) => at > this.caret) ?? places[0]);
+    const which = `”: ${places.indexOf(this.caret) + 1} of ${places.length.toLocaleString("en")}. `;
+    const told = places.length ? [which, ...this.part("about").childNodes] : ["” is not in the text."];
+    if (sought.length) this.part("about").replaceChildren("“", make("bdi", {}, words), ...told);
   }
 
   // --- what is known of a character, or of all that are drawn as one ---

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from switch_lm.pages.characters import harmless
 from switch_lm.pages.coloured_text import ColouredText
+from switch_lm.pages.expert_cards import ExpertCards
 
 BLANK = ("", "-", "–", "—")  # cells without a value; sorted last in both directions
 
@@ -105,9 +106,17 @@ class HeatMap:
     high: float
     centre: float | None = None
     note: str = ""
+    in_bands: bool = False  # the columns, in several bands below each other, so that every name can be read
 
 
-Part = Text | Bullets | Code | Table | Picture | HeatMap | ColouredText
+@dataclass(frozen=True)
+class Beside:
+    """Pictures beside each other, where there is room."""
+
+    pictures: tuple[Picture | HeatMap, ...]
+
+
+Part = Text | Bullets | Code | Table | Picture | HeatMap | Beside | ColouredText | ExpertCards
 
 
 @dataclass(frozen=True)
@@ -130,7 +139,8 @@ class Document:
     def pictures(self) -> list[Picture | HeatMap]:
         """All of them, in order."""
         parts = [part for section in self.sections for part in section.parts]
-        return [part for part in parts if isinstance(part, Picture | HeatMap)]
+        groups = (part.pictures if isinstance(part, Beside) else (part,) for part in parts)
+        return [part for group in groups for part in group if isinstance(part, Picture | HeatMap)]
 
 
 def number(cell: Cell) -> float | None:

@@ -57,6 +57,7 @@ def atlas(
         values=tuple(map(tuple, values)),
         low=0.0,
         high=1.0,
+        in_bands=True,
     )
 
 

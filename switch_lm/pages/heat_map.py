@@ -19,6 +19,7 @@ from switch_lm.pages.plots import short, wrapped
 TWO_SIDED = LinearSegmentedColormap.from_list("two_sided", ["#053a66", "#3f8ac0", "#dedbd3", "#e08214", "#7f3b08"])
 # In points: the height of the scale, height and width of a letter, least width of the cells.
 SCALE, NAME_SIZE, CHARACTER, WIDTH = 9.0, 7.5, 5.2, 300.0
+BAND, BAND_NAME_SIZE, BAND_ROW = 22, 11.5, 11.5  # columns of a band at most; the size of its names, and its rows
 HEIGHT = 20_000.0  # of the cells at most: matplotlib draws no image of more than 65,535 pixels
 
 
@@ -29,34 +30,63 @@ def colours(heat_map: HeatMap) -> tuple[Colormap, Normalize]:
     return TWO_SIDED, TwoSlopeNorm(heat_map.centre, heat_map.low, heat_map.high)
 
 
-def values_of(heat_map: HeatMap) -> np.ma.MaskedArray[tuple[int, ...], np.dtype[np.float64]]:
-    """The numbers, rows by columns; what is not finite is masked, and so is a map without numbers."""
-    return np.ma.masked_invalid(np.array(heat_map.values or ((math.nan,),), dtype=float))
+def rounded_up(value: float) -> float:
+    """To two figures, for the end of a scale."""
+    size = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / size) * size:.2g}")
+
+
+def values_of(heat_map: HeatMap) -> list[np.ma.MaskedArray[tuple[int, ...], np.dtype[np.float64]]]:
+    """The numbers of each band, rows by columns; what is not finite is masked, and so is a map without numbers.
+
+    All bands have as many columns: what is beyond the last one is masked too.
+    """
+    bands, length = _bands(heat_map)
+    values = np.full((max(1, len(heat_map.values)), bands * length), math.nan)
+    if heat_map.values:
+        values[:, : len(heat_map.values[0])] = heat_map.values
+    return [np.ma.masked_invalid(part) for part in np.split(values, bands, axis=1)]
+
+
+def _bands(heat_map: HeatMap) -> tuple[int, int]:
+    """How many there are, and the columns of each."""
+    columns = max(1, len(heat_map.x_names))
+    bands = math.ceil(columns / BAND) if heat_map.in_bands else 1
+    return bands, math.ceil(columns / bands)
 
 
 def draw_heat_map(figure: Figure, heat_map: HeatMap) -> float:
-    """Draws on a figure whose layout is constrained; how high the cells and the scale should be together, in points."""
-    rows, columns = max(1, len(heat_map.y_names)), max(1, len(heat_map.x_names))
-    row, extent = min(18.0, max(2.5, 300.0 / rows), HEIGHT / rows), (-0.5, columns - 0.5, rows - 0.5, -0.5)
-    grid, (cmap, norm) = figure.add_gridspec(2, height_ratios=[SCALE, row * rows]), colours(heat_map)
-    axes, scale = figure.add_subplot(grid[1]), figure.add_subplot(grid[0])
-    image = axes.imshow(values_of(heat_map), cmap, norm, aspect="auto", interpolation="none", extent=extent)
-    axes.set(xlabel=wrapped(heat_map.x_label), ylabel=wrapped(heat_map.y_label, 36))
-    axes.spines[:].set_visible(True)
-    axes.grid(visible=False)
-    axes.tick_params(length=0, labelsize=NAME_SIZE)
-    axes.set_yticks(*_names(heat_map.y_names, NAME_SIZE / row))
-    longest, mean = max(map(len, heat_map.x_names), default=0), sum(map(len, heat_map.x_names)) / columns
-    crowd = columns * (CHARACTER * (longest if longest > 2 else mean) + 2) / WIDTH
-    axes.set_xticks(*_names(heat_map.x_names, crowd, lines=1 if longest > 2 else 3))
+    """Draws on a figure whose layout is constrained; how high the cells and the scale should be together, in points.
+
+    The scale is the last of the figure's axes; the others are the bands, from the top.
+    """
+    rows, (bands, length), (cmap, norm) = max(1, len(heat_map.y_names)), _bands(heat_map), colours(heat_map)
+    row = min(BAND_ROW if bands > 1 else 18.0, max(2.5, 300.0 / rows), HEIGHT / rows)
+    size = BAND_NAME_SIZE if heat_map.in_bands else NAME_SIZE
+    grid = figure.add_gridspec(1 + bands, height_ratios=[SCALE, *[row * rows] * bands])
+    longest, mean = max(map(len, heat_map.x_names), default=0), sum(map(len, heat_map.x_names)) / length / bands
+    crowd = length * (CHARACTER * size / NAME_SIZE * (longest if longest > 2 else mean) + 2) / WIDTH
+    for band, values in enumerate(values_of(heat_map)):
+        axes = figure.add_subplot(grid[1 + band])
+        extent = (-0.5, length - 0.5, rows - 0.5, -0.5)
+        image = axes.imshow(values, cmap, norm, aspect="auto", interpolation="none", extent=extent)
+        axes.set(ylabel=wrapped(heat_map.y_label, 36))
+        axes.spines[:].set_visible(True)
+        axes.grid(visible=False)
+        axes.tick_params(length=0, labelsize=size)
+        axes.set_yticks(*_names(heat_map.y_names, size / row))
+        names = heat_map.x_names[band * length : (band + 1) * length]
+        axes.set_xticks(*_names(names, crowd, lines=1 if longest > 2 else 3))
+    axes.set(xlabel=wrapped(heat_map.x_label))
     middle = (heat_map.low + heat_map.high) / 2 if heat_map.centre is None else heat_map.centre
     look: dict[str, Any] = {
         "ticks": [heat_map.low, middle, heat_map.high],
         "format": FuncFormatter(short),
         "ticklocation": "top",
     }
+    scale = figure.add_subplot(grid[0])
     figure.colorbar(image, scale, orientation="horizontal", label=wrapped(heat_map.value_label), **look)
-    return row * rows + SCALE
+    return row * rows * bands + SCALE
 
 
 def _names(names: Sequence[str], crowd: float, *, lines: int = 1) -> tuple[list[int], list[str]]:

@@ -80,11 +80,11 @@ def files_of(picture: Picture | HeatMap, *, svg: bool = True) -> dict[str, bytes
 def as_image(heat_map: HeatMap) -> NDArray[np.uint8]:
     """The map on white: height x width x RGB. A map that differs in its numbers alone takes a fraction of the time."""
     figure, canvas, background = _empty(replace(heat_map, values=()))
-    axes = figure.axes[0]
-    axes.images[0].set_data(values_of(heat_map))
     canvas.restore_region(background)
-    for part in (axes.images[0], *axes.spines.values()):
-        axes.draw_artist(part)
+    for axes, values in zip(figure.axes[:-1], values_of(heat_map), strict=True):
+        axes.images[0].set_data(values)
+        for part in (axes.images[0], *axes.spines.values()):
+            axes.draw_artist(part)
     return np.array(canvas.buffer_rgba())[..., :3]
 
 

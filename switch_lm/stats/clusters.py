@@ -1,7 +1,7 @@
 """Means over characters whose windows, not characters, were sampled independently, and how they are printed."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -82,15 +82,10 @@ def means_of_parts(total_PB: Tensor, number_PB: Tensor) -> list[Estimate]:
     ]
 
 
-def nats(estimate: Estimate, unit: str = "window") -> str:
-    """The mean ± half of its 95 % interval, signed."""
-    return plus_minus(estimate, "+.4f", unit, of=" nats")
-
-
-def plus_minus(estimate: Estimate, form: str, unit: str = "window", *, of: str = "") -> str:
-    """The same in a form of format(), such as +.2%; `of`: what follows the figures."""
+def plus_minus(estimate: Estimate, form: str, unit: str = "window") -> str:
+    """The mean ± half of its 95 % interval, in a form of format(), such as +.2%."""
     reason = f" ({without_interval(estimate, unit)})" if estimate.error is None else ""
-    return f"{_mean_and_half(estimate, form)}{of}{reason}"
+    return f"{_mean_and_half(estimate, form)}{reason}"
 
 
 def _mean_and_half(estimate: Estimate, form: str) -> str:
@@ -105,20 +100,6 @@ def without_interval(estimate: Estimate, unit: str = "window") -> str:
     units = unit if estimate.count == 1 else f"{unit}es" if unit.endswith("ch") else f"{unit}s"
     alike = ", all equal or decided by one" if estimate.count >= LEAST else ""
     return f"{'one' if estimate.count == 1 else estimate.count} {units}{alike}: no interval"
-
-
-def bound(estimates: Iterable[Estimate], comparisons: int, *, either_way: bool = False) -> float:
-    """The largest upper end of the corrected intervals, at least 0; `either_way`: what none exceeds in size."""
-    ends = [0.0]
-    for low, high in filter(None, (one.interval(comparisons) for one in estimates)):
-        ends.append(max(-low, high) if either_way else high)
-    return max(ends)
-
-
-def at_most(estimates: Iterable[Estimate], comparisons: int, *, either_way: bool = False) -> str:
-    """That bound in nats."""
-    value = bound(estimates, comparisons, either_way=either_way)
-    return f"at most {value:{_precise(value, '.4f')}} nats"
 
 
 def _precise(size: float, form: str) -> str:

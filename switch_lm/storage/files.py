@@ -1,12 +1,14 @@
 """Atomic files: whatever happens, a file has its old or its new content, never a part of it."""
 
+import csv
 import errno
+import io
 import json
 import math
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -90,3 +92,12 @@ def remove_parts(folder: Path) -> None:
     """Removes unfinished files of a killed process. Only for a folder in which no other process writes."""
     for part in folder.glob(f".*{PART}"):
         part.unlink(missing_ok=True)
+
+
+def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
+    """With a line of headings; a cell is empty where there is no value."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

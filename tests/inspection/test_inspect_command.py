@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import errno
+import importlib
 import json
 import os
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +28,16 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 LONG = TEXT * 3
-QUESTIONS = (
+SECTIONS = (
+    "The experts",
+    "The layers",
     "What explains the choice of expert?",
     "Who is dropped?",
     "Was the router right?",
     "Are the experts different?",
     "When did they specialise?",
+    "What to do next",
+    "How it was measured",
 )
 
 
@@ -61,14 +67,18 @@ def test_a_run_gives_a_page_pictures_tables_and_findings_and_removes_old_picture
     (folder / "inspect" / "pictures" / "router_1.png").touch()  # of an inspection of two runs
     assert main(["--run", "tiny"]) == 0
     result, page = capsys.readouterr(), (folder / "inspect" / "inspect.html").read_text()
-    for question in QUESTIONS:
-        assert question in result.out and question in page
+    assert all(f">{section}</h2>" in page for section in SECTIONS)
+    cards = re.findall(r"^layer (\d), expert (\d): .+, [\d.]+ % of the text$", result.out, re.MULTILINE)
+    assert cards == [(layer, expert) for layer in "01" for expert in "0123"]
+    assert all(f"</span> layer {layer}, expert {expert}: " in page for layer, expert in cards)
+    assert (
+        len(re.findall(r"^layer 0\d: the character explains .*; dropped \d.*; router beats", result.out, re.MULTILINE))
+        == 2
+    )
     assert "outputs/runs/tiny/inspect/inspect.html" in result.err
-    counts = {"atlas": 2 * 6, "drops": 2 + 4, "router": 2 * 2, "experts": 2 * (4 + 6 + 4), "history": 2}
-    for number in counts.values():
-        assert f"corrected for all {number} comparisons here." in result.out
-    for table in ("atlas", "router", "experts"):
-        assert f"* differs from 0, corrected for all {counts[table]} comparisons here." in page
+    counts = {"atlas": 2 * 6, "drops": 2 + 4, "router": 2 * 2, "experts": 2 * (4 + 6 + 4)}
+    for table, number in counts.items():
+        assert f"* differs from 0, corrected for all {number} comparisons here." in page, table
     assert not re.search(r"± 0\.0*( |%)", result.out + page)  # no interval of width zero
     pictures = {path.name for path in (folder / "inspect" / "pictures").iterdir()}
     assert {"atlas_0_00.png", "atlas_0_01.png", "router_0.png", "similarity_0.png", "changes_0.png"} <= pictures
@@ -93,12 +103,11 @@ def test_a_checkpoint_that_cannot_be_read_is_named_on_stderr_and_on_the_page(
     assert main(["--run", "tiny"]) == 0
     output, page = capsys.readouterr(), (folder / "inspect" / "inspect.html").read_text()
     assert f"warning: tiny: left out of the history: {damaged} can" in output.err
-    assert f"- Left out of the history: {damaged} can" in output.out
-    assert f"Left out of the history: {damaged} can" in page
+    assert f"tiny: left out of the history: {damaged} can" in page
 
 
 def test_two_runs_stand_side_by_side_on_the_same_windows_and_of_a_long_text_the_beginning_is_coloured(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("switch_lm.inspection.study.MOST_COLOURED", 100)
     run_with_history(make_run, "first")
@@ -111,9 +120,15 @@ def test_two_runs_stand_side_by_side_on_the_same_windows_and_of_a_long_text_the_
     }
     assert read["first"] == read["second"] > 0
     assert {row["run"] for row in rows(Path("both/tables/drops.csv"))} == {"first"}
-    assert "It was trained without a capacity: nothing is dropped." in capsys.readouterr().out
     page = Path("both/inspect.html").read_text()
-    assert page.count('class="coloured"') == 2 and "first: layer 01" in page and "second: layer 02" in page
+    assert "B: It was trained without a capacity: nothing is dropped." in page
+    assert page.count('class="coloured"') == 2 and '<th scope="col">B: layer 02</th>' in page
+    assert page.count("B less A: the difference</h4>") == 4 + 4 + 4  # of a layer that one has alone there are as many
+    shown = set(re.findall(r"A: layer \d, expert (\d)|B: layer \d, expert (\d)", page))
+    assert shown == {(e, "") for e in "0123"} | {("", e) for e in "0123"}
+    assert {"atlas_difference_00.png", "atlas_difference_01.png", "similarity_1.png"} <= {
+        path.name for path in Path("both/pictures").iterdir()
+    }
     split = LONG[int(0.9 * len(LONG)) :]
     assert page.count(f"The validation text (its first 100 of {len(split) - 1} characters) as") == 2
     assert page.count(f'{{"text":{json.dumps(split[:100])},'.replace("'", "\\u0027")) == 2
@@ -172,8 +187,10 @@ def test_the_expert_with_the_largest_gate_stands_for_a_token_and_the_tables_have
             assert [float(row[name]) for name in ("tokens", "experts", "without")] == pytest.approx(expected)
         assert [row["value"] for row in means if row["by"] == "difficulty"] == list("01234")
     page, printed = Path("there/inspect.html").read_text(), capsys.readouterr().out
-    assert all("How many experts does a token get?" in x and "Tokens without an expert (" in x for x in (page, printed))
-    assert "fifth by loss, 0 the easiest" in page and ">none</text>" in page
+    load = sum(row["layer"] == "0" and row["expert"] == "0" for row in by_name["assignments"]) / len(ids_T)
+    assert re.search(rf"layer 0, expert 0: .*, {load:.0%} of the text".replace("%", " %"), printed)
+    assert "How many experts does a token get?" in page and "fifth by loss, 0 the easiest" in page
+    assert ">none</text>" in page and "A token without an expert is not judged." in page
 
 
 @pytest.mark.parametrize("changes", [{"switch_layers": [1]}, {"switch_every": 2}], ids=str)
@@ -183,7 +200,7 @@ def test_a_layer_is_called_by_the_number_of_its_block(
     run_with_history(make_run, capacity_factor=0.5, **changes)
     assert main(["--run", "tiny", "--out", "there"]) == 0
     page = Path("there/inspect.html").read_text()
-    assert {name.lower() for name in re.findall(r"[Ll]ayer \d+", capsys.readouterr().out)} == {"layer 1"}
+    assert {name.lower() for name in re.findall(r"[Ll]ayer \d+", capsys.readouterr().out)} == {"layer 1", "layer 01"}
     assert {name.lower() for name in re.findall(r"[Ll]ayer \d+", page)} == {"layer 1", "layer 01"}
     for table in Path("there/tables").iterdir():
         assert {row["layer"] for row in rows(table)} == {"1"}, table
@@ -195,14 +212,14 @@ def test_of_two_runs_with_different_blocks_each_cell_stands_under_its_block(make
     run_with_history(make_run, "first", switch_layers=[1])
     run_with_history(make_run, "second", switch_layers=[0, 2], num_layers=3)
     assert main(["--run", "first", "--compare", "second", "--out", "both"]) == 0
-    table = Path("both/inspect.html").read_text().split("</table>")[0]
-    assert re.findall(r"layer \d+", table) == ["layer 00", "layer 01", "layer 02"]
+    table = Path("both/inspect.html").read_text().split("How much of the choice")[1].split("</table>")[0]
     lines = [
         re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line, re.DOTALL)
         for line in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
     ]
-    known = {line[0].partition(":")[0]: [cell != "-" for cell in line[1:]] for line in lines[1:]}
-    assert known == {"first": [False, True, False], "second": [True, False, True]}
+    known = {line[0]: [cell != "-" for cell in line[1:]] for line in lines[1:] if line[0].startswith("character:")}
+    second, first = [False, True, False], [True, False, False]
+    assert known == {"character: layer 00": second, "character: layer 01": first, "character: layer 02": second}
 
 
 def test_what_cannot_be_inspected_is_refused_in_one_line(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,25 +261,46 @@ def test_two_checkpoints_of_one_run_have_different_names(make_run: MakeRun) -> N
     early = str(folder / "checkpoints" / "step_000005.ckpt")
     assert main(["--run", "tiny", "--compare", early, "--out", "both"]) == 0
     assert {row["run"] for row in rows(Path("both/tables/atlas.csv"))} == {"tiny/best", "tiny/step_000005"}
-    assert Path("both/pictures/router_1.png").exists()
+    assert Path("both/pictures/similarity_1.png").exists()
 
 
 @pytest.mark.browser
-def test_the_page_works_in_a_browser_wide_and_narrow_light_and_dark(make_run: MakeRun, browser: Chrome) -> None:  # noqa: F811
+def test_the_page_answers_its_questions_in_a_browser_wide_and_narrow_light_and_dark(
+    make_run: MakeRun,
+    browser: Chrome,  # noqa: F811
+) -> None:
     folder = run_with_history(make_run, capacity_factor=0.5)
     assert main(["--run", "tiny"]) == 0
     complaints(browser)
     browser.get((folder / "inspect" / "inspect.html").resolve().as_uri())
-    for scheme, width in (("light", 1280), ("dark", 360)):
+    for scheme, width in (("light", 1280), ("dark", 390), ("dark", 1280), ("light", 390)):
         prefer(browser, scheme)
         resize(browser, width, 900)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
         drawings = browser.find_elements("css selector", "figure svg")
         assert len(drawings) == 2 + 3 + 1 + 2 + 2
         assert all(drawing.is_displayed() and drawing.size["height"] > 60 for drawing in drawings)
-    assert [heading.text for heading in browser.find_elements("css selector", "section h2")][:5] == list(QUESTIONS)
-    letters = browser.find_element("css selector", ".coloured .letters")
+        letters = [text for text in drawings[0].find_elements("css selector", "text") if len(text.text) == 1]
+        assert len(letters) > 10 and min(text.size["height"] for text in letters) >= 11  # characters one can read
+        box = browser.find_element("css selector", ".coloured .letters")
+        cards = browser.find_elements("css selector", ".card")
+        assert len(cards) == 8 and min(card.size["width"] for card in cards) > 240
+        rows = len({card.location["y"] for card in cards})
+        assert rows == (8 if width == 390 else 4)
+    headings = [heading.text for heading in browser.find_elements("css selector", "section h2")]
+    assert headings == list(SECTIONS)
+    first = browser.find_element("css selector", ".card")
+    assert re.match(r"0 layer 0, expert 0: .+ % of the text\nload\n", first.text)
+    (context,) = first.find_elements("css selector", "details > summary")
+    assert "highest gate" not in first.text
+    context.send_keys("\ue007")  # Enter
+    assert "highest gate" in first.text and "lowest gate" in first.text
     beginning = LONG[int(0.9 * len(LONG)) :][:100].replace("\n", "")
-    shown = browser.execute_script("return arguments[0].textContent", letters)
+    shown = browser.execute_script("return arguments[0].textContent", box)
     assert [c for c in shown if c.isalpha()][:60] == [c for c in beginning if c.isalpha()][:60]
+    commands = [pre.text for pre in browser.find_elements("css selector", "section pre")]
+    assert 2 <= len(commands[:-1]) <= 3 and commands[-1] == "python -m switch_lm.inspect --run tiny"
+    for command in commands[:-1]:
+        program, *arguments = shlex.split(command)[2:]
+        importlib.import_module(program).parser().parse_args(arguments)
     assert complaints(browser) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from switch_lm.inspection.counterfactual import HELD, counterfactual, judge
 from switch_lm.measure.scoring import negative_log_likelihood
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.reading import Probe
-from switch_lm.stats.clusters import nats
 from switch_lm.stats.intervals import Estimate
 from switch_lm.text.vocabulary import Vocabulary
 
@@ -86,9 +84,6 @@ def test_a_router_that_is_always_wrong_is_detected() -> None:
     assert (result.best.mean, result.rank.mean, result.chance) == (0.0, 4.0, 0.25)
     assert result.best_gains.mean > result.best_gains_on_random.mean > 0.1
     assert result.chosen_gains_on_random.mean < -0.1
-    assert "(8 windows, all equal or decided by one: no interval)" in result.findings(20)[0]
-    assert "was the best of 3 for" in replace(result, num_experts=3.0).findings(20)[0]
-    assert "was the best of 3.5 (on average) for" in replace(result, num_experts=3.51042).findings(20)[0]
 
 
 def test_a_router_that_is_always_right_is_detected() -> None:
@@ -113,20 +108,15 @@ def test_between_copies_there_is_nothing_to_gain() -> None:
     assert all(one.best_gains_on_random.mean > 0 for one in result.own)  # their gates still differ
 
 
-@pytest.mark.parametrize(("chosen", "word"), [(0, "better"), (3, "worse")])
-def test_a_router_is_called_better_or_worse_only_if_the_corrected_interval_says_so(chosen: int, word: str) -> None:
+@pytest.mark.parametrize(("chosen", "sign"), [(0, 1.0), (3, -1.0)])
+def test_a_router_that_is_better_or_worse_than_a_random_one_is_detected(chosen: int, sign: float) -> None:
     """Expert 0 is better than the mean of the four by 1.5 nats, expert 3 worse, in windows with an effect of 1 nat."""
     draw = torch.Generator().manual_seed(0)
     nll_EBN = torch.arange(4.0)[:, None, None] + torch.randn(4, 16, 10, generator=draw)
     nll_EBN[chosen] += torch.randn(16, 1, generator=draw)
     every = {"chosen_BN": torch.full((16, 10), chosen), "open_EBN": torch.ones(4, 16, 10, dtype=torch.bool)}
-    result = judge(nll_EBN, **every, gate=HELD)
-    gains = result.chosen_gains_on_random
-    assert f"it is {word} than a random one, by {nats(gains)}" in result.findings(1)[0]
-    comparisons = next(10**n for n in range(20) if not gains.resolved(10**n))
-    low, high = gains.interval(comparisons) or (0.0, 0.0)
-    bound = f"it differs from a random one by at most {max(-low, high):.4f} nats. In hindsight"
-    assert bound in result.findings(comparisons)[0]
+    gains = judge(nll_EBN, **every, gate=HELD).chosen_gains_on_random
+    assert gains.resolved(1) and sign * gains.mean > 0.5
 
 
 def test_a_router_that_chooses_at_random_is_no_better_than_a_random_one() -> None:
@@ -153,7 +143,7 @@ def test_losses_are_judged_by_hand() -> None:
     one_EBN = torch.tensor([[True], [False]]).expand(3, 2, 1)  # no expert takes the other token
     one, nobody = (judge(nll_EBN, chosen_BN=chosen_BN, open_EBN=x, gate=HELD) for x in (one_EBN, one_EBN & False))
     assert (one.num_experts, one.best_gains, one.without) == (3.0, Estimate(1.0, 1), 0.5)
-    assert nobody.findings(1) == [f"With {HELD} nothing could be judged: no token had an expert."]
+    assert nobody.without == 1.0
 
 
 @pytest.mark.parametrize("renormalize", [False, True])

@@ -336,11 +336,19 @@ def test_a_hundred_thousand_characters_are_opened_turned_searched_and_recoloured
     find = browser.find_element("css selector", ".find")
     find.send_keys("needle", ENTER)
     assert where.text == "99,001 to 100,000 of 100,000"
-    assert announced(browser).startswith("“N”") and announced(browser).endswith("character 99,995")
+    assert announced(browser).startswith("“needle”: 1 of 1. “N”") and announced(browser).endswith("character 99,995")
+    found = f"{CELLS}.filter(cell => cell.classList.contains('found')).map(cell => cell.textContent).join('')"
+    assert browser.execute_script(found, PAGE) == "Needle"
+    box = browser.find_element("css selector", ".letters")
+    assert box.size["height"] == 416 < browser.execute_script("return arguments[0].scrollHeight", box)
     assert not following.is_enabled()
     find.clear()
+    find.send_keys("ghi", ENTER, ENTER)  # from the end of the text on from its beginning
+    assert announced(browser).startswith("“ghi”: 2 of 9,999. “g”") and announced(browser).endswith("character 17")
+    assert browser.execute_script(found, 30) == "ghi" * 3
+    find.clear()
     find.send_keys("nowhere", ENTER)
-    assert announced(browser) == "“nowhere” is not in the text."
+    assert announced(browser) == "“nowhere” is not in the text." and browser.execute_script(found, PAGE) == ""
     go = browser.find_element("css selector", ".go")
     go.send_keys("3001", ENTER)
     assert announced(browser).endswith("character 3,001")
