@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -105,6 +104,5 @@ def test_hyperparameters_show_a_row_for_each_run_with_its_figures_on_screen(page
 
 
 def test_scalars_are_in_groups(page: Chrome, server: Server) -> None:  # noqa: F811
-    groups = ("health", "moe", "optim", "perf", "train", "val")
-    shown = opened(page, server, "scalars", "health/layer_00/language_gradient")
-    assert all(re.search(rf"\b{group} \d+\b", shown) for group in groups)
+    groups = "health 4", "moe 82", "optim 5", "perf 3", "train", "val 5"  # one tag is not counted
+    opened(page, server, "scalars", "health/layer_00/language_gradient", *groups)

@@ -63,7 +63,7 @@ def shares(model: SwitchLM, ids_BS: Tensor) -> Tensor:
 
 def test_a_layers_maps_have_a_column_per_logged_step_a_row_per_expert_and_future_steps_are_blank() -> None:
     loads = history()
-    loads.add(torch.tensor([[6, 2], [0, 8]]), torch.tensor([[3, 2], [0, 6]]), step=10)
+    loads.add(torch.tensor([[6, 2], [0, 8]]), torch.tensor([[3, 0], [0, 2]]), step=10)
     loads.add(torch.tensor([[4, 4], [8, 0]]), step=20)
     for layer, (load, dropped) in enumerate(
         (([(1.5, 1.0), (0.5, 1.0)], [(0.5, 0.0), (0.0, 0.0)]), ([(0.0, 2.0), (2.0, 0.0)], [(0.0, 0.0), (0.25, 0.0)]))

@@ -65,8 +65,13 @@ def test_the_last_step_is_validated_and_val_loss_is_the_language_loss_of_the_who
     assert whole.predictions == len(ids) - 1
 
 
-def test_every_quantity_is_logged_once_at_rising_steps(config: Config) -> None:
+def test_every_quantity_is_logged_once_at_rising_steps(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    config.logger.progress = "bar"
     train(config)
+    bar = capsys.readouterr().out.partition("Result")[0]  # its last state
+    for part in (r"evaluating 100%", r"12/12", r"training loss \d\.\d{3}", r"elapsed 0:00:\d\d\n",
+                 r"\d characters/s", r"validation loss \d\.\d{3}", r"left \d+ s"):  # fmt: skip
+        assert re.search(part, bar), (part, bar)
     points = logged(folder_of(config))
     per_layer = {"dropped_share", "load_max_over_mean", "load_min_over_mean", "entropy_share"}
     per_expert = {f"{q}/expert_{e:02d}" for q in ("load", "kept") for e in range(4)}

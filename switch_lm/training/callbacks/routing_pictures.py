@@ -36,12 +36,12 @@ class LoadHistory:
         self.load_CLE = torch.zeros(math.ceil(max_steps / self.steps), len(blocks), num_experts, dtype=torch.long)
         self.dropped_CLE = torch.zeros_like(self.load_CLE)
 
-    def add(self, load_LE: Tensor, kept_LE: Tensor | None = None, *, step: int) -> None:
-        """`step`: how many are done, from 1 on. `kept_LE`: None where nothing is dropped."""
+    def add(self, load_LE: Tensor, dropped_LE: Tensor | None = None, *, step: int) -> None:
+        """`step`: how many are done, from 1 on. `dropped_LE`: None where nothing can be dropped."""
         column = (step - 1) // self.steps
         self.load_CLE[column] += load_LE.cpu()
-        if kept_LE is not None:
-            self.dropped_CLE[column] += (load_LE - kept_LE).cpu()
+        if dropped_LE is not None:
+            self.dropped_CLE[column] += dropped_LE.cpu()
 
     def load(self, layer: int) -> HeatMap:
         """Of one Switch layer, counted from 0. Blank where nothing was logged yet."""
@@ -91,6 +91,12 @@ def spread(load_E: Sequence[float]) -> list[int]:
         return list(range(num_experts))
     ranking = sorted(range(num_experts), key=lambda e: -load_E[e])
     return [ranking[i * (num_experts - 1) // last] for i in range(MOST_EXPERTS)]
+
+
+def dropped_by_expert(routing: Routing) -> Tensor:
+    """How many of the choices that selected each expert no expert computes (E,), int64."""
+    dropped_N = ~routing.kept_N if routing.used_N is None else ~routing.kept_N & routing.used_N
+    return torch.bincount(routing.expert_N[dropped_N], minlength=routing.num_experts)
 
 
 def dropless(model: SwitchLM, ids_BS: Tensor) -> tuple[Routing, ...]:
@@ -145,8 +151,8 @@ class RoutingPictures(Measurement):
         if self.num_layers and step % self.log_every == 0:
             for micro_batch in micro_batches:
                 routings = micro_batch["routings"]
-                kept_LE = torch.stack([routing.kept_E for routing in routings]) if self.limited else None
-                self.history.add(torch.stack([routing.load_E for routing in routings]), kept_LE, step=step)
+                dropped_LE = torch.stack([*map(dropped_by_expert, routings)]) if self.limited else None
+                self.history.add(torch.stack([routing.load_E for routing in routings]), dropped_LE, step=step)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if not self.num_layers:
