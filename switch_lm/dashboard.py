@@ -89,7 +89,7 @@ def _server(app: Any, flags: argparse.Namespace) -> Any:
     """A server on the port that was given, or else on a free one. OSError if the host cannot be listened on."""
     from tensorboard import program
 
-    app = _opening_pinned(app, f"{flags.path_prefix}/")
+    app = _opening_pinned(app, f"{flags.path_prefix.rstrip('/')}/")
     for port in range(PORT, PORT + PORTS_TRIED) if flags.port is None else [flags.port]:
         try:
             _require_free(flags.host, port)  # werkzeug, below TensorBoard, would leave the process
@@ -130,7 +130,7 @@ def _has_a_screen() -> bool:
 
 
 def _show_columns_that_differ() -> None:
-    """Under HPARAMS, and FEW more if fewer than two do: so the figures of the runs stand beside them on the screen.
+    """Under HPARAMS, and those of FEW where fewer than two differ: with more, the runs' figures are off the screen.
 
     TensorBoard looks for what differs only where no run names its columns, and then every scalar is one. It has no
     option for that.
