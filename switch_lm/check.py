@@ -187,7 +187,7 @@ def _to_tensorboard(findings: Sequence[Finding], checkpoint: Path, header: Heade
         try:
             step = int(read(checkpoint).get("global_step", 0))
             markdown = certificate_markdown(findings)
-            write_text(run_of(checkpoint), "certificate", markdown, step, open_writer=open_writer)
+            write_text(run_of(checkpoint), "summary/certificate", markdown, step, open_writer=open_writer)
         except OSError as error:
             print(f"not shown in TensorBoard: {error.strerror or error}", file=sys.stderr)
 

@@ -13,7 +13,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from switch_lm.training.start import train
 
 STARTS_WITHIN_S = 60
 RUN, DENSE = "runs/switch", "runs/dense"
+LAYERS, EXPERTS = 4, 8  # of the default model
 FINDINGS = [
     Finding("future_1, own | row", Verdict.PASS, "at most 1e-07 < 1e-5", "no token sees its future"),
     Finding("drops", Verdict.LEAKS, "12 *of* 96", "what is dropped depends on <other> rows"),
@@ -53,13 +54,12 @@ class Server:
     def is_ready(self) -> bool:
         """Whether it has read all runs to their ends."""
         try:
-            tags = self.get("plugin/scalars/tags")
-            texts = self.get("plugin/text/tags")
+            last = self.get("plugin/histograms/histograms", run=RUN, tag=f"routing/margin/layer_{LAYERS - 1:02d}")[-1]
+            losses = self.get("plugin/scalars/tags").get(DENSE, {})
+            texts = self.get("plugin/text/tags").get(RUN, ())
         except OSError:
             return False
-        return all("hp/val_loss" in tags.get(run, {}) for run in (RUN, DENSE)) and any(
-            tag.startswith("certificate") for tag in texts.get(RUN, ())
-        )
+        return last[1] == 6 and "val/window_loss" in losses and any("certificate" in tag for tag in texts)
 
 
 def train_briefly(place: Path) -> Path:
@@ -67,7 +67,7 @@ def train_briefly(place: Path) -> Path:
     text = place / "text.txt"
     text.write_text("to be, or not to be:\n3 of 12. " * 60)
     config = Config(
-        model=ModelConfig(num_layers=2, d_model=16, num_heads=2, d_ff=16, context_length=8, num_experts=3),
+        model=ModelConfig(d_model=16, num_heads=2, d_ff=16, context_length=8, num_layers=LAYERS, num_experts=EXPERTS),
         data=DataConfig(path=str(text), dir=str(text.parent), batch_size=4),
         trainer=TrainerConfig(max_steps=6, val_every=3, compile="false"),
         logger=LoggerConfig(log_every=1, sample_length=10, progress="none"),
@@ -79,25 +79,26 @@ def train_briefly(place: Path) -> Path:
     config.model.switch_every, config.name = 0, "dense"
     train(config)
     outputs = place / "outputs"
-    write_text(outputs / RUN, "certificate", certificate_markdown(FINDINGS), 6, open_writer=open_writer)
+    write_text(outputs / RUN, "summary/certificate", certificate_markdown(FINDINGS), 6, open_writer=open_writer)
     return outputs
 
 
 @contextmanager
 def serving(outputs: Path) -> Iterator[Server]:
-    """What `make tensorboard` runs; its port is taken, and nothing can be written in TensorBoard's folder."""
+    """What `make tensorboard` runs; port 6006 is taken, and nothing can be written in TensorBoard's folder."""
     place, log = outputs.parent, outputs.parent / "log"
     (place / ".tensorboard-info").touch()
-    with socket.create_server(("127.0.0.1", 0)) as taken, log.open("w") as stderr:
-        port = taken.getsockname()[1]
-        command = [sys.executable, "-m", "switch_lm.dashboard", "--outputs", str(outputs), "--port", str(port)]
-        process = subprocess.Popen(command, stderr=stderr, env=os.environ | {"TMPDIR": str(place)})
+    with ExitStack() as taken, log.open("w") as file:
+        with suppress(OSError):  # by another process, then
+            taken.enter_context(socket.create_server(("127.0.0.1", 6006)))
+        command = [sys.executable, "-m", "switch_lm.dashboard", "--outputs", str(outputs)]
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"TMPDIR": str(place)})
         deadline, running = time.monotonic() + STARTS_WITHIN_S, None
         try:
             while running is None or not running.is_ready():
-                text = log.read_text()
-                address = re.search(rf"port {port} is taken; using (\d+)\n.* at (http://127.0.0.1:\1)/", text)
-                running = Server(address[2]) if address else None
+                text = log.read_text()  # one line
+                address = re.fullmatch(r"TensorBoard: (http://127.0.0.1:(?!6006)\d+)/ \(Ctrl-C ends it\)\n", text)
+                running = Server(address[1]) if address else None
                 assert time.monotonic() < deadline, f"the dashboard did not show the runs in time: {text}"
                 time.sleep(0.5)
             yield running

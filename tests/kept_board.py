@@ -26,10 +26,10 @@ class Kept(Board):
         assert image.ndim == 3 and image.shape[2] == 3 and image.dtype == "uint8"
         self.shown.append((tag, step, image.tobytes()))
 
-    def histogram(self, tag: str, counts: Sequence[int], step: int) -> None:
-        self.shown.append((tag, step, list(counts)))
+    def histogram(self, tag: str, counts: Sequence[int], step: int, *, low: float, high: float) -> None:
+        self.shown.append((tag, step, (list(counts), low, high)))
 
-    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, str]) -> None:
         self.shown.append(("hparams", 0, (dict(values), dict(metrics))))
 
 

@@ -76,25 +76,16 @@ class RoutingSums:
     load_E: Tensor  # choices that selected each expert
     kept_E: Tensor  # choices that each expert computed
     dropped: Tensor  # choices that were dropped
-    mean_prob_E: Tensor  # this and the next two: the sum of each call's mean
-    entropy: Tensor
-    mean_gate: Tensor
+    entropy: Tensor  # the sum of each call's mean
     choices: int | Tensor
-    slots: int | Tensor  # what the experts compute, empty or not
     tokens: int
     calls: int = 1
 
     @classmethod
     def of(cls, routing: Routing) -> RoutingSums:
         """One router call."""
-        choices = num_choices(routing)
-        slots = choices if routing.capacity is None else routing.num_experts * routing.num_groups * routing.capacity
-        used_N = routing.used_N
-        mean_gate = (
-            routing.gate_N.mean() if used_N is None else (routing.gate_N * used_N).sum() / used_N.sum().clamp(min=1)
-        )
-        means = routing.mean_prob_E, router_entropy(routing), mean_gate
-        return cls(routing.load_E, routing.kept_E, dropped_choices(routing), *means, choices, slots, routing.num_tokens)
+        counts = routing.load_E, routing.kept_E, dropped_choices(routing)
+        return cls(*counts, router_entropy(routing), num_choices(routing), routing.num_tokens)
 
     def __add__(self, other: RoutingSums) -> RoutingSums:
         return RoutingSums(*map(add, vars(self).values(), vars(other).values()))
@@ -106,26 +97,23 @@ def layer_scalars(sums: RoutingSums, *, per_expert: bool = True) -> dict[str, Te
     Without `per_expert` five quantiles over the experts stand for them: of E sorted values, number (E - 1) q from 0 on,
     a straight line between two neighbours. Shares and ratios are 0 where no expert takes a token.
     """
-    load_E, kept_E, mean_prob_E = sums.load_E.float(), sums.kept_E.float(), sums.mean_prob_E / sums.calls
-    dropped, mean_load = sums.dropped.float(), load_E.mean().clamp(min=SMALLEST)
+    load_E, kept_E = sums.load_E.float(), sums.kept_E.float()
+    mean_load, num_experts = load_E.mean().clamp(min=SMALLEST), load_E.numel()
     scalars = {
-        "dropped": dropped,
-        "dropped_share": dropped / torch.as_tensor(sums.choices).clamp(min=1),
-        "padded_share": 1.0 - (sums.kept_E.sum() / sums.slots).nan_to_num(1.0),
         "load_max_over_mean": load_E.max() / mean_load,
-        "load_cv": load_E.std(correction=0) / mean_load,
-        "router_entropy": sums.entropy / sums.calls,
-        "mean_gate": sums.mean_gate / sums.calls,
+        "load_min_over_mean": load_E.min() / mean_load,
+        "entropy_share": sums.entropy / sums.calls / math.log(max(2, num_experts)),
+        "dropped_share": sums.dropped.float() / torch.as_tensor(sums.choices).clamp(min=1),
     }
     if isinstance(sums.choices, Tensor):  # any number per token
         scalars["experts_per_token"] = sums.choices / sums.tokens
-    of_experts = {"load": load_E, "kept": kept_E, "mean_prob": mean_prob_E.float()}
+    of_experts = {"load": load_E, "kept": kept_E}
     if per_expert:
-        each = range(load_E.numel())
+        each = range(num_experts)
         return scalars | {f"{name}/expert_{e:02d}": value_E[e] for e in each for name, value_E in of_experts.items()}
-    value_E3 = torch.stack(list(of_experts.values()), dim=1)
-    quantile_Q3 = value_E3.quantile(value_E3.new_tensor([*QUANTILES.values()]), dim=0)
-    rows = zip(QUANTILES, quantile_Q3, strict=True)
+    value_E2 = torch.stack(list(of_experts.values()), dim=1)
+    quantile_Q2 = value_E2.quantile(value_E2.new_tensor([*QUANTILES.values()]), dim=0)
+    rows = zip(QUANTILES, quantile_Q2, strict=True)
     return scalars | {f"{name}/{q}": x for q, row in rows for name, x in zip(of_experts, row, strict=True)}
 
 

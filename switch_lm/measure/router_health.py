@@ -42,7 +42,7 @@ class RouterHealth:
         return nothing_to_learn or not self.language_gradient <= NO_GRADIENT * self.expert_gradient
 
     def scalars(self) -> dict[str, float]:
-        """The figures to log, by name, without those that are None."""
+        """The figures by name, without those that are None."""
         values = {
             "language_gradient": self.language_gradient,
             "balance_gradient": self.balance_gradient,

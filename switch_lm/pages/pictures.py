@@ -78,21 +78,26 @@ def files_of(picture: Picture | HeatMap, *, svg: bool = True) -> dict[str, bytes
 
 
 def as_image(heat_map: HeatMap) -> NDArray[np.uint8]:
-    """The map on white: height x width x RGB. A map that differs in its numbers alone takes a fraction of the time."""
-    figure, canvas, background = _empty(replace(heat_map, values=()))
+    """The map on white: height x width x RGB. One that differs in numbers alone takes a fraction of the time."""
+    alike = re.sub(r"\d", "0", heat_map.title)  # of another layer, say: as wide
+    figure, canvas, background = _empty(replace(heat_map, values=(), title=alike))
+    (title,) = figure.texts
+    title.set_text(wrapped(heat_map.title, 44))
     canvas.restore_region(background)
     for axes, values in zip(figure.axes[:-1], values_of(heat_map), strict=True):
         axes.images[0].set_data(values)
         for part in (axes.images[0], *axes.spines.values()):
             axes.draw_artist(part)
+    figure.draw_artist(title)
     return np.array(canvas.buffer_rgba())[..., :3]
 
 
 @lru_cache(maxsize=8)
 def _empty(heat_map: HeatMap) -> tuple[Figure, Any, Any]:
-    """A map without numbers, and what it looks like."""
+    """A map without numbers, and what it looks like without its title."""
     figure = draw(heat_map)
     figure.set_dpi(SCREEN_DPI)
+    figure.texts[0].set_animated(True)  # left out of the background
     canvas: Any = FigureCanvasAgg(figure)  # matplotlib gives its methods no types
     with _style():
         canvas.draw()

@@ -71,10 +71,10 @@ class Log:
     def image(self, tag: str, image: NDArray[np.uint8], step: int) -> None:
         self._show(lambda board: board.image(tag, image, step))
 
-    def histogram(self, tag: str, counts: Sequence[int], step: int) -> None:
-        self._show(lambda board: board.histogram(tag, counts, step))
+    def histogram(self, tag: str, counts: Sequence[int], step: int, *, low: float, high: float) -> None:
+        self._show(lambda board: board.histogram(tag, counts, step, low=low, high=high))
 
-    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, str]) -> None:
         self._show(lambda board: board.hparams(values, metrics))
 
     def __enter__(self) -> Self:

@@ -26,7 +26,6 @@ from switch_lm.routers.routing import Routing
 from switch_lm.storage.checkpoint import KEY, Header
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.training.callbacks.base import MicroBatch, step_ends
-from switch_lm.training.callbacks.step_scalars import as_perplexity
 from switch_lm.training.data import Batch, derive_seed
 from switch_lm.training.log import Log
 from switch_lm.training.losses import Losses
@@ -261,12 +260,11 @@ class SwitchModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         validation = self.validation
         self.log("val/loss", validation.loss, logger=False)  # for the checkpoints' monitor; written below, at our step
-        scalars = {"val/loss": validation.loss} | as_perplexity("val", validation.loss)
-        if validation.load_max_over_mean is not None and validation.router_entropy is not None:
+        scalars = {"val/loss": validation.loss}
+        if validation.load_max_over_mean is not None:
             self.drops.end_stretch()
             scalars |= {
                 "val/load_max_over_mean": validation.load_max_over_mean,
-                "val/router_entropy": validation.router_entropy,
                 "moe/dropped_share": self.drops.last_stretch,
             }
             self.log("moe/dropped_share", self.drops.last_stretch, logger=False)  # for the console

@@ -201,9 +201,11 @@ class Trial:
     def _pictures(self) -> float:
         from switch_lm.pages.pictures import as_image
 
-        heat_map = RoutingPictures(self.training.data.validation_ids, self.config).history.heat_map()
+        pictures = RoutingPictures(self.training.data.validation_ids, self.config)
+        heat_map = pictures.history.load(0)
         as_image(heat_map)  # loads matplotlib's fonts
-        return (1 + self.config.model.num_switch_layers) * self._seconds(lambda: as_image(heat_map))
+        of_layer = 2 + pictures.limited
+        return of_layer * self.config.model.num_switch_layers * self._seconds(lambda: as_image(heat_map))
 
     def _check(self) -> float:
         windows = RouterWatch(self.training.data.training_ids, self.config).windows

@@ -69,7 +69,6 @@ def _train(training: Training) -> dict[str, Any]:
         trainer.fit(module, training.data, ckpt_path=run.resumes_from)
         result = result_of(training, trainer)
         run.write_json(RESULT, result)
-        log.scalars(dashboard.metrics(result), result["steps"])
     return result
 
 

@@ -133,7 +133,11 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
     commands = [
         f"{python} -m switch_lm.generate --run {name} --prompt={shell_word(prompt)}",
         *(look if result["dropped"] is not None else []),
-        *([f"{_dashboard(config)}  # every expert of every layer"] if "tensorboard" in config.logger.boards else []),
+        *(
+            [f"{_dashboard(config)}  # its losses, and a picture of each layer's experts"]
+            if "tensorboard" in config.logger.boards
+            else []
+        ),
     ]
     console.print(_two_columns("Result", rows))
     _show(console, "loss: dots in training, x in validation", _curve(run, unicode=console.encoding.startswith("utf")))

@@ -53,9 +53,9 @@ def test_the_certificate_is_a_text_in_tensorboard_if_that_is_a_board_of_the_run(
     checkpoint.write(content, folder / "checkpoints" / "best.ckpt")
     assert main(["--run", "tiny"]) == 0
     tensors = EventAccumulator(str(folder)).Reload()
-    assert tensors.Tags()["tensors"] == ["certificate/text_summary"] * (board == "tensorboard")
+    assert tensors.Tags()["tensors"] == ["summary/certificate/text_summary"] * (board == "tensorboard")
     if board == "tensorboard":
-        (result,) = tensors.Tensors("certificate/text_summary")
+        (result,) = tensors.Tensors("summary/certificate/text_summary")
         assert b"own future, training" in result.tensor_proto.string_val[0]
 
 

@@ -261,7 +261,7 @@ def test_alpha_changes_a_run_with_balance_loss_alone(name: str, tmp_path: Path) 
         one = replace(config, alpha=alpha, name=f"alpha_{alpha:.0f}")
         train(one)
         ends.append(state_of(one)["state_dict"])
-        assert min(logged(folder_of(one))["train/balance_loss"].values()) > 0.5
+        assert min(logged(folder_of(one))["moe/balance_loss"].values()) > 0.5
     assert same(*ends) == (name != "loss")
 
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +31,6 @@ from switch_lm.storage.run_folder import TrainingError
 from switch_lm.training.boards.base import Board
 from switch_lm.training.boards.registry import BOARDS
 from switch_lm.training.boards.tensorboard import TensorBoard
-from switch_lm.training.boards.wandb import Wandb
 from switch_lm.training.module import SwitchModule
 from switch_lm.training.start import train
 
@@ -79,7 +77,7 @@ def stopped_and_resumed(config: Config, monkeypatch: pytest.MonkeyPatch, **chang
 
 
 def reproducible(points: Mapping[str, Any]) -> dict[str, Any]:
-    return {tag: values for tag, values in points.items() if not tag.startswith(("perf/", "hp/"))}
+    return {tag: values for tag, values in points.items() if not tag.startswith("perf/")}
 
 
 # --- Each, several, none
@@ -128,15 +126,22 @@ def test_tensorboard_shows_texts_histograms_pictures_and_a_row_of_the_run(config
     config = on(config, "tensorboard")
     train(config)
     events = EventAccumulator(str(folder_of(config)), size_guidance={"scalars": 0, "histograms": 0}).Reload()
-    texts = {"sample/text_summary", "configuration/text_summary", "computation/text_summary"}
+    texts = {f"{name}/text_summary" for name in ("sample", "summary/configuration", "summary/computation")}
     assert texts <= set(events.Tags()["tensors"])
-    assert {"routing/expert_load_over_time", "routing/layer_01_atlas"} <= set(events.Tags()["images"])
-    points = logged(folder_of(config))
-    for event in events.Histograms("moe/layer_00/expert_of_token"):
-        loads = [points[f"moe/layer_00/load/expert_{e:02d}"][event.step] for e in range(4)]
-        assert event.histogram_value.bucket == loads
-        assert event.histogram_value.sum == sum(e * load for e, load in enumerate(loads))
+    assert {"routing/load/layer_00", "routing/which_characters/layer_01"} <= set(events.Tags()["images"])
+    assert [event.step for event in events.Histograms("routing/margin/layer_00")] == [5, 10, 12]
     assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_a_histogram_of_a_board_has_bins_of_equal_width(tmp_path: Path) -> None:
+    board = TensorBoard(tmp_path, None, config=Config(), first_step=0)
+    board.histogram("margin", [3, 0, 1, 4], 5, low=0.0, high=1.0)
+    board.close()
+    (event,) = EventAccumulator(str(tmp_path)).Reload().Histograms("margin")
+    value = event.histogram_value
+    assert (value.min, value.max, value.num) == (0.0, 1.0, 8.0)
+    assert (value.bucket_limit, value.bucket) == ([0.25, 0.5, 0.75, 1.0], [3.0, 0.0, 1.0, 4.0])
+    assert value.sum == 3 * 0.125 + 0.625 + 4 * 0.875
 
 
 def test_without_a_board_a_run_writes_metrics_jsonl_alone(tmp_path: Path) -> None:
@@ -150,9 +155,9 @@ def test_without_a_board_a_run_writes_metrics_jsonl_alone(tmp_path: Path) -> Non
 def test_a_board_gets_texts_and_the_runs_row_once_and_metrics_jsonl_numbers_alone(config: Config) -> None:
     train(config)
     shown = kept(folder_of(config))
-    assert list(shown["sample"]) == [5, 10, 12] and list(shown["configuration"]) == [0]
+    assert list(shown["sample"]) == [5, 10, 12] and list(shown["summary/configuration"]) == [0]
     values, metrics = shown["hparams"][0]
-    assert values["seed"] == 0 and math.isnan(metrics["hp/val_loss"])
+    assert values["seed"] == 0 and set(metrics.values()) <= logged(folder_of(config)).keys()
     assert {tag for tag in logged(folder_of(config)) if tag in shown} == set()
 
 
@@ -198,19 +203,7 @@ def test_wandb_keeps_a_run_and_its_id_in_the_runs_folder_and_needs_no_network(
     content = stored[:BLOCK] + b"".join(stored[at + 7 : at + BLOCK] for at in range(BLOCK, len(stored), BLOCK))
     points = logged(run)["val/loss"]
     assert str(points[12]).encode() in content and str(points[5]).encode() not in content
-    assert any(second.glob("files/media/images/routing/layer_00_atlas_*.png"))
-
-
-def test_wandb_gets_at_most_512_bars_which_hold_every_count() -> None:
-    class Bars(SimpleNamespace):
-        MAX_LENGTH = 512
-
-    board: Any = object.__new__(Wandb)
-    logs: list[Any] = []
-    board._wandb, board._session = SimpleNamespace(Histogram=Bars), SimpleNamespace(log=lambda x, step: logs.append(x))
-    board.histogram("experts", [1] * 1001, 5)
-    bars, edges = logs[0]["experts"].np_histogram
-    assert bars == [2] * 500 + [1] and (edges[0], edges[1], len(edges)) == (-0.5, 1.5, 502)
+    assert any(second.glob("files/media/images/routing/which_characters/layer_00_*.png"))
 
 
 # --- A board of one's own

@@ -31,7 +31,7 @@ def end_of(config: Config) -> dict[str, Any]:
 
 def points_of(run: Path) -> dict[str, dict[int, float]]:
     """Everything that was logged but the measured times and the row of hyperparameters."""
-    return {tag: points for tag, points in logged(run).items() if not tag.startswith(("perf/", "hp/"))}
+    return {tag: points for tag, points in logged(run).items() if not tag.startswith("perf/")}
 
 
 def test_validating_sampling_and_scoring_windows_after_every_step_gives_the_run_that_does_neither(

@@ -15,8 +15,10 @@ from conftest import TEXT, folder_of, logged, tiny_model
 from kept_board import kept
 from small_models import NOISE, noisy
 from torch import Tensor
+from worked import route
 
 from switch_lm.config.schema import Config
+from switch_lm.model.transformer import SwitchLM
 from switch_lm.pages.characters import visible
 from switch_lm.pages.expert_maps import atlas, order
 from switch_lm.routers.base import Router
@@ -25,20 +27,26 @@ from switch_lm.storage import checkpoint
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.training.callbacks.routing_pictures import (
     ATLAS_TAG,
+    DROPPED_TAG,
     LOAD_TAG,
+    MARGIN_TAG,
     LoadHistory,
     RoutingPictures,
+    dropless,
+    margins,
     shares_by_character,
 )
 from switch_lm.training.start import train
 
 VOCABULARY = Vocabulary.of(TEXT)
-TAGS = [LOAD_TAG, ATLAS_TAG.format(0), ATLAS_TAG.format(1)]
+TAGS = [tag.format(layer) for tag in (LOAD_TAG, DROPPED_TAG, ATLAS_TAG) for layer in (0, 1)]
+MARGIN_TAGS = [MARGIN_TAG.format(layer) for layer in (0, 1)]
 
 
 def pictures(run: Path) -> dict[str, dict[int, bytes]]:
     """By tag and step."""
-    return {tag: by_step for tag, by_step in kept(run).items() if tag.startswith("routing/")}
+    shown = {tag: by_step for tag, by_step in kept(run).items() if tag.startswith("routing/")}
+    return {tag: by_step for tag, by_step in shown.items() if tag not in MARGIN_TAGS}
 
 
 def history(**changes: Any) -> LoadHistory:
@@ -46,31 +54,38 @@ def history(**changes: Any) -> LoadHistory:
     return LoadHistory(**sizes | changes)
 
 
-# --- Load over time
+def shares(model: SwitchLM, ids_BS: Tensor) -> Tensor:
+    return shares_by_character(dropless(model, ids_BS), ids_BS, vocab_size=len(VOCABULARY))
 
 
-def test_a_column_is_a_logged_step_and_future_steps_are_blank() -> None:
+# --- Load and drops over time
+
+
+def test_a_layers_maps_have_a_column_per_logged_step_a_row_per_expert_and_future_steps_are_blank() -> None:
     loads = history()
-    loads.add(torch.tensor([[6, 2], [0, 8]]), step=10)
+    loads.add(torch.tensor([[6, 2], [0, 8]]), torch.tensor([[3, 0], [0, 2]]), step=10)
     loads.add(torch.tensor([[4, 4], [8, 0]]), step=20)
-    picture = loads.heat_map()
-    assert picture.x_names == ("0", "10", "20")
-    assert picture.y_names == ("layer 00 · 00", "01", "", "layer 01 · 00", "01")
-    rows = [row[:2] for row in picture.values]
-    assert rows[:2] + rows[3:] == [(1.5, 1.0), (0.5, 1.0), (0.0, 2.0), (2.0, 0.0)]
-    assert all(math.isnan(value) for value in (*rows[2], *(row[2] for row in picture.values)))
+    for layer, (load, dropped) in enumerate(
+        (([(1.5, 1.0), (0.5, 1.0)], [(0.5, 0.0), (0.0, 0.0)]), ([(0.0, 2.0), (2.0, 0.0)], [(0.0, 0.0), (0.25, 0.0)]))
+    ):
+        for picture, rows in ((loads.load(layer), load), (loads.dropped(layer), dropped)):
+            assert picture.title.startswith(f"Layer {layer:02d}: ")
+            assert (picture.x_names, picture.y_names) == (("0", "10", "20"), ("00", "01"))
+            assert [row[:2] for row in picture.values] == rows
+            assert all(math.isnan(row[2]) for row in picture.values)
+    picture = loads.load(0)
     assert (picture.low, picture.centre, picture.high) == (0.0, 1.0, 2.0)
     loads.load_CLE[0, 0] = 0  # a step in which that layer's experts took nobody: idle, not still to come
-    assert [row[0] for row in loads.heat_map().values[:2]] == [0.0, 0.0]
+    assert [row[0] for row in loads.load(0).values] == [0.0, 0.0]
 
 
 def test_of_more_than_64_experts_64_are_shown_and_the_map_says_which() -> None:
     loads = history(num_experts=127)
     loads.add(torch.arange(127).expand(2, -1), step=10)
-    picture = loads.heat_map()
-    assert picture.y_names[:2] + picture.y_names[63:65] == ("layer 00 · 126", "124", "00", "")
-    assert len(picture.values) == 2 * 64 + 1
-    assert picture.y_label == "layer · expert (64 of 127, from the busiest to the idlest)"
+    picture = loads.load(0)
+    assert (*picture.y_names[:2], picture.y_names[63]) == ("126", "124", "00")
+    assert len(picture.values) == 64
+    assert picture.y_label == "expert (64 of 127, from the busiest to the idlest)"
     share_EV = torch.eye(127)[:, :2]
     maps = atlas(share_EV, "ab", [0, 1], load_E=share_EV[:, 1].tolist())
     assert maps.y_names[0] == "01" and len(maps.values) == 64 and "64 busiest of 127" in maps.y_label
@@ -102,7 +117,7 @@ def test_a_long_training_has_at_most_200_columns_which_reach_its_last_step(
     for step in range(log_every, max_steps + 1, log_every):
         loads.add(torch.ones(2, 2, dtype=torch.long), step=step)
     if max_steps >= log_every:
-        assert loads.heat_map().values[0] == (1.0,) * columns
+        assert loads.load(0).values[0] == (1.0,) * columns
 
 
 def test_several_logged_steps_of_a_column_are_averaged() -> None:
@@ -110,7 +125,7 @@ def test_several_logged_steps_of_a_column_are_averaged() -> None:
     loads.add(torch.tensor([[8, 0], [4, 4]]), step=10)
     loads.add(torch.tensor([[4, 4], [2, 6]]), step=20)
     loads.add(torch.tensor([[0, 8], [8, 0]]), step=30)
-    assert [row[:2] for row in loads.heat_map().values[:2]] == [(1.5, 0.0), (0.5, 2.0)]
+    assert [row[:2] for row in loads.load(0).values] == [(1.5, 0.0), (0.5, 2.0)]
 
 
 # --- Atlas
@@ -125,7 +140,7 @@ def test_characters_are_in_a_readers_order_and_each_is_visible() -> None:
 @pytest.mark.parametrize("changes", [{}, {"top_k": 2}, {"eval_capacity_factor": 0.5}], ids=str)
 def test_shares_are_those_of_a_slow_count(changes: dict[str, Any]) -> None:
     model, ids = tiny_model(**changes), VOCABULARY.encode(TEXT[:48]).view(3, 16)
-    share_LEV = shares_by_character(model, ids)
+    share_LEV = shares(model, ids)
     with torch.no_grad():
         routings = model(ids, capacity_factor=None).routings
     seen, got = Counter(ids.flatten().tolist()), Counter[tuple[int, int, int]]()
@@ -159,7 +174,7 @@ def test_shares_of_a_router_with_any_number_of_experts_per_token_are_those_of_a_
     with torch.no_grad():
         routings = model.eval()(ids, capacity_factor=None).routings
     assert {len(set(routing.used_N.view(-1, 4).sum(dim=1).tolist())) > 1 for routing in routings} == {True}
-    share_LEV, ids_T = shares_by_character(model, ids), ids.flatten()
+    share_LEV, ids_T = shares(model, ids), ids.flatten()
     for share_EV, routing in zip(share_LEV, routings, strict=True):
         takes_TE = routing.used_N.view(-1, 4)
         for c in set(ids_T.tolist()):
@@ -181,10 +196,18 @@ def test_an_atlas_has_a_row_per_expert_and_the_chosen_characters_in_order() -> N
 def test_measuring_restores_the_models_mode_and_draws_no_random_number() -> None:
     model = tiny_model(**NOISE).train()
     before, weights = torch.get_rng_state(), {name: w.clone() for name, w in model.state_dict().items()}
-    first = shares_by_character(model, VOCABULARY.encode(TEXT[:48]).view(3, 16))
+    first = shares(model, VOCABULARY.encode(TEXT[:48]).view(3, 16))
     assert all(module.training for module in model.modules()) and torch.equal(torch.get_rng_state(), before)
     assert same(dict(model.state_dict()), weights)
-    assert same(first, shares_by_character(model.eval(), VOCABULARY.encode(TEXT[:48]).view(3, 16)))
+    assert same(first, shares(model.eval(), VOCABULARY.encode(TEXT[:48]).view(3, 16)))
+
+
+# --- Margins
+
+
+def test_a_margin_is_the_gap_between_the_two_most_probable_experts() -> None:
+    logits_TE = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.4, 0.2, 0.4]]).log()
+    assert margins(route(logits_TE, capacity=None)).tolist() == pytest.approx([0.2, 0.7, 0.0], abs=1e-6)
 
 
 # --- In training
@@ -194,16 +217,19 @@ def test_the_load_over_time_equals_the_scalars_and_is_written_after_each_validat
     config.trainer.accumulate = 2
     train(config)
     drawn = pictures(folder_of(config))
-    assert sorted(drawn) == TAGS
+    assert sorted(drawn) == TAGS  # TensorBoard's order
     assert all(list(shown) == [5, 10, 12] for shown in drawn.values())
-    assert len(set(drawn[LOAD_TAG].values())) == 3  # it grows
+    assert all(len(set(drawn[tag].values())) == 3 for tag in TAGS[:4])  # they grow
+    for tag in MARGIN_TAGS:
+        by_step = kept(folder_of(config))[tag]
+        assert list(by_step) == [5, 10, 12] and {(low, high) for _, low, high in by_step.values()} == {(0.0, 1.0)}
+        assert {sum(counts) for counts, _, _ in by_step.values()} == {544}  # all windows of 16
     state = checkpoint.read(folder_of(config) / "checkpoints" / "last.ckpt")["callbacks"]["RoutingPictures"]
     points = logged(folder_of(config))
     for layer in range(2):
         for e in range(4):
             loads = points[f"moe/layer_{layer:02d}/load/expert_{e:02d}"]
             assert state["load_CLE"][:, layer, e].tolist() == list(loads.values())
-    assert state["seconds"] == points["perf/routing_pictures_seconds"][12]
 
 
 def test_a_resumed_run_shows_the_pictures_of_one_that_was_never_stopped(
@@ -242,4 +268,10 @@ def test_pictures_do_not_change_training(config: Config, monkeypatch: pytest.Mon
 def test_a_dense_run_has_no_pictures(config: Config) -> None:
     config.model.switch_every = 0
     train(config)
-    assert pictures(folder_of(config)) == {}
+    assert not [tag for tag in kept(folder_of(config)) if tag.startswith("routing/")]
+
+
+def test_without_a_capacity_there_is_no_picture_of_drops(config: Config) -> None:
+    config.model.capacity_factor, config.trainer.max_steps = None, 2
+    train(config)
+    assert sorted(pictures(folder_of(config))) == [*TAGS[:2], *TAGS[4:]]

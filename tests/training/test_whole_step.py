@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import folder_of, logged
-from kept_board import kept
 from small_models import short_run
 from worked import route
 
@@ -34,19 +33,19 @@ def test_shares_are_ratios_of_sums_and_means_are_over_all_tokens() -> None:
         return route(logits_TE, capacity=2)  # p is 3/4 and 1/4
 
     sums = RoutingSums.of(routing(0, 0, 0, 1)) + RoutingSums.of(routing(1, 1, 1, 0))
-    expected = {"dropped": 2, "dropped_share": 2 / 8, "padded_share": 2 / 8, "load_max_over_mean": 1, "load_cv": 0}
-    expected |= {"router_entropy": 2 * math.log(2) - 0.75 * math.log(3), "mean_gate": 3 / 4}
+    expected = {"dropped_share": 2 / 8, "load_max_over_mean": 1, "load_min_over_mean": 1}
+    expected |= {"entropy_share": 2 - 0.75 * math.log2(3)}  # in bits, of the 1 that a choice between two can have
     for e in range(2):
-        expected |= {f"load/expert_{e:02d}": 4, f"kept/expert_{e:02d}": 3, f"mean_prob/expert_{e:02d}": 1 / 2}
+        expected |= {f"load/expert_{e:02d}": 4, f"kept/expert_{e:02d}": 3}
     assert {tag: value.item() for tag, value in layer_scalars(sums).items()} == pytest.approx(expected)
 
 
 def test_quantiles_over_the_experts_are_on_a_straight_line_between_two_of_them() -> None:
     """Of 5 experts the 5 % quantile is number 0.2 from the least, a fifth of the way to the next."""
     load_E, one = torch.tensor([40, 10, 20, 0, 30]), torch.ones(())
-    sums = RoutingSums(load_E, load_E // 10, one, load_E / 100, one, one, choices=100, slots=100, tokens=100)
+    sums = RoutingSums(load_E, load_E // 10, one, one, choices=100, tokens=100)
     scalars = layer_scalars(sums, per_expert=False)
-    for name, unit in (("load", 10), ("kept", 1), ("mean_prob", 0.1)):
+    for name, unit in (("load", 10), ("kept", 1)):
         of_experts = {tag.partition("/")[2]: x.item() for tag, x in scalars.items() if tag.startswith(f"{name}/")}
         expected = {"min": 0.0, "p05": 0.2, "median": 2.0, "p95": 3.8, "max": 4.0}
         assert of_experts == pytest.approx({q: unit * x for q, x in expected.items()})
@@ -69,21 +68,17 @@ def figures_of(calls: list[Routing]) -> dict[str, float]:
     """By tag, counted from all choices of these router calls."""
     expert_N = torch.cat([call.expert_TK.flatten() for call in calls])
     kept_N = torch.cat([call.kept_TK.flatten() for call in calls])
-    probs_TE, gate_TK = (torch.cat([getattr(call, name) for call in calls]) for name in ("probs_TE", "gate_TK"))
+    probs_TE = torch.cat([call.probs_TE for call in calls])
     load_E = expert_N.bincount(minlength=4).float()
     figures = {
-        "dropped": (~kept_N).sum(),
         "dropped_share": 1 - kept_N.float().mean(),
-        "padded_share": 1 - kept_N.sum() / sum(4 * (call.capacity or 0) for call in calls),
         "load_max_over_mean": load_E.max() / load_E.mean(),
-        "load_cv": load_E.std(correction=0) / load_E.mean(),
-        "router_entropy": torch.distributions.Categorical(probs_TE).entropy().mean(),
-        "mean_gate": gate_TK.mean(),
+        "load_min_over_mean": load_E.min() / load_E.mean(),
+        "entropy_share": torch.distributions.Categorical(probs_TE).entropy().mean() / math.log(4),
     }
     for e in range(4):
         figures[f"load/expert_{e:02d}"] = load_E[e]
         figures[f"kept/expert_{e:02d}"] = kept_N[expert_N == e].sum()
-        figures[f"mean_prob/expert_{e:02d}"] = probs_TE[:, e].mean()
     return {tag: value.item() for tag, value in figures.items()}
 
 
@@ -103,25 +98,27 @@ def test_a_step_of_three_micro_batches_is_logged_whole(
     config.logger.log_every, config.logger.progress = 2, "lines"
     train(config)
     shown = capsys.readouterr().out
-    in_run, histograms = logged(folder_of(config)), kept(folder_of(config))
+    in_run = logged(folder_of(config))
     callbacks = checkpoint.read(folder_of(config) / "checkpoints" / "last.ckpt")["callbacks"]
     for i, step in enumerate((2, 4)):
-        points = {tag: by_step[step] for tag, by_step in in_run.items() if tag.startswith(("train", "moe/l"))}
+        points = {tag: by_step[step] for tag, by_step in in_run.items() if tag.startswith(("train", "moe/"))}
         micro_batches = computed[3 * (step - 1) : 3 * step]
-        parts = [(m.total, m.language, m.routers["balance"], m.router_z, m.importance) for m in micro_batches]
+        parts = [(m.language, m.routers["balance"], m.router_z, m.importance) for m in micro_batches]
         values = [[loss.item() for loss in losses if loss is not None] for losses in parts]
         losses = torch.tensor(values).mean(0).tolist()
-        for tag, loss in zip(("total_loss", "loss", "balance_loss", "z_loss", "importance_loss"), losses, strict=True):
-            assert points[f"train/{tag}"] == pytest.approx(loss)
-        assert points["train/perplexity"] == pytest.approx(math.exp(losses[1]))
-        assert f"step {step}/4  loss {losses[1]:.3f}" in shown
+        for tag, loss in zip(("loss", "balance_loss", "z_loss", "importance_loss"), losses, strict=True):
+            name = f"train/{tag}" if tag != "balance_loss" else "moe/balance_loss"
+            assert points[name] == pytest.approx(loss / 2 if tag == "balance_loss" else loss)  # of the two layers
+        assert f"step {step}/4  training loss {losses[0]:.3f}" in shown
         for layer in range(2):
             prefix, figures = f"moe/layer_{layer:02d}/", figures_of([part.routings[layer] for part in micro_batches])
             of_layer = {tag.removeprefix(prefix): p for tag, p in points.items() if tag.startswith(prefix)}
             assert of_layer == pytest.approx(figures, abs=1e-6)
             loads = [figures[f"load/expert_{e:02d}"] for e in range(4)]
-            assert histograms[f"{prefix}expert_of_token"][step] == loads
             assert callbacks["RoutingPictures"]["load_CLE"][i, layer].tolist() == loads
+            dropped_E = callbacks["RoutingPictures"]["dropped_CLE"][i, layer]
+            assert dropped_E.tolist() == [figures[f"load/expert_{e:02d}"] - figures[f"kept/expert_{e:02d}"]
+                                          for e in range(4)]  # fmt: skip
 
 
 class Kept(StepCallback):

@@ -57,13 +57,13 @@ class Board:
     def image(self, tag: str, image: NDArray[np.uint8], step: int) -> None:
         """A picture (H, W, 3)."""
 
-    def histogram(self, tag: str, counts: Sequence[int], step: int) -> None:
-        """How many there are of 0, 1, 2, ..."""
+    def histogram(self, tag: str, counts: Sequence[int], step: int, *, low: float, high: float) -> None:
+        """How many numbers lie in each of some bins of equal width, which reach from `low` to `high`."""
 
-    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """The run's row in a table of runs: what is configured, and what will be measured (NaN until then).
+    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, str]) -> None:
+        """The run's row in a table of runs: what is configured, and what is measured, by column.
 
-        Called once, when the run starts. The measured values come as scalars of these names at its end.
+        Called once, when the run starts. A measured value is the last one of the scalar with this tag.
         """
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the run's folder, and the charts that show its layers."""
+"""TensorBoard: event files in the run's folder."""
 
 import threading
 import time
@@ -10,23 +10,6 @@ from typing import Any
 from switch_lm.config.schema import Config
 from switch_lm.training.boards.base import Board
 
-# The overview's charts: their titles, and the tags they draw.
-OF_EVERY_RUN = {
-    "validation loss: whole split and window losses": [
-        "^val/loss$",
-        "^val/window_loss$",
-        "^val/window_loss_train_capacity$",
-        "^val/window_loss_generation$",
-    ],
-}
-OF_ROUTED_RUNS = {
-    "dropped share, by layer": [r"^moe/layer_\d+/dropped_share$"],
-    "balance loss, all layers (1 a layer: even)": ["^train/balance_loss$"],
-    "router entropy, by layer": [r"^moe/layer_\d+/router_entropy$"],
-    "mean gate, by layer": [r"^moe/layer_\d+/mean_gate$"],
-    "router's gradient from the language loss, by layer": [r"^health/layer_\d+/language_gradient$"],
-}
-OF_EACH_EXPERT = {"load": "tokens selected", "kept": "tokens kept", "mean_prob": "mean probability P"}
 FLUSH_SECONDS = 10
 EVENTS = "events.out.tfevents.*"
 
@@ -38,8 +21,8 @@ class TensorBoard(Board):
 
     def __init__(self, run: Path, options: Any, *, config: Config, first_step: int) -> None:
         self._writer = open_writer(run, purge_step=first_step, flush_secs=FLUSH_SECONDS)
+        self._name = f"{run.parent.name}/{run.name}"  # of its row
         self._flushed = time.monotonic()
-        self._writer.add_custom_scalars(chart_layout(config.model.switch_blocks))  # the last one counts
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for tag, value in values.items():
@@ -54,46 +37,31 @@ class TensorBoard(Board):
     def image(self, tag: str, image: Any, step: int) -> None:
         self._writer.add_image(tag, image, step, dataformats="HWC")
 
-    def histogram(self, tag: str, counts: Sequence[int], step: int) -> None:
+    def histogram(self, tag: str, counts: Sequence[int], step: int, *, low: float, high: float) -> None:
+        width = (high - low) / len(counts)
+        middles = [low + width * (i + 0.5) for i in range(len(counts))]
         self._writer.add_histogram_raw(
             tag,
-            min=0,
-            max=len(counts) - 1,
+            min=low,
+            max=high,
             num=sum(counts),
-            sum=sum(i * count for i, count in enumerate(counts)),
-            sum_squares=sum(i * i * count for i, count in enumerate(counts)),
-            bucket_limits=[i + 0.5 for i in range(len(counts))],
+            sum=sum(x * count for x, count in zip(middles, counts, strict=True)),
+            sum_squares=sum(x * x * count for x, count in zip(middles, counts, strict=True)),
+            bucket_limits=[x + width / 2 for x in middles],
             bucket_counts=list(counts),
             global_step=step,
         )
 
-    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        from torch.utils.tensorboard.summary import hparams
+    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, str]) -> None:
+        from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_config_pb, hparams_pb
 
-        self.scalars(metrics, 0)  # without any the page shows nothing
-        for summary in hparams(dict(values), dict(metrics)):
-            writer: Any = self._writer.file_writer  # `add_hparams` would begin another event file
-            writer.add_summary(summary)
+        columns = [Metric(tag, display_name=name) for name, tag in metrics.items()]
+        writer: Any = self._writer.file_writer  # `add_hparams` would begin another event file
+        writer.add_summary(hparams_config_pb(hparams=[*map(HParam, values)], metrics=columns))
+        writer.add_summary(hparams_pb(dict(values), trial_id=self._name))
 
     def close(self) -> None:
         self._writer.close()
-
-
-def chart_layout(blocks: Sequence[int]) -> dict[str, dict[str, list[object]]]:
-    """Custom charts: an overview, then one per Switch layer and quantity with a line per expert, or per quantile.
-
-    TensorBoard merges the layouts of all runs by their titles: no title depends on anything but the layer's number.
-    """
-    overview = OF_EVERY_RUN | (OF_ROUTED_RUNS if blocks else {})
-    layout: dict[str, dict[str, list[object]]] = {
-        "overview": {title: ["Multiline", tags] for title, tags in overview.items()}
-    }
-    for layer in blocks:
-        layout[f"layer {layer:02d}"] = {
-            f"layer {layer:02d}: {title}, of the experts": ["Multiline", [rf"^moe/layer_{layer:02d}/{quantity}/\w+$"]]
-            for quantity, title in OF_EACH_EXPERT.items()
-        }
-    return layout
 
 
 def open_writer(run: Path, **options: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import html
 import importlib.metadata
-import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -70,14 +69,11 @@ class Wandb(Board):
     def image(self, tag: str, image: Any, step: int) -> None:
         self._session.log({tag: self._wandb.Image(image)}, step=step)
 
-    def histogram(self, tag: str, counts: Sequence[int], step: int) -> None:
-        """With more numbers than a histogram may have bars, neighbours share one."""
-        width = math.ceil(len(counts) / self._wandb.Histogram.MAX_LENGTH)
-        edges = [number - 0.5 for number in range(0, len(counts) + width, width)]
-        bars = [sum(counts[i : i + width]) for i in range(0, len(counts), width)]
-        self._session.log({tag: self._wandb.Histogram(np_histogram=(bars, edges))}, step=step)
+    def histogram(self, tag: str, counts: Sequence[int], step: int, *, low: float, high: float) -> None:
+        edges = [low + (high - low) * i / len(counts) for i in range(len(counts) + 1)]
+        self._session.log({tag: self._wandb.Histogram(np_histogram=(list(counts), edges))}, step=step)
 
-    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, str]) -> None:
         """Nothing: the whole configuration is there from the start."""
 
     def close(self) -> None:

@@ -46,20 +46,19 @@ class StepCallback(Callback):
 
 
 class Measurement(StepCallback):
-    """Measures something beside training and does not change it. Its seconds are logged and kept across restarts."""
+    """Measures something beside training and does not change it. Its seconds are kept across restarts."""
 
-    name: str  # of `perf/NAME_seconds` in the log and `NAME_seconds` in result.json
+    name: str  # of `NAME_seconds` in result.json
     seconds = 0.0
 
     @contextmanager
-    def timed(self, module: Any, step: int) -> Iterator[None]:
-        """Adds the seconds of its block and logs their sum."""
+    def timed(self, module: Any) -> Iterator[None]:
+        """Adds the seconds of its block."""
         if module.trainer.validating:
             module.stop_if_asked()
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started
-        module.run_log.scalars({f"perf/{self.name}_seconds": self.seconds}, step)
 
     def figures(self) -> dict[str, Any]:
         return {f"{self.name}_seconds": self.seconds}

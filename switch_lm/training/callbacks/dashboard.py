@@ -1,7 +1,5 @@
 """What boards show once per run: the configuration, a row of hyperparameters, and samples of text."""
 
-import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,14 +14,13 @@ from switch_lm.generation.sampling import generate
 from switch_lm.measure.ledger import ledger_table, run_ledger
 from switch_lm.pages.characters import harmless
 
-CAPACITY = "model.capacity_factor"
-HPARAMS = (
-    "model.num_layers", "model.d_model", "model.d_ff", "model.context_length", "model.num_experts",
-    "router.name", "router.top_k", "model.switch_every", CAPACITY, "model.dropout", "alpha", "optim.name", "optim.lr",
-    "optim.matrix_lr", "data.batch_size", "trainer.max_steps", "seed",
-)  # fmt: skip
-METRICS = ("val_loss", "best_val_loss", "dropped", "tokens_per_second")
-NO_METRICS = {f"hp/{name}": math.nan for name in METRICS}  # before the end
+HPARAMS = {  # TensorBoard shows the first five columns that differ, or in the order of their names
+    "alpha": "alpha", "batch": "data.batch_size", "context": "model.context_length", "dropout": "model.dropout",
+    "experts": "model.num_experts", "layers": "model.num_layers", "lr": "optim.lr", "matrix_lr": "optim.matrix_lr",
+    "optim": "optim.name", "router": "router.name", "seed": "seed", "steps": "trainer.max_steps",
+    "switch_every": "model.switch_every", "top_k": "router.top_k", "width": "model.d_model", "d_ff": "model.d_ff",
+}  # fmt: skip
+METRICS = {"val_loss": "val/loss", "dropped": "moe/dropped_share", "tokens_per_second": "perf/tokens_per_second"}
 
 
 def hparams(config: Config) -> dict[str, Any]:
@@ -33,12 +30,8 @@ def hparams(config: Config) -> dict[str, Any]:
     """
     model, flat = config.model, flatten(asdict(config))
     factor = "dropless" if model.capacity_factor is None else show(float(model.capacity_factor))
-    return {key: flat.get(key, "-") for key in HPARAMS} | {CAPACITY: factor if model.num_switch_layers else "dense"}
-
-
-def metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a finished run; a dense one drops nothing. A line is drawn only through runs that have all."""
-    return {f"hp/{name}": result[name] or 0.0 for name in METRICS}
+    row = {name: flat.get(key, "-") for name, key in HPARAMS.items()}
+    return row | {"cap": factor if model.num_switch_layers else "dense"}
 
 
 class Dashboard(Callback):
@@ -48,9 +41,9 @@ class Dashboard(Callback):
         config, log = pl_module.config, pl_module.run_log
         if trainer.global_step > 0:
             return
-        log.text("configuration", _verbatim(OmegaConf.to_yaml(OmegaConf.create(literals(asdict(config))))), 0)
-        log.text("computation", ledger_table(config, len(pl_module.vocabulary)), 0)
-        log.hparams(hparams(config), NO_METRICS)
+        log.text("summary/configuration", _verbatim(OmegaConf.to_yaml(OmegaConf.create(literals(asdict(config))))), 0)
+        log.text("summary/computation", ledger_table(config, len(pl_module.vocabulary)), 0)
+        log.hparams(hparams(config), METRICS)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """For curves of loss against computation."""

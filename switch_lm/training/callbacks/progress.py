@@ -4,13 +4,16 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import lightning
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
+from switch_lm.config.durations import in_words
 from switch_lm.config.schema import Config, TrainerConfig
 from switch_lm.model import devices
 from switch_lm.training.callbacks.base import MicroBatch, StepCallback
@@ -56,15 +59,27 @@ class TimeLeft:
             return False
         return (self._steps > ENOUGH and self._step[0] > SOON) or self._step[0] > LONG
 
+    @property
+    def per_step(self) -> float:
+        """Seconds; NaN before the first step."""
+        return self._step[0] / self._step[1] if self._step[1] else math.nan
+
     def seconds(self, step: int, *, batches_left: int = 0) -> float:
         """After so many steps, with `batches_left` beside those to come; NaN before anything was measured."""
         config, steps = self.config, self.config.max_steps
         last_is_extra = step < steps and steps % config.val_every > 0
         passes = steps // config.val_every - step // config.val_every + last_is_extra + 1  # the last evaluation
-        per_step = self._step[0] / self._step[1] if self._step[1] else math.nan
+        per_step = self.per_step
         per_batch = self._batch[0] / self._batch[1] if self._batch[1] else FORWARD * per_step / config.accumulate
         in_steps = (steps - step) * per_step if step < steps else 0.0
         return in_steps + (passes * self.num_batches + batches_left) * per_batch
+
+
+class Times(ProgressColumn):
+    """The time that has passed, and below it the time that is left."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{elapsed(task)}\n{task.fields['left']}")
 
 
 class ConsoleProgress(StepCallback):
@@ -89,9 +104,11 @@ class ConsoleProgress(StepCallback):
         self.console, self.max_steps, self.heading = console, steps, heading or TRAINING
         self.averages = len(config.optim.averages)  # of the weights: so many passes more in the last validation
         self.left, self.printed_at = TimeLeft(config.trainer, num_batches=num_batches), time.monotonic()
+        trainer, context_length = config.trainer, config.model.context_length
+        self.characters = trainer.accumulate * config.data.batch_size * context_length  # in a step
         columns = (
-            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
+            TextColumn("{task.description}\n{task.fields[speed]}", markup=False), BarColumn(None), MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}\n{task.fields[validation]}"), Times(),
         )  # fmt: skip
         self.bar = Progress(
             *columns,
@@ -99,7 +116,7 @@ class ConsoleProgress(StepCallback):
             transient=heading is not None,
             disable=not bar_wanted,
         )
-        self.task = self.bar.add_task(self.heading, total=steps, loss="", left="")
+        self.task = self.bar.add_task(self.heading, total=steps, loss="", validation="", speed="", left="")
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.bar.reset(self.task, completed=trainer.global_step)
@@ -114,7 +131,8 @@ class ConsoleProgress(StepCallback):
         self.left.end_step()
         if step % self.log_every == 0:
             losses = torch.stack([micro_batch["losses"]["train/loss"] for micro_batch in micro_batches])
-            self.bar.update(self.task, loss=f"loss {losses.mean().item():.3f}")
+            speed = f"{self.characters / self.left.per_step:,.0f} characters/s"
+            self.bar.update(self.task, loss=f"training loss {losses.mean().item():.3f}", speed=speed)
         passes = module.config.trainer.validates(step) + self.averages
         seconds = self.left.seconds(step, batches_left=self.left.num_batches * passes)
         if self.line is not None and self.left.is_known(step, log_every=self.log_every, device=module.device):
@@ -124,7 +142,8 @@ class ConsoleProgress(StepCallback):
         left = left_in_words(seconds)
         self.bar.update(self.task, completed=step, description=self.heading, left=left)
         if self.prints_steps and step % self.print_every == 0:
-            self._print(f"step {step}/{self.max_steps}  {self.bar.tasks[0].fields['loss']}  {left}")
+            fields = self.bar.tasks[0].fields
+            self._print_step(step, fields["loss"], fields["validation"], fields["speed"], left=left)
 
     def measured(self, module: Any, done: int, of: int) -> None:
         """`done` batches of a validation, or of the last evaluation, with the capacity of training; `of` in a pass."""
@@ -136,16 +155,20 @@ class ConsoleProgress(StepCallback):
         what = "evaluating with the capacity of training" if validation.is_done else "validating"
         share = done / of / (1 + averages * (step == self.max_steps))
         begins = "" if self.heading == TRAINING else f"{self.heading}, "
-        self.bar.update(self.task, description=f"{begins}{what} {share:.0%}", left=left)
+        self.bar.update(self.task, description=f"{begins}{what.split()[0]} {share:.0%}", left=left)
         if self.prints_steps and time.monotonic() - self.printed_at > SILENCE:
-            self._print(f"step {step}/{self.max_steps}  {what}: {share:.0%}  {left}")
+            self._print_step(step, f"{what}: {share:.0%}", left=left)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        metrics = trainer.callback_metrics  # what the module logs
+        self.bar.update(self.task, validation=f"validation loss {metrics['val/loss']:.3f}")
         if self.prints_validations:
-            metrics = trainer.callback_metrics  # what the module logs
-            dropped = f"  dropped {metrics[DROPPED]:.1%}" if DROPPED in metrics else ""
-            line = f"[bold]val/loss {metrics['val/loss']:.4f}[/bold]{dropped}"
-            self._print(f"step {trainer.global_step}/{self.max_steps}  {line}")
+            dropped = f"dropped {metrics[DROPPED]:.1%}" if DROPPED in metrics else ""
+            self._print_step(trainer.global_step, f"[bold]val/loss {metrics['val/loss']:.4f}[/bold]", dropped)
+
+    def _print_step(self, step: int, *parts: str, left: str = "") -> None:
+        known = f"step {step}/{self.max_steps}", *parts, elapsed(self.bar.tasks[0]), left
+        self._print("  ".join(filter(None, known)))
 
     def _print(self, line: str) -> None:
         self.console.print(line, highlight=False)
@@ -160,6 +183,9 @@ class ConsoleProgress(StepCallback):
 
 def left_in_words(seconds: float) -> str:
     """Empty where it is not known."""
-    if math.isnan(seconds):
-        return ""
-    return f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.0f} min left"
+    return "" if math.isnan(seconds) else f"left {in_words(seconds)}"
+
+
+def elapsed(task: Task) -> str:
+    """Hours, minutes and seconds since the run was started or resumed."""
+    return f"elapsed {timedelta(seconds=int(task.elapsed or 0.0))}"

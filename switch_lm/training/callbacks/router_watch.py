@@ -41,7 +41,7 @@ class RouterWatch(Measurement):
         if every == 0 or step % every or self.alike or not self.config.model.num_switch_layers:
             return
         with (
-            self.timed(module, step),
+            self.timed(module),
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             torch.compiler.set_stance("force_eager"),
         ):
@@ -49,13 +49,12 @@ class RouterWatch(Measurement):
             ids_BS, target_BS = (tensor.to(device) for tensor in self.windows)
             layers = router_health(module.model, ids_BS, target_BS, alpha=self.config.balance_weight)
             figures = {
-                f"health/layer_{layer:02d}/{name}": value
+                f"health/layer_{layer:02d}/language_gradient": health.language_gradient
                 for layer, health in zip(self.config.model.switch_blocks, layers, strict=True)
-                for name, value in health.scalars().items()
             }
             module.run_log.scalars(figures, step)
         for message in self.alarm.check(layers, step=step):
-            module.run_log.text("router alarm", message, step)
+            module.run_log.text("summary/router alarm", message, step)
             if self.config.router_alarm == "warn":
                 print(f"warning: {message}", file=sys.stderr)
         if self.config.router_alarm == "error" and self.alarm.standing:

@@ -1,11 +1,10 @@
 """The losses and the routing of logged steps."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from switch_lm.config.schema import Config
-from switch_lm.measure.metrics import perplexity_of, routing_scalars
+from switch_lm.measure.metrics import routing_scalars
 from switch_lm.measure.tallies import StepTally
 from switch_lm.training.callbacks.base import MicroBatch, StepCallback
 
@@ -23,13 +22,9 @@ class StepScalars(StepCallback):
         tally = StepTally()
         for micro_batch in micro_batches:
             tally.add(micro_batch["losses"], micro_batch["routings"])
-        losses = tally.losses
-        of_layers = routing_scalars(tally.layers, self.blocks, per_expert=self.per_expert)
-        module.run_log.scalars(losses | as_perplexity("train", losses["train/loss"]) | of_layers, step)
-        for block, sums in zip(self.blocks, tally.layers, strict=True):
-            module.run_log.histogram(f"moe/layer_{block:02d}/expert_of_token", sums.load_E.tolist(), step)
-
-
-def as_perplexity(group: str, loss: float) -> dict[str, float]:
-    """Other units of a loss in nats per character."""
-    return {f"{group}/perplexity": perplexity_of(loss), f"{group}/bits_per_character": loss / math.log(2)}
+        scalars = tally.losses
+        balance, _ = scalars.pop("train/balance_loss"), scalars.pop("train/total_loss")  # the sum of the others
+        if self.blocks:
+            scalars |= {"moe/balance_loss": balance / len(self.blocks)}
+            scalars |= routing_scalars(tally.layers, self.blocks, per_expert=self.per_expert)
+        module.run_log.scalars(scalars, step)

@@ -36,7 +36,7 @@ class WindowLosses(Measurement):
         step, model = trainer.global_step, pl_module.model
         if not self.is_due(step):
             return
-        with self.timed(pl_module, step), evaluating(model):
+        with self.timed(pl_module), evaluating(model):
             ids_BS, target_BS = (tensor.to(pl_module.device) for tensor in self.windows)
             by_character = character_by_character(model, ids_BS, target_BS, before_each=pl_module.stop_if_asked)
             with choosing_as_trained(model):
