@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from switch_lm.pages.characters import harmless
 from switch_lm.pages.coloured_text import ColouredText
+from switch_lm.pages.tiles import Tiles
 
 BLANK = ("", "-", "–", "—")  # cells without a value; sorted last in both directions
 
@@ -65,7 +66,6 @@ class Series:
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
     labels: tuple[str, ...] | None = None
-    marked: tuple[bool, ...] | None = None  # the points that no other point dominates
     line: bool = True  # joined; else points alone
 
 
@@ -83,6 +83,39 @@ class Picture:
     note: str = ""
     x_names: tuple[str, ...] = ()  # of x = 0, 1, 2, ...; each point is then a bar from zero, the series side by side
     sideways: bool = False  # with x_names: these below each other, y across, each point a dot with its interval
+
+
+@dataclass(frozen=True)
+class Place:
+    """A variant in a Scatter: its mean, and its `runs` as pairs of x and y.
+
+    `level`: how many slots its experts have, None for none; `group`: its entry in the legend; `front`: no other one
+    is as low in both.
+    """
+
+    label: str
+    kind: str  # each has a form of its own
+    level: float | None
+    group: str
+    x: float
+    y: float
+    runs: tuple[tuple[float, float], ...]
+    front: bool
+    hover: str  # what is shown under the pointer
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Means with the runs that they are of; names as in Picture."""
+
+    name: str
+    title: str
+    alt: str
+    x_label: str
+    y_label: str
+    places: tuple[Place, ...]
+    x_log: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,7 +140,8 @@ class HeatMap:
     note: str = ""
 
 
-Part = Text | Bullets | Code | Table | Picture | HeatMap | ColouredText
+Drawn = Picture | Scatter | HeatMap
+Part = Text | Bullets | Code | Table | Tiles | Drawn | ColouredText
 
 
 @dataclass(frozen=True)
@@ -120,17 +154,18 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """`lead` is the result in one or two sentences, for a reader in a hurry."""
+    """`lead` is the result in one or two sentences, for a reader in a hurry; `opening` stands below it."""
 
     title: str
     lead: str
     sections: tuple[Section, ...]
+    opening: tuple[Part, ...] = ()
 
     @property
-    def pictures(self) -> list[Picture | HeatMap]:
+    def pictures(self) -> list[Drawn]:
         """All of them, in order."""
-        parts = [part for section in self.sections for part in section.parts]
-        return [part for part in parts if isinstance(part, Picture | HeatMap)]
+        parts = [*self.opening, *(part for section in self.sections for part in section.parts)]
+        return [part for part in parts if isinstance(part, Drawn)]
 
 
 def number(cell: Cell) -> float | None:
