@@ -57,7 +57,7 @@ def what_differs(study: Study) -> str:
             texts.append(f"`{key}` {', '.join(list(values)[:MOST_VALUES])}{', ...' * (len(values) > MOST_VALUES)}")
     seeds = ", ".join(map(str, sorted({run.seed for run in study.used if run.seed is not None})))
     runs = f"{count(len(study.used), 'run')} of {count(len(study.variants), 'variant')}"
-    return f"{runs}, which differ in {'; '.join([*texts, f'`seed` {seeds}'])}."
+    return f"{runs}{', which differ in' if len(study.used) > 1 else ':'} {'; '.join([*texts, f'`seed` {seeds}'])}."
 
 
 def differing_keys(study: Study) -> list[str]:
