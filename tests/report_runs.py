@@ -14,10 +14,11 @@ from switch_lm.config.rules import flatten
 from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import ledger, run_ledger
 from switch_lm.model.config import ModelConfig
+from switch_lm.reporting.answer import verdict
+from switch_lm.reporting.caveats import DEFINITIONS, caveats
 from switch_lm.reporting.comparisons import Study, compare, study
 from switch_lm.reporting.records import Record, find_sources, read_records
 from switch_lm.reporting.tables import comparison_table
-from switch_lm.reporting.words import bullets, lead
 from switch_lm.storage.metrics import MetricsFile
 from switch_lm.storage.run_folder import as_yaml
 
@@ -115,9 +116,9 @@ def studied(
 
 
 def words(study: Study) -> tuple[str, str]:
-    """The lead, and the bullets as lines."""
+    """The verdict, and as lines the caveats of these runs."""
     differences = compare(study)
-    return lead(study, differences), "\n".join(bullets(study, differences))
+    return verdict(study, differences), "\n".join(one for one in caveats(study) if one not in DEFINITIONS)
 
 
 def rows(study: Study) -> list[tuple[str, ...]]:

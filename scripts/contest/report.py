@@ -10,7 +10,8 @@ from contest.plan import DENSE, DENSE2, ENTRIES, FACTORS, SWITCH
 from contest.standing import Pairs, Standing
 from contest.words import CONTROLS, HEADLINE, REFERENCES, difference
 from switch_lm.pages.document import Cell, Document, Picture, Section, Series, Table, Text
-from switch_lm.reporting.words import MISSING, interval, plain, spread
+from switch_lm.pages.numbers import MISSING, interval, plain
+from switch_lm.reporting.words import spread
 from switch_lm.stats.corrections import Compared
 from switch_lm.stats.intervals import estimate
 from switch_lm.storage.files import replace_text, replacing

@@ -10,7 +10,7 @@ from contest import plan
 from contest.plan import DENSE, FROZEN, HASH, QUANTILE, SWITCH, TOP2, UNIFORM, Entry
 from contest.standing import CLASS_WIDTH, Pairs, Standing, reversed_
 from switch_lm.pages.document import Bullets, Code, Part
-from switch_lm.reporting.words import MISSING, interval, plain
+from switch_lm.pages.numbers import MISSING, interval, plain
 from switch_lm.stats.corrections import Compared
 from switch_lm.stats.intervals import POWER
 

@@ -14,7 +14,8 @@ from typing import Any
 from study import plan
 from study.plan import DENSE, MEDIUM, RECIPES, SMALL, SWITCH, TEXTS, TUNING, WIDE, Results
 from switch_lm.pages.document import Bullets, Cell, Code, Document, Picture, Section, Series, Table, Text
-from switch_lm.reporting.words import MISSING, interval, plain, spread
+from switch_lm.pages.numbers import MISSING, interval, plain
+from switch_lm.reporting.words import spread
 from switch_lm.stats.contrasts import Pool
 from switch_lm.stats.intervals import estimate, t_quantile
 from switch_lm.stats.speed_up import SpeedUp, speed_up, speed_up_of_mean

@@ -24,7 +24,7 @@ from switch_lm.model.transformer import SwitchLM, choosing_as_trained
 from switch_lm.pages.pictures import files_of
 from switch_lm.probe.progress import progress
 from switch_lm.probe.subject import promised
-from switch_lm.stats.clusters import mean_where, nats, plus_minus
+from switch_lm.stats.clusters import mean_where, plus_minus
 from switch_lm.stats.intervals import Estimate, estimate
 from switch_lm.storage.checkpoint import Header
 from switch_lm.storage.files import replacing
@@ -162,8 +162,8 @@ def _changed(one: Estimate, unit: str) -> str:
     if one.mean == 0.0:
         return "stay the same"
     if one.error is not None and not one.resolved():
-        return f"not change beyond chance ({nats(one, unit)})"
-    return f"{'rise' if one.mean > 0.0 else 'fall'} by {nats(one, unit).lstrip('+-')} over dropless"
+        return f"not change beyond chance ({plus_minus(one, '+.4f', unit)} nats)"
+    return f"{'rise' if one.mean > 0.0 else 'fall'} by {plus_minus(one, '+.4f', unit).lstrip('+-')} nats over dropless"
 
 
 def forget_pictures(file: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from switch_lm.pages.characters import harmless
 from switch_lm.pages.coloured_text import ColouredText
 from switch_lm.pages.expert_cards import ExpertCards
+from switch_lm.pages.tiles import Tiles
 
 BLANK = ("", "-", "–", "—")  # cells without a value; sorted last in both directions
 
@@ -66,7 +67,6 @@ class Series:
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
     labels: tuple[str, ...] | None = None
-    marked: tuple[bool, ...] | None = None  # the points that no other point dominates
     line: bool = True  # joined; else points alone
 
 
@@ -84,6 +84,39 @@ class Picture:
     note: str = ""
     x_names: tuple[str, ...] = ()  # of x = 0, 1, 2, ...; each point is then a bar from zero, the series side by side
     sideways: bool = False  # with x_names: these below each other, y across, each point a dot with its interval
+
+
+@dataclass(frozen=True)
+class Place:
+    """A variant in a Scatter: its mean, and its `runs` as pairs of x and y.
+
+    `level`: how many slots its experts have, None for none; `group`: its entry in the legend; `front`: no other one
+    is as low in both.
+    """
+
+    label: str
+    kind: str  # each has a form of its own
+    level: float | None
+    group: str
+    x: float
+    y: float
+    runs: tuple[tuple[float, float], ...]
+    front: bool
+    hover: str  # what is shown under the pointer
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Means with the runs that they are of; names as in Picture."""
+
+    name: str
+    title: str
+    alt: str
+    x_label: str
+    y_label: str
+    places: tuple[Place, ...]
+    x_log: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,14 +142,17 @@ class HeatMap:
     in_bands: bool = False  # the columns, in several bands below each other, so that every name can be read
 
 
+Drawn = Picture | Scatter | HeatMap
+
+
 @dataclass(frozen=True)
 class Beside:
     """Pictures beside each other, where there is room."""
 
-    pictures: tuple[Picture | HeatMap, ...]
+    pictures: tuple[Drawn, ...]
 
 
-Part = Text | Bullets | Code | Table | Picture | HeatMap | Beside | ColouredText | ExpertCards
+Part = Text | Bullets | Code | Table | Tiles | Drawn | Beside | ColouredText | ExpertCards
 
 
 @dataclass(frozen=True)
@@ -129,18 +165,19 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """`lead` is the result in one or two sentences, for a reader in a hurry."""
+    """`lead` is the result in one or two sentences, for a reader in a hurry; `opening` stands below it."""
 
     title: str
     lead: str
     sections: tuple[Section, ...]
+    opening: tuple[Part, ...] = ()
 
     @property
-    def pictures(self) -> list[Picture | HeatMap]:
+    def pictures(self) -> list[Drawn]:
         """All of them, in order."""
-        parts = [part for section in self.sections for part in section.parts]
+        parts = [*self.opening, *(part for section in self.sections for part in section.parts)]
         groups = (part.pictures if isinstance(part, Beside) else (part,) for part in parts)
-        return [part for group in groups for part in group if isinstance(part, Picture | HeatMap)]
+        return [part for group in groups for part in group if isinstance(part, Drawn)]
 
 
 def number(cell: Cell) -> float | None:

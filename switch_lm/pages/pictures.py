@@ -21,9 +21,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from PIL import Image
 
-from switch_lm.pages.document import HeatMap, Picture
+from switch_lm.pages.document import Drawn, HeatMap, Scatter
 from switch_lm.pages.heat_map import draw_heat_map, values_of
+from switch_lm.pages.hover import with_titles
 from switch_lm.pages.plots import INK, PAPER, draw_rows, draw_series, plain, wrapped
+from switch_lm.pages.scatter import add_labels, draw_scatter
 
 WIDTH, HEIGHT = 5.2, 220.0  # of a picture in inches, narrow enough for a phone; of the axes in points
 SCREEN_DPI, FILE_DPI = 120, 160
@@ -44,7 +46,7 @@ STYLE = {
 }
 
 
-def draw(picture: Picture | HeatMap, *, title: bool = True) -> Figure:
+def draw(picture: Drawn, *, title: bool = True) -> Figure:
     """The picture on a figure of its own; its axes have a fixed height, and the figure is as high as it has to be."""
     with _style():  # no pyplot: it keeps every figure and the last caller's settings
         layout, height = ConstrainedLayoutEngine(hspace=0), HEIGHT
@@ -53,6 +55,8 @@ def draw(picture: Picture | HeatMap, *, title: bool = True) -> Figure:
             figure.suptitle(wrapped(picture.title, 44), x=0.02, ha="left", fontweight="bold")
         if isinstance(picture, HeatMap):
             height = draw_heat_map(figure, picture)
+        elif isinstance(picture, Scatter):
+            draw_scatter(figure, picture)
         elif picture.sideways:
             height = draw_rows(figure, picture)
         else:
@@ -62,10 +66,12 @@ def draw(picture: Picture | HeatMap, *, title: bool = True) -> Figure:
         figure.set_figheight(figure.get_figheight() + (height - drawn) / 72)
         layout.execute(figure)
         figure.set_layout_engine("none")  # the layout is settled: this makes all that follows quick
+        if isinstance(picture, Scatter):
+            add_labels(figure.axes[0], picture)
     return figure
 
 
-def files_of(picture: Picture | HeatMap, *, svg: bool = True) -> dict[str, bytes]:
+def files_of(picture: Drawn, *, svg: bool = True) -> dict[str, bytes]:
     """NAME.png, at twice a screen's resolution, and NAME.svg, both on white: the same bytes each time."""
     figure, png = draw(picture), io.BytesIO()
     image = Image.open(io.BytesIO(_file(figure, "png", dpi=FILE_DPI))).convert("RGB")
@@ -73,7 +79,7 @@ def files_of(picture: Picture | HeatMap, *, svg: bool = True) -> dict[str, bytes
     files = {f"{picture.name}.png": png.getvalue()}
     if svg:
         about = {"Date": None, "Creator": None, "Title": plain(picture.title), "Description": plain(picture.alt)}
-        files[f"{picture.name}.svg"] = _file(figure, "svg", metadata=about)
+        files[f"{picture.name}.svg"] = with_titles(_file(figure, "svg", metadata=about).decode()).encode()
     return files
 
 
@@ -104,9 +110,10 @@ def _empty(heat_map: HeatMap) -> tuple[Figure, Any, Any]:
     return figure, canvas, canvas.copy_from_bbox(figure.bbox)
 
 
-def as_inline_svg(picture: Picture | HeatMap) -> str:
+def as_inline_svg(picture: Drawn) -> str:
     """The picture without its title, as one `<svg>` that takes its width, font and colours from the page around it."""
     svg = _file(draw(picture, title=False), "svg", transparent=True, pad_inches=0).decode()
+    svg = with_titles(svg)
     svg = re.sub(
         r"<(metadata|style).*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL
     )  # styles: for all the page

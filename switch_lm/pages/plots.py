@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from textwrap import fill
 from typing import Any
 
@@ -12,6 +13,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 
 from switch_lm.pages.characters import harmless
 from switch_lm.pages.document import Picture, Series
+from switch_lm.pages.hover import add_targets
 
 INK, PAPER = "#1b1b1f", "#ffffff"  # a page replaces these two by its own
 # Okabe and Ito's colours; the light ones are darkened or left out, so that each can be seen on white and on black.
@@ -34,17 +36,12 @@ def wrapped(text: str, length: int = LINE_LENGTH) -> str:
 
 def draw_series(figure: Figure, picture: Picture) -> None:
     """Draws all series, the ticks, and a legend below them; the layout of the figure is constrained."""
-    axes, entries, front = figure.add_subplot(), Entries(), list[tuple[float, float]]()
+    axes, entries = figure.add_subplot(), Entries()
     axes.set(xlabel=wrapped(picture.x_label), ylabel=wrapped(picture.y_label, 36))
     for series in picture.series:
         entries += _draw(axes, picture, series, first=len(entries))
-        marks = zip(series.x, series.y, series.marked or (), strict=False)
-        front += [(x, y) for x, y, marked in marks if marked and math.isfinite(y)]
-    if front:
-        look: dict[str, Any] = {"color": INK, "markersize": 13, "markerfacecolor": "none", "linewidth": 0.9}
-        entries += [(axes.plot(*zip(*sorted(front), strict=True), "o--", **look)[0], "not dominated")]
-    _tick(axes, picture)
-    _legend(figure, entries)
+    set_ticks(axes, x_log=picture.x_log, x_names=picture.x_names)
+    add_legend(figure, entries)
 
 
 def draw_rows(figure: Figure, picture: Picture) -> float:
@@ -59,16 +56,18 @@ def draw_rows(figure: Figure, picture: Picture) -> float:
     axes.set(xlabel=wrapped(picture.y_label, 36), ylim=(len(picture.x_names) - 0.5, -0.5))
     axes.set_yticks(range(len(picture.x_names)), [plain(name) for name in picture.x_names], fontsize=ROW * 0.65)
     axes.xaxis.set(major_locator=MaxNLocator(6), major_formatter=short)
-    _legend(figure, entries)
+    add_legend(figure, entries)
     return ROW * len(picture.x_names)
 
 
-def _legend(figure: Figure, entries: Entries) -> None:
+def add_legend(figure: Figure, entries: Entries, *, size: float = 1.0) -> None:
+    """Below the axes, its letters `size` times as large as others; none for a single entry."""
     if len(entries) > 1:
         names = [wrapped(name) for _, name in entries]
         names = [f" {name}" if name.startswith("_") else name for name in names]  # matplotlib would leave it out
-        columns = max(1, min(4, LINE_LENGTH // (max(map(len, names)) + 6)))
-        figure.legend([drawn for drawn, _ in entries], names, loc="outside lower left", ncols=columns)
+        columns = max(1, min(4, int(LINE_LENGTH / size) // (max(map(len, names)) + 6)))
+        drawn, look = [drawn for drawn, _ in entries], {"fontsize": 10.0 * size, "ncols": columns}
+        figure.legend(drawn, names, loc="outside lower left", **look)
 
 
 def _draw(axes: Axes, picture: Picture, series: Series, *, first: int) -> Entries:
@@ -83,6 +82,7 @@ def _draw(axes: Axes, picture: Picture, series: Series, *, first: int) -> Entrie
         axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
     else:
         axes.errorbar(x, (low + high) / 2, yerr=(high - low) / 2, fmt="none", ecolor=INK, capsize=2.5, zorder=1.9)
+    add_targets(axes, _targets(picture, series, x, y))
     if picture.x_names:  # the edge shows a bar of no height
         return [(axes.bar(x, y, width, color=colour, edgecolor=colour), series.label)]
     look: dict[str, Any] = {"linestyle": LINES[first % len(LINES)] if series.line else "", "markersize": 6.5}
@@ -100,17 +100,28 @@ def _draw(axes: Axes, picture: Picture, series: Series, *, first: int) -> Entrie
     return entries
 
 
-def _tick(axes: Axes, picture: Picture) -> None:
+def _targets(
+    picture: Picture, series: Series, x: Iterable[float], y: Iterable[float]
+) -> Iterator[tuple[float, float, str]]:
+    """What each point says under the pointer; of a long line some, its last one always."""
+    step = max(1, math.ceil(len(series.x) / MOST_MARKERS)) if series.line and not picture.x_names else 1
+    names = series.labels or [series.label] * len(series.x)
+    points = list(zip(x, y, series.x, names, strict=True))[::-step]
+    for at, height, value, name in points:
+        place = picture.x_names[int(value)] if picture.x_names else f"{plain(picture.x_label)} {short(value, None)}"
+        yield at, height, plain(f"{name}: {height:.5g} at {place}")
+
+
+def set_ticks(axes: Axes, *, x_log: bool = False, x_names: Sequence[str] = ()) -> None:
     """Few ticks, at round numbers, or a name below each group of bars."""
     axes.yaxis.set_major_formatter(short)
-    if picture.x_names:
-        length = max(6, 60 // len(picture.x_names))
-        axes.set_xticks(range(len(picture.x_names)), [wrapped(name, length) for name in picture.x_names])
+    if x_names:
+        axes.set_xticks(range(len(x_names)), [wrapped(name, max(6, 60 // len(x_names))) for name in x_names])
         return
-    axes.set_xscale("log" if picture.x_log else "linear")
+    axes.set_xscale("log" if x_log else "linear")
     low, high = axes.get_xlim()
-    decades = math.log10(high / low) if picture.x_log else 0.0
-    whole = all(float(x).is_integer() for series in picture.series for x in series.x)
+    decades = math.log10(high / low) if x_log else 0.0
+    whole = all(float(x).is_integer() for line in axes.lines for x in np.asarray(line.get_xdata()))
     few = LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)) if decades > 1 else MaxNLocator(6, integer=whole)
     axes.xaxis.set(major_locator=few, major_formatter=short, minor_formatter=NullFormatter())
 

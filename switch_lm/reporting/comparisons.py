@@ -24,7 +24,7 @@ from switch_lm.stats.contrasts import ENOUGH_SEEDS, Pool
 from switch_lm.stats.corrections import Compared, holm
 from switch_lm.stats.intervals import CONFIDENCE, Estimate
 
-SECONDS = "time to a loss"
+SECONDS, CHANCE = "time to a loss", "against chance"
 CONTROL, LADDER, REST = FAMILIES = ("control", "ladder", "rest")
 KINDS = (EQUAL_COMPUTATION, EQUAL_TOTAL, UNEQUAL, EQUAL_PARAMETERS)  # in a report's order; others follow
 LEFT_OUT_MARK, WIDE_MARK = "‡", "†"
@@ -228,6 +228,9 @@ def _rest(cohort: Cohort, control: Iterable[Difference]) -> Iterator[Difference]
         for dense in cohort.variants:
             if not sparse.dense and matches_parameters(sparse, dense):
                 yield _difference(cohort, sparse, dense, EQUAL_PARAMETERS, REST)
+        if sparse.random:
+            learned = [v for v in cohort.variants if not v.dense and not v.random]
+            yield from (_difference(cohort, other, sparse, CHANCE, REST) for other in learned)
     yield from _along_ladders(cohort)
     yield from _random_drops(cohort)
 

@@ -107,6 +107,12 @@ def more_in_all(ours: Variant, theirs: Variant) -> float | None:
     return own / other - 1.0 if len(known) == len(work) and other else None
 
 
+def more_work(ours: Variant, theirs: Variant) -> str:
+    """Both in words."""
+    shares = (more(ours, theirs) for more in (more_training, more_in_all))
+    return ", ".join(f"{100 * share:+.1f} %" for share in shares if share is not None)
+
+
 def machines(*variants: Variant) -> set[str]:
     """On what the runs were computed; a run that does not say is taken to be on one unknown machine."""
     return {" ".join(str(r.result.get(f"hardware.{k}")) for k in MACHINE) for v in variants for r in v.runs}

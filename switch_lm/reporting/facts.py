@@ -1,39 +1,26 @@
-"""What was run: commands, machines, definitions, and the runs that have no figures, or not all."""
+"""What was run: commands, machines, and the runs that have no figures, or not all."""
 
 from collections.abc import Sequence
 
 from switch_lm.config.rules import show
 from switch_lm.pages.document import Bullets, Cell, Code, Part, Table
+from switch_lm.pages.numbers import count
 from switch_lm.reporting.comparisons import Study
 from switch_lm.reporting.controls import MACHINE
+from switch_lm.reporting.keys import is_routing
 from switch_lm.reporting.records import DONE, Record, read_json
-from switch_lm.reporting.words import count
 from switch_lm.storage.run_folder import SWEEP
 
-DEFINITIONS = (
-    "The loss is the language loss alone, in nats per character, over the whole validation split, each prediction "
-    "once, at the last step. The lowest of all validations is not compared: it is chosen by the same split, so "
-    "it is too low.",
-    "± is half of a 95 % interval by Student's t, of this figure alone. Differences of losses: least squares on "
-    "variant and seed, over runs that differ in nothing else than what was varied. Runs that repeat a seed of the same "
-    "variant are averaged: they are no further sample. A run of unknown seed stands alone.",
-    "A threshold counts as reached on the straight line between two validations, the first time. With a learning rate "
-    "that falls to the end of a run, all runs reach a loss near the final one late: see the seconds of all steps. "
-    "The line lies above a curve that flattens, so times are a little long, by less than the time between validations.",
-    "Seconds are those of training steps alone, without validation, samples and compiling.",
-    "A dense run equals a Switch in the model's products only at factor 1.0 or dropless, with top-1, no shared expert, "
-    "and equal sizes and training; the router's own products come on top. It equals one in all products if training "
-    "takes as many within 2 %, with the optimizer's, and all but d_ff is equal.",
-)
+MOST_VALUES = 8  # of a key
 
 
 def what_was_run(study: Study) -> tuple[Part, ...]:
-    """Commands, facts, definitions, and the runs that have no figures, or not all."""
+    """Commands, facts, and the runs that have no figures, or not all."""
     sweeps = sorted({record.sweep for record in study.records if record.sweep is not None})
     plans = [plan for sweep in sweeps if (plan := read_json(sweep / SWEEP)) is not None]
     commands = [str(plan["command"]) for plan in plans if plan.get("command")]
     parts: list[Part] = [Code("\n".join(commands))] if commands else []
-    parts.append(Bullets((*_facts(study, plans), *DEFINITIONS)))
+    parts.append(Bullets(tuple(_facts(study, plans))))
     unfinished = [(run, run.reason) for run in study.records if run.status != DONE]
     faulty = [(run, "; ".join(run.faults)) for run in study.records if run.faults]
     for caption, heading, runs in (
@@ -46,10 +33,7 @@ def what_was_run(study: Study) -> tuple[Part, ...]:
 
 
 def _facts(study: Study, plans: Sequence[dict[str, object]]) -> list[str]:
-    statuses = [record.status for record in study.records]
-    counted = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
-    facts = [f"{count(len(statuses), 'run')}: {counted}; {count(len(study.variants), 'variant')}."]
-    used = study.used
+    used, facts = study.used, []
     for words, values in (
         ("Machine", {_machine(run) for run in used}),
         ("Versions", {_versions(run) for run in used}),
@@ -61,9 +45,19 @@ def _facts(study: Study, plans: Sequence[dict[str, object]]) -> list[str]:
         facts.append(f"{words}: {'; '.join(shown) if shown else 'not recorded'}.")
     if any(isinstance(n := plan.get("side_by_side"), int) and n > 1 for plan in plans):
         facts.append("Jobs ran side by side: their seconds are longer than those of a run alone.")
-    if differing := differing_keys(study):
-        facts.append(f"Keys in which the runs differ, but for the seed: {', '.join(f'`{key}`' for key in differing)}.")
     return facts
+
+
+def what_differs(study: Study) -> str:
+    """The keys in which the runs differ, with their values, and the seeds; of routing keys those of sparse runs."""
+    texts = []
+    for key in differing_keys(study):
+        of = study.sparse if is_routing(key) else study.variants
+        if len(values := dict.fromkeys(v.shown(key) for v in of if key in v.config)) > 1:
+            texts.append(f"`{key}` {', '.join(list(values)[:MOST_VALUES])}{', ...' * (len(values) > MOST_VALUES)}")
+    seeds = ", ".join(map(str, sorted({run.seed for run in study.used if run.seed is not None})))
+    runs = f"{count(len(study.used), 'run')} of {count(len(study.variants), 'variant')}"
+    return f"{runs}{', which differ in' if len(study.used) > 1 else ':'} {'; '.join([*texts, f'`seed` {seeds}'])}."
 
 
 def differing_keys(study: Study) -> list[str]:

@@ -30,9 +30,11 @@ class Axis:
 
     def cost(self, variant: Variant) -> float | None:
         value = None if self.timed and len(machines(variant)) > 1 else variant.mean(self.figure)
-        if value is None or (self.inverse and value == 0.0):
-            return None
-        return self.scale / value if self.inverse else self.scale * value
+        return None if value is None else self.of(value)
+
+    def of(self, value: float) -> float | None:
+        """The cost from the figure."""
+        return (self.scale / value if value else None) if self.inverse else self.scale * value
 
     def places(self, variants: Iterable[Variant]) -> list[tuple[Variant, float, Estimate]]:
         """The variants of which both the cost and the loss are known."""

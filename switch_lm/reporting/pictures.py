@@ -4,21 +4,25 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-from switch_lm.pages.document import Picture, Series
+from switch_lm.pages.document import Picture, Place, Scatter, Series
+from switch_lm.pages.numbers import figures
 from switch_lm.reporting.comparisons import Study, dropped_of
-from switch_lm.reporting.controls import LOSS, TRAINING
+from switch_lm.reporting.controls import LOSS
 from switch_lm.reporting.frontier import AXES, Axis
 from switch_lm.reporting.records import Point
 from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, Variant, family, ladders
+from switch_lm.reporting.words import spread
 from switch_lm.stats.intervals import Estimate, estimate
 
 INTERVAL = "Bars and bands: 95 % intervals; none for one seed."
 NO_INTERVAL = (math.nan, math.nan)
+MOST_DROPS = 4  # variants whose drops are shown by layer
 FAR = 3.0  # costs that lie further apart are shown by their ratios
+BUSIEST = "busiest expert / mean"
 NAMES = {CAPACITY: "capacity factor", ALPHA: "alpha"}
 ROUTING = {
     "dropped": "share of choices dropped in training",
-    "load_max_over_mean": "busiest expert / mean",
+    "load_max_over_mean": BUSIEST,
     "router_entropy": "router entropy (nats)",
 }
 Places = Sequence[tuple[float, Estimate]]
@@ -26,7 +30,7 @@ Xs = Mapping[Variant, float | None]
 Ys = Mapping[Variant, Estimate | None]
 
 
-def frontier_pictures(study: Study) -> list[Picture]:
+def frontier_pictures(study: Study) -> list[Scatter]:
     """One for each cost that is known of at least two variants; of times only those of one machine."""
     shown = [axis for axis in AXES if not (axis.timed and study.several_machines)]
     return [_frontier(axis, study) for axis in shown if len(axis.places(study.variants)) >= 2]
@@ -54,12 +58,35 @@ def curve_pictures(study: Study) -> list[Picture]:
 def routing_pictures(study: Study) -> list[Picture]:
     """What is dropped, balance and entropy, by capacity factor and by alpha, where these vary."""
     by_rung = [_by_rung(study, key, figure) for key in NAMES for figure in ROUTING]
-    pictures = [*by_rung, _loss_by_balance(study), _loss_by_experts(study)]
+    balance = {v: v.mean("load_max_over_mean") for v in study.sparse}
+    experts = {v: v.level(EXPERTS) for v in study.sparse}
+    pictures = [*_drops_by_layer(study), *by_rung]
+    pictures += [_loss_by(study, ALPHA, balance, "loss_by_balance", "Loss against balance, by alpha", BUSIEST)]
+    pictures += [
+        _loss_by(study, EXPERTS, experts, "loss_by_experts", "Loss by number of experts", "experts in a layer")
+    ]
     return [picture for picture in pictures if picture.series]
 
 
-def _series(label: str, places: Places, *, labels: Sequence[str] = (), marked: Sequence[bool] = ()) -> Series:
-    """A line of means with their intervals; with `marked`, points. NaN is the end of an interval that is missing."""
+def _drops_by_layer(study: Study) -> list[Picture]:
+    """The share of choices dropped by step, of the variants that drop most: a line for each layer, seeds averaged."""
+    shares = {v: share.mean for v in study.sparse if (share := dropped_of(v)) and share.mean > 0.0}
+    pictures = []
+    for n, variant in enumerate(sorted(shares, key=lambda v: -shares[v])[:MOST_DROPS]):
+        curves = [dict(one.dropped) for one in variant.curves.values()]
+        layers = sorted({layer for one in curves for at in one.values() for layer in at})
+        lines = {
+            f"layer {n + 1}": _by_step([{s: at[n] for s, at in one.items() if n in at} for one in curves])
+            for n in layers
+        }
+        series = [_series(name, [(x, Estimate(y.mean, y.count)) for x, y in line]) for name, line in lines.items()]
+        title = f"Share of choices dropped in training, by layer: {variant.label}"
+        pictures.append(Picture(f"dropped_by_layer_{n}", title, f"{title}.", "step", "share dropped", tuple(series)))
+    return pictures
+
+
+def _series(label: str, places: Places, *, labels: Sequence[str] = ()) -> Series:
+    """A line of means with their intervals; NaN is the end of one that is missing."""
     intervals = [y.interval() for _, y in places]
     ends = [NO_INTERVAL if interval is None else interval for interval in intervals] if any(intervals) else None
     return Series(
@@ -69,34 +96,30 @@ def _series(label: str, places: Places, *, labels: Sequence[str] = (), marked: S
         low=tuple(low for low, _ in ends) if ends else None,
         high=tuple(high for _, high in ends) if ends else None,
         labels=tuple(labels) or None,
-        marked=tuple(marked) or None,
-        line=not marked,
     )
 
 
-def _frontier(axis: Axis, study: Study) -> Picture:
+def _frontier(axis: Axis, study: Study) -> Scatter:
     members, places = axis.front(study.variants), axis.places(study.variants)
     quality = "dropless loss" if axis.loss == LOSS else "loss at the training capacity"
     heading, costs = axis.heading.split(",")[0], [cost for _, cost, _ in places]
-    note = f"{INTERVAL} Ringed: the Pareto set by means."
-    if axis.figure == TRAINING:
-        note += " Executed matrix products of forward and backward passes, without the optimizer's."
-    series = []
-    for kind in dict.fromkeys(family(variant.config) for variant, _, _ in places):
-        own = [place for place in places if family(place[0].config) == kind]
-        labels, marked = [v.label for v, _, _ in own], [v.label in members for v, _, _ in own]
-        series.append(_series(kind, [(cost, loss) for _, cost, loss in own], labels=labels, marked=marked))
+    common = set.intersection(*(set(v.label.split(", ")) for v in study.sparse)) if len(study.sparse) > 1 else set()
+    shown = []
+    for variant, cost, loss in places:
+        kind, figure, losses = family(variant.config), variant.by_seed(axis.figure), variant.by_seed(axis.loss)
+        shown.append(Place(
+            label=", ".join(part for part in variant.label.split(", ") if part not in common),
+            kind=kind, level=None if variant.dense else variant.level(CAPACITY), front=variant.label in members,
+            group=kind if variant.dense else f"{kind}, {'factor ' * (not variant.dropless)}{variant.shown(CAPACITY)}",
+            x=cost, y=loss.mean, runs=tuple((axis.of(figure.get(s, 0.0)) or cost, y) for s, y in losses.items()),
+            hover=f"{variant.label}: {spread(loss, 4)} nats at {figures(cost)}, {heading}",
+        ))  # fmt: skip
     names = ", ".join(variant.label for variant in study.variants if variant.label in members)
-    return Picture(
-        name=f"frontier_{axis.name}",
-        title=f"{quality.capitalize()} against {heading[0].lower()}{heading[1:]}",
-        alt=f"{quality.capitalize()} of each variant against its cost, {axis.heading}; not dominated: {names}.",
-        x_label=heading,
-        x_log=max(costs) >= FAR * min(costs) > 0.0,
-        y_label=f"{quality} (nats)",
-        series=tuple(series),
-        note=note,
-    )
+    title = f"{quality.capitalize()} against {heading[0].lower()}{heading[1:]}"
+    alt = f"{quality.capitalize()} of each variant against its cost, {axis.heading}; not dominated: {names}."
+    note = "A dot for each seed, a mark for the mean." if len(shown) < len(study.used) else ""
+    x_log, y_label = max(costs) >= FAR * min(costs) > 0.0, f"{quality} (nats)"
+    return Scatter(f"frontier_{axis.name}", title, alt, heading, y_label, tuple(shown), x_log, note)
 
 
 def _curves(name: str, title: str, x_label: str, y_label: str, places: Mapping[Variant, Places]) -> Picture:
@@ -139,43 +162,17 @@ def _by_rung(study: Study, key: str, figure: str) -> Picture:
     name, words = NAMES[key], ROUTING[figure]
     rungs = [variant for ladder in ladders(study.variants, key) for variant in ladder]
     shown = dict(sorted((rung.level(key), rung.shown(key)) for rung in rungs))
-    order = list(shown)
+    places = {v: float(list(shown).index(v.level(key))) for v in rungs}
     values = {v: dropped_of(v) if figure == "dropped" else v.estimate(figure) for v in rungs}
-    return Picture(
-        name=f"{figure}_by_{name.replace(' ', '_')}",
-        title=f"{words[0].upper()}{words[1:]}, by {name}",
-        alt=f"{words} for each {name}: {', '.join(shown.values())}.",
-        x_label=name,
-        y_label=words,
-        series=_along(study, key, {v: float(order.index(v.level(key))) for v in rungs}, values),
-        note=INTERVAL,
-        x_names=tuple(shown.values()),
-    )
+    some = any(value.mean for value in values.values() if value)
+    title, alt = f"{words[0].upper()}{words[1:]}, by {name}", f"{words} for each {name}: {', '.join(shown.values())}."
+    series, stem = _along(study, key, places, values) if some else (), f"{figure}_by_{name.replace(' ', '_')}"
+    return Picture(stem, title, alt, name, words, series, note=INTERVAL, x_names=tuple(shown.values()))
 
 
-def _loss_by_balance(study: Study) -> Picture:
-    """What a balance loss buys and costs, one point for each alpha."""
-    balance = {v: v.mean("load_max_over_mean") for v in study.sparse}
-    return Picture(
-        name="loss_by_balance",
-        title="Loss against balance, by alpha",
-        alt="Dropless loss at the last step against the busiest expert's load over the mean, a point per alpha.",
-        x_label="busiest expert / mean",
-        y_label="dropless loss (nats)",
-        series=_along(study, ALPHA, balance, {v: v.estimate(LOSS) for v in study.sparse}, label=True),
-        note=f"Joined in the order of alpha. {INTERVAL}",
-    )
-
-
-def _loss_by_experts(study: Study) -> Picture:
-    experts = {v: v.level(EXPERTS) for v in study.sparse}
-    return Picture(
-        name="loss_by_experts",
-        title="Loss by number of experts",
-        alt="Dropless loss at the last step by number of experts, at equal computation without the router.",
-        x_label="experts in a layer",
-        y_label="dropless loss (nats)",
-        series=_along(study, EXPERTS, experts, {v: v.estimate(LOSS) for v in study.sparse}),
-        x_log=True,
-        note=INTERVAL,
-    )
+def _loss_by(study: Study, key: str, x: Xs, name: str, title: str, x_label: str) -> Picture:
+    """What a balance loss buys and costs, a point for each alpha; and the loss by number of experts, on a log axis."""
+    of_alpha, losses = key == ALPHA, {v: v.estimate(LOSS) for v in study.sparse}
+    alt = f"Dropless loss at the last step by {x_label}{', a point per alpha' * of_alpha}."
+    note, series = "Joined in the order of alpha. " * of_alpha + INTERVAL, _along(study, key, x, losses, label=of_alpha)
+    return Picture(name, title, alt, x_label, "dropless loss (nats)", series, x_log=not of_alpha, note=note)

@@ -23,7 +23,7 @@ FIX = "give a sweep's folder, runs or a glob, for example outputs/sweeps/NAME"
 DONE, FAILED, UNFINISHED, NOT_RUN = "done", "failed", "unfinished", "not run"
 LONGEST_REASON, LONGEST_FAULT = 300, 200
 TAGS = ("val/loss", "perf/training_seconds", "train/loss")
-DROPPED_SHARE = re.compile(r"moe/layer_\d+/dropped_share")
+DROPPED_SHARE = re.compile(r"moe/layer_(\d+)/dropped_share")
 TAIL, TAIL_DROPPED = 1 / 5, "dropped_tail"  # of the planned steps; the share dropped there
 
 
@@ -56,14 +56,13 @@ class Curves:
     validations: tuple[Point, ...] = ()
     training: tuple[tuple[int, float], ...] = ()
     last_step: int | None = None  # of anything written
-    dropped: tuple[tuple[int, float], ...] = ()  # the share of choices dropped in training by step, mean over layers
+    dropped: tuple[tuple[int, dict[int, float]], ...] = ()  # the share of choices dropped in training by step and layer
     fault: str = ""
 
     def tail_dropped(self, max_steps: object) -> float | None:
         """The mean share dropped over the last fifth of the planned steps; None if nothing was written there."""
-        if not isinstance(max_steps, int):
-            return None
-        shares = [share for step, share in self.dropped if step > (1 - TAIL) * max_steps]
+        last = max_steps if isinstance(max_steps, int) else math.inf
+        shares = [fmean(layers.values()) for step, layers in self.dropped if step > (1 - TAIL) * last]
         return fmean(shares) if shares else None
 
 
@@ -250,7 +249,7 @@ def read_curves(folder: Path) -> Curves:
     except (ConfigError, OSError) as error:
         return Curves(fault=f"{_one_line(error, LONGEST_FAULT)}: no learning curve")
     losses, seconds, training = (metrics.series(rows, tag) for tag in TAGS)
-    dropped = {row["step"]: fmean(shares) for row in rows if (shares := _dropped_shares(row))}
+    dropped = {row["step"]: shares for row in rows if (shares := _dropped_shares(row))}
     points = tuple(Point(step, loss, finite(seconds.get(step))) for step, loss in _finite(losses))
     fault = "" if losses else f"there is no validation in its {metrics.METRICS}: no learning curve"
     if len(points) < len(losses):
@@ -259,9 +258,9 @@ def read_curves(folder: Path) -> Curves:
     return Curves(points, _finite(training), last, tuple(sorted(dropped.items())), fault)
 
 
-def _dropped_shares(row: metrics.Row) -> list[float]:
-    values = [finite(value) for tag, value in row.items() if DROPPED_SHARE.fullmatch(tag)]
-    return [value for value in values if value is not None]
+def _dropped_shares(row: metrics.Row) -> dict[int, float]:
+    tags = {match: tag for tag in row if (match := DROPPED_SHARE.fullmatch(tag))}
+    return {int(m[1]): value for m, tag in tags.items() if (value := finite(row[tag])) is not None}
 
 
 def _finite(points: Mapping[int, float]) -> tuple[tuple[int, float], ...]:

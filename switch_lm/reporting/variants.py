@@ -41,6 +41,10 @@ class Variant:
         return self.config[CAPACITY]
 
     @property
+    def random(self) -> bool:
+        return self.config.get("router.name") == "uniform"  # experts drawn at random
+
+    @property
     def dropless(self) -> bool:
         return not self.dense and self.capacity_factor is None
 
@@ -91,7 +95,7 @@ class Variant:
         return math.inf if value is None else float(value)
 
     def shown(self, key: str) -> str:
-        return "dropless" if self.config[key] is None else show(self.config[key])
+        return "dropless" if key == CAPACITY and self.config[key] is None else show(self.config[key])
 
 
 def group(records: Iterable[Record]) -> tuple[Variant, ...]:
@@ -196,8 +200,8 @@ def family(config: Mapping[str, Any]) -> str:
     """What the variants of one colour have in common: dense, or the router: Switch, top-2, and others by name."""
     if config["model.switch_every"] == 0:
         return "dense"
-    name = str(config["router.name"])
-    return FAMILY_NAMES.get(name, name).format(top_k=config["router.top_k"])
+    name, several = str(config["router.name"]), config["router.top_k"] > 1
+    return FAMILY_NAMES.get(name, name + " top-{top_k}" * several).format(top_k=config["router.top_k"])
 
 
 def _part(key: str, value: object) -> str:

@@ -4,7 +4,6 @@ import csv
 import io
 import math
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,25 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from switch_lm.config.rules import show
-from switch_lm.pages.characters import harmless, isolated
-from switch_lm.pages.document import Bullets, Document, Part, Section, Table, Text, numeric_columns
+from switch_lm.pages.document import Bullets, Code, Document, Part, Section, Table, Text
+from switch_lm.pages.tiles import Tiles
+from switch_lm.reporting.answer import next_commands, tiles, verdict
+from switch_lm.reporting.caveats import caveats
 from switch_lm.reporting.comparisons import Difference, Study, compare, study
-from switch_lm.reporting.facts import differing_keys, what_was_run
+from switch_lm.reporting.facts import differing_keys, what_differs, what_was_run
 from switch_lm.reporting.pictures import curve_pictures, frontier_pictures, routing_pictures
 from switch_lm.reporting.records import ReportError, crossing, find_sources, folder_of, is_run, read_records
-from switch_lm.reporting.tables import (
-    balance_table,
-    comparison_table,
-    computation_table,
-    frontier_table,
-    table_1,
-)
-from switch_lm.reporting.words import bullets, lead
+from switch_lm.reporting.tables import balance_table, comparison_table, computation_table, frontier_table, table_1
 from switch_lm.storage.files import replace_text, replacing
 from switch_lm.storage.runs import OUTPUTS
 
 DEFAULT_NAME, LONGEST_NAME = "report", 60
-LINE_WIDTH = 120  # where the console is no terminal
 FIGURES = (
     "val_loss", "val_loss_train_capacity", "best_val_loss", "steps", "training_seconds", "seconds", "tokens_per_second",
     "inference_tokens_per_second", "parameters", "active_parameters", "dropped", "dropped_whole_run",
@@ -48,13 +41,15 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Written:
-    """Where the report is, and what it says in short; the first of `words` is its lead."""
+    """Where the report is, and what it says in short."""
 
     markdown: Path
     page: Path
     table: Path
     pictures: Path  # their folder
-    words: tuple[str, ...]
+    verdict: str
+    tiles: Tiles
+    commands: tuple[str, ...]  # to try next
     results: Table  # Table 1
 
 
@@ -70,11 +65,8 @@ def write_report(
 
     `out`: the folder, by default that of the sweep if one is given, else one below outputs/reports.
     """
-    sources, folder = (
-        find_sources(paths, outputs),
-        Path(out).expanduser() if out is not None else _folder(paths, outputs),
-    )
-    usual = name == DEFAULT_NAME
+    sources, usual = find_sources(paths, outputs), name == DEFAULT_NAME
+    folder = Path(out).expanduser() if out is not None else _folder(paths, outputs)
     pictures = folder / ("pictures" if usual else f"{name}_pictures")
     with _writing(folder):  # before any run is read
         pictures.mkdir(parents=True, exist_ok=True)
@@ -82,14 +74,9 @@ def write_report(
     runs = study(read_records(sources), threshold=threshold)
     differences = compare(runs)
     document = build(runs, differences, title=f"Report on {', '.join(_stem(path) for path in paths)}")
-    written = Written(
-        markdown=folder / f"{name}.md",
-        page=folder / f"{name}.html",
-        table=folder / ("summary.csv" if usual else f"{name}.csv"),
-        pictures=pictures,
-        words=(document.lead, *bullets(runs, differences)),
-        results=table_1(runs),
-    )
+    files = folder / f"{name}.md", folder / f"{name}.html", folder / ("summary.csv" if usual else f"{name}.csv")
+    commands, results = next_commands(runs, differences), table_1(runs, differences)
+    written = Written(*files, pictures, document.lead, tiles(runs), commands, results)
     with _writing(folder):
         _write(document, summary_csv(runs), written)
     return written
@@ -106,22 +93,24 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def build(study: Study, differences: Sequence[Difference], *, title: str) -> Document:
-    """The whole report; sections without anything to show are left out."""
-    items = bullets(study, differences)
-    in_short: list[Part] = [Bullets(items)] if items else [Text("There is nothing to compare.")]
-    in_short += [comparison_table(differences)] if differences else []
+    """The whole report: the answer, then tables; sections without anything to show are left out."""
+    frontier, curves = frontier_pictures(study), curve_pictures(study)
+    first, commands = (frontier or curves)[:1], next_commands(study, differences)
+    opening: list[Part] = [tiles(study), Text(what_differs(study)), *first] if study.variants else []
+    opening += [Text("What to try next:"), Code("\n".join(commands))] if commands else []
     balance: tuple[Part, ...] = (balance_table(study), *routing_pictures(study)) if study.sparse else ()
-    some = bool(study.variants)
+    notes, compared = caveats(study), (comparison_table(differences),) if differences else ()
     sections = (
-        Section("In short", tuple(in_short)),
-        Section("Table 1", (table_1(study),) if some else ()),
-        Section("Who drops, who balances", balance),
-        Section("Frontier", (frontier_table(study), *frontier_pictures(study)) if some else ()),
-        Section("Learning curves", tuple(curve_pictures(study))),
-        Section("Computation", (computation_table(study),) if some else ()),
+        Section("Results", (table_1(study, differences), *compared)),
+        Section("Drops and balance", balance),
+        Section("Frontier", (frontier_table(study), *(one for one in frontier if one not in first))),
+        Section("Learning curves", tuple(one for one in curves if one not in first)),
+        Section("Computation", (computation_table(study),)),
         Section("What was run", what_was_run(study)),
+        Section("How to read this", (Bullets(notes),) if notes else ()),
     )
-    return Document(title, lead(study, differences), tuple(section for section in sections if section.parts))
+    shown = sections if study.variants else sections[-2:]
+    return Document(title, verdict(study, differences), tuple(one for one in shown if one.parts), tuple(opening))
 
 
 def summary_csv(study: Study) -> str:
@@ -181,22 +170,13 @@ def _stem(path: str | Path) -> str:
 
 
 def print_report(written: Written) -> None:
-    """Prints Table 1, the words, and the lead just before the files, where the eye is when a long command ends."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
+    """Prints the verdict, four figures, a small table, what to try next, and where the page is."""
+    from switch_lm.pages.console import console, print_table, print_tiles, shown  # rich: not for --help
 
-    console = Console(width=None if sys.stdout.isatty() else LINE_WIDTH, highlight=False, markup=False)
-    results = written.results
-    if results.rows:
-        shown = RichTable(title=results.caption, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        for heading, right in zip(results.headings, numeric_columns(results), strict=True):
-            shown.add_column(heading, justify="right" if right else "left", overflow="fold")
-        for row in results.rows:
-            shown.add_row(*(harmless(cell.text.replace("`", "")) for cell in row))
-        console.print(shown)
-    lead, *others = (isolated(harmless(text.replace("`", ""))) for text in written.words)
-    console.print("\n".join(f"- {text}" for text in others))
-    console.print(f"\n{lead}\n")
+    to = console()
+    to.print(shown(written.verdict) + "\n")
+    print_tiles(to, written.tiles)
+    print_table(to, written.results, columns=(0, 1, 2, 3, -1))  # to the difference from the control; and seeds
     files = f"{written.markdown}, {written.page.name}, {written.table.name}, {written.pictures.name}/"
-    console.print(f"report: {files}", soft_wrap=True)
+    lines = [*(f"try next: {command}" for command in written.commands), f"report: {files}"]
+    to.print("\n".join(lines), soft_wrap=True)  # a command is pasted whole

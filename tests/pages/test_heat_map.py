@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from switch_lm.pages.document import Document, HeatMap, Picture, Section
+from switch_lm.pages.document import Document, Drawn, HeatMap, Section
 from switch_lm.pages.heat_map import SCALE, colours
 from switch_lm.pages.markdown import to_markdown
 from switch_lm.pages.page import to_html
@@ -32,7 +32,7 @@ LOAD = replace(MAP, high=2.0, centre=1.0)
 PAPER = (255, 255, 255)
 
 
-def save(picture: Picture | HeatMap, folder: Path) -> None:
+def save(picture: Drawn, folder: Path) -> None:
     """Writes the picture's files to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files_of(picture).items():

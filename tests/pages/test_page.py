@@ -74,7 +74,7 @@ def document(text: str = "x", *, sections: int = 3) -> Document:
 def test_parts_are_found_by_reader_and_by_screen_reader() -> None:
     page = Outline(to_html(document("run `x`")))
     assert page.attributes("html") == [{"lang": "en"}]
-    assert page.texts("title") == ["run x"]
+    assert page.texts("title")[0] == "run x"  # those of points follow
     assert page.texts("h1") == ["run x"]
     assert page.texts("h2") == ["Contents", "run x", "More", "More"]
     assert page.texts("caption") == page.texts("figcaption") == ["run x"]

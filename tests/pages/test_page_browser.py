@@ -20,7 +20,7 @@ pytestmark = pytest.mark.browser
 
 LONG = "switch-8x-cf1.25-alpha0.01-no-drop-overflow-reroute-second-choice_seed1"
 X = tuple(float(i) for i in range(1, 7))
-FRONTIER = Series("Switch", X, X[::-1], labels=("cf",) * 6, marked=(True,) * 6, line=False)
+FRONTIER = Series("Switch", X, X[::-1], labels=("cf",) * 6, line=False)
 PICTURES = tuple(
     Picture(name, LONG, "falls", "step", "loss", (FRONTIER, Series("dense", X, X))) for name in ("first", "second")
 )

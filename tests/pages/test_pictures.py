@@ -16,22 +16,33 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 from test_heat_map import MAP, save
 
-from switch_lm.pages.document import Picture, Series
+from switch_lm.pages.document import Drawn, Picture, Place, Scatter, Series
 from switch_lm.pages.pictures import FILE_DPI, HEIGHT, WIDTH, as_inline_svg, draw
-from switch_lm.pages.plots import COLOURS, INK, MARKERS, ROW
+from switch_lm.pages.plots import COLOURS, INK, MARKERS, MOST_MARKERS, ROW
+from switch_lm.pages.scatter import NO_LIMIT, SCALE
 
 X = (1.0, 2.0, 4.0, 8.0)
 Y = (2.0, 1.7, 1.6, 1.58)
 LABELS = ("cf 0.5", "cf 1", "cf 1.25", "cf 2")
-POINTS = Series("runs", X, Y, tuple(y - 0.05 for y in Y), tuple(y + 0.05 for y in Y), LABELS, (True,) * 4, line=False)
+POINTS = Series("runs", X, Y, tuple(y - 0.05 for y in Y), tuple(y + 0.05 for y in Y), LABELS, line=False)
 CURVE = Series("loss", X, Y, tuple(y - 0.05 for y in Y), tuple(y + 0.05 for y in Y))
+PLACES = tuple(
+    Place(name, kind, level, f"group {name}", x, y, ((x, y), (x, y + 0.02)), front, f"{name}: {y} nats")
+    for name, kind, level, x, y, front in (
+        ("dense", "dense", None, 2.0, 1.5, True), ("dropless", "Switch", math.inf, 2.1, 1.6, False),
+        ("factor 2.0", "Switch", 2.0, 3.0, 1.55, False), ("factor 1.0", "Switch", 1.0, 2.1, 1.7, False),
+        ("factor 0.5", "Switch", 0.5, 1.0, 1.9, True),
+    )
+)  # fmt: skip
+SCATTER = Scatter("frontier", "What it buys", "Loss falls with work.", "TFLOP", "loss", PLACES)
 BARS = replace(CURVE, x=(0.0, 1.0, 2.0, 3.0))
 NAMED = ("half", "one", "two", "four")
 PICTURE = Picture("frontier", "What it buys", "Loss falls with time.", "ms per step", "loss", (POINTS,))
-KINDS = {
+KINDS: dict[str, Any] = {
     "points": PICTURE,
     "lines": replace(PICTURE, series=tuple(replace(CURVE, label=f"run {i}") for i in range(9))),
     "bars": replace(PICTURE, series=(BARS, replace(BARS, y=(0.0, -0.5, math.nan, 1.0))), x_names=NAMED),
@@ -45,18 +56,19 @@ KINDS = {
         y_label="nats per character, and some more words on what an interval is",
         series=(BARS, replace(BARS, x=(38.0, 5.0, 4.0, 7.0), low=None, high=None)),
     ),
+    "scatter": SCATTER,
     "nothing": replace(PICTURE, series=(Series("a", (), ()),)),
     "odd names": replace(PICTURE, title="$x$ <b> & 猫 " * 9, series=(replace(POINTS, label="a\x00`$_<&>" * 9),)),
 }
 
 
-def legend_of(picture: Picture) -> list[str]:
+def legend_of(picture: Drawn) -> list[str]:
     """The entries of the legend."""
     return [text.get_text().strip() for legend in draw(picture).legends for text in legend.get_texts()]
 
 
 @pytest.mark.parametrize("picture", KINDS.values(), ids=KINDS)
-def test_every_kind_of_picture_is_saved_and_shown(picture: Picture, tmp_path: Path) -> None:
+def test_every_kind_of_picture_is_saved_and_shown(picture: Drawn, tmp_path: Path) -> None:
     save(picture, tmp_path / "new")
     with Image.open(tmp_path / "new" / "frontier.png") as image:
         assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
@@ -100,7 +112,7 @@ def luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-@pytest.mark.parametrize("colour", [colour for colour in COLOURS if colour != INK])
+@pytest.mark.parametrize("colour", [colour for colour in (*COLOURS, *SCALE, NO_LIMIT) if colour != INK])
 @pytest.mark.parametrize("ground", ["#ffffff", "#fdfcf9", "#16171a"])
 def test_each_colour_is_seen_on_white_and_on_dark(colour: str, ground: str) -> None:
     darker, lighter = sorted((luminance(colour), luminance(ground)))
@@ -108,7 +120,7 @@ def test_each_colour_is_seen_on_white_and_on_dark(colour: str, ground: str) -> N
 
 
 def test_series_and_labelled_points_differ_in_marker_and_in_colour() -> None:
-    points = replace(POINTS, x=X * 4, y=Y * 4, low=None, high=None, labels=tuple(map(str, range(16))), marked=None)
+    points = replace(POINTS, x=X * 4, y=Y * 4, low=None, high=None, labels=tuple(map(str, range(16))))
     for picture, count in ((KINDS["lines"], 9), (replace(PICTURE, series=(points,)), 16)):
         lines = draw(picture).axes[0].lines
         looks = [(line.get_color(), line.get_marker()) for line in lines if str(line.get_marker()) in MARKERS]
@@ -119,7 +131,7 @@ def test_series_and_labelled_points_differ_in_marker_and_in_colour() -> None:
 @pytest.mark.parametrize("labels", [None, LABELS])
 def test_points_are_joined_if_they_are_a_line_and_not_otherwise(labels: tuple[str, ...] | None) -> None:
     for joined, styles in ((True, {"-"}), (False, set[str]())):
-        series = replace(POINTS, line=joined, labels=labels, low=None, high=None, marked=None)
+        series = replace(POINTS, line=joined, labels=labels, low=None, high=None)
         lines = [
             line
             for line in draw(replace(PICTURE, series=(series,))).axes[0].lines
@@ -130,9 +142,9 @@ def test_points_are_joined_if_they_are_a_line_and_not_otherwise(labels: tuple[st
 
 def test_the_legend_names_each_labelled_point_with_its_series_where_that_says_more() -> None:
     dense = Series("dense", (3.0,), (1.65,), labels=("dense, d_ff 4",), line=False)
-    assert legend_of(KINDS["gaps"]) == [*LABELS, "not dominated"]
+    assert legend_of(KINDS["gaps"]) == list(LABELS)
     names = [f"runs: {label}" for label in LABELS]
-    assert legend_of(replace(PICTURE, series=(replace(POINTS, marked=None), dense))) == [*names, "dense, d_ff 4"]
+    assert legend_of(replace(PICTURE, series=(POINTS, dense))) == [*names, "dense, d_ff 4"]
     assert legend_of(replace(PICTURE, series=(replace(CURVE, label="_a"), CURVE))) == ["_a", "loss"]
     assert legend_of(replace(PICTURE, series=(CURVE,))) == []
 
@@ -168,17 +180,50 @@ def test_bars_stand_on_zero_side_by_side_and_one_of_no_height_is_a_line() -> Non
     assert all(bar.get_linewidth() > 0 and bar.get_edgecolor() == bar.get_facecolor() for bar in bars)
 
 
-def test_points_that_are_not_dominated_are_ringed_and_joined_across_series_from_left_to_right() -> None:
-    dense = Series("dense", (3.0,), (1.65,), marked=(True,), line=False)
-    marked = replace(POINTS, marked=(True, False, False, True))
-    front = draw(replace(PICTURE, series=(marked, dense))).axes[0].lines[-1]
-    assert np.asarray(front.get_xydata()).tolist() == [[1.0, 2.0], [3.0, 1.65], [8.0, 1.58]]
-    assert (front.get_marker(), front.get_linestyle(), front.get_markerfacecolor()) == ("o", "--", "none")
+def test_a_scatter_has_a_dot_for_each_run_a_colour_for_each_level_and_the_front_joined_from_left_to_right() -> None:
+    axes: Any = draw(SCATTER).axes[0]
+    seen = [line for line in axes.lines if line.get_alpha() != 0.0]
+    dots = [np.asarray(line.get_xydata()).tolist() for line in seen if line.get_marker() == "."]
+    assert dots == [[list(run) for run in place.runs] for place in PLACES]
+    colours = [line.get_color() for line in seen if line.get_marker() in ("o", "s")]
+    assert colours == [INK, NO_LIMIT, SCALE[-1].lower(), SCALE[2].lower(), SCALE[0].lower()]
+    (front,) = [line for line in seen if line.get_linestyle() == "--"]
+    assert np.asarray(front.get_xydata()).tolist() == [[1.0, 1.9], [2.0, 1.5]]
+    assert legend_of(SCATTER) == [*dict.fromkeys(place.group for place in PLACES), "not dominated"]
+
+
+def test_labels_of_a_scatter_cover_neither_each_other_nor_a_mark_and_are_left_out_where_there_is_no_room() -> None:
+    def boxes(picture: Scatter) -> dict[str, Any]:
+        axes = draw(picture).axes[0]
+        return {text.get_text(): Text.get_window_extent(text) for text in axes.texts if text.get_text()}
+
+    assert set(boxes(SCATTER)) == {place.label for place in PLACES}
+    crowd = tuple(replace(PLACES[0], label=f"a long name {n}", x=1.0 + n / 1000, runs=((1.0, 1.9),)) for n in range(60))
+    shown = boxes(replace(SCATTER, places=crowd))
+    assert 3 < len(shown) < 60
+    assert not any(a.overlaps(b) for a, b in combinations(shown.values(), 2))
+
+
+def test_each_point_says_its_value_under_the_pointer() -> None:
+    def titles(picture: Drawn) -> list[str]:
+        root = ElementTree.fromstring(as_inline_svg(picture))
+        return [str(element.text) for element in root.iter() if element.tag.endswith("title")]
+
+    one = "dense: 1.5000, one seed"
+    assert titles(SCATTER).count(one) == 1 and titles(SCATTER)[-5:] == [place.hover for place in PLACES]
+    assert (
+        titles(PICTURE)
+        == [f"{name}: {y:.5g} at ms per step {x:g}" for name, x, y in zip(LABELS, X, Y, strict=True)][::-1]
+    )
+    assert titles(KINDS["bars"])[:4] == [f"loss: {y:.5g} at {name}" for name, y in zip(NAMED, Y, strict=True)][::-1]
+    long = replace(CURVE, label="<a & b>", x=tuple(map(float, range(1000))), y=(1.0,) * 1000, low=None, high=None)
+    assert titles(replace(PICTURE, series=(long,)))[0] == "<a & b>: 1 at ms per step 999"
+    assert len(titles(replace(PICTURE, series=(long,)))) <= MOST_MARKERS
 
 
 @pytest.mark.filterwarnings("ignore:Glyph .* missing from font:UserWarning")  # measuring, as `draw` does, 猫
 @pytest.mark.parametrize("picture", KINDS.values(), ids=KINDS)
-def test_nothing_is_covered_and_nothing_leaves_the_picture(picture: Picture) -> None:
+def test_nothing_is_covered_and_nothing_leaves_the_picture(picture: Drawn) -> None:
     figure = draw(picture)
     axes: Any = figure.axes[0]
     frame = figure.bbox.padded(0.5)
@@ -190,7 +235,8 @@ def test_nothing_is_covered_and_nothing_leaves_the_picture(picture: Picture) -> 
     assert not any(a.overlaps(b) for labels in ticks for a, b in combinations(labels, 2))
     for box in boxes:
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-    height = ROW * len(picture.x_names) if picture.sideways else HEIGHT
+    rows = len(picture.x_names) if isinstance(picture, Picture) and picture.sideways else 0
+    height = ROW * rows or HEIGHT
     assert axes.bbox.height == pytest.approx(height, abs=1.0)  # whatever the title and the legend take
 
 
@@ -213,7 +259,7 @@ def test_inline_drawings_take_colours_and_font_from_the_page_and_share_no_identi
     root = ElementTree.fromstring(first)
     assert root.attrib == {"viewBox": root.get("viewBox"), "role": "img", "aria-label": alt}
     assert "currentColor" in first and INK not in first.lower() and "DejaVu" not in first
-    assert not {element.tag for element in root.iter()} & {"style", "metadata", "title", "image"}
+    assert not {element.tag for element in root.iter()} & {"style", "metadata", "image"}
     assert PICTURE.title not in first
     assert ">cf 1.25</text>" in first
     ids = [re.findall(r' id="([^"]+)"', svg) for svg in (first, second)]

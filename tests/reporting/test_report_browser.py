@@ -35,9 +35,22 @@ def test_a_report_shows_all_its_pictures_and_tables_on_a_screen_and_on_a_phone(
         resize(browser, width, 740)
         assert all(min(drawing.size["width"], drawing.size["height"]) > 150 for drawing in drawings)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        places = [tile.location for tile in browser.find_elements("css selector", "header .tile")]
+        assert (
+            len({(at["x"], at["y"]) for at in places}) == 4 and len({at["y"] for at in places}) == (1, 4)[width == 360]
+        )
+        charts = [figure.location for figure in browser.find_elements("css selector", "section .chart")]
+        assert len({at["x"] for at in charts}) == (2, 1)[width == 360]
     resize(browser, 1280, 740)
-    fits = "const box = document.querySelector('.scroll'); return box.scrollWidth <= box.clientWidth"
-    assert browser.execute_script(fits)  # the comparisons, which come first
+    fits = "return [...document.querySelectorAll('.scroll')].every(box => box.scrollWidth <= box.clientWidth)"
+    assert browser.execute_script(fits)
+    names = [term.text for term in browser.find_elements("css selector", "header .tile dt")]
+    assert names == ["Best", "Cheapest", "Dropped", "Seeds"]
+    assert len(browser.find_elements("css selector", "figure svg g > title")) > 50  # values under the pointer
+    first = browser.find_element("css selector", "table thead button")
+    first.send_keys("\n")
+    heading = browser.find_element("css selector", "table thead th")
+    assert heading.get_attribute("aria-sort") == "ascending"
     text = browser.find_element("tag name", "body").text
     assert "too hot" in text and "step 25 of 100" in text
     buttons = browser.find_elements("css selector", "table thead button")

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from report_runs import DENSE, DROPLESS, ONE, config_of, write_run, write_sweep
 
 from switch_lm.pages.document import Document, Picture, Table
 from switch_lm.reporting.comparisons import Study, compare, study
 from switch_lm.reporting.records import find_sources, read_records
 from switch_lm.reporting.write import FIGURES, build, summary_csv
+from switch_lm.storage.metrics import MetricsFile
 
 VARIANTS: dict[str, dict[str, Any]] = {"dense": DENSE, "one": ONE, "dropless": DROPLESS}
 LOSSES = {"dense": [1.5, 1.6], "one": [1.45, 1.65], "dropless": [1.4, 1.5]}
@@ -44,8 +46,8 @@ def table(document: Document, caption: str) -> list[dict[str, str]]:
     return [dict(zip(part.headings, (cell.text for cell in row), strict=True)) for row in part.rows]
 
 
-def pictures(document: Document) -> dict[str, Picture]:
-    return {part.name: part for part in parts(document) if isinstance(part, Picture)}
+def pictures(document: Document) -> dict[str, Any]:
+    return {picture.name: picture for picture in document.pictures}
 
 
 def test_table_1_has_the_papers_columns_and_the_spread_over_seeds(tmp_path: Path) -> None:
@@ -54,12 +56,14 @@ def test_table_1_has_the_papers_columns_and_the_spread_over_seeds(tmp_path: Path
         "Model": "dense",
         "Capacity factor": "-",
         "Loss after 100 steps": "1.5500 ± 0.6353",  # 12.7062 x 0.0707 / sqrt(2)
+        "Less dense": "-",
         "Steps to a loss of 1.61": "94 ± 64",  # 89 and 99: a loss of 0.01 is a step
         "Seconds to a loss of 1.61": "94.0 ± 63.5",
         "Tokens per second": "8,192",
         "Seeds": "2",
     }
     assert [(row["Model"], row["Capacity factor"]) for row in rows[1:]] == [("Switch", "dropless"), ("Switch", "1.0")]
+    assert [row["Less dense"] for row in rows[1:]] == ["-0.1000, not resolved", "+0.0000, not resolved"]
     assert rows[2]["Steps to a loss of 1.61"] == "84 (1 of 2 did not reach it)"
 
 
@@ -74,9 +78,8 @@ def test_what_an_older_result_does_not_hold_is_a_dash(tmp_path: Path) -> None:
     (folder / "result.json").write_text(json.dumps({"val_loss": 1.5, "steps": 100, "seed": 0, "hardware": None}))
     report = document(studied(folder))
     (row,) = table(report, "Who drops")
-    assert row["Loss"] == "1.5000 (one seed)" and {row[key] for key in row if "ropped" in key or "ntropy" in key} == {
-        "-"
-    }
+    assert {row[key] for key in row if "ropped" in key or "ntropy" in key} == {"-"}
+    assert table(report, "Model against")[0]["Loss after 100 steps"] == "1.5000 (one seed)"
     (work,) = table(report, "Where the computation")
     assert set(work.values()) == {"Switch, factor 1.25", "-"}
     assert sorted(pictures(report)) == ["learning_by_seconds", "learning_by_step", "training_loss"]
@@ -89,14 +92,13 @@ def test_the_ledger_is_shown_by_kind(tmp_path: Path) -> None:
     assert rows["dense"]["Router"] == "0.000" and rows["Switch, factor 1.0"]["Router"] == f"{4 * 2 * 128 * 8 / 1e6:.3f}"
 
 
-def test_the_frontier_marks_who_is_not_dominated_and_bars_are_intervals(tmp_path: Path) -> None:
-    drawn = pictures(document(small(tmp_path)))
-    picture = drawn["frontier_training_computation"]
-    assert [series.label for series in picture.series] == ["dense", "Switch"]
-    dense, switch = picture.series
-    assert dense.marked == (True,) and switch.labels == ("Switch, dropless", "Switch, factor 1.0")
-    assert switch.marked == (True, False) and not switch.line
-    assert switch.low is not None and math.isclose(switch.low[0], 1.45 - 12.706204736 * 0.05, rel_tol=1e-9)
+def test_the_frontier_marks_who_is_not_dominated_and_shows_every_seed(tmp_path: Path) -> None:
+    dense, dropless, one = pictures(document(small(tmp_path)))["frontier_training_computation"].places
+    assert [place.group for place in (dense, dropless, one)] == ["dense", "Switch, dropless", "Switch, factor 1.0"]
+    assert [place.front for place in (dense, dropless, one)] == [True, True, False]
+    assert [place.level for place in (dense, dropless, one)] == [None, math.inf, 1.0]
+    assert one.runs == ((one.x, 1.45), (one.x, 1.65)) and math.isclose(one.y, 1.55)
+    assert dropless.hover.startswith("Switch, dropless: 1.4500 ± 0.6353 nats at ")  # 12.7062 x 0.05
     rows = {row["Variant"]: row for row in table(document(small(tmp_path / "b")), "What the loss")}
     key = "Training computation (TFLOP)"
     assert [rows[name][key].endswith("*") for name in rows] == [True, True, False]
@@ -123,7 +125,8 @@ def test_nothing_is_compared_by_seconds_where_there_are_several_machines(tmp_pat
 
 def test_one_seed_has_no_bars(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep", VARIANTS, {name: [1.5] for name in VARIANTS})
-    for picture in pictures(document(studied(sweep))).values():
+    drawn = [one for one in pictures(document(studied(sweep))).values() if isinstance(one, Picture)]
+    for picture in drawn:
         assert all(series.low is None and series.high is None for series in picture.series)
 
 
@@ -132,6 +135,20 @@ def test_drops_are_drawn_by_capacity_factor_with_no_limit_at_the_right_end(tmp_p
     assert picture.x_names == ("1.0", "dropless")
     (series,) = picture.series
     assert (series.label, series.x, series.y) == ("Switch", (0.0, 1.0), (0.1, 0.0))
+
+
+def test_drops_are_drawn_by_layer_over_time_where_runs_dropped_anything(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        folder = write_run(tmp_path / "runs" / f"{seed}", config_of(seed, **ONE), 1.5)
+        file = MetricsFile(folder, first_step=1000)
+        for step, share in {10: 0.4, 20: 0.2}.items():
+            file.write({f"moe/layer_0{n}/dropped_share": share + seed / 10 + n / 100 for n in (0, 2)}, step)
+        file.close()
+    first, third = pictures(document(studied(tmp_path / "runs")))["dropped_by_layer_0"].series
+    assert (first.label, first.x, third.label) == ("layer 1", (10.0, 20.0), "layer 3")
+    assert first.y == pytest.approx((0.45, 0.25)) and third.y == pytest.approx((0.47, 0.27))
+    write_run(tmp_path / "none", config_of(**DROPLESS), 1.5)
+    assert "dropped_by_layer_0" not in pictures(document(studied(tmp_path / "none")))
 
 
 def test_alpha_and_experts_have_pictures_where_they_vary(tmp_path: Path) -> None:

@@ -12,29 +12,28 @@ from switch_lm.reporting.records import find_sources, read_records
 from switch_lm.reporting.tables import comparison_table
 from switch_lm.reporting.words import planned_words
 
-AGAINST_DENSE = "Loss at the last step, against `dense` of equal computation by the model's products (+0.4 %, with"
+AGAINST_DENSE = "`dense` of equal computation by the model's products: loss"
 VERDICTS = [  # dense, dropless, and what follows
-    ([1.50, 1.61, 1.70], [1.47, 1.58, 1.67], "lower by 0.0300 nats, no spread"),
+    ([1.50, 1.61, 1.70], [1.47, 1.58, 1.67], "against", "lower by 0.0300 nats, no spread"),
     # 0.03 -+ 4.30265 x 0.01 / sqrt(3): of two variants least squares is the paired t
-    ([1.5, 1.5, 1.5], [1.48, 1.47, 1.46], "lower by 0.0300 nats (-0.0548 to -0.0052), Switch wins per step"),
-    ([1.5, 1.6, 1.7], [1.52, 1.63, 1.74], "higher by 0.0300 nats (0.0052 to 0.0548), Switch loses per step"),
-    ([1.50, 1.61], [1.52, 1.63], "higher by 0.0200 nats, no spread"),
-    ([1.5, 1.5, 1.5], [1.46, 1.47, 1.53], "not resolved (-0.1074 to 0.0807 nats)"),  # 4.30265 x 0.0379 / sqrt(3)
-    ([1.5] * 5, [1.46, 1.47, 1.53, 1.54, 1.49], "not resolved (-0.0462 to 0.0422 nats)"),  # 2.77645 x 0.0356 / sqrt(5)
-    ([1.5, 1.5], [1.5, 1.5], "equal, no spread"),
-    ([1.5], [1.1], "lower by 0.4000 nats, one seed"),
-    ([1.5, 1.6], [1.4, 1.5, 9.0], "lower by 0.1000 nats, no spread"),  # seed 2 is alone
+    ([1.5, 1.5, 1.5], [1.48, 1.47, 1.46], "beats", "lower by 0.0300 nats (-0.0548 to -0.0052), resolved"),
+    ([1.5, 1.6, 1.7], [1.52, 1.63, 1.74], "loses to", "higher by 0.0300 nats (0.0052 to 0.0548), resolved"),
+    ([1.50, 1.61], [1.52, 1.63], "against", "higher by 0.0200 nats, no spread"),
+    # 4.30265 x 0.0379 / sqrt(3) and 2.77645 x 0.0356 / sqrt(5)
+    ([1.5] * 3, [1.46, 1.47, 1.53], "against", "lower by 0.0133 nats (-0.1074 to 0.0807), not resolved"),
+    ([1.5] * 5, [1.46, 1.47, 1.53, 1.54, 1.49], "against", "lower by 0.0020 nats (-0.0462 to 0.0422), not resolved"),
+    ([1.5, 1.5], [1.5, 1.5], "against", "equal, no spread"),
+    ([1.5], [1.1], "against", "lower by 0.4000 nats, one seed"),
+    ([1.5, 1.6], [1.4, 1.5, 9.0], "against", "lower by 0.1000 nats, no spread"),  # seed 2 is alone
 ]
 
 
-@pytest.mark.parametrize(("dense", "dropless", "outcome"), VERDICTS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("dense", "dropless", "verb", "outcome"), VERDICTS, ids=lambda value: str(value)[:40])
 def test_switch_wins_or_loses_where_the_interval_excludes_0_and_nowhere_else(
-    dense: list[float], dropless: list[float], outcome: str, tmp_path: Path
+    dense: list[float], dropless: list[float], verb: str, outcome: str, tmp_path: Path
 ) -> None:
     top, text = words(studied(tmp_path, {"dense": dense, "dropless": dropless}))
-    assert top.startswith(AGAINST_DENSE) and f"): `Switch, dropless` {outcome}." in top
-    assert ("(95 % intervals, corrected for 1 comparison with a control;" in top) is ("to" in outcome)
-    assert ("wins per step" in top or "loses per step" in top) is ("Switch" in outcome) and "per step" not in text
+    assert top == f"`Switch, dropless` {verb} {AGAINST_DENSE} {outcome}."
     assert ("Each variant has one seed: no difference is resolved." in text) is (len(dense) == 1)
 
 
@@ -50,15 +49,17 @@ def test_without_dense_runs_the_first_planned_variant_is_the_control_and_nothing
         studied(tmp_path, {"one": [None, 1.6, 1.5], "dropless": [1.4, 1.5, 1.42]})
     )  # the first job failed
     assert top.startswith(
-        "There is no dense run here: nothing is said of Switch against dense. Loss at the last step, against "
-        "`Switch, factor 1.0`, the first of what was varied: `Switch, dropless` "
+        "`Switch, dropless` against `Switch, factor 1.0`, the first of what was varied: loss lower by "
     )
-    assert "wins" not in text + top and "dense" not in text
+    assert top.endswith("; there is no dense run here, so nothing is said of Switch against dense.")
+    assert "beats" not in text + top and "dense" not in text
 
 
 def test_one_variant_alone_has_its_loss_in_the_lead(tmp_path: Path) -> None:
     top, text = words(studied(tmp_path, {"one": [1.4, 1.5]}))
-    assert top.endswith("The loss at the last step, of `Switch, factor 1.0`, is 1.4500 ± 0.6353.")
+    assert top.startswith(
+        "The loss at the last step, of `Switch, factor 1.0`, is 1.4500 ± 0.6353; there is no dense run "
+    )
     assert "Welch" not in text and "scatter" not in text
 
 
@@ -69,7 +70,7 @@ def test_too_few_runs_for_a_deviation_are_not_called_unlinked(tmp_path: Path) ->
 
 def test_the_first_variant_with_a_result_is_the_control_where_the_first_planned_one_has_none(tmp_path: Path) -> None:
     top, _ = words(studied(tmp_path, {"one": [None, None], "1.25": [1.5, 1.6], "dropless": [1.4, 1.55]}))
-    assert "against `Switch, factor 1.25`, the first that finished: `Switch, dropless` " in top
+    assert "`Switch, dropless` against `Switch, factor 1.25`, the first that finished: loss lower by " in top
 
 
 def test_loose_runs_have_the_first_one_given_as_their_control_and_their_differences_are_named(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_loose_runs_have_the_first_one_given_as_their_control_and_their_differen
 
 def test_unknown_products_leave_no_empty_brackets(tmp_path: Path) -> None:
     top, _ = words(studied(tmp_path, {"dense": [1.5, 1.5, 1.5], "dropless": [1.48, 1.47, 1.46]}, computation={}))
-    assert "of equal computation by the model's products: `Switch, dropless` lower by" in top
+    assert f"{AGAINST_DENSE} lower by" in top
 
 
 def test_variants_that_share_no_seed_are_compared_one_way(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_variants_that_share_no_seed_are_compared_one_way(tmp_path: Path) -> Non
         write_run(tmp_path / "runs" / f"{seed}", config_of(seed, **(DENSE if seed < 2 else DROPLESS)), loss)
     top, text = words(study(read_records(find_sources([tmp_path / "runs"]))))
     # Welch: -0.1 -+ 4.30265 x sqrt(2 x 0.01^2), with 2 degrees of freedom
-    assert "`Switch, dropless` lower by 0.1000 nats (-0.1608 to -0.0392), Switch wins per step" in top
+    assert f"`Switch, dropless` beats {AGAINST_DENSE} lower by 0.1000 nats (-0.1608 to -0.0392), resolved" in top
     assert "Seeds do not link all variants: Welch's t compares them" in text and "scatter by" not in text
 
 
@@ -112,27 +113,29 @@ def test_a_dense_run_of_unequal_computation_is_compared_and_nobody_wins(
     control: str, name: str, kind: str, work: str, loss: str, tmp_path: Path
 ) -> None:
     result = studied(tmp_path, {control: [1.5, 1.6], name: [1.4, 1.5]})
-    top, text = words(result)
-    assert "No dense run here is a control of equal computation" in top
-    assert f"of {kind} ({work.replace(', ', ', with the optimizer' + chr(39) + 's ')}): `" in top
-    assert "wins" not in text + top
+    top, _ = words(result)
+    assert "no dense run here is a control of equal computation" in top and f"` of {kind}: loss lower by " in top
+    assert "` beats" not in top and "loses" not in top
     assert [(*row[2:4], *row[5:]) for row in rows(result)] == [
         ("loss", loss, "no spread", "control", f"{kind} ({work})"),
     ]
 
 
 def test_a_capacity_may_win_dropless_and_lose_at_its_own_capacity(tmp_path: Path) -> None:
-    top, text = words(studied(tmp_path, {"dense": [1.5, 1.6, 1.7], "one": [1.48, 1.58, 1.679]}))  # 0.05 more there
-    assert "Switch wins per step." in top
-    assert "`Switch, factor 1.0` against `dense`, loss at the training capacity: higher by 0.0297 nats" in text
-    assert "), Switch loses at its training capacity." in text
+    result = studied(tmp_path, {"dense": [1.5, 1.6, 1.7], "one": [1.48, 1.58, 1.679]})  # 0.05 more there
+    assert words(result)[0].startswith("`Switch, factor 1.0` beats `dense`")
+    ((*_, difference, _, verdict, _, _),) = [row for row in rows(result) if row[2] == "loss at capacity"]
+    assert difference.startswith("0.0297 ± ") and verdict == "resolved"
 
 
 def test_more_than_two_variants_with_one_control_are_counted_in_the_lead(tmp_path: Path) -> None:
     losses = {"dense": [1.5, 1.6], "dropless": [1.4, 1.501], "one": [1.6, 1.7], "half": [1.5, 1.601]}
-    top, _ = words(studied(tmp_path, losses))
-    assert top.startswith(AGAINST_DENSE.replace("(+0.4 %", "(+0.2 % to +0.4 %"))
-    assert ": 3 variants (wins: 1, losses: 1, not resolved: 1)." in top
+    result = studied(tmp_path, losses)
+    top, _ = words(result)
+    assert top.startswith(f"`Switch, dropless, every block` beats {AGAINST_DENSE} lower by 0.0995 nats (")
+    assert top.endswith("), resolved (all 3: wins: 1, losses: 1, not resolved: 1).")
+    work = {row[7].partition(" (")[2][:6] for row in rows(result) if row[6] == "control"}
+    assert work == {"+0.2 %", "+0.4 %"}
 
 
 def test_two_controls_have_a_sentence_each_and_the_measure_is_named() -> None:
@@ -145,31 +148,27 @@ def test_two_controls_have_a_sentence_each_and_the_measure_is_named() -> None:
         runs += [record(config_of(seed, **models[name]), y, computation=computation) for seed, y in enumerate(own)]
     result = study(runs)
     top, _ = words(result)
-    assert top.startswith(
-        "Loss at the last step, against `dense` of equal computation by the model's products (+0.7 %, with the "
-        "optimizer's +4.8 %): `Switch, factor 1.0` lower by 0.0300 nats ("
-    )
-    assert (
-        "Switch wins per step. Against `dense, d_ff 600` of equal computation by all products (-3.5 %, with the "
-        "optimizer's +0.7 %): `Switch, factor 1.0` higher by 0.0197 nats (" in top
-    )
-    assert "corrected for 3 comparisons with a control; 3 seeds.)" in top
-    control = [(*row[:2], row[-1].partition(" (")[0]) for row in rows(result) if row[6] == "control"]
-    assert control == [
-        ("Switch, factor 1.0", "dense", "equal in the model's products"),
-        ("Switch, factor 1.0", "dense, d_ff 600", "equal in all products"),
-        ("dense, d_ff 600", "dense", "d_ff"),
+    one = "`Switch, factor 1.0`"
+    assert top.startswith(f"{one} beats {AGAINST_DENSE} lower by 0.0300 nats (")
+    other = "`dense, d_ff 600` of equal computation by all products"
+    assert f", resolved; {one} loses to {other}: loss higher by 0.0197 nats (" in top
+    assert "control (3, by the multivariate t)" in comparison_table(compare(result)).note
+    control = [(*row[:2], row[-1]) for row in rows(result) if row[6] == "control"]
+    assert control[:2] == [
+        ("Switch, factor 1.0", "dense", "equal in the model's products (+0.7 %, +4.8 %)"),
+        ("Switch, factor 1.0", "dense, d_ff 600", "equal in all products (-3.5 %, +0.7 %)"),
     ]
+    assert control[2][:2] == ("dense, d_ff 600", "dense") and control[2][2].startswith("d_ff (")
 
 
 def test_runs_on_two_machines_are_compared_in_loss_and_not_on_the_clock(tmp_path: Path) -> None:
     result = studied(tmp_path, {"dense": [1.5, 1.5], "dropless": [1.4, 1.5]})
-    assert "time to a loss" in words(result)[1]
+    assert [row[2] for row in rows(result) if row[2].startswith("time")] == ["time ratio to 1.5"]
     for run in result.variants[0].runs:
         dict.__setitem__(run.result, "hardware.name", "another machine")  # type: ignore[index]
     top, text = words(result)
-    assert "time to a loss" not in text and "in 2 ways: compare no seconds." in text
-    assert "`Switch, dropless` not resolved (" in top
+    assert "in 2 ways: compare no seconds." in text
+    assert top.startswith("`Switch, dropless` against") and top.endswith("), not resolved.")
     assert [row[3:6] for row in rows(result) if row[2] == "time to a loss"] == [("-", "-", "not compared")]
 
 
@@ -207,11 +206,23 @@ def test_a_capacity_is_compared_with_drops_at_random(tmp_path: Path) -> None:
         "dropless": [1.5, 1.6],
         "random": [1.48, 1.58],
     }
-    _, text = words(studied(tmp_path, losses))
-    random = "`Switch, dropless, random drops 0.07`"
-    assert f"{random} against `Switch, dropless`, loss at the last step: lower by 0.0200 nats" in text
-    assert f"`Switch, factor 1.25` against {random}, loss at the last step: lower by 0.0300 nats" in text  # drops 7.5 %
-    assert "random_drop_rate" not in text and "wins" not in text
+    result = studied(tmp_path, losses)
+    random, found = "Switch, dropless, random drops 0.07", {row[:2]: row[3] for row in rows(result) if row[2] == "loss"}
+    assert found[random, "Switch, dropless"].startswith("-0.0200")
+    assert found["Switch, factor 1.25", random].startswith("-0.0300")  # drops 7.5 %
+    assert "random_drop_rate" not in words(result)[1]
+
+
+def test_learned_routers_are_compared_with_one_that_draws_experts_at_random() -> None:
+    losses = (DROPLESS, [1.9, 2.0, 2.1]), (DROPLESS, [1.5, 1.6, 1.71]), (DENSE, [1.6, 1.7, 1.8])
+    runs = [record(config_of(seed, **model), y) for model, own in losses for seed, y in enumerate(own)]
+    for run in runs[:3]:
+        run.config.update({"router.name": "uniform"})  # type: ignore[attr-defined]
+    result = study(runs)
+    ((ours, theirs, _, difference, _, verdict, family, kind),) = [r for r in rows(result) if "chance" in r[7]]
+    assert (ours, theirs, family, kind.partition(" (")[0]) == ("Switch", "uniform", "rest", "against chance")
+    assert difference.startswith("-0.3967 ± ") and verdict == "resolved"
+    assert "`uniform` draws its experts at random" in words(result)[1]
 
 
 def test_the_note_states_the_families_and_how_many_comparisons_each_has(tmp_path: Path) -> None:
@@ -229,7 +240,6 @@ def test_comparisons_without_an_interval_are_not_counted(tmp_path: Path) -> None
     }  # fmt: skip
     losses |= {name: [*own, None, None] for name, own in losses.items() if len(own) == 1}
     result = studied(tmp_path, losses)
-    assert "corrected for 1 comparison with a control; 3 seeds.)" in words(result)[0]
     assert "control (1, by the multivariate t)" in comparison_table(compare(result)).note
     single = comparison_table(compare(studied(tmp_path / "b", {"dense": [1.5], "dropless": [1.4]}))).note
     assert "famil" not in single.partition("Resolved:")[0]

@@ -53,7 +53,7 @@ def test_every_run_that_has_no_result_is_reported_with_its_reason(mixed: tuple[P
     assert "unfinished | step 25 of 100 is the last one recorded" in text
     assert "sweep/seed=8,variant=late | not run | planned, not started: seed=8 variant=late" in text
     assert "sweep/broken" in text and "metrics.jsonl, line 1: not a JSON object" in text
-    assert any("Of 9 runs, 6 are used; 1 failed, 1 unfinished, 1 not run" in text for text in written.words)
+    assert text.count("Of 9 runs, 6 are used; 1 failed, 1 unfinished, 1 not run: see What was run.") == 1
     assert "python -m switch_lm.train experiment=test" in text
     assert "<b>a" not in page and "&lt;b&gt;a" in page
     with written.table.open(newline="") as file:
@@ -68,11 +68,16 @@ def test_the_words_stand_in_the_report_and_on_the_screen(
     sweep, written = mixed
     assert main([str(sweep), "--name", "again", "--threshold", "1.6"]) == 0
     printed = " ".join(capsys.readouterr().out.split())  # however its lines are broken
-    assert written.words[0].replace("`", "") in printed
+    assert printed.startswith(written.verdict.replace("`", "") + " Best ")
+    assert [tile.name for tile in written.tiles.items] == ["Best", "Cheapest", "Dropped", "Seeds"]
+    assert all(f"{tile.name:<8}".strip() + f" {tile.value}, " in printed for tile in written.tiles.items)
+    assert "try next: python -m switch_lm.train experiment=test # runs what is missing try next: " in printed
+    assert written.verdict in written.markdown.read_text().split("\n- ")[0]
     assert "Loss after 100" in printed
     assert f"report: {sweep / 'again.md'}, again.html, again.csv, again_pictures/" in printed
     assert (sweep / "again_pictures" / "learning_by_step.png").is_file()
     text = (sweep / "again.md").read_text()
+    assert "- **Best: 1." in text
     assert "again_pictures/" in text and "| Steps to a loss of 1.6 |" in text
 
 
@@ -96,7 +101,7 @@ def test_a_sweep_of_which_all_jobs_failed_has_a_report_all_the_same(tmp_path: Pa
     folder.mkdir(parents=True)
     (folder / "job.json").write_text(json.dumps({"job": 0, "status": "failed", "error": "no text"}))
     written = write_report([tmp_path / "sweep"])
-    assert written.words[0] == "No run is finished: there is nothing to compare yet."
+    assert written.verdict == "No run is finished: there is nothing to compare yet."
     assert "sweep/job | failed | no text" in written.markdown.read_text()
 
 
@@ -125,7 +130,7 @@ def test_a_run_of_unknown_seed_is_shown_under_its_name_and_compared_with_none(
     assert "([b])" in capsys.readouterr().out
     text = (tmp_path / "runs" / "report.md").read_text()
     assert text.count("seed unknown") > 3 and "its seed is not known" in text
-    assert "seed unknown" not in text.split("**All comparisons")[1].split("## Table 1")[0]
+    assert "seed unknown" not in text.split("**All comparisons")[1].split("## Drops and balance")[0]
 
 
 @pytest.mark.parametrize("options", [["--threshold", "0"], ["--threshold", "x"], ["--name", "../x"], []], ids=str)

@@ -104,7 +104,7 @@ def test_routers_and_layers_are_swept_and_reported_by_their_names(tmp_path: Path
     records = read_jobs(folder)
     varied = [(record["overrides"]["router"], record["overrides"]["model.switch_layers"]) for record in records]
     assert varied == [("switch", "[0]"), ("switch", "[]"), ("topk", "[0]"), ("topk", "[]")]
-    table = (folder / "report.md").read_text().split("## Table 1")[1]
+    table = (folder / "report.md").read_text().split("## Results")[1]
     names = [row.split(" | ")[0] for row in table.splitlines() if row.startswith("| ")]
     assert names[2:5] == ["| dense", "| top-2", "| Switch"]
 
