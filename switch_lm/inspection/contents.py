@@ -11,6 +11,7 @@ from switch_lm.inspection.study import Inspection
 from switch_lm.pages.document import Bullets, Cell, Code, Document, Part, Section, Table, Text
 from switch_lm.pages.expert_cards import Card, ExpertCards, percent
 from switch_lm.pages.expert_maps import layer_name
+from switch_lm.pages.side_by_side import NONE
 from switch_lm.stats.shares import TIMES
 from switch_lm.text.classes import WRITTEN
 
@@ -49,7 +50,8 @@ def in_words(inspections: Sequence[Inspection]) -> str:
         result += ["", one.name, "", *(f"{x.name}: {x.line(comparisons)}" for x in sum(one.cards.layers, ())), ""]
         table = tables.layers([one])
         for row in table.rows:
-            figures = (f"{heading} {cell.text}" for heading, cell in zip(table.headings[1:], row[1:], strict=True))
+            named = zip(table.headings[1:], row[1:], strict=True)
+            figures = (f"{heading} {cell.text}" for heading, cell in named if cell != NONE)
             result.append(f"{row[0].text}: {'; '.join(figures)}")
     return "\n".join(result[1:])
 
