@@ -111,7 +111,8 @@ class RoutingPictures(Measurement):
     def after_step(self, module: Any, step: int, micro_batches: Sequence[MicroBatch]) -> None:
         if self.num_layers and step % self.log_every == 0:
             for micro_batch in micro_batches:
-                self.history.add(torch.stack([routing.load_E for routing in micro_batch["routings"]]), step=step)
+                of_layers = micro_batch["sums"] or micro_batch["routings"]
+                self.history.add(torch.stack([layer.load_E for layer in of_layers]), step=step)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if not self.num_layers:

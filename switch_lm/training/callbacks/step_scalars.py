@@ -22,7 +22,7 @@ class StepScalars(StepCallback):
             return
         tally = StepTally()
         for micro_batch in micro_batches:
-            tally.add(micro_batch["losses"], micro_batch["routings"])
+            tally.add(micro_batch["losses"], micro_batch["routings"], micro_batch["sums"])
         losses = tally.losses
         of_layers = routing_scalars(tally.layers, self.blocks, per_expert=self.per_expert)
         module.run_log.scalars(losses | as_perplexity("train", losses["train/loss"]) | of_layers, step)
