@@ -31,9 +31,8 @@ class Workers:
     def __init__(self, size: int, task: str, folder: Path) -> None:
         self.folder = folder
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path))
-        }  # for plugins beside a script
+        # What this process can import, such as a plugin beside a script, the others can.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         for rank in range(1, size):
             with self._output(rank).open("wb") as output:
                 self.processes[rank] = subprocess.Popen(
@@ -57,17 +56,22 @@ class Workers:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """After an error they end at once; otherwise they have done their part, and end by themselves."""
+        if kind is not None:
+            self._close()
         deadline = time.monotonic() + (END_SECONDS if kind else 10 * END_SECONDS)
-        for process in self.processes.values():
-            if kind is not None and process.stdin is not None:
-                with suppress(OSError):
-                    process.stdin.close()
         for process in self.processes.values():
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        for process in self.processes.values():
+            if process.stdin is not None:
+                with suppress(OSError):
+                    process.stdin.close()
 
     def wait_for(self, store: Any, what: str) -> None:
         """Until each has written `what` into the store, however long it takes. LostProcessError if one ends."""
