@@ -14,7 +14,7 @@ from switch_lm.routers.losses import load_balancing_loss
 from switch_lm.routers.noise import Dropout, jitter
 from switch_lm.routers.options import BalanceOptions, RouterOptions
 from switch_lm.routers.queueing import enqueue, queue_slots
-from switch_lm.routers.routing import Routing, at_least_float32
+from switch_lm.routers.routing import Routing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class Router(nn.Module):
         capacity: int | None = None,
         num_groups: int = 1,
     ) -> Routing:
-        """Where the tokens go, in float32 or wider: autocast, which would undo a cast, is off (section 2.4).
+        """Where the tokens go, in float32, or in float64 if its weights are: autocast, which would undo a cast, is off (section 2.4).
 
         `ids_T` and `position_T` (int64): the characters and their positions; None where a layer is called alone. The T
         tokens are `num_groups` groups of equal length, one after the other; each expert has `capacity` slots for each
@@ -102,7 +102,7 @@ class Router(nn.Module):
         """
         device = x_TD.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-            x_TD = at_least_float32(x_TD)
+            x_TD = x_TD.to(torch.float32 if self.w_DE is None else torch.promote_types(self.w_DE.dtype, torch.float32))
             if self.reads_input:
                 if self.training and self.options.jitter > 0.0:
                     x_TD = jitter(x_TD, self.options.jitter)
