@@ -94,7 +94,7 @@ class Router(nn.Module):
         capacity: int | None = None,
         num_groups: int = 1,
     ) -> Routing:
-        """Where the tokens go, in float32, or in float64 if its weights are: autocast, which would undo a cast, is off (section 2.4).
+        """Where the tokens go, in float32, or in float64 if its weights are. Autocast, which would undo a cast, is off.
 
         `ids_T` and `position_T` (int64): the characters and their positions; None where a layer is called alone. The T
         tokens are `num_groups` groups of equal length, one after the other; each expert has `capacity` slots for each
