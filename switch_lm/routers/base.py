@@ -98,7 +98,7 @@ class Router(nn.Module):
 
         `ids_T` and `position_T` (int64): the characters and their positions; None where a layer is called alone. The T
         tokens are `num_groups` groups of equal length, one after the other; each expert has `capacity` slots for each
-        group, None is dropless.
+        group, None is dropless. Source: Switch Transformers, section 2.4.
         """
         device = x_TD.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
