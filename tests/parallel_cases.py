@@ -69,7 +69,8 @@ FAULTS = {
     "own_loads": routed("switch", ADAMW, balance_over="micro_batch", alpha=1.0),
     "same_rows": routed("switch", ADAMW, alpha=1.0),
 }
-CASES = EQUAL | GROUPED | FAULTS
+IN_FLOAT32 = "in_float32"  # as a run computes
+CASES = EQUAL | GROUPED | FAULTS | {IN_FLOAT32: routed("switch", MUON, importance=0.05, z_loss=0.01)}
 
 
 def configured(name: str, size: int, folder: Path) -> Config:
@@ -130,7 +131,7 @@ def trained(name: str, group: Group, folder: Path, *, parts: int | None = None) 
             patch.setattr(data.TrainingBatches, "__getitem__", lambda self, n: item(_first(self), n))
         signals = StopSignals(folder)
         with prepare(config, RunFolder(path), signals=signals) as training:
-            module = training.module.double()
+            module = training.module if name == IN_FLOAT32 else training.module.double()
             module.group, module.run_log = group, Log(boards=boards)
             run.trainer_of(training, group).fit(module, training.data)
     weights = {key: value.clone() for key, value in module.model.state_dict().items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from parallel_cases import EQUAL, FAULTS, GROUPED, STEPS, run_all
+from parallel_cases import EQUAL, FAULTS, GROUPED, IN_FLOAT32, STEPS, run_all
 
 Results = dict[int, list[dict[str, Any]]]
 
@@ -33,6 +33,10 @@ def curves(result: dict[str, Any]) -> dict[str, Any]:
     return {tag: by_step for tag, by_step in result["scalars"].items() if "/lr_" not in tag}
 
 
+def first_step(result: dict[str, Any]) -> dict[str, Any]:
+    return {tag: {1: by_step[1]} for tag, by_step in curves(result).items() if 1 in by_step}
+
+
 CASES = [(name, size) for name in EQUAL for size in (2, 4)] + [(name, 2) for name in GROUPED]
 
 
@@ -40,9 +44,7 @@ CASES = [(name, size) for name in EQUAL for size in (2, 4)] + [(name, 2) for nam
 @pytest.mark.parametrize(("name", "size"), CASES)
 def test_several_processes_have_the_numbers_of_one(results: Results, name: str, size: int) -> None:
     one, several = results[1][0][name], results[size][0][name]
-    first = {tag: {1: by_step[1]} for tag, by_step in curves(one).items() if 1 in by_step}
-    also = {tag: {1: by_step[1]} for tag, by_step in curves(several).items() if 1 in by_step}
-    assert furthest(also, first) < 1e-10
+    assert furthest(first_step(several), first_step(one)) < 1e-10
     assert furthest(several["grads"], one["grads"]) < 1e-10
     assert len(one["scalars"]["train/total_loss"]) == STEPS
     assert furthest(curves(several), curves(one)) < 1e-8
@@ -51,6 +53,13 @@ def test_several_processes_have_the_numbers_of_one(results: Results, name: str, 
     assert several["validation"]["load_LE"] == one["validation"]["load_LE"]
     assert several["validation"]["count"] == one["validation"]["count"]
     assert several["validation"]["num_batches"] == one["validation"]["num_batches"]
+
+
+@pytest.mark.slow
+def test_in_float32_a_step_is_that_of_one_process_up_to_rounding(results: Results) -> None:
+    one, several = results[1][0][IN_FLOAT32], results[2][0][IN_FLOAT32]
+    assert furthest(first_step(several), first_step(one)) < 1e-5
+    assert furthest(several["grads"], one["grads"]) < 1e-5
 
 
 @pytest.mark.slow
