@@ -74,6 +74,7 @@ benchmark: setup ## Measure speed and the share of the machine's products beside
 	$(BENCHMARK) layer $(ARGS)
 	$(BENCHMARK) step --share $(ARGS)
 	$(BENCHMARK) generate $(ARGS)
+	$(BENCHMARK) processes $(ARGS)
 
 benchmark-quick: override ARGS += --quick
 benchmark-quick: benchmark ## The same in under two minutes: a few cases, nothing compiled

@@ -17,6 +17,7 @@ ABOUT = {
     "layer": "a Switch layer beside a dense feed-forward and other implementations",
     "step": "a training step beside the annotated implementation and nanoGPT's way",
     "loss": "seconds from the start of a command to a validation loss, for given recipes",
+    "processes": "a training step in two processes beside one, what they send, and what share of the time that takes",
     "generate": "characters per second with and without the cache; time to the first character",
 }
 

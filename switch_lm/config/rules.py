@@ -84,6 +84,12 @@ COMBINATIONS: list[Row] = [
         "leave out the others, or raise model.num_layers",
     ),
     (
+        "data.batch_size",
+        lambda c: c.trainer.processes < 1 or c.data.batch_size % c.trainer.processes == 0,
+        "must be a multiple of trainer.processes: each takes as many rows",
+        "change one of the two",
+    ),
+    (
         "trainer.budget",
         lambda c: c.trainer.budget is None or c.resume is None,
         "cannot be used with resume, which trains the steps that are left",

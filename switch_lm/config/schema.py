@@ -40,7 +40,11 @@ class DataConfig:
     )
     hold_out: str | None = key(None, "The play that split=by_play validates, such as macbeth.", FILLED)
     dir: str = key("data", "Where these texts are kept.", FILLED, changes_result=False, path=True)
-    batch_size: int = key(32, "Windows of model.context_length characters in a (micro-)batch.", at_least(1))
+    batch_size: int = key(
+        32,
+        "Windows of model.context_length characters in a (micro-)batch, those of all processes.",
+        at_least(1),
+    )
 
 
 @dataclass
@@ -96,6 +100,19 @@ class TrainerConfig:
         None,
         "Stop softly after this long (20m, or hours:minutes:seconds: 00:20:00), with a checkpoint and the line to "
         "continue with. Each start begins the count again. null: never.",
+        A_TIME,
+        changes_result=False,
+    )
+    processes: int = key(
+        1,
+        "How many processes train the run, each on as many rows of data.batch_size and its share of the threads. They "
+        "have the numbers of one, but for noise (dropout, jitter), of which each draws its own.",
+        at_least(1),
+        changes_result=False,
+    )
+    peer_timeout: str = key(
+        "60s",
+        "With several processes: how long to wait for one that hangs, before the run ends with its name.",
         A_TIME,
         changes_result=False,
     )
@@ -194,6 +211,12 @@ class Config:
         "2017, eq. 8).",
         within(0, 1e6),
     )
+    balance_over: str = key(
+        "global",
+        "With several processes, which tokens the balance and the importance loss count together: global (a "
+        "micro-batch of all processes, as with one) or micro_batch (each process its own, the paper's rule per core).",
+        one_of("global", "micro_batch"),
+    )
     router_alarm: str = key(
         "warn",
         "What a dead or collapsed router does: warn (once, and training continues) or error (training ends).",
@@ -228,6 +251,11 @@ class Config:
         path=True,
     )
     outputs: str = key("outputs", "Where runs and sweeps are written.", FILLED, changes_result=False, path=True)
+
+    @property
+    def rows_per_process(self) -> int:
+        """Of a micro-batch."""
+        return self.data.batch_size // self.trainer.processes
 
     @property
     def balance_weight(self) -> float:

@@ -75,7 +75,7 @@ class RoutingSums:
 
     load_E: Tensor  # choices that selected each expert
     kept_E: Tensor  # choices that each expert computed
-    dropped: Tensor  # choices that were dropped
+    dropped_E: Tensor  # choices that selected each expert and were dropped
     entropy: Tensor  # the sum of each call's mean
     choices: int | Tensor
     tokens: int
@@ -84,7 +84,7 @@ class RoutingSums:
     @classmethod
     def of(cls, routing: Routing) -> RoutingSums:
         """One router call."""
-        counts = routing.load_E, routing.kept_E, dropped_choices(routing)
+        counts = routing.load_E, routing.kept_E, routing.dropped_E
         return cls(*counts, router_entropy(routing), num_choices(routing), routing.num_tokens)
 
     def __add__(self, other: RoutingSums) -> RoutingSums:
@@ -103,7 +103,7 @@ def layer_scalars(sums: RoutingSums, *, per_expert: bool = True) -> dict[str, Te
         "load_max_over_mean": load_E.max() / mean_load,
         "load_min_over_mean": load_E.min() / mean_load,
         "entropy_share": sums.entropy / sums.calls / math.log(max(2, num_experts)),
-        "dropped_share": sums.dropped.float() / torch.as_tensor(sums.choices).clamp(min=1),
+        "dropped_share": sums.dropped_E.sum() / torch.as_tensor(sums.choices).clamp(min=1),
     }
     if isinstance(sums.choices, Tensor):  # any number per token
         scalars["experts_per_token"] = sums.choices / sums.tokens

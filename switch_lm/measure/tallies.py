@@ -19,10 +19,10 @@ class StepTally:
         self.layers: list[RoutingSums] = []  # one per Switch layer
 
     @torch.no_grad()
-    def add(self, losses: dict[str, Tensor], routings: Sequence[Routing]) -> None:
-        """Adds one micro-batch; `losses` by tag."""
+    def add(self, losses: dict[str, Tensor], routings: Sequence[Routing], sums: Sequence[RoutingSums] = ()) -> None:
+        """Adds one micro-batch; `losses` by tag. `sums`: those of all processes, in place of `routings`."""
         self._losses.append({tag: loss.detach() for tag, loss in losses.items()})
-        sums = [RoutingSums.of(routing) for routing in routings]
+        sums = list(sums) or [RoutingSums.of(routing) for routing in routings]
         self.layers = [a + b for a, b in zip(self.layers, sums, strict=True)] if self.layers else sums
 
     @property
@@ -44,12 +44,15 @@ class DropTally:
         self._stretch_began = [0.0, 0]  # at the last validation: drops and choices in all layers
         self.last_stretch = 0.0  # the share dropped between the last two validations
 
-    def add(self, routings: Sequence[Routing]) -> None:
+    def add(self, routings: Sequence[Routing], sums: Sequence[RoutingSums] = ()) -> None:
+        """Of one micro-batch. `sums`: those of all processes, in place of `routings`."""
         if routings:
-            dropped_L = torch.stack([dropped_choices(routing) for routing in routings])
+            dropped = [one.dropped_E.sum() for one in sums] or [dropped_choices(routing) for routing in routings]
+            choices = [one.choices for one in sums] or [num_choices(routing) for routing in routings]
+            dropped_L = torch.stack(dropped)
             self._dropped_L = self._dropped_L.to(dropped_L.device) + dropped_L
-            self._choices_L = [sum_ + num_choices(r) for sum_, r in zip(self._choices_L, routings, strict=True)]
-            self._tokens += routings[0].num_tokens
+            self._choices_L = [sum_ + number for sum_, number in zip(self._choices_L, choices, strict=True)]
+            self._tokens += sums[0].tokens if sums else routings[0].num_tokens
 
     def end_stretch(self) -> None:
         """Call at each validation. Without a step since the last one, the share does not change."""
@@ -101,12 +104,19 @@ class ValidationTally:
 
     def add(self, loss: Tensor, count: int, routings: Sequence[Routing]) -> None:
         """Adds one batch; `loss` is the mean over its `count` predictions."""
-        self._nll += loss.item() * count
-        self._count += count
-        self.num_batches += 1
+        one = ValidationTally()
+        one._nll, one._count, one.num_batches = loss.item() * count, count, 1
         if routings:
-            load_LE = torch.stack([routing.load_E for routing in routings])
-            entropy_L = devices.widened(torch.stack([router_entropy(routing) for routing in routings])) * count
+            one.load_LE = torch.stack([routing.load_E for routing in routings])
+            one._entropy_L = devices.widened(torch.stack([router_entropy(routing) for routing in routings])) * count
+        self.join(one)
+
+    def join(self, other: "ValidationTally") -> None:
+        """Adds the batches of another one, after its own."""
+        self._nll, self._count = self._nll + other._nll, self._count + other._count
+        self.num_batches += other.num_batches
+        if other.load_LE is not None and other._entropy_L is not None:
+            load_LE, entropy_L = other.load_LE, other._entropy_L
             self.load_LE = load_LE if self.load_LE is None else self.load_LE.to(load_LE.device) + load_LE
             self._entropy_L = entropy_L if self._entropy_L is None else self._entropy_L.to(entropy_L) + entropy_L
 

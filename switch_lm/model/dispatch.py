@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from switch_lm.model import devices
-from switch_lm.routers.routing import Routing
+from switch_lm.routers.routing import Routing, at_least_float32
 
 IN_ORDER = 4  # up to so many terms `sum(dim=)` adds in their order, and faster
 
@@ -165,7 +165,7 @@ def _sum_in_order(y_ND: Tensor, by: ByToken) -> Tensor:
     """The sum of each token's assignments (T, D). On a GPU, gathers one of every token after the other."""
     if by.first_TM is None:
         assert by.order_N is not None
-        total_TD = F.embedding_bag(by.order_N, y_ND.float(), by.start_T, mode="sum")
+        total_TD = F.embedding_bag(by.order_N, at_least_float32(y_ND), by.start_T, mode="sum")
         return total_TD.to(y_ND.dtype)
     rows_ND = _with_zero_row(y_ND)
     return _added((rows_ND.index_select(0, index_T) for index_T in by.first_TM.unbind(1)), by.first_TM.shape[1])

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from switch_lm.routers.routing import Routing
+from switch_lm.routers.routing import Routing, at_least_float32
 
 
 def language_loss(logits: Tensor, target_BS: Tensor) -> Tensor:
     """Mean cross entropy in nats per character, of logits (B, S, V) and the ids of the next characters (B, S)."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), target_BS.flatten())
+    return F.cross_entropy(at_least_float32(logits.flatten(0, 1)), target_BS.flatten())
 
 
 def summed(loss: Callable[[Routing], Tensor], routings: Sequence[Routing]) -> Tensor:

@@ -153,7 +153,7 @@ class MuonRecipe(AdamWRecipe):
             "lr": options.matrix_lr,
             "weight_decay": options.matrix_weight_decay,
             "momentum": options.momentum,
-            "dtype": torch.bfloat16 if self.precision == "bf16" else torch.float32,
+            "dtype": torch.bfloat16 if self.precision == "bf16" else hidden[0].dtype,
         }
         if matrices := [parameter for parameter in hidden if parameter.dim() == 2]:
             optimizers.append(BatchedMuon(matrices, **how))

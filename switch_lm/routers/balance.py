@@ -5,7 +5,7 @@ from torch import Tensor
 
 def by_sign(bias_E: Tensor, load_E: Tensor, rate: float) -> Tensor:
     """b_i + rate x sign(mean load - load_i), centred (DeepSeek-V3, section 2.1.2)."""
-    load_E = load_E.float()
+    load_E = load_E.to(bias_E.dtype)
     return _centred(bias_E + rate * (load_E.mean() - load_E).sign())
 
 

@@ -94,15 +94,15 @@ class Router(nn.Module):
         capacity: int | None = None,
         num_groups: int = 1,
     ) -> Routing:
-        """Where the tokens go, in float32: autocast, which would undo a cast, is off (section 2.4).
+        """Where the tokens go, in float32, or in float64 if its weights are. Autocast, which would undo a cast, is off.
 
         `ids_T` and `position_T` (int64): the characters and their positions; None where a layer is called alone. The T
         tokens are `num_groups` groups of equal length, one after the other; each expert has `capacity` slots for each
-        group, None is dropless.
+        group, None is dropless. Source: Switch Transformers, section 2.4.
         """
         device = x_TD.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-            x_TD = x_TD.float()
+            x_TD = x_TD.to(torch.float32 if self.w_DE is None else torch.promote_types(self.w_DE.dtype, torch.float32))
             if self.reads_input:
                 if self.training and self.options.jitter > 0.0:
                     x_TD = jitter(x_TD, self.options.jitter)

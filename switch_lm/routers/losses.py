@@ -1,5 +1,7 @@
 """The losses of a router: load balancing, z, importance. Pure functions of one routing; all are 0-d."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -24,10 +26,13 @@ def router_z_loss(routing: Routing) -> Tensor:
     return routing.logits_TE.logsumexp(dim=-1).square().mean()
 
 
-def importance_loss(routing: Routing) -> Tensor:
-    """Squared coefficient of variation of the experts' importance, the sum of gates (Shazeer et al. 2017, eq. 8)."""
+def importance_loss(routing: Routing, *, over_all: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+    """Squared coefficient of variation of the experts' importance, the sum of gates (Shazeer et al. 2017, eq. 8).
+
+    `over_all` adds up the sums (E) of several processes, each of which has a part of the tokens.
+    """
     gate_N = routing.gate_N if routing.used_N is None else routing.gate_N * routing.used_N
     zeros_E = torch.zeros_like(routing.mean_prob_E)
-    importance_E = zeros_E.index_add(0, routing.assigned_N, gate_N)
+    importance_E = over_all(zeros_E.index_add(0, routing.assigned_N, gate_N))
     tiny = torch.finfo(importance_E.dtype).tiny  # a router may give no token an expert
     return importance_E.var(correction=0) / importance_E.mean().square().clamp(min=tiny)

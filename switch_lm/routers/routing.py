@@ -21,6 +21,7 @@ LISTS = ("token_N", "expert_N", "assigned_N", "slot_N", "gate_N", "kept_N")
 class Routing:
     """The assignments of T tokens to E experts, in a list whose length N follows from the shapes alone.
 
+    Floating values are float32, or float64 in a model of that type.
     Which experts are selected, assigned and kept, and with which gate, are four facts. Each has its own field.
     Equation numbers are those of Switch Transformers. `Routing.listed` and `Router.token_choice` make one.
     """
@@ -29,12 +30,13 @@ class Routing:
     expert_N: Tensor  # int64; the expert that it selected, before anything is dropped
     assigned_N: Tensor  # int64; the expert that computes: the selected one, unless overflow was rerouted
     slot_N: Tensor  # int64; how many earlier assignments of its group have the same assigned expert
-    gate_N: Tensor  # float32, with gradient; the factor of the assigned expert's output (eq. 2)
+    gate_N: Tensor  # floating, as the next three, with gradient; the factor of the assigned expert's output (eq. 2)
     kept_N: Tensor  # bool; whether it is computed
     load_E: Tensor  # int64, no gradient; how many assignments selected each expert, before dropping
-    scores_TE: Tensor  # float32, with gradient; what experts are selected by
-    probs_TE: Tensor  # float32, with gradient; the scores as shares of 1 per token (eq. 1)
-    logits_TE: Tensor | None = None  # float32, with gradient; x W_r; None: the router has no weights
+    scores_TE: Tensor  # with gradient; what experts are selected by
+    probs_TE: Tensor  # with gradient; the scores as shares of 1 per token (eq. 1)
+    logits_TE: Tensor | None = None  # with gradient; x W_r; None: the router has no weights
+    balanced_E: Tensor | None = None  # int64; the loads that f is taken from, of several processes; None: `load_E`
     used_N: Tensor | None = None  # bool; False: an entry of the list that is no assignment; None: all are
     capacity: int | None = None  # slots that each expert has for each group (eq. 3); None: no limit
     num_groups: int = 1  # groups of tokens with slots of their own; T / G consecutive tokens each
@@ -110,15 +112,22 @@ class Routing:
         return (chosen_NE & self.kept_N[:, None]).sum(dim=0)
 
     @property
+    def dropped_E(self) -> Tensor:
+        """How many assignments that selected each expert no expert computes, int64."""
+        dropped_N = ~self.kept_N if self.used_N is None else ~self.kept_N & self.used_N
+        return torch.zeros_like(self.load_E).index_add(0, self.expert_N, dropped_N.to(self.load_E.dtype))
+
+    @property
     def fraction_E(self) -> Tensor:
-        """f_i, the share of assignments that selected expert i, float32, no gradient (eq. 5)."""
-        if self.choices_per_token is None:  # there may be none at all
-            return self.load_E.float() / self.num_assignments.clamp(min=1)
-        return self.load_E.float() / self.token_N.numel()
+        """f_i, the share of assignments that selected expert i, in the type of P, no gradient (eq. 5)."""
+        load_E = self.load_E if self.balanced_E is None else self.balanced_E
+        if self.choices_per_token is None or self.balanced_E is not None:  # there may be none at all
+            return load_E.to(self.probs_TE.dtype) / load_E.sum().clamp(min=1)
+        return load_E.to(self.probs_TE.dtype) / self.token_N.numel()
 
     @property
     def mean_prob_E(self) -> Tensor:
-        """P_i, the mean probability of expert i over all tokens, float32, with gradient (eq. 6)."""
+        """P_i, the mean probability of expert i over all tokens, with gradient (eq. 6)."""
         return self.probs_TE.mean(dim=0)
 
     @property
@@ -180,3 +189,8 @@ class Routing:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         changed: dict[str, Any] = {name: change(x) for name, x in values.items() if isinstance(x, Tensor)}
         return replace(self, **changed)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """In float32, in which routers and losses compute at least; float64 stays as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

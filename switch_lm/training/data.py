@@ -31,10 +31,13 @@ def derive_seed(*parts: int) -> int:
 
 
 class TrainingBatches(Dataset[Batch]):
-    """Batch number n as a pure function of (seed, n, rank), so that a restart cannot change the order.
+    """Batch number n, or the part of it that process number `rank` takes, as a pure function of (seed, n).
+
+    A restart cannot change the order, and neither can the number of processes: of the B rows of a batch, process r of R
+    takes r B / R to (r + 1) B / R.
 
     Each pass cuts the text at a new random offset into windows and takes them in a new random order, so that every
-    character is met about equally often. `ids` (N,); items are `Batch`es of (batch_size, context_length).
+    character is met about equally often. `ids` (N,); items are `Batch`es of (B / R, context_length).
     """
 
     def __init__(
@@ -47,8 +50,9 @@ class TrainingBatches(Dataset[Batch]):
         self._passes: dict[int, tuple[int, Tensor]] = {}
 
     def __getitem__(self, number: int) -> Batch:
-        first = (number * self.num_ranks + self.rank) * self.batch_size
-        starts = torch.tensor([self._start(first + row) for row in range(self.batch_size)])
+        rows = self.batch_size // self.num_ranks
+        first = number * self.batch_size + self.rank * rows
+        starts = torch.tensor([self._start(first + row) for row in range(rows)])
         windows = self.ids[starts[:, None] + torch.arange(self.context_length + 1)].long()
         return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
 
@@ -77,12 +81,14 @@ class Numbers(Sampler[int]):
 
 
 class ValidationBatches(Dataset[Batch]):
-    """The whole validation split in order."""
+    """The whole validation split in order; past its end, batches without a row."""
 
     def __init__(self, batches: EvaluationBatches) -> None:
         self.batches = batches
 
     def __getitem__(self, number: int) -> Batch:
+        if number >= len(self.batches):
+            return Batch(*(part[:0] for part in self.batches[0]))
         return Batch(*self.batches[number])
 
 
@@ -119,11 +125,15 @@ class TextData(lightning.LightningDataModule):
         return self._loader(batches, lambda: itertools.count(first))
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Without the batches that the module's tally has seen before a stop."""
+        """Without those that the module's tally has seen before a stop. The processes take turns, all equally often."""
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
-        batches = self.validation_batches
-        return self._loader(ValidationBatches(batches), lambda: range(module.validation.num_batches, len(batches)))
+        batches, rank, size = self.validation_batches, self.trainer.global_rank, self.trainer.world_size
+
+        def numbers() -> Iterator[int]:
+            return (first + rank for first in range(module.validation.num_batches, len(batches), size))
+
+        return self._loader(ValidationBatches(batches), numbers)
 
     def _loader(self, batches: Dataset[Batch], numbers: Callable[[], Iterable[int]]) -> DataLoader[Batch]:
         """Lightning draws one batch ahead; from pinned memory a GPU fetches it while it computes."""

@@ -47,7 +47,7 @@ def say_before_compiling(training: Training) -> None:
         return
     module, data, bf16 = training.module, training.data, training.hardware.precision == "bf16"
     ids_BS, target_BS = fixed_windows(
-        data.training_ids, context_length=data.context_length, num_windows=data.batch_size
+        data.training_ids, context_length=data.context_length, num_windows=training.config.rows_per_process
     )
     with torch.random.fork_rng([]), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         for _ in range(2):  # the first one is slower

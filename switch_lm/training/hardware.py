@@ -37,7 +37,8 @@ class Hardware:
     precision_reason: str
     compile_reason: str
     name: str
-    threads: int
+    threads: int  # of each process
+    processes: int = 1
 
 
 def compile_blocks(model: nn.Module) -> None:
@@ -71,6 +72,7 @@ def detect(config: Config, *, training_flops: float, stored: Mapping[str, Any] |
         device = device if device in devices.NAMES and devices.is_usable(device) else devices.chosen()
     elif (problem := devices.refusal(device, key=f"trainer.device={device}", fix="use trainer.device=cpu")) is not None:
         raise ConfigError(problem)
+    _require_one_for_each(device, trainer.processes)
     moved = device != stored.get("device")
     bf16, precision_reason = trainer.precision == "bf16", "as configured"
     if trainer.precision == "auto":
@@ -83,13 +85,31 @@ def detect(config: Config, *, training_flops: float, stored: Mapping[str, Any] |
             compiles, compile_reason = compiling_pays(device, training_flops, precision="bf16" if bf16 else "fp32")
         else:
             compiles, compile_reason = bool(stored["compile"]), str(stored.get("compile_reason", "as before"))
-    threads = trainer.threads or int((not moved and stored.get("threads")) or all_threads())
+    processes, threads = trainer.processes, trainer.threads or all_threads()
+    threads = max(1, threads // processes)
+    if not trainer.threads and not moved and stored.get("processes", 1) == processes:
+        threads = int(stored.get("threads") or threads)
     name = (
         torch.cuda.get_device_name()
         if device == "cuda"
         else f"{platform.machine()}, {threads} thread{'' if threads == 1 else 's'}"
     )
-    return Hardware(device, "bf16" if bf16 else "fp32", compiles, precision_reason, compile_reason, name, threads)
+    name += f" in each of {processes} processes" if processes > 1 and device == "cpu" else ""
+    precision = "bf16" if bf16 else "fp32"
+    return Hardware(device, precision, compiles, precision_reason, compile_reason, name, threads, processes)
+
+
+def _require_one_for_each(device: str, processes: int) -> None:
+    """ConfigError if so many processes cannot train on such a device here."""
+    key, number = f"trainer.processes={processes}", torch.cuda.device_count() if device == "cuda" else processes
+    if processes == 1:
+        return
+    if device == "mps" or not torch.distributed.is_available():
+        what = "an MPS device trains alone" if device == "mps" else "this torch has no torch.distributed"
+        raise ConfigError(f"{key}: {what}; use trainer.processes=1")
+    if number < processes:
+        fix = f"use trainer.processes={number}, or trainer.device=cpu"
+        raise ConfigError(f"{key}: each needs a GPU of its own, and there are {number}; {fix}")
 
 
 def all_threads() -> int:
@@ -124,11 +144,12 @@ def require_memory(config: Config, device: str, vocab_size: int) -> None:
     """ConfigError if what a step is sure to keep does not fit: the system would kill the process silently.
 
     Those are weights, their averages, gradients and the optimizer's state; and of each token its logits with their
-    gradient, and in bf16 the inputs of each block's matrices.
+    gradient, and in bf16 the inputs of each block's matrices. Each process has weights of its own, and each GPU one.
     """
     model, on_gpu = config.model, device == "cuda"
-    num_params, tokens = model.num_params(vocab_size, config.router), config.data.batch_size * model.context_length
-    needed = 4 * num_params * (2 + config.optim.states_per_param + len(config.optim.averages))
+    num_params, copies = model.num_params(vocab_size, config.router), 1 if on_gpu else config.trainer.processes
+    tokens = copies * config.rows_per_process * model.context_length
+    needed = 4 * copies * num_params * (2 + config.optim.states_per_param + len(config.optim.averages))
     needed += tokens * (8 * vocab_size + 2 * model.num_layers * (model.d_model + model.d_ff))
     there = torch.cuda.get_device_properties(device).total_memory if on_gpu else memory_bytes()
     if needed > there:
@@ -141,7 +162,10 @@ def require_memory(config: Config, device: str, vocab_size: int) -> None:
 
 def changes_bits(hardware: Hardware, stored: Mapping[str, Any]) -> str | None:
     """What makes a resumed run's bits differ from those of one that was not interrupted; None if nothing does."""
-    now = {"trainer.compile": hardware.compile, "trainer.threads": hardware.threads}
+    now = {
+        "trainer.compile": hardware.compile, "trainer.threads": hardware.threads,
+        "trainer.processes": hardware.processes,
+    }  # fmt: skip
     changed = [f"{key} was {show(then)}, now {show(value)}" for key, value in now.items()
                if (then := stored.get(key.rpartition(".")[2], value)) != value]  # fmt: skip
     changes = change_of_device(hardware, stored) or "; ".join(changed)  # on another device all is chosen again

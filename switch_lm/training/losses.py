@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from switch_lm.measure.metrics import RoutingSums
 from switch_lm.routers.routing import Routing
 
 
@@ -16,6 +17,7 @@ class Losses(NamedTuple):
     router_z: Tensor | None  # None if its weight is 0
     importance: Tensor | None
     routings: tuple[Routing, ...]
+    sums: tuple[RoutingSums, ...] = ()  # of all processes; empty where there is one
 
     def by_tag(self) -> dict[str, Tensor]:
         """Without gradients, as they are logged."""

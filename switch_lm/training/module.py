@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import lightning
@@ -14,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from switch_lm.config.plugins import load_plugins
 from switch_lm.config.schema import Config
 from switch_lm.measure.evaluation import EvaluationTally, evaluate
-from switch_lm.measure.tallies import DropTally
+from switch_lm.measure.tallies import DropTally, ValidationTally
 from switch_lm.model import devices
 from switch_lm.model.losses import language_loss, summed
 from switch_lm.model.transformer import SwitchLM, choosing_as_trained
@@ -30,6 +31,7 @@ from switch_lm.training.data import Batch, derive_seed
 from switch_lm.training.log import Log
 from switch_lm.training.losses import Losses
 from switch_lm.training.nonfinite import BadSteps, NonFiniteError, first_of, locate
+from switch_lm.training.parallel.group import ALONE, Group
 from switch_lm.training.saving import Saving
 from switch_lm.training.step_graph import CannotRecordError, StepGraph
 from switch_lm.training.validating import Validation
@@ -38,9 +40,10 @@ from switch_lm.training.validating import Validation
 class SwitchModule(lightning.LightningModule):
     """Trains a `SwitchLM` on language loss + alpha x balance loss (Switch Transformers, section 2.2).
 
-    A run gives it the log that it writes to and what saves it.
+    A run gives it the log that it writes to, what saves it, and the processes that train it together.
     """
 
+    group: Group = ALONE
     run_log: Log = Log()
     saving: Saving | None = None
 
@@ -70,17 +73,28 @@ class SwitchModule(lightning.LightningModule):
 
     def warm_up(self) -> None:
         """Runs a forward and backward pass over invented characters and leaves no gradient."""
-        shape = self.config.data.batch_size, self.config.model.context_length
+        shape = self.config.rows_per_process, self.config.model.context_length
         ids = torch.zeros(shape, dtype=torch.long, device=self.device)
         self.losses(ids, ids).total.backward()
         self.zero_grad()
 
-    def losses(self, ids: Tensor, targets: Tensor) -> Losses:
+    def losses(self, ids: Tensor, targets: Tensor, *, group: Group = ALONE) -> Losses:
+        """Those of a micro-batch. `group`: the processes that have its other rows.
+
+        The mean of their losses, and of their gradients, is that of one process with all rows: f is that of all rows,
+        and P, the mean over those of a process, enters a loss linearly.
+        """
         output, config = self.model(ids), self.config
         language = language_loss(output.logits, targets)
-        of_routers = self.model.aux_losses(output.routings)
-        router_z = summed(router_z_loss, output.routings) if config.z_loss > 0.0 else None
-        importance = summed(importance_loss, output.routings) if config.importance > 0.0 else None
+        routings, sums = output.routings, group.sums_of(output.routings)
+        balanced_over = group if config.balance_over == "global" else ALONE
+        if sums and balanced_over is group:
+            routings = tuple(replace(one, balanced_E=of.load_E) for one, of in zip(routings, sums, strict=True))
+        of_routers = self.model.aux_losses(routings)
+        router_z = summed(router_z_loss, routings) if config.z_loss > 0.0 else None
+        importance = None
+        if config.importance > 0.0:
+            importance = summed(partial(importance_loss, over_all=balanced_over.sum_with_gradient), routings)
         total = language  # eq. 4
         for name, loss in of_routers.items():
             total = total + (config.balance_weight if name == "balance" else config.alpha) * loss
@@ -88,7 +102,7 @@ class SwitchModule(lightning.LightningModule):
             total = total + config.z_loss * router_z
         if importance is not None:
             total = total + config.importance * importance
-        return Losses(total, language, of_routers, router_z, importance, output.routings)
+        return Losses(total, language, of_routers, router_z, importance, output.routings, sums)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._seed_noise(batch_idx)
@@ -108,8 +122,13 @@ class SwitchModule(lightning.LightningModule):
             self._seed_noise(batch_idx)
             place = locate(self.model, lambda: self.losses(batch.ids, batch.targets).total)
             raise self._not_finite(f"the loss became {total.item()}", f"first in {place}", step=step)
-        self.drops.add(done["routings"])
+        self.drops.add(done["routings"], done["sums"])
         self._step_routings.append(done["routings"])
+        if done["sums"]:
+            of_all = zip(done["routings"], done["sums"], strict=True)
+            self._step_routings[-1] = tuple(replace(one, load_E=of.load_E) for one, of in of_all)
+        if step % self.config.logger.log_every == 0:
+            done["losses"] = self.group.mean(done["losses"])
         return done
 
     def _reads(self, step: int) -> bool:
@@ -127,9 +146,9 @@ class SwitchModule(lightning.LightningModule):
             raise self._not_finite(f"{what} became infinite or not a number", where, step=step)
 
     def forward_pass(self, batch: Batch) -> MicroBatch:
-        losses = self.losses(batch.ids, batch.targets)
+        losses = self.losses(batch.ids, batch.targets, group=self.group)
         routings = tuple(routing.detached() for routing in losses.routings)
-        return {"loss": losses.total, "losses": losses.by_tag(), "routings": routings}
+        return {"loss": losses.total, "losses": losses.by_tag(), "routings": routings, "sums": losses.sums}
 
     def both_passes(self, batch: Batch) -> MicroBatch:
         """The forward pass in the run's precision, and the backward pass, for a recording."""
@@ -169,7 +188,7 @@ class SwitchModule(lightning.LightningModule):
         super().optimizer_step(*args, **kwargs)
         with torch.no_grad():
             for router, routings in zip(self.model.routers, zip(*self._step_routings, strict=True), strict=True):
-                router.after_step(routings)
+                router.after_step(self.group.for_after_step(router, routings))
         self._step_routings = []
 
     def configure_gradient_clipping(
@@ -198,6 +217,7 @@ class SwitchModule(lightning.LightningModule):
             self.validation = Validation(step, num_rows=self.run_log.num_rows)
         if self.saving is not None:
             self.saving.signals.nothing_to_save = False
+        self.group.begin()
         self._validate()
         self.trainer.should_stop = step >= self.config.trainer.max_steps
 
@@ -213,6 +233,8 @@ class SwitchModule(lightning.LightningModule):
     def _validate(self) -> None:
         """Runs a validation that has begun and is not done, and after the last step the one at training's capacity.
 
+        That one is left to the first process, and so is all else that follows the last validation.
+
         Not left to Lightning, whose loop cannot continue within a validation. It has no public name for whether this is
         the first step, which a validation forgets and the end of the step asks for.
         """
@@ -225,7 +247,9 @@ class SwitchModule(lightning.LightningModule):
             loop.run()
             connector._first_loop_iter, trainer.training = first, True
         if step >= self.config.trainer.max_steps:
-            self._evaluate_at_capacity()
+            self.group.leave()
+            if self.group.rank == 0:
+                self._evaluate_at_capacity()
 
     def _evaluate_at_capacity(self) -> None:
         """The whole validation split with the capacity and the rule of training, in batches of its size."""
@@ -249,16 +273,25 @@ class SwitchModule(lightning.LightningModule):
             )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Of one batch in each process. Where none is left for a process, its own has no row."""
+        tally, model = ValidationTally(), self.config.model
+        if len(batch.ids):
+            self._add_to(tally, batch)
+        self.validation.join(self.group.tally_of(tally, shape_LE=(model.num_switch_layers, model.num_experts)))
+
+    def _add_to(self, tally: ValidationTally, batch: Batch) -> None:
         output = self.model(batch.ids)
         loss = language_loss(output.logits, batch.targets)
         if not torch.isfinite(loss):
             place = locate(self.model, lambda: language_loss(self.model(batch.ids).logits, batch.targets))
             what = f"the validation loss became {loss.item()}"
             raise self._not_finite(what, f"first in {place}", step=self.global_step)
-        self.validation.add(loss, batch.targets.numel(), output.routings)
+        tally.add(loss, batch.targets.numel(), output.routings)
 
     def on_validation_epoch_end(self) -> None:
         validation = self.validation
+        if self.global_step >= self.config.trainer.max_steps:
+            self.group.leave()
         self.log("val/loss", validation.loss, logger=False)  # for the checkpoints' monitor; written below, at our step
         scalars = {"val/loss": validation.loss}
         if validation.load_max_over_mean is not None:
@@ -272,7 +305,8 @@ class SwitchModule(lightning.LightningModule):
 
     def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.on_measured(self.validation.num_batches, len(data.validation_batches))
+        processes = self.config.trainer.processes  # which measure a batch each at once
+        self.on_measured(-(-self.validation.num_batches // processes), -(-len(data.validation_batches) // processes))
         self.stop_if_asked()
 
     def stop_if_asked(self) -> None:

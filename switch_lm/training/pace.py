@@ -62,7 +62,8 @@ class Pace:
         """Of a forward and backward pass of a micro-batch."""
         step = OPTIMIZER * seconds * training.config.trainer.accumulate
         compiled = step * COMPILED[training.hardware.precision]
-        return cls(step, FORWARD * seconds, len(training.data.validation_batches), compiled)
+        batches = -(-len(training.data.validation_batches) // training.config.trainer.processes)
+        return cls(step, FORWARD * seconds, batches, compiled)
 
     def parts(self, config: Config, *, compiles: bool, done: int = 0) -> dict[str, float]:
         """The seconds of a run by what takes them, from step number `done` on, without the start of the process."""
@@ -117,8 +118,9 @@ class Trial:
         self.routings: list[tuple[Routing, ...]] = []  # of all steps
         data = training.data
         self.batches = TrainingBatches(
-            data.training_ids, batch_size=data.batch_size, context_length=data.context_length, seed=data.seed
-        )
+            data.training_ids, batch_size=data.batch_size, context_length=data.context_length, seed=data.seed,
+            num_ranks=self.config.trainer.processes,
+        )  # fmt: skip
 
     def eager(self, *, seconds: float) -> Pace:
         """Everything but compiling, of which nothing is known yet. The steps are timed for about so long."""

@@ -76,10 +76,12 @@ def prepare(
     heading: str | None = None,
     started: float | None = None,
     again: bool = False,
+    hardware: Hardware | None = None,
 ) -> Iterator[Training]:
     """Fetches the text, chooses how to compute and makes the model; nothing is written or locked yet.
 
     At the block's end the process is as before. Errors: `train`. `started` (None: now), `again`: those of `Training`.
+    `hardware`: what the first of several processes has chosen; None: it is chosen here.
     """
     started = time.monotonic() if started is None else started
     with restored(), torch.compiler.set_stance("default"):
@@ -99,7 +101,9 @@ def prepare(
         if not again and training_ids.min() == training_ids.max():
             only = named(corpus.characters[int(training_ids[0])])
             print(f"warning: every character to train on is {only}: there is nothing to learn", file=sys.stderr)
-        hardware = _hardware_of(config, run, vocab_size=len(vocabulary), says_what_is_slow=not again)
+        if hardware is None:
+            hardware = _hardware_of(config, run, vocab_size=len(vocabulary), says_what_is_slow=not again)
+        torch.set_num_threads(hardware.threads)
         torch.manual_seed(config.seed)
         module = SwitchModule(config, vocabulary, corpus_sha256=corpus.sha256, precision=hardware.precision)
         counts_V = training_ids.bincount(minlength=len(vocabulary))
@@ -121,14 +125,13 @@ def prepare(
 
 
 def _hardware_of(config: Config, run: RunFolder, *, vocab_size: int, says_what_is_slow: bool) -> Hardware:
-    """How the run computes here; sets torch's threads. ConfigError if it cannot."""
+    """How the run computes here. ConfigError if it cannot."""
     stored = run.hardware_so_far()
     hardware = detect(config, training_flops=run_ledger(config, vocab_size=vocab_size).training, stored=stored)
     if stored and (note := _moved(config, run, hardware, stored)):
         print(f"warning: {run.path}: {note}", file=sys.stderr)
     require_memory(config, hardware.device, vocab_size)
     threads = hardware.threads
-    torch.set_num_threads(threads)
     if says_what_is_slow and hardware.device == "cpu" and threads > 1 and one_thread_is_faster(config, threads):
         print("warning: one thread would be faster here: trainer.threads=1", file=sys.stderr)
     return hardware
@@ -151,6 +154,7 @@ def _set_up_logs(console: Console) -> None:
     logging.getLogger(LIGHTNING_LOG).setLevel(logging.ERROR)
     for text in (".*does not have many workers.*", ".*Checkpoint directory .* exists and is not empty.*",
                  "TensorFloat32 tensor cores .*",  # float32 is exact here on purpose
+                 "It is recommended to use .self.log.*sync_dist",  # each process has the same figures
                  ".*isinstance.treespec, LeafSpec.. is deprecated.*"):  # fmt: skip
         warnings.filterwarnings("ignore", message=text)
 

@@ -108,11 +108,11 @@ def _computation(training: Training) -> dict[str, Any]:
 def _share(training: Training, trainer: lightning.Trainer, useful_per_step: float) -> dict[str, float | None]:
     """The rate of this machine's matrix products in the run's precision, and the share of it that training reached.
 
-    Of this start of the run: an earlier one may have been on another machine.
+    Of this start of the run: an earlier one may have been on another machine. None for several processes.
     """
     (clock,) = (one for one in trainer.callbacks if isinstance(one, Clock))  # type: ignore[attr-defined]
     steps, seconds = clock.of_this_start()
-    if training.hardware.device != "cpu" or seconds < SHARE_FROM_SECONDS:
+    if training.hardware.device != "cpu" or training.hardware.processes > 1 or seconds < SHARE_FROM_SECONDS:
         return {"matmul_flops_per_second": None, "matmul_share": None}
     rate = matmul_rate(torch.bfloat16 if training.hardware.precision == "bf16" else torch.float32)
     return {"matmul_flops_per_second": rate, "matmul_share": useful_per_step * steps / seconds / rate}

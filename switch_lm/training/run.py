@@ -30,10 +30,16 @@ from switch_lm.training.callbacks import (
 )
 from switch_lm.training.log import BoardError, Log
 from switch_lm.training.nonfinite import NonFiniteError
+from switch_lm.training.parallel.group import Group
+from switch_lm.training.parallel.start import together
+from switch_lm.training.parallel.strategy import AveragedGradients, Processes, devices_of
+from switch_lm.training.parallel.watch import LostProcessError
 from switch_lm.training.prepare import Training
 from switch_lm.training.result import result_of
 from switch_lm.training.saving import Saving
 from switch_lm.training.summary import print_result
+
+FAILURES = (NonFiniteError, RouterAlarmError, CheckpointError, BoardError, LostProcessError, OSError, MemoryError)
 
 
 def fit(training: Training) -> dict[str, Any]:
@@ -44,7 +50,7 @@ def fit(training: Training) -> dict[str, Any]:
         try:
             forecast.say_before_compiling(training)
             result = _train(training)
-        except (NonFiniteError, RouterAlarmError, CheckpointError, BoardError, OSError, MemoryError) as error:
+        except FAILURES as error:
             raise TrainingError(_failed(run, error)) from error
         except RuntimeError as error:
             if devices.no_memory(error) is None:
@@ -58,13 +64,13 @@ def fit(training: Training) -> dict[str, Any]:
 def _train(training: Training) -> dict[str, Any]:
     run, module = training.run, training.module
     first_step, kept = training.log_from
-    with Log.open(run.path, training.config, first_step=first_step, kept=kept) as log:
-        module.run_log = log
-        module.saving = Saving(run.checkpoints, training.config.trainer, training.signals)
-        trainer = _trainer(training)
+    with together(training) as group, Log.open(run.path, training.config, first_step=first_step, kept=kept) as log:
+        module.group, module.run_log = group, log
+        module.saving = Saving(run.checkpoints, training.config.trainer, training.signals, group)
+        trainer = trainer_of(training, group)
         if training.hardware.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-            if training.config.trainer.cuda_graph:
+            if training.config.trainer.cuda_graph and group.size == 1:
                 module.record_steps()
         trainer.fit(module, training.data, ckpt_path=run.resumes_from)
         result = result_of(training, trainer)
@@ -87,17 +93,13 @@ def _failed(run: RunFolder, error: Exception) -> str:
 def callbacks_of(training: Training) -> list[Callback]:
     """What happens around the steps, in any order."""
     config, run, data = training.config, training.run, training.data
-
-    def cannot_compile(reason: str) -> None:
-        run.store_hardware(asdict(replace(training.hardware, compile=False, compile_reason=reason)))
-
     return [
         clock.Clock(config),
         step_scalars.StepScalars(config),
         progress.ConsoleProgress(
             config,
             training.console,
-            num_batches=len(data.validation_batches),
+            num_batches=-(-len(data.validation_batches) // config.trainer.processes),
             heading=training.heading,
             line=forecast.line_for(training),
         ),
@@ -107,16 +109,30 @@ def callbacks_of(training: Training) -> list[Callback]:
         routing_pictures.RoutingPictures(data.validation_ids, config),
         router_watch.RouterWatch(data.training_ids, config),
         *([averages.Averages(config, data)] if config.optim.averages else []),
-        *([compiling.CompiledBlocks(training.console, cannot_compile)] if training.hardware.compile else []),
+        *_compiling(training),
         *checkpoints.best_checkpoints(run.checkpoints, config.trainer),
     ]
 
 
-def _trainer(training: Training) -> lightning.Trainer:
-    config = training.config
+def _compiling(training: Training, *, stores: bool = True) -> list[Callback]:
+    """What each process does by itself around the steps. `stores`: whether that it failed is stored with the run."""
+
+    def cannot_compile(reason: str) -> None:
+        if not stores:
+            return
+        training.run.store_hardware(asdict(replace(training.hardware, compile=False, compile_reason=reason)))
+
+    return [compiling.CompiledBlocks(training.console, cannot_compile)] if training.hardware.compile else []
+
+
+def trainer_of(training: Training, group: Group) -> lightning.Trainer:
+    """Of this process of the run. The first one has all callbacks; the others only train."""
+    config, alone = training.config, group.size == 1
     trainer = lightning.Trainer(
         accelerator="gpu" if training.hardware.device == "cuda" else training.hardware.device,
-        devices=1,
+        devices=1 if alone else devices_of(training.hardware.device, group),
+        strategy="auto" if alone else AveragedGradients(),
+        use_distributed_sampler=False,
         precision="bf16-mixed" if training.hardware.precision == "bf16" else "32-true",
         # Lightning would not even begin with a run that was stopped after its last step: the module ends it.
         max_steps=config.trainer.max_steps + (training.first_step >= config.trainer.max_steps),
@@ -126,8 +142,10 @@ def _trainer(training: Training) -> lightning.Trainer:
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         logger=False,
-        plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment()],  # not SLURM's, LSF's or Kubeflow's
-        callbacks=callbacks_of(training),
+        # not SLURM's, LSF's or Kubeflow's environment
+        plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment() if alone else Processes(group)],
+        callbacks=callbacks_of(training) if group.rank == 0 else _compiling(training, stores=False),
+        enable_checkpointing=group.rank == 0,
         enable_progress_bar=False,
         enable_model_summary=False,
     )

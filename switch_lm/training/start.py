@@ -25,6 +25,7 @@ from switch_lm.text.splits import require_text
 from switch_lm.training.boards.registry import board_class
 from switch_lm.training.signals import StopSignals
 
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # several processes: torch would warn that it looks for unused parameters
 # Of other programs' processes. Lightning would take a run whose rank is not 0 for a part of another, and leave out its
 # files; and it would read its own options.
 FOREIGN = re.compile(r"(.*_)?(RANK|PROCID|LOCALID|WORLD_SIZE)|PL_.*")
@@ -56,7 +57,7 @@ def train(
     require_text(config.data.path, config.data.text, config.data.split, config.data.hold_out)
     if heading is None and config.logger.progress != "none":
         first_word()
-    with _alone():
+    with _alone(), environment(**QUIET if config.trainer.processes > 1 else {}):
         from switch_lm.training.run import fit
 
         with _prepared(config, run, signals or StopSignals(run.path), heading=heading, started=started) as training:
@@ -147,10 +148,11 @@ def _prepared(
 
 
 def refuse_torchrun() -> None:
-    """ConfigError where torchrun started several processes to train together."""
+    """ConfigError where torchrun started several processes to train together: a run starts its own."""
     if "TORCHELASTIC_RUN_ID" in os.environ and (number := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise ConfigError(
-            f"torchrun started {number} processes, but a run is one process: use python -m switch_lm.train"
+            f"torchrun started {number} processes, but a run starts its own: use python -m switch_lm.train "
+            f"trainer.processes={number}"
         )
 
 

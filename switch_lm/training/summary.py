@@ -57,6 +57,7 @@ def print_plan(
         "training": f"{steps:,} steps of {tokens * config.trainer.accumulate:,} characters ({passes:.1f} passes), "
         f"{config.optim.name}, alpha {config.alpha:g}, seed {config.seed}",
         "machine": f"{hardware.device} ({hardware.name}), {hardware.precision} ({hardware.precision_reason})",
+        **_processes(config, hardware),
         "compile": f"{'on' if hardware.compile else 'off'} ({hardware.compile_reason})",
         "folder": str(run),
     }
@@ -65,6 +66,18 @@ def print_plan(
         console.print(
             Text.assemble((f"{'watch it':<13}", "bold"), _dashboard(config)), soft_wrap=True
         )  # it can be pasted whole
+
+
+def _processes(config: Config, hardware: Hardware) -> dict[str, str]:
+    """What several of them change."""
+    if (number := config.trainer.processes) == 1:
+        return {}
+    rows, model = config.rows_per_process, config.model
+    each = f"{number}, each with {rows} of {config.data.batch_size} rows"
+    if model.num_switch_layers and config.router.limit(model.capacity_factor, training=True) is not None:
+        each += ", for which its experts have slots"
+    loads = f"; balance over {config.balance_over}" if model.num_switch_layers else ""
+    return {"processes": each + loads + ("; steps are not recorded" if hardware.device == "cuda" else "")}
 
 
 def _added(config: Config, num_training: int) -> dict[str, str]:

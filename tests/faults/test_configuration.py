@@ -25,6 +25,7 @@ BAD = [
     ("model.num_layers=0", "model.num_layers=0: must be at least 1"),
     ("model.d_model=0", "model.d_model=0: must be at least 1"),
     ("model.num_heads=5", "model.num_heads=5: must divide model.d_model"),
+    ("trainer.processes=3", "data.batch_size=32: must be a multiple of trainer.processes"),
     ("model.d_model=12", "model.position=rotary: rotary needs an even head width"),
     ("model.position=sinus", "must be one of rotary, learned, none"),
     ("model.activation=swish", "must be one of relu, relu_squared, gelu"),

@@ -64,7 +64,7 @@ def test_the_processes_of_torchrun_are_refused_and_leave_nothing(
     monkeypatch.setattr(sys, "argv", ["train", "-m", "seed=1,2", f"outputs={config.outputs}"])
     with pytest.raises(SystemExit, match=r"^2$"):
         command.main()
-    with pytest.raises(ConfigError, match=r"^torchrun started 2 processes.* python -m switch_lm.train$"):
+    with pytest.raises(ConfigError, match=r"^torchrun started 2 processes.* trainer.processes=2$"):
         train(config)
     assert not Path(config.outputs).exists()
     monkeypatch.setenv("WORLD_SIZE", "1")

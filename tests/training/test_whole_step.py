@@ -88,8 +88,8 @@ def test_a_step_of_three_micro_batches_is_logged_whole(
     computed: list[Losses] = []
     real = SwitchModule.losses
 
-    def noted(self: SwitchModule, *batch: Any) -> Losses:
-        computed.append(real(self, *batch))
+    def noted(self: SwitchModule, *batch: Any, **group: Any) -> Losses:
+        computed.append(real(self, *batch, **group))
         return computed[-1]
 
     monkeypatch.setattr(SwitchModule, "losses", noted)
@@ -137,8 +137,8 @@ def test_a_callback_gets_the_routings_of_every_micro_batch_and_they_keep_no_grap
     computed: list[Losses] = []
     real, callbacks_of, callback = SwitchModule.losses, run.callbacks_of, Kept()
 
-    def noted(self: SwitchModule, *batch: Any) -> Losses:
-        computed.append(real(self, *batch))
+    def noted(self: SwitchModule, *batch: Any, **group: Any) -> Losses:
+        computed.append(real(self, *batch, **group))
         return computed[-1]
 
     monkeypatch.setattr(SwitchModule, "losses", noted)

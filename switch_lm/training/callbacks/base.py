@@ -9,6 +9,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from switch_lm.measure.metrics import RoutingSums
 from switch_lm.routers.routing import Routing
 
 
@@ -17,7 +18,8 @@ class MicroBatch(TypedDict):
 
     loss: Tensor
     losses: dict[str, Tensor]  # by tag
-    routings: tuple[Routing, ...]  # of each Switch layer
+    routings: tuple[Routing, ...]  # of each Switch layer, in this process
+    sums: tuple[RoutingSums, ...]  # of all processes; empty where there is one
 
 
 def step_ends(trainer: lightning.Trainer, batch_idx: int) -> bool:

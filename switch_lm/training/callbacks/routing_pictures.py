@@ -93,12 +93,6 @@ def spread(load_E: Sequence[float]) -> list[int]:
     return [ranking[i * (num_experts - 1) // last] for i in range(MOST_EXPERTS)]
 
 
-def dropped_by_expert(routing: Routing) -> Tensor:
-    """How many of the choices that selected each expert no expert computes (E,), int64."""
-    dropped_N = ~routing.kept_N if routing.used_N is None else ~routing.kept_N & routing.used_N
-    return torch.bincount(routing.expert_N[dropped_N], minlength=routing.num_experts)
-
-
 def dropless(model: SwitchLM, ids_BS: Tensor) -> tuple[Routing, ...]:
     """The routings of a forward pass with nothing dropped or random in it."""
     with torch.inference_mode(), evaluating(model):
@@ -150,9 +144,9 @@ class RoutingPictures(Measurement):
     def after_step(self, module: Any, step: int, micro_batches: Sequence[MicroBatch]) -> None:
         if self.num_layers and step % self.log_every == 0:
             for micro_batch in micro_batches:
-                routings = micro_batch["routings"]
-                dropped_LE = torch.stack([*map(dropped_by_expert, routings)]) if self.limited else None
-                self.history.add(torch.stack([routing.load_E for routing in routings]), dropped_LE, step=step)
+                layers = micro_batch["sums"] or micro_batch["routings"]
+                dropped_LE = torch.stack([layer.dropped_E for layer in layers]) if self.limited else None
+                self.history.add(torch.stack([layer.load_E for layer in layers]), dropped_LE, step=step)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if not self.num_layers:

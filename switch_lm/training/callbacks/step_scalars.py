@@ -21,7 +21,7 @@ class StepScalars(StepCallback):
             return
         tally = StepTally()
         for micro_batch in micro_batches:
-            tally.add(micro_batch["losses"], micro_batch["routings"])
+            tally.add(micro_batch["losses"], micro_batch["routings"], micro_batch["sums"])
         scalars = tally.losses
         balance, _ = scalars.pop("train/balance_loss"), scalars.pop("train/total_loss")  # the sum of the others
         if self.blocks:
