@@ -126,7 +126,7 @@ def _measure(options: argparse.Namespace) -> int:
             results.append(measuring.entry(options, model, ids, tally, capacity_factor=factor, **how))
             write_json(content, file, quiet=True)  # before it is printed
             print(measuring.row(results[-1], model), flush=True)
-        if len(factors) > 1:
+        if len(factors) > 1 and model.config.num_switch_layers:
             by_batch = {"batch_size": how["batch_size"], "as_trained": options.training_rule}
             table, content["in_words"] = measuring.beside_dropless(results, tallies, model, **by_batch)
             write_json(content, file, quiet=True)

@@ -120,6 +120,6 @@ class Session:
 
     def _run(self, wanted: Callable[[Job], bool]) -> bool:
         complete = self.runner.run(wanted)
-        if self.runner.is_over:
+        if self.runner.is_over and not complete:
             raise OutOfTimeError
         return complete

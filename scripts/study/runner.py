@@ -108,9 +108,12 @@ class Runner(Generic[SomeJob, SomeLines]):
         threads = max(1, (os.cpu_count() or 1) // self.width)
         command = [*COMMAND, *job.words, f"trainer.threads={threads}"]
         job.folder.parent.mkdir(parents=True, exist_ok=True)
-        with job.folder.with_suffix(".log").open("ab") as log:
+        with self._log(job).open("ab") as log:
             # In a session of its own: Ctrl-C would reach it twice, and a second signal cuts its saving short.
             return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def _log(self, job: SomeJob) -> Path:
+        return job.folder.with_name(f"{job.folder.name}.log")
 
     def _collect(self) -> None:
         for job, process in list(self.running.items()):
@@ -121,7 +124,7 @@ class Runner(Generic[SomeJob, SomeLines]):
                 self._store(job)
             elif process.returncode not in STOPPED:
                 self.failed.add(job)
-                log = job.folder.with_suffix(".log")
+                log = self._log(job)
                 print(
                     f"{job.label}: ended with {process.returncode}, see {log}; the same command tries again", flush=True
                 )

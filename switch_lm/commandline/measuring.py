@@ -113,7 +113,7 @@ def _marked(one: dict[str, Any], model: SwitchLM) -> str:
 def beside_dropless(
     results: list[dict[str, Any]], tallies: Sequence[KeptLosses], model: SwitchLM, *, batch_size: int, as_trained: bool
 ) -> tuple[list[str], str]:
-    """A table of how far each loss is from the dropless one and of drops by layer; what a lower factor costs, in words.
+    """A table of how far each loss is from the dropless one and of drops by layer; what lower factors cost, in words.
 
     Adds the differences to `results`. They are paired by character; a unit is a batch, whose windows share capacity
     slots, or a window where these are its own. The words are empty where no factor is below that of training.
@@ -139,14 +139,12 @@ def beside_dropless(
     lines += ["", "By layer: the share of choices that is dropped.", f"Differences in nats per character: {over}."]
     trained = math.inf if model.config.capacity_factor is None else model.config.capacity_factor
     lower = {n: factor for n, one in enumerate(results) if (factor := one["capacity_factor"]) and factor < trained}
-    if not lower:
-        return lines, ""
-    n = max(lower, key=lambda n: lower[n])
-    dropped = f"{100 * results[n]['dropped']:.2g} % of choices" if results[n]["dropped"] else "nothing"
-    return (
-        lines,
-        f"At factor {lower[n]:g}, {dropped} would be dropped, and the loss would {_changed(differences[n], unit)}.",
-    )
+    sentences = []
+    for n in sorted(lower, key=lambda n: -lower[n]):
+        share, costs = results[n]["dropped"], _changed(differences[n], unit)
+        dropped = f"{100 * share:.2g} % of choices would be dropped, and " * (share > 0.0)  # or it limits without drops
+        sentences.append(f"At factor {lower[n]:g}, {dropped}the loss would {costs}.")
+    return lines, "\n".join(sentences)
 
 
 def _paired(difference_N: Tensor, unit: int) -> Estimate:
@@ -162,8 +160,13 @@ def _changed(one: Estimate, unit: str) -> str:
     if one.mean == 0.0:
         return "stay the same"
     if one.error is not None and not one.resolved():
-        return f"not change beyond chance ({plus_minus(one, '+.4f', unit)} nats)"
-    return f"{'rise' if one.mean > 0.0 else 'fall'} by {plus_minus(one, '+.4f', unit).lstrip('+-')} nats over dropless"
+        return f"not change beyond chance ({_nats(one, unit)})"
+    return f"{'rise' if one.mean > 0.0 else 'fall'} by {_nats(one, unit).lstrip('+-')} over dropless"
+
+
+def _nats(one: Estimate, unit: str) -> str:
+    figures, bracket, reason = plus_minus(one, "+.4f", unit).partition(" (")
+    return f"{figures} nats{bracket}{reason}"
 
 
 def forget_pictures(file: Path) -> None:

@@ -79,8 +79,8 @@ def _explain_word(word: str, before: str, after: Sequence[str], groups: set[str]
 
 
 def _is_sweep(override: str, overrides: Sequence[str]) -> bool:
-    """Whether a recipe makes a sweep of the command, which matters to a text with a comma only."""
-    if "," not in override or key_of(override.partition("=")[0]) is None:
+    """Whether a recipe makes a sweep of the command, which matters to several values alone, or to choice(...)."""
+    if not any(mark in override for mark in ",(") or key_of(override.partition("=")[0]) is None:
         return False
     recipes = [one for one in overrides if one.startswith("experiment=")]
     try:

@@ -16,7 +16,6 @@ from switch_lm.stats.shares import TIMES
 from switch_lm.text.classes import WRITTEN
 
 CLASSES_SHOWN = 6  # on a card
-MANY_DROPPED = 0.01  # of a layer's tokens: then the next step is what capacity costs
 
 
 def build(inspections: Sequence[Inspection], *, command: str) -> Document:
@@ -62,7 +61,7 @@ def _summary(one: Inspection) -> str:
         return f"`{one.name}` has a single expert: there is nothing to judge."
     layers = len(one.blocks)
     known = [x.beyond.mean for x, *_ in one.atlas.explained if x.beyond_chance(one.atlas.comparisons)]
-    share = f", by {_range(known, '.1%')} of its entropy" if known else ""
+    share = f" and accounts for {_range(known, '.0%')} of it" if known else ""
     gains = [judged.chosen_gains_on_random for judged in one.counterfactual.held]
     better = [gain.mean for gain in gains if gain.mean > 0 and gain.resolved(one.counterfactual.comparisons)]
     by = f", by {_range(better, '.2f')} nats" if better else ""
@@ -117,13 +116,15 @@ def _cards(inspections: Sequence[Inspection], matches: Mapping[int, list[Pair]])
         f"A class is named if it is more than {TIMES:g} times as common among the expert's characters as in the text, "
         f"by the lower end of an interval corrected for all {comparisons:,} comparisons of this page. In "
         "brackets: the share of the text, which an expert chosen at random has. Load: its share of the text. Dropped: "
-        "of what training sent it. Without it: what the loss rises by."
+        "the share of its characters that the capacity of training would drop here. Without it: what the loss rises by."
     )
     rows: dict[int, list[tuple[Card, ...]]] = {
         block: [_beside(inspections, pair, comparisons) for pair in pairs] for block, pairs in matches.items()
     }
     if rows:
-        caption += " Experts are matched by the characters that both models send them."
+        shared = any(share is not None for pairs in matches.values() for _, _, share in pairs)
+        how = "the characters that both models send them" if shared else "their numbers, since the texts differ"
+        caption += f" Experts are matched by {how}."
     else:
         for block, cards in zip(inspections[0].blocks, inspections[0].cards.layers, strict=True):
             rows[block] = [(_card(inspections[0], card, comparisons),) for card in cards]
@@ -179,13 +180,9 @@ def _next(inspections: Sequence[Inspection]) -> list[Part]:
         ("Does its routing see the future, and can its numbers be trusted?", f"check --run {run}"),
         ("Text of its own, each character in the colour of its expert:", f"generate --run {run} --html sample.html"),
     ]
-    if one.drops is not None and max(one.drops.share_L) >= MANY_DROPPED:
+    if one.drops is not None:
         capacities = f"evaluate --run {run} --capacity-factor 0.5 1 2 none"
-        steps.insert(0, ("What do the drops cost? The loss at several capacities:", capacities))
-    elif one.history is not None and len(one.history.steps) == 1:
-        steps.append(
-            ("When do experts specialise? Train, and keep checkpoints on the way:", "train trainer.keep_best=6")
-        )
+        steps.insert(0, ("What does a capacity cost? The loss at several factors:", capacities))
     return [part for words, command in steps for part in (Text(words), Code(f"python -m switch_lm.{command}"))]
 
 
@@ -199,7 +196,8 @@ def _how(inspections: Sequence[Inspection], command: str) -> list[Part]:
             f"On {B} windows of {S} characters, spread evenly over the validation split. Nothing is dropped unless "
             "stated. An expert's characters are those that it reads; where one stands for all, it is the one with the "
             "largest gate. ± is half of a 95 % interval. Windows are the units: they were sampled independently, "
-            "characters were not. What is claimed is corrected for all of its section: in 19 of 20 none is false. The "
+            "characters were not. Claims are corrected for all comparisons of their section: in 19 of 20 "
+            "such sections every claim holds. The "
             f"router is judged on {judged.num_tokens:,} characters per layer{tried}, the experts on {WINDOWS} windows"
             f"{', drops on ' * bool(drops)}{drops.rstrip(',')}."
         ),

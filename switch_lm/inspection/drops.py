@@ -56,8 +56,8 @@ class Drops:
     def compared(self) -> dict[str, Estimate | None]:
         """The intervals of all layers together, by what they are."""
         return {
-            "later half of a window less the earlier": self.late_positions,
-            "later half of a batch's rows less the earlier": self.late_rows,
+            "later minus earlier half of a window": self.late_positions,
+            "later minus earlier half of a batch's rows": self.late_rows,
             "hardest fifth by loss less the easiest": self.hardest,
             "nats that its own drops add to a dropped token's loss": self.cost,
         }

@@ -18,20 +18,18 @@ CHARACTERS_SHOWN = 20  # of a model, the most frequent
 
 def layers(inspections: Sequence[Inspection]) -> Table:
     """The answers to the questions of the page in five figures."""
-    headings = (
-        "the character explains",
-        "dropped",
-        "router beats a random one",
-        "one mean expert costs",
-        "specialised at",
-    )
+    headings = ["the character explains", "dropped", "router beats a random one", "one mean expert costs"]
     note = (
-        "Explained: a share of the choice of expert, beyond chance. Dropped: of the tokens in training. In nats: what "
-        "the chosen expert gains on a random one, and what is lost if all give their mean. Specialised: when the "
-        "character explains as much as in the end. * as in the sections below."
+        "Explained: a share of the choice of expert, beyond chance. Dropped: the share of these characters, at the "
+        "capacity of training. In nats: what the chosen expert gains on a random one, and what is lost if all give "
+        "their mean. * as in the sections below."
     )
-    rows = [[_layer(one, layer) for layer in range(len(one.blocks))] for one in inspections]
-    return side_by_side("Five figures for each layer", ("layer", *headings), rows, note)
+    if with_history := any(one.history is not None and len(one.history.steps) > 1 for one in inspections):
+        headings.append("specialised at")
+        note += " Specialised: when the character explains as much as in the end."
+    rows = [[_layer(one, layer)[: 6 if with_history else 5] for layer in range(len(one.blocks))] for one in inspections]
+    caption = f"{'Five' if with_history else 'Four'} figures for each layer"
+    return side_by_side(caption, ("layer", *headings), rows, note)
 
 
 def _layer(one: Inspection, layer: int) -> tuple[Cell, ...]:
@@ -111,7 +109,7 @@ def drops(inspections: Sequence[Inspection]) -> list[Part]:
         rows.append(of_one)
     note = (
         "Shares of tokens, and nats of a dropped token; a rare batch can cost many times as much as others, so that "
-        f"the interval of what drops cost may be too short. In brackets by chance. {_stars(counts)}"
+        f"the interval of what drops cost may be too short. In brackets: by chance. {_stars(counts)}"
     )
     table = side_by_side("Who is dropped, and what it costs", ("compared", "figure"), rows, note)
     return [*result, table] if counts else result
@@ -119,9 +117,15 @@ def drops(inspections: Sequence[Inspection]) -> list[Part]:
 
 def router(inspections: Sequence[Inspection]) -> Table:
     """Each layer's router against all experts that it could have chosen."""
-    headings = "layer, every expert with", "was the best", "mean rank", "gains on a random one", "the best gains on it"
+    headings = (
+        "layer, every expert with",
+        "was the best",
+        "mean rank",
+        "gains on a random one",
+        "lead of the best on it",
+    )
     note = (
-        "In brackets by chance. Gains are nats of the token's next character. The best one is known in hindsight only. "
+        "In brackets: by chance. Gains are nats of the token's next character. The best is known in hindsight only. "
         "A token without an expert is not judged. " + _stars(one.counterfactual.comparisons for one in inspections)
     )
     rows = [

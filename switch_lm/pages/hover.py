@@ -14,7 +14,9 @@ def add_targets(axes: Axes, points: Iterable[tuple[float, float, str]]) -> None:
     """A place that is not seen at each (x, y), with a text on one line."""
     for x, y, text in points:
         if math.isfinite(x) and math.isfinite(y):
-            (target,) = axes.plot([x], [y], ".", markersize=2 * REACH, alpha=0.0, color="black", gid=MARK + text)
+            (target,) = axes.plot(
+                [x], [y], ".", markersize=2 * REACH, alpha=0.0, color="black", gid=MARK + text.replace('"', "'")
+            )
             target.set_in_layout(False)
 
 

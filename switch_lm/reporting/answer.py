@@ -129,7 +129,8 @@ def resolves(study: Study, cohort: Cohort) -> str:
 
 def next_commands(study: Study, differences: Sequence[Difference]) -> tuple[str, ...]:
     """Two at most, each to be pasted as it is: what was not run, missing controls, more seeds, a look at the best."""
-    plans = [plan for run in study.records if run.sweep and (plan := read_json(run.sweep / SWEEP))]
+    missing_first = sorted(study.records, key=lambda run: run.status == DONE)
+    plans = [plan for run in missing_first if run.sweep and (plan := read_json(run.sweep / SWEEP))]
     commands = _more_runs(study, differences, plans[0]) if plans and plans[0].get("command") else []
     for run in [str(run.folder) for v in _pool(study) if not v.dense for run in v.runs if run.folder][:1]:
         capacity = ("evaluate", "what capacity costs it", "--capacity-factor", "0.5", "1", "2", "none")
@@ -153,7 +154,7 @@ def _more_runs(study: Study, differences: Sequence[Difference], plan: Mapping[st
             [*_without(words, varied), f"variant={','.join(controls)}"],
             "controls: no experts, or a random one",
         ),
-        (unresolved, [*_without(words, {"seed", "name"}), f"seed={seeds}"], "more seeds resolve more"),
+        (unresolved, [*_without(words, {"seed"}), f"seed={seeds}"], "more seeds resolve more"),
     )
     return [f"{command_line(*line)}  # {why}" for holds, line, why in cases if holds]
 

@@ -36,7 +36,7 @@ def _statistics(study: Study) -> Iterator[str]:
         elif pool.least_squares.freedom == 0:
             yield f"Too few runs share seeds{name}: no deviation is known, so no interval."
         elif so_many := resolves(study, cohort):
-            apart = f", but for {', '.join(f'`{variant.label}`' for variant in pool.wider)}" if pool.wider else ""
+            apart = f", but for {'; '.join(f'`{variant.label}`' for variant in pool.wider)}" if pool.wider else ""
             yield f"Runs scatter by {plain(pool.least_squares.deviation, 4)} nats{apart}{name}: such seeds {so_many}."
     if assumed_alike(study.cohorts):
         others = "other " if any(cohort.pools[LOSS].left_out for cohort in study.cohorts) else ""
@@ -62,7 +62,7 @@ def _limits(study: Study) -> Iterator[str]:
     if single and len(single) == len(study.variants):
         yield "Each variant has one seed: no difference is resolved. Several are given by `seed=0,1,2,3,4`."
     elif single:
-        yield f"One seed, so no spread: {', '.join(f'`{variant.label}`' for variant in single)}."
+        yield f"One seed, so no spread: {'; '.join(f'`{variant.label}`' for variant in single)}."
     counts = {status: sum(r.status == status for r in study.records) for status in (DONE, FAILED, UNFINISHED, NOT_RUN)}
     counts["finished without a loss or a configuration"] = counts.pop(DONE) - len(study.used)
     if parts := [f"{number} {status}" for status, number in counts.items() if number]:

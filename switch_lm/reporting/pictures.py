@@ -76,7 +76,7 @@ def _drops_by_layer(study: Study) -> list[Picture]:
         curves = [dict(one.dropped) for one in variant.curves.values()]
         layers = sorted({layer for one in curves for at in one.values() for layer in at})
         lines = {
-            f"layer {n + 1}": _by_step([{s: at[n] for s, at in one.items() if n in at} for one in curves])
+            f"layer {n:02d}": _by_step([{s: at[n] for s, at in one.items() if n in at} for one in curves])
             for n in layers
         }
         series = [_series(name, [(x, Estimate(y.mean, y.count)) for x, y in line]) for name, line in lines.items()]
@@ -114,7 +114,7 @@ def _frontier(axis: Axis, study: Study) -> Scatter:
             x=cost, y=loss.mean, runs=tuple((axis.of(figure.get(s, 0.0)) or cost, y) for s, y in losses.items()),
             hover=f"{variant.label}: {spread(loss, 4)} nats at {figures(cost)}, {heading}",
         ))  # fmt: skip
-    names = ", ".join(variant.label for variant in study.variants if variant.label in members)
+    names = "; ".join(variant.label for variant in study.variants if variant.label in members)
     title = f"{quality.capitalize()} against {heading[0].lower()}{heading[1:]}"
     alt = f"{quality.capitalize()} of each variant against its cost, {axis.heading}; not dominated: {names}."
     note = "A dot for each seed, a mark for the mean." if len(shown) < len(study.used) else ""

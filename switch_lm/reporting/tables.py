@@ -48,7 +48,7 @@ def table_1(study: Study, differences: Sequence[Difference]) -> Table:
             Cell(variant.model),
             _capacity(variant),
             _mean(variant.estimate(LOSS), 4),
-            _against(variant, differences),
+            _against(variant, study, differences),
             _crossed(variant, crossings := study.crossings(variant), "steps", 0),
             _timed(study, variant, _crossed(variant, crossings, "seconds", 1)),
             _timed(study, variant, _mean(variant.estimate("tokens_per_second"), 0)),
@@ -62,11 +62,15 @@ def table_1(study: Study, differences: Sequence[Difference]) -> Table:
     return Table("Model against capacity factor, as in Table 1 of the paper", headings, tuple(rows), note)
 
 
-def _against(variant: Variant, differences: Sequence[Difference]) -> Cell:
-    """The first comparison with a control, of which All comparisons has the interval."""
-    own = next((d for d in differences if d.ours is variant and d.family == CONTROL and d.estimate), None)
-    mean = own.estimate.mean if own and own.estimate else 0.0
-    return Cell(f"{round(mean, 4) + 0.0:+.4f}, {own.verdict}", mean) if own else Cell(MISSING)
+def _against(variant: Variant, study: Study, differences: Sequence[Difference]) -> Cell:
+    """The comparison with the control, or else with one of its own, of which All comparisons has the interval."""
+    controls = [cohort.control for cohort in study.cohorts]
+    own = [d for d in differences if d.ours is variant and d.family == CONTROL and d.estimate]
+    own.sort(key=lambda d: d.theirs not in controls)
+    if not own or own[0].estimate is None:
+        return Cell(MISSING)
+    mean, other = own[0].estimate.mean, "" if own[0].theirs in controls else f" (less `{own[0].theirs.label}`)"
+    return Cell(f"{round(mean, 4) + 0.0:+.4f}, {own[0].verdict}{other}", mean)
 
 
 def _mean(estimate: Estimate | None, digits: int) -> Cell:

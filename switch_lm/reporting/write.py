@@ -148,6 +148,7 @@ def _write(document: Document, summary: str, to: Written) -> None:
     from switch_lm.pages.page import to_html
     from switch_lm.pages.pictures import files_of
 
+    before = to.markdown.read_text(encoding="utf-8") if to.markdown.is_file() else ""
     markdown, page = to_markdown(document, pictures=to.pictures.name), to_html(document)
     pictures = {name: content for picture in document.pictures for name, content in files_of(picture).items()}
     for name, content in pictures.items():
@@ -155,6 +156,9 @@ def _write(document: Document, summary: str, to: Written) -> None:
             file.write(content)
     for path, text in {to.markdown: markdown, to.page: page, to.table: summary}.items():
         replace_text(path, text)
+    for name in re.findall(rf"\]\({re.escape(to.pictures.name)}/(\w+)\.png\)", before):  # those of the last report
+        for old in {f"{name}.png", f"{name}.svg"} - pictures.keys():
+            (to.pictures / old).unlink(missing_ok=True)
 
 
 def _folder(paths: Sequence[str | Path], outputs: Path) -> Path:

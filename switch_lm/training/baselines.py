@@ -76,7 +76,8 @@ def copied_in_words(copied: Mapping[str, Any]) -> str:
     """The other half of that line."""
     own, held_out = copied["share_of_20_grams"], copied["held_out_share_of_20_grams"]
     if own is None or held_out is None:
-        share = f"the sample is too short for {LENGTH}-grams"
+        share = f"the sample is too short for strings of {LENGTH} characters"
     else:
-        share = f"{own:.1%} of a sample's {LENGTH}-grams are in the training text ({held_out:.1%} of held-out text's)"
+        others = f"({held_out:.1%} of held-out text's)"
+        share = f"{own:.1%} of a sample's {LENGTH}-character strings are in the training text {others}"
     return f"{share}; the longest copied passage has {copied['longest_run']:,} characters"

@@ -125,8 +125,8 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
     if result["dropped"] is not None:
         layers = ", ".join(f"{100 * share:.1f}" for share in result["dropped_by_layer"])
         rows["dropped"] = (
-            f"{result['dropped']:.2%} of choices in the last stretch of training between two validations; over the "
-            f"whole run, by layer: {layers} %"
+            f"{result['dropped']:.2%} of choices between the last two validations; over the whole run, by layer: "
+            f"{layers} %"
         )
         rows["balance"] = f"busiest expert {result['load_max_over_mean']:.2f} x the mean load (validation, worst layer)"
     if "baselines" in result:

@@ -200,7 +200,7 @@ def test_an_atlas_needs_only_the_choices_of_a_model() -> None:
 
 @pytest.mark.parametrize(
     ("shares", "words"),
-    [([0.02, 0.5], "in 1 of 2, by 50.0% of its entropy."), ([0.02, -0.5], "in 0 of 2.")],
+    [([0.02, 0.5], "in 1 of 2 and accounts for 50% of it."), ([0.02, -0.5], "in 0 of 2.")],
 )
 def test_the_lead_counts_the_layers_in_which_the_character_is_shown_to_explain(shares: list[float], words: str) -> None:
     """Two standard errors do not show it: t(31) is 2.35 for two layers."""

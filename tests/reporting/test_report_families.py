@@ -117,7 +117,7 @@ def test_a_wide_variant_is_marked_and_the_rule_stands_in_the_note(tmp_path: Path
     )
     text = words(studied(tmp_path / "again", losses))[1]
     assert (
-        ", but for `Switch, dropless`, `Switch, factor 1.0`: such seeds resolve" in text
+        ", but for `Switch, dropless`; `Switch, factor 1.0`: such seeds resolve" in text
         and "from the control, on average, in" in text
     )
     estimate = of(differences, "Switch, dropless", "dense").estimate

@@ -145,7 +145,7 @@ def test_drops_are_drawn_by_layer_over_time_where_runs_dropped_anything(tmp_path
             file.write({f"moe/layer_0{n}/dropped_share": share + seed / 10 + n / 100 for n in (0, 2)}, step)
         file.close()
     first, third = pictures(document(studied(tmp_path / "runs")))["dropped_by_layer_0"].series
-    assert (first.label, first.x, third.label) == ("layer 1", (10.0, 20.0), "layer 3")
+    assert (first.label, first.x, third.label) == ("layer 00", (10.0, 20.0), "layer 02")
     assert first.y == pytest.approx((0.45, 0.25)) and third.y == pytest.approx((0.47, 0.27))
     write_run(tmp_path / "none", config_of(**DROPLESS), 1.5)
     assert "dropped_by_layer_0" not in pictures(document(studied(tmp_path / "none")))

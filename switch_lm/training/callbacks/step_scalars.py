@@ -14,6 +14,7 @@ class StepScalars(StepCallback):
 
     def __init__(self, config: Config) -> None:
         self.log_every, self.blocks = config.logger.log_every, config.model.switch_blocks
+        self.has_balance_loss = bool(self.blocks) and config.router.has_balance_loss
         self.per_expert = config.logger.logs_each(config.model.num_experts)
 
     def after_step(self, module: Any, step: int, micro_batches: Sequence[MicroBatch]) -> None:
@@ -24,7 +25,8 @@ class StepScalars(StepCallback):
             tally.add(micro_batch["losses"], micro_batch["routings"], micro_batch["sums"])
         scalars = tally.losses
         balance, _ = scalars.pop("train/balance_loss"), scalars.pop("train/total_loss")  # the sum of the others
-        if self.blocks:
+        if self.has_balance_loss:
             scalars |= {"moe/balance_loss": balance / len(self.blocks)}
+        if self.blocks:
             scalars |= routing_scalars(tally.layers, self.blocks, per_expert=self.per_expert)
         module.run_log.scalars(scalars, step)

@@ -46,7 +46,7 @@ def test_several_processes_have_the_numbers_of_one(results: Results, name: str, 
     one, several = results[1][0][name], results[size][0][name]
     assert furthest(first_step(several), first_step(one)) < 1e-10
     assert furthest(several["grads"], one["grads"]) < 1e-10
-    assert len(one["scalars"]["train/total_loss"]) == STEPS
+    assert len(one["scalars"]["train/loss"]) == STEPS
     assert furthest(curves(several), curves(one)) < 1e-8
     assert furthest(several["weights"], one["weights"]) < 1e-8
     assert several["drops"] == one["drops"]
