@@ -71,8 +71,8 @@ def test_validation_reports_the_language_loss_alone_without_noise_and_selects_th
     losses = list(points["val/loss"].values())
     assert len(losses) == 2 and losses[-1] == pytest.approx(by_hand, abs=1e-5)
     assert result["best_val_loss"] == pytest.approx(min(losses), abs=1e-5)
-    for name in ("balance_loss", "z_loss", "importance_loss"):
-        assert points[f"train/{name}"][1] > 1e-3  # a validation loss that held one of them would differ
+    for tag in ("moe/balance_loss", "train/z_loss", "train/importance_loss"):
+        assert points[tag][1] > 1e-3  # a validation loss that held one of them would differ
 
 
 @pytest.mark.parametrize("eval_capacity_factor", [None, 0.5])

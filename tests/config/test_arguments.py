@@ -38,6 +38,7 @@ def test_quotes_are_hydras_and_a_comma_parts_values_in_a_sweep_only() -> None:
     given = ["data.path=1,O'Brien.txt", "outputs=a,b", "-m"]
     assert prepared(given, groups=set())[:2] == ["data.path='1','O\\'Brien.txt'", "outputs='a,b'"]
     assert prepared(["experiment=capacity_sweep", "data.path=1,2"], groups=set())[1] == "data.path='1','2'"
+    assert prepared(["experiment=capacity_sweep", "seed=choice(0)"], groups=set())[1] == "seed=choice(0)"
 
 
 @pytest.mark.parametrize("typed", ["1e3", "1_000", "1000.0", "1E3", "10000e-1", "'1000'"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -60,8 +61,15 @@ def random_bytes(path: Path) -> None:
 
 
 def one_flipped_bit(path: Path) -> None:
+    """In the middle of the largest tensor, where only a checksum can tell, and not between two, where nothing is."""
+    with zipfile.ZipFile(path) as file:
+        largest = max(file.infolist(), key=lambda member: member.file_size)
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1  # in the middle of a weight: only a checksum can tell
+    header = content[largest.header_offset : largest.header_offset + 30]
+    start = (
+        largest.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    )
+    content[start + largest.file_size // 2] ^= 1
     path.write_bytes(content)
 
 

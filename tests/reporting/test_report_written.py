@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from report_runs import DENSE, DROPLESS, ONE, config_of, write_curve, write_plan, write_run, write_sweep
 
+from switch_lm.config.plugins import command_line
 from switch_lm.report import main
 from switch_lm.reporting.write import Written, write_report
 
@@ -71,7 +72,8 @@ def test_the_words_stand_in_the_report_and_on_the_screen(
     assert printed.startswith(written.verdict.replace("`", "") + " Best ")
     assert [tile.name for tile in written.tiles.items] == ["Best", "Cheapest", "Dropped", "Seeds"]
     assert all(f"{tile.name:<8}".strip() + f" {tile.value}, " in printed for tile in written.tiles.items)
-    assert "try next: python -m switch_lm.train experiment=test # runs what is missing try next: " in printed
+    again = command_line("switch_lm.train", "experiment=test")
+    assert f"try next: {again} # runs what is missing try next: " in printed
     assert written.verdict in written.markdown.read_text().split("\n- ")[0]
     assert "Loss after 100" in printed
     assert f"report: {sweep / 'again.md'}, again.html, again.csv, again_pictures/" in printed
@@ -88,12 +90,15 @@ def test_a_report_of_runs_goes_below_outputs_and_replaces_its_own_files_alone(
     run = write_run(Path("outputs/runs/alone"), config_of(), 1.5, curve=[])
     first = write_report(["alone"])
     assert first.markdown == Path("outputs/reports/alone/report.md")
-    (first.pictures / "mine.png").write_text("somebody's own")
+    for name in ("mine.png", "old.png", "old.svg"):
+        (first.pictures / name).write_text("somebody's own, or of the report before")
+    first.markdown.write_text(f"{first.markdown.read_text()}\n![old](pictures/old.png)\n")
     write_curve(run, [(50, 1.9, 50.0), (100, 1.5, 100.0)])
     assert write_report(["outputs/runs/al*", "alone"], out=first.markdown.parent).page == first.page
     assert sorted(path.name for path in first.pictures.glob("*.png")) == [
         "learning_by_seconds.png", "learning_by_step.png", "mine.png", "training_loss.png",
     ]  # fmt: skip
+    assert not (first.pictures / "old.svg").exists()
 
 
 def test_a_sweep_of_which_all_jobs_failed_has_a_report_all_the_same(tmp_path: Path) -> None:
