@@ -51,7 +51,7 @@ class AveragedGradients(DDPStrategy):
     """Averages the gradients in the backward pass of a step's last micro-batch.
 
     With `find_unused_parameters`, which experts and routers without a gradient need, torch never makes its buckets of
-    gradients anew: the order of additions follows from the model alone, so that a resumed run has the same bits.
+    gradients again: the order of additions follows from the model alone, so that a resumed run has the same bits.
 
     What else Lightning would send is left out, since each process decides alike: the first process saves, draws and
     ends without the others.
