@@ -49,7 +49,7 @@ def main() -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return sweep.run_job(cfg, train)
         try:
-            act(cfg, started=BEGAN)
+            act(cfg, started=BEGAN, overrides=sweep.as_mapping(as_given(HydraConfig.get().overrides.task)))
         except Stopped as stop:
             line = command_line("switch_lm.train", *_overrides_of(cfg, stop.run), f"resume={stop.run}")
             sys.exit(_say(f"{stop}\nto continue: {line}", stop.code))

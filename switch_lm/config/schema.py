@@ -232,8 +232,8 @@ class Config:
     )
     name: str | None = key(
         None,
-        "Name of the run's folder under outputs/runs, or of the sweep's. null: a time stamp with microseconds; of a "
-        "sweep, its overrides.",
+        "Name of the run's folder under outputs/runs, or of the sweep's. null: what varies, such as "
+        "cap0.5_seed1, with a number if it is taken; of a sweep, its overrides.",
         NAME,
         changes_result=False,
     )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.plugins import command_line, not_loaded
 from switch_lm.config.rules import flatten, show, unknown_key
 from switch_lm.config.schema import KEYS, Config, changes_result
+from switch_lm.storage.locks import Lock, TakenError, in_use
+from switch_lm.storage.names import numbered, run_name
 from switch_lm.storage.run_folder import CONFIG, RESULT, RunFolder, read_config, stated
 from switch_lm.storage.runs import damage, newest_whole, start_order
 
@@ -20,15 +22,27 @@ SHOWN = 5  # keys of a message
 Differences = Mapping[str, str]  # by key, in words
 
 
-def choose(config: Config) -> RunFolder:
+def choose(config: Config, overrides: Mapping[str, Any] | None = None) -> RunFolder:
     """The folder for this run; ConfigError if it is used already, or if what `resume` names cannot be resumed.
 
-    Nothing is created yet.
+    Nothing is created yet. `overrides`: those given, after which a run without a name is called.
     """
-    runs = Path(config.outputs) / "runs"
+    runs, called = Path(config.outputs) / "runs", run_name(overrides or {}) or config.router.name
     if config.resume == "auto":
-        return _newest_unfinished(runs, config)
-    return _free(runs, config) if config.resume is None else _named(runs, config)
+        return _newest_unfinished(runs, config, called)
+    return _free(runs, config, called) if config.resume is None else _named(runs, config)
+
+
+def create(run: RunFolder, config: Config, hardware: dict[str, Any]) -> tuple[RunFolder, Lock]:
+    """`RunFolder.create`; if nobody chose the name, and another process took it, with the next number."""
+    while run.called is not None and (in_use(run.path) or run.state != run.seen):
+        run = _next_free(run.path.with_name(run.called), run.note)
+    try:
+        return run, run.create(config, hardware)
+    except TakenError:  # only now
+        if run.called is None:
+            raise
+        return create(_next_free(run.path.with_name(run.called), run.note), config, hardware)
 
 
 def of_job(folder: Path, config: Config) -> RunFolder:
@@ -47,18 +61,20 @@ def _looked_at(path: Path, note: str | None = None) -> RunFolder:
     return RunFolder(path, seen=RunFolder(path).state, note=note)
 
 
-def _free(runs: Path, config: Config, why: str | None = None) -> RunFolder:
+def _next_free(path: Path, note: str | None) -> RunFolder:
+    """The folder, or the next number's: of no run but one that failed, and in no other process's use."""
+    folders = (_looked_at(folder, note) for folder in numbered(path))
+    return replace(next(run for run in folders if run.nothing_to_lose and not in_use(run.path)), called=path.name)
+
+
+def _free(runs: Path, config: Config, called: str, why: str | None = None) -> RunFolder:
     """A new folder, or one of the name that holds nothing to lose: a run that failed does not use up its name.
 
-    `why`: why `resume=auto` continues none.
+    `called`: the name of a run without one. `why`: why `resume=auto` continues none.
     """
     note = why and f"starts a new run: {why}"
     if config.name is None:
-        # A clock that went back can repeat a time.
-        stamp, number = datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f"), 1
-        while (path := runs / (stamp if number == 1 else f"{stamp}-{number}")).exists():
-            number += 1
-        return _looked_at(path, note)
+        return _next_free(runs / called, note)
     run = _looked_at(runs / config.name, note)
     if not run.nothing_to_lose:
         problem, fix = f"name={config.name}: {run.path} holds a run already", "choose another name"
@@ -73,7 +89,7 @@ def _free(runs: Path, config: Config, why: str | None = None) -> RunFolder:
     return run
 
 
-def _newest_unfinished(runs: Path, config: Config) -> RunFolder:
+def _newest_unfinished(runs: Path, config: Config, called: str) -> RunFolder:
     """The unfinished run of an equal configuration that was started last; else a new one that says why."""
     paths = [path for path in runs.glob("*" if config.name is None else config.name) if (path / CONFIG).is_file()]
     nearest, why = SHOWN, "there is no run yet" if config.name is None else f"there is no run {config.name} yet"
@@ -98,7 +114,7 @@ def _newest_unfinished(runs: Path, config: Config) -> RunFolder:
                 state = "is finished and " if finished else ""
                 why = f"no unfinished run has this configuration; the nearest is {path.name}, which {state}differs: "
                 why += _listed(different)
-    return _free(runs, config, why)
+    return _free(runs, config, called, why)
 
 
 def _named(runs: Path, config: Config) -> RunFolder:

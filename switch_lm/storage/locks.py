@@ -27,11 +27,15 @@ LOCK_SECONDS = 10.0  # to wait for it: a killed run may take some seconds to fre
 WATCH_SECONDS, BEAT_SECONDS = 15.0, 3.0  # how long a lease is watched for a change, and how often it changes
 
 
+class TakenError(ConfigError):
+    """Another process works in the folder, or did in the meantime."""
+
+
 class Lock:
     """Keeps other processes from working in a folder, in its block or until the process ends, however it ends.
 
     `flock` decides where there is one. A lease, a file that the owner keeps changing, decides where there is none, and
-    between machines, whose locks may not meet. ConfigError, with the `rule` that this holds, if another process has it.
+    between machines, whose locks may not meet. TakenError, with the `rule` that this holds, if another process has it.
     """
 
     def __init__(self, folder: Path, rule: str) -> None:
@@ -63,7 +67,7 @@ class Lock:
                 self._remove(lease)
                 continue
             if held and now - began > LOCK_SECONDS:
-                raise ConfigError(
+                raise TakenError(
                     f"{self._folder}: another process is working there ({_named(lease)}); {rule}; wait until it "
                     "ends, or choose another name"
                 )

@@ -18,7 +18,7 @@ from switch_lm.config.reading import literals
 from switch_lm.config.rules import flatten
 from switch_lm.config.schema import KEYS, Config, keys_of_choice
 from switch_lm.storage.files import PART, as_json, remove_parts, replace_text
-from switch_lm.storage.locks import LEASE, Lock, in_use
+from switch_lm.storage.locks import LEASE, Lock, TakenError, in_use
 from switch_lm.storage.metrics import METRICS
 from switch_lm.storage.runs import CHECKPOINTS, LAST, START, damage, list_runs, start_number
 
@@ -57,6 +57,7 @@ class RunFolder:
     sweep: Path | None = None
     seen: State | None = None  # its state when it was chosen; None: not looked at
     note: str | None = None  # what `resume=auto` decided, and why
+    called: str | None = None  # a name that nobody chose, to which a number may be added
 
     @property
     def checkpoints(self) -> Path:
@@ -106,7 +107,7 @@ class RunFolder:
                 )
                 if self.seen is not None and self.state != self.seen:
                     again = "start the command again"
-                    raise ConfigError(f"{self.path}: another process has trained here in the meantime; {again}")
+                    raise TakenError(f"{self.path}: another process has trained here in the meantime; {again}")
                 for folder in (self.path, self.checkpoints):
                     remove_parts(folder)
                 replace_text(self.path / CONFIG, as_yaml(config))

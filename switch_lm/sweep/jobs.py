@@ -1,7 +1,5 @@
 """The jobs of one sweep: where each lies, what came of it, and Hydra's callback around them."""
 
-import hashlib
-import itertools
 import math
 import os
 import re
@@ -29,16 +27,15 @@ from switch_lm.config.limits import num_cores
 from switch_lm.config.paths import expanded
 from switch_lm.config.reading import literal
 from switch_lm.config.rules import refusal, show
-from switch_lm.config.schema import KEYS, changes_result
+from switch_lm.config.schema import changes_result
 from switch_lm.storage.files import replace_text
 from switch_lm.storage.locks import Lock
+from switch_lm.storage.names import as_name, numbered, short_name
 from switch_lm.storage.run_folder import JOB, RESULT, SWEEP, RunFolder, Stopped, TrainingError, read_job
 from switch_lm.sweep.grid import Grid, as_given, require_valid
 from switch_lm.text.given import CorpusError, TextError
 from switch_lm.training.signals import StopSignals
 
-MAX_NAME = 80
-SHORT = 4  # letters of a key in the name of a job
 ENDED = ("done", "failed", "stopped")  # the status of a job that is not launched again by the same start of a sweep
 TRACEBACK = "traceback.txt"
 
@@ -203,34 +200,15 @@ def _reason(error: Exception) -> str:
     return remote[1] if remote else f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def job_name(overrides: Mapping[str, Any]) -> str:
-    """A folder name that TensorBoard shows, such as cap0.5_seed1 or switch_1.0_seed0: what varies.
-
-    What a path cannot hold is replaced, and a hash added, so that two jobs stay two.
-    """
-    return _as_name([_short(key, show(value)) for key, value in overrides.items()], between="_", held="._+-") or "job"
-
-
-def _short(key: str, value: str) -> str:
-    """A group's choice stands alone; of a key whose first letters others have, too, the whole last part is there."""
-    if value.startswith("["):
-        value = value.strip("[]").replace(",", "+") or "none"
-    last = key.rpartition(".")[2]
-    if key not in KEYS:
-        return value if "." not in key else f"{last}{value}"
-    alike = [other for other in KEYS if other.rpartition(".")[2].startswith(last[:SHORT])]
-    return f"{KEYS[key].short or (last[:SHORT].strip('_') if alike == [key] else last)}{value}"
-
-
 def job_folder(sweep: Path, overrides: Mapping[str, Any]) -> Path:
     """Of a job with these overrides. Of two with one name the second has a number.
 
     A sweep that was started with older names keeps them.
     """
-    before = sweep / (_as_name([f"{key}={show(value)}" for key, value in overrides.items()]) or "job")
+    before = sweep / (as_name([f"{key}={show(value)}" for key, value in overrides.items()]) or "job")
     if (before / JOB).is_file():
         return before
-    folders = (sweep / (job_name(overrides) + f"-{number}" * (number > 1)) for number in itertools.count(1))
+    folders = numbered(sweep / (short_name(overrides) or "job"))
     return next(folder for folder in folders if (read_job(folder) or {}).get("overrides", overrides) == overrides)
 
 
@@ -280,7 +258,7 @@ def _folder(config: DictConfig) -> Path:
         unnamed = {"experiment", "logger"}
         named = [o for o in task if (key := o.get_key_element()) not in unnamed and changes_result(key)]
         parts = sorted(str(o.input_line) for o in named)
-        name = _as_name([config.hydra.runtime.choices.get("experiment") or "", *parts]) or "sweep"
+        name = as_name([config.hydra.runtime.choices.get("experiment") or "", *parts]) or "sweep"
     elif not NAME.holds(str(name)):
         raise ConfigError(f"name={name}: {NAME.text}; for example name=my_sweep")
     return Path(expanded(str(config.outputs))) / "sweeps" / str(name)
@@ -290,14 +268,6 @@ def _refuse(error: ConfigError | TextError) -> NoReturn:
     """By itself: Hydra makes a warning of an exception in a callback."""
     print(refusal(error) if isinstance(error, ConfigError) else error, file=sys.stderr)
     sys.exit(2)
-
-
-def _as_name(parts: list[str], *, between: str = ",", held: str = "._=,+-") -> str:
-    whole = between.join(part.removeprefix("model.") for part in parts if part and part != "None")
-    name = re.sub(f"[^A-Za-z0-9{re.escape(held)}]", "_", whole).lstrip(".-") or "job" * bool(whole)
-    if len(name) <= MAX_NAME and name == whole:
-        return name
-    return f"{name[: MAX_NAME - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"  # two sweeps stay two
 
 
 def side_by_side(launcher: Mapping[str, Any]) -> int:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from switch_lm.measure.alarm import RouterAlarmError
 from switch_lm.model import devices
+from switch_lm.storage import choice
 from switch_lm.storage.checkpoint import CheckpointError
 from switch_lm.storage.files import remedy
 from switch_lm.storage.run_folder import RESULT, RunFolder, TrainingError
@@ -44,8 +45,10 @@ FAILURES = (NonFiniteError, RouterAlarmError, CheckpointError, BoardError, LostP
 
 def fit(training: Training) -> dict[str, Any]:
     """Makes the run's folder, trains to the last step and returns what it wrote to result.json. Errors: `train`."""
-    config, run = training.config, training.run
-    with run.create(config, asdict(training.hardware)), training.signals:
+    config = training.config
+    run, lock = choice.create(training.run, config, asdict(training.hardware))
+    training, training.signals.run = replace(training, run=run), run.path
+    with lock, training.signals:
         forecast.show_plan(training)
         try:
             forecast.say_before_compiling(training)

@@ -5,7 +5,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -40,8 +40,11 @@ def train(
     heading: str | None = None,
     signals: StopSignals | None = None,
     started: float | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains as configured and returns what result.json holds. Callable from Python.
+
+    `overrides`: those given, after which the folder of a run without a name is called; None: after its router.
 
     For a sweep's jobs: `folder`; `heading`, the label of a progress bar that replaces the run's own output; and
     `signals`, which are caught already. `started`: when the command began, by `time.monotonic`; None: now.
@@ -51,7 +54,7 @@ def train(
     `trainer.max_time`.
     """
     started = time.monotonic() if started is None else started
-    config, run = _chosen(cfg, folder)
+    config, run = _chosen(cfg, folder, overrides)
     if (finished := run.read_json(run_folder.RESULT)) is not None:
         return finished
     require_text(config.data.path, config.data.text, config.data.split, config.data.hold_out)
@@ -66,12 +69,12 @@ def train(
 
 @survive_closed_pipe()
 @environment()
-def plan(cfg: DictConfig | Config, *, started: float | None = None) -> None:
+def plan(cfg: DictConfig | Config, *, started: float | None = None, overrides: Mapping[str, Any] | None = None) -> None:
     """Prints what `train` would do and how long that takes here. Fetches the text, and writes nothing else.
 
-    `started` and errors: those of `train`.
+    `started`, `overrides` and errors: those of `train`.
     """
-    config, run = _chosen(cfg, None)
+    config, run = _chosen(cfg, None, overrides)
     with ready(config, run, started=started) as training:
         from switch_lm.training.forecast import print_with_time
 
@@ -113,7 +116,9 @@ def ready(config: Config, run: RunFolder, *, started: float | None = None) -> It
             yield training
 
 
-def _chosen(cfg: DictConfig | Config, folder: Path | None) -> tuple[Config, RunFolder]:
+def _chosen(
+    cfg: DictConfig | Config, folder: Path | None, overrides: Mapping[str, Any] | None
+) -> tuple[Config, RunFolder]:
     """The configuration, which was checked, and the run's folder, which is not made yet."""
     refuse_torchrun()
     load_plugins()  # a launcher's worker has not loaded them yet
@@ -122,7 +127,7 @@ def _chosen(cfg: DictConfig | Config, folder: Path | None) -> tuple[Config, RunF
         raise ConfigError(problem)
     for name in config.logger.boards:
         board_class(name).require()
-    run = choice.choose(config) if folder is None else choice.of_job(folder, config)
+    run = choice.choose(config, overrides) if folder is None else choice.of_job(folder, config)
     if run.note is not None:
         print(f"resume=auto: {run.note}", file=sys.stderr)
     return config, run

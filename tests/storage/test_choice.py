@@ -57,6 +57,32 @@ def test_a_process_a_checkpoint_or_a_result_keeps_a_name_taken(config: Config, m
             choice.choose(replace(config, resume=resume))
 
 
+def test_a_run_without_a_name_is_called_after_what_varies_and_two_at_once_get_two_folders(config: Config) -> None:
+    config = replace(config, name=None)
+    given = {"experiment": "short", "logger": "all", "trainer.device": "cpu", "model.capacity_factor": 0.5}
+    first, second = (choice.choose(config, given) for _ in range(2))
+    assert first.path == second.path == Path(config.outputs) / "runs" / "short_cap0.5"
+    made = [choice.create(run, config, {}) for run in (first, second)]
+    third, fourth = (choice.choose(config, given) for _ in range(2))
+    made += [choice.create(run, config, {}) for run in (third, fourth)]
+    try:
+        assert [run.path.name for run, _ in made] == [
+            "short_cap0.5",
+            *(f"short_cap0.5-{number}" for number in (2, 3, 4)),
+        ]
+    finally:
+        for _, lock in made:
+            lock.close()
+    (made[1][0].checkpoints / "last.ckpt").write_bytes(b"x")
+    assert choice.choose(config, given).path == first.path  # it failed: nothing is lost
+    (first.checkpoints / "last.ckpt").write_bytes(b"x")
+    assert choice.choose(config, given).path == made[2][0].path
+    assert choice.choose(config, {"seed": 3}).path.name == "seed3"
+    assert choice.choose(config, {"trainer.threads": 2}).path.name == choice.choose(config).path.name == "switch"
+    with pytest.raises(ConfigError, match="has trained here in the meantime"):  # a name that was chosen stays
+        choice.create(replace(first, called=None), config, {})
+
+
 def test_resume_auto_says_what_it_continues_or_why_it_starts_a_new_run(config: Config) -> None:
     auto = replace(config, name=None, resume="auto")
 

@@ -18,9 +18,10 @@ from switch_lm.config.rules import resolve
 from switch_lm.config.schema import Config, TrainerConfig
 from switch_lm.measure.ledger import run_ledger
 from switch_lm.reporting.controls import SAME_WORK
+from switch_lm.storage.names import short_name
 from switch_lm.sweep import jobs as sweep
 from switch_lm.sweep.grid import Grid
-from switch_lm.sweep.jobs import as_mapping, job_folder, job_name, read_jobs, side_by_side
+from switch_lm.sweep.jobs import as_mapping, job_folder, read_jobs, side_by_side
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +111,14 @@ def test_routers_and_layers_are_swept_and_reported_by_their_names(tmp_path: Path
 
 
 def test_names_hold_nothing_that_leaves_their_folder_and_long_ones_stay_apart() -> None:
-    assert job_name({"data.path": "../../x y", "seed": 1}).startswith("path.._.._x_y_seed1-")
-    assert job_name({"model.capacity_factor": 0.5, "seed": 0, "model.num_experts": 4}) == "cap0.5_seed0_exp4"
-    assert job_name({"variant": "switch_1.0", "seed": 1, "model.capacity_factor": None}) == "switch_1.0_seed1_capnull"
-    assert job_name({"trainer.max_steps": 40, "optim.lr": 0.01, "router": "topk"}) == "max_steps40_lr0.01_topk"
-    assert job_name({"model.num_layers": 2}) != job_name({"model.num_heads": 2}) == "num_heads2"
-    averages = [job_name({"optim.averages": value}) for value in ("[0.9]", "[0.5,tail_0.5]", "[]")]
-    assert averages == ["aver0.9", "aver0.5+tail_0.5", "avernone"] and job_name({"variant": ".."}).startswith("job-")
-    long = [job_name({"data.path": "a" * 500 + end}) for end in "bc"]
+    assert short_name({"data.path": "../../x y", "seed": 1}).startswith("path.._.._x_y_seed1-")
+    assert short_name({"model.capacity_factor": 0.5, "seed": 0, "model.num_experts": 4}) == "cap0.5_seed0_exp4"
+    assert short_name({"variant": "switch_1.0", "seed": 1, "model.capacity_factor": None}) == "switch_1.0_seed1_capnull"
+    assert short_name({"trainer.max_steps": 40, "optim.lr": 0.01, "router": "topk"}) == "max_steps40_lr0.01_topk"
+    assert short_name({"model.num_layers": 2}) != short_name({"model.num_heads": 2}) == "num_heads2"
+    averages = [short_name({"optim.averages": value}) for value in ("[0.9]", "[0.5,tail_0.5]", "[]")]
+    assert averages == ["aver0.9", "aver0.5+tail_0.5", "avernone"] and short_name({"variant": ".."}).startswith("job-")
+    long = [short_name({"data.path": "a" * 500 + end}) for end in "bc"]
     assert len(set(long)) == 2 and all(len(name) <= 100 for name in long)
 
 
