@@ -119,11 +119,12 @@ def _measure(options: argparse.Namespace) -> int:
         "device": model.embedding.weight.device.type,
         "results": (results := list[dict[str, Any]]()),
     }
-    measuring.forget_pictures(file)
     tallies = [KeptLosses() for _ in factors]
     with choosing_as_trained(model) if options.training_rule else nullcontext():
         for factor, tally in zip(factors, tallies, strict=True):
             results.append(measuring.entry(options, model, ids, tally, capacity_factor=factor, **how))
+            if len(results) == 1:
+                measuring.forget_pictures(file)  # of what the next line replaces
             write_json(content, file, quiet=True)  # before it is printed
             print(measuring.row(results[-1], model), flush=True)
         if len(factors) > 1 and model.config.num_switch_layers:

@@ -9,7 +9,7 @@ from textwrap import wrap
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +17,7 @@ from switch_lm.certificate.families import Row
 from switch_lm.certificate.finding import Finding, Verdict
 from switch_lm.certificate.gaps import equal, plus_minus
 from switch_lm.certificate.policies import Measured
+from switch_lm.pages.console import console
 from switch_lm.probe.subject import TIGHT
 from switch_lm.stats.clusters import LEAST
 from switch_lm.stats.intervals import Estimate
@@ -33,7 +34,6 @@ OF_FAMILIES = (
     "the load of the busiest expert, x an even share; experts: per token; both as validation routes. Seconds: training "
     "and checks. "
 )
-LINE_WIDTH = 120  # where the console is no terminal
 POLICIES_WIDTH = 126  # no column is cut, whatever the terminal
 FAMILIES_WIDTH = 124  # beside their names
 EFFECT = "*"
@@ -46,18 +46,17 @@ STYLES = {Verdict.PASS: "green", Verdict.LEAKS: "yellow", Verdict.FAIL: "bold re
 def certificate(findings: Sequence[Finding]) -> None:
     """Failures and leaks first, then a line for each PASS."""
     rows = Table.grid(padding=(0, 2))
+    cut: Any = CUT if sys.stdout.isatty() else {}
     for finding in sorted(findings, key=lambda one: -list(Verdict).index(one.verdict)):
         mark = Text(finding.verdict, STYLES[finding.verdict])
         if finding.verdict == Verdict.PASS:
-            rows.add_row(mark, Text(f"{finding.check:{NAME_WIDTH}}{finding.meaning}", **CUT))
+            rows.add_row(mark, Text(f"{finding.check:{NAME_WIDTH}}{finding.meaning}", **cut))
             continue
-        how: Any = CUT if finding.verdict == Verdict.LEAKS else {}
+        how = cut if finding.verdict == Verdict.LEAKS else {}
         judged = f": {finding.judgement}" if finding.judgement else ""
         lines = Text(f"{finding.check}{judged}"), Text(finding.measured, **how), Text(finding.meaning, "dim")
         rows.add_row(mark, Group(*lines))
-    console = _console()
-    console.print(rows)
-    console.print(f"{_summary(findings)}; --verbose prints all that was measured", markup=False)
+    console().print(rows, f"{_summary(findings)}; --verbose prints all that was measured", sep="\n")
 
 
 def whole_certificate(findings: Sequence[Finding], title: str = "Certificate") -> None:
@@ -70,9 +69,8 @@ def whole_certificate(findings: Sequence[Finding], title: str = "Certificate") -
         verdict = f"[{STYLES[finding.verdict]}]{finding.verdict}[/]"
         words = f"{finding.measured}\n[dim]{finding.meaning}[/dim]"
         table.add_row(finding.check, verdict, words + f"\n{finding.judgement}" * bool(finding.judgement))
-    console = _console()
-    console.print(table)
-    console.print(_summary(findings), markup=False)
+    console(markup=True).print(table)
+    console().print(_summary(findings))
 
 
 def policies(measured: Sequence[Measured], *, factor: float) -> None:
@@ -93,8 +91,8 @@ def policies(measured: Sequence[Measured], *, factor: float) -> None:
             f"{one.loss:.4f}",
             *("" if effect is None else _effect(effect, comparisons) for effect in (one.gap, one.future)),
         )
-    _console(POLICIES_WIDTH).print(table)
-    _console().print(NOTES + _of_effects(effects), markup=False)
+    console(at_least=POLICIES_WIDTH, markup=True).print(table)
+    console().print(NOTES + _of_effects(effects))
 
 
 def families(rows: Mapping[str, Row | str], *, title: str) -> None:
@@ -122,14 +120,14 @@ def families(rows: Mapping[str, Row | str], *, title: str) -> None:
             f"{one.experts_per_token:.2f}",
             f"{one.seconds:.0f}",
         )
-    _console(FAMILIES_WIDTH + max(map(len, rows))).print(table)
-    console = _console()
+    console(at_least=FAMILIES_WIDTH + max(map(len, rows)), markup=True).print(table)
+    to = console()
     for name, one in rows.items():
         if isinstance(one, str):
-            console.print(f"{name} is not certified: {one}", markup=False)
+            to.print(f"{name} is not certified: {one}")
         elif said := [*[one.state] * bool(one.state), *[f"FAIL of {', '.join(one.failed)}"] * bool(one.failed)]:
-            console.print(f"{name}: {'; '.join(said)}", markup=False)
-    console.print(f"{OF_FAMILIES}{NOTES}{_of_effects(effects)}", markup=False)
+            to.print(f"{name}: {'; '.join(said)}")
+    to.print(f"{OF_FAMILIES}{NOTES}{_of_effects(effects)}")
 
 
 def _effect(one: Estimate, comparisons: int) -> str:
@@ -155,11 +153,6 @@ def _of_effects(effects: Sequence[Estimate]) -> str:
 
 def _table(title: str) -> Table:
     return Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
-
-
-def _console(at_least: int = 0) -> Console:
-    width = Console().width if sys.stdout.isatty() else LINE_WIDTH
-    return Console(width=max(width, at_least), highlight=False)
 
 
 def _seen(verdict: Verdict, move: float) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from switch_lm.pages.characters import visible
 from switch_lm.pages.coloured_text import busiest
 from switch_lm.pages.expert_cards import percent
+from switch_lm.pages.expert_maps import layer_name
 from switch_lm.probe.reading import Probe
 from switch_lm.stats.shares import TIMES, ClassShare, class_shares
 
@@ -35,7 +36,7 @@ class ExpertCard:
 
     @property
     def name(self) -> str:
-        return f"layer {self.block}, expert {self.expert}"
+        return f"{layer_name(self.block)}, expert {self.expert}"
 
     def named(self, comparisons: int) -> list[ClassShare]:
         """The classes that stand out, the strongest first, and those by the expert before after all others."""
@@ -92,9 +93,8 @@ def cards(
             load, contexts = len(mine_N) / (B * S), _contexts(order_N, token_N, gate_N, text, S, draw)
             common = [_common([x[t] for t in token_N[mine_N].tolist()], x) for x in (text, pairs)]
             of_experts.append(ExpertCard(block, expert, load, classes[row], common[0], common[1], contexts))
-        paths = {
-            f"{PATH} layer {block}'s expert {e}": at_BS for e, at_BS in zip(shown, at_EBS, strict=True) if at_BS.any()
-        }
+        before = f"{PATH} {layer_name(block)}'s expert"
+        paths = {f"{before} {e}": at_BS for e, at_BS in zip(shown, at_EBS, strict=True) if at_BS.any()}
         result.append(tuple(of_experts))
     return Cards(tuple(result))
 

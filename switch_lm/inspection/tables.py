@@ -20,9 +20,9 @@ def layers(inspections: Sequence[Inspection]) -> Table:
     """The answers to the questions of the page in five figures."""
     headings = ["the character explains", "dropped", "router beats a random one", "one mean expert costs"]
     note = (
-        "Explained: a share of the choice of expert, beyond chance. Dropped: the share of these characters, at the "
-        "capacity of training. In nats: what the chosen expert gains on a random one, and what is lost if all give "
-        "their mean. * as in the sections below."
+        "Explained: a share of the choice of expert, beyond chance. Dropped: of these characters, at the capacity "
+        "of training (`evaluate` counts those of all the text). In nats: what the chosen expert gains on a random one, "
+        "and what is lost if all give their mean. * as in the sections below."
     )
     if with_history := any(one.history is not None and len(one.history.steps) > 1 for one in inspections):
         headings.append("specialised at")

@@ -14,9 +14,11 @@ from switch_lm.pages.tiles import Tiles
 LINE_WIDTH = 120  # where the console is no terminal
 
 
-def console() -> Console:
-    """As wide as the terminal, without colours of its own."""
-    return Console(width=None if sys.stdout.isatty() else LINE_WIDTH, highlight=False, markup=False)
+def console(*, at_least: int = 0, markup: bool = False, quiet: bool = False) -> Console:
+    """As wide as the terminal, but at least so many characters, without colours of its own."""
+    wide = sys.stdout.isatty() and Console().width >= at_least
+    width = None if wide else max(at_least, LINE_WIDTH)  # None: as the terminal, which may be resized
+    return Console(width=width, highlight=False, markup=markup, quiet=quiet)
 
 
 def shown(text: str) -> str:

@@ -18,6 +18,7 @@ from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import run_ledger
 from switch_lm.model.upcycle import upcycle
+from switch_lm.pages.console import console
 from switch_lm.storage.checkpoint import KEY, CheckpointError, read, read_model
 from switch_lm.storage.run_folder import RunFolder
 from switch_lm.storage.runs import RunError, find_run
@@ -40,7 +41,6 @@ from switch_lm.training.process_state import restored
 from switch_lm.training.signals import StopSignals
 
 LOG, LIGHTNING_LOG = "switch_lm", "lightning.pytorch"
-LINE_WIDTH = 120  # where the console is no terminal
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,8 @@ def prepare(
     """
     started = time.monotonic() if started is None else started
     with restored(), torch.compiler.set_stance("default"):
-        quiet = config.logger.progress == "none" or heading is not None
-        console = Console(quiet=quiet, width=None if sys.stdout.isatty() else LINE_WIDTH)
-        _set_up_logs(console)
+        to = console(quiet=config.logger.progress == "none" or heading is not None, markup=True)
+        _set_up_logs(to)
         wanted = config.data
         corpus = load_corpus(
             data_dir=Path(wanted.dir), path=Path(wanted.path) if wanted.path else None, text=wanted.text
@@ -119,7 +118,7 @@ def prepare(
             seed=config.seed,
         )
         yield Training(
-            config, run, first_step, log_from, corpus, split, hardware, module, data, console, signals,
+            config, run, first_step, log_from, corpus, split, hardware, module, data, to, signals,
             heading, started, again,
         )  # fmt: skip
 

@@ -76,7 +76,7 @@ def test_a_path_is_named_after_the_expert_before_and_comes_after_the_classes_of_
     result = cards_of(first_BS, first_BS, torch.where(CLASSES["capitals"], 0, 1 + first_BS % 3))
     assert lines_of(result)[0][2].startswith("no class stands out")
     assert [line.partition(",")[0] for line in lines_of(result)[1]] == [
-        f"follows layer 0's expert {e}" for e in range(4)
+        f"follows layer 00's expert {e}" for e in range(4)
     ]
     assert "follows" not in lines_of(result)[2][0]
 
@@ -117,7 +117,7 @@ def test_characters_bigrams_and_contexts_are_those_of_the_text() -> None:
     expert_BS = torch.where(CLASSES["vowels"], 2, at_random(2))
     result = cards_of(expert_BS)
     card, own = result.layers[0][2], [c for c in TEXT if c in "aeiou"]
-    assert card.load == pytest.approx(len(own) / len(TEXT)) and card.name == "layer 0, expert 2"
+    assert card.load == pytest.approx(len(own) / len(TEXT)) and card.name == "layer 00, expert 2"
     for character, share, by_chance in card.characters:
         assert share == pytest.approx(own.count(character) / len(own))
         assert by_chance == pytest.approx(TEXT.count(character) / len(TEXT))

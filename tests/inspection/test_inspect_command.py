@@ -188,7 +188,7 @@ def test_the_expert_with_the_largest_gate_stands_for_a_token_and_the_tables_have
         assert [row["value"] for row in means if row["by"] == "difficulty"] == list("01234")
     page, printed = Path("there/inspect.html").read_text(), capsys.readouterr().out
     load = sum(row["layer"] == "0" and row["expert"] == "0" for row in by_name["assignments"]) / len(ids_T)
-    assert re.search(rf"layer 0, expert 0: .*, {load:.0%} of the text".replace("%", " %"), printed)
+    assert re.search(rf"layer 00, expert 0: .*, {load:.0%} of the text".replace("%", " %"), printed)
     assert "How many experts does a token get?" in page and "fifth by loss, 0 the easiest" in page
     assert ">none</text>" in page and "A token without an expert is not judged." in page
 
@@ -290,7 +290,7 @@ def test_the_page_answers_its_questions_in_a_browser_wide_and_narrow_light_and_d
     headings = [heading.text for heading in browser.find_elements("css selector", "section h2")]
     assert headings == list(SECTIONS)
     first = browser.find_element("css selector", ".card")
-    assert re.match(r"0 layer 0, expert 0: .+ % of the text\nload\n", first.text)
+    assert re.match(r"0 layer 00, expert 0: .+ % of the text\nload\n", first.text)
     (context,) = first.find_elements("css selector", "details > summary")
     assert "highest gate" not in first.text
     context.send_keys("\ue007")  # Enter
