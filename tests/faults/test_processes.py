@@ -9,10 +9,53 @@ from pathlib import Path
 
 import pytest
 from compare import same
-from processes import PATIENCE, Started, finished, state
+from processes import PATIENCE, SLOW_VALIDATION, Started, finished, state
 
 TWO = ("trainer.processes=2", "trainer.threads=2", "trainer.max_steps=60", "logger.progress=lines")
 WITHIN = 10.0  # seconds until all processes have ended, on a machine that is not busy
+
+
+# What a plugin does in each process, and what is then said.
+FAULTS = {
+    "nan": (
+        """
+import torch
+from switch_lm.training import module
+losses = module.SwitchModule.losses
+def spoiled(self, ids, targets, **given):
+    done = losses(self, ids, targets, **given)
+    nan = self.training and self.global_step == 29 and self.global_rank == 1
+    return done._replace(total=done.total * float("nan")) if nan else done
+module.SwitchModule.losses = spoiled
+""",
+        "process 1 failed: the loss became nan at step 30",
+    ),
+    "validation": (
+        """
+from switch_lm.training import module
+add = module.SwitchModule._add_to
+def spoiled(self, tally, batch):
+    if self.global_rank == 1:
+        raise ValueError("spoiled")
+    add(self, tally, batch)
+module.SwitchModule._add_to = spoiled
+""",
+        "process 1 failed: ValueError: spoiled",
+    ),
+    "full disk": (
+        """
+import errno, os
+from switch_lm.training.callbacks import checkpoints
+save = checkpoints.AtomicCheckpointIO.save_checkpoint
+def spoiled(self, content, path, storage_options=None):
+    if content["global_step"] >= 40:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    save(self, content, path)
+checkpoints.AtomicCheckpointIO.save_checkpoint = spoiled
+""",
+        "could not be written: No space left on device",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +80,12 @@ def has_ended(pid: int) -> bool:
 
 @pytest.mark.row(4)
 @pytest.mark.long
-def test_a_signal_stops_two_processes_at_one_step_and_two_of_them_continue_to_the_same_bits(
-    tmp_path: Path, whole: Path
+@pytest.mark.parametrize(("moment", "before"), [("step 10/60", ""), ("validating", SLOW_VALIDATION)])
+def test_a_signal_stops_two_processes_at_one_place_and_two_of_them_continue_to_the_same_bits(
+    moment: str, before: str, tmp_path: Path, whole: Path
 ) -> None:
-    started = Started(tmp_path, *TWO, "name=run")
-    started.wait_for("step 10/60")
+    started = Started(tmp_path, *TWO, "name=run", before=before)
+    started.wait_for(moment)
     (worker,) = workers_of(started)
     subprocess.run(["kill", "-TERM", "--", f"-{started.process.pid}"], check=True)  # all, as a terminal does
     assert started.end() == 143, started.output
@@ -110,22 +154,14 @@ def test_workers_end_with_the_first_process(tmp_path: Path) -> None:
 
 @pytest.mark.row(8)
 @pytest.mark.long
-def test_a_nan_in_one_process_is_told_once(tmp_path: Path) -> None:
-    (tmp_path / "spoiled.py").write_text(SPOILED)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_one_process_is_told_once_and_ends_all(fault: str, tmp_path: Path) -> None:
+    plugin, words = FAULTS[fault]
+    (tmp_path / "spoiled.py").write_text(plugin)
     started = Started(tmp_path, *TWO, "name=run", before="import os; os.environ['SWITCH_LM_PLUGINS'] = 'spoiled'")
+    started.wait_until(lambda: any(workers_of(started)), "started a worker")
+    (worker,) = workers_of(started)
     assert started.process.wait(PATIENCE) == 1
     started.end()
-    assert started.output.count("the loss became nan at step 30") == 1 and "process 1 failed: " in started.output
-    assert "Traceback" not in started.output
-
-
-SPOILED = """
-import torch
-from switch_lm.training import module
-losses = module.SwitchModule.losses
-def spoiled(self, ids, targets, **given):
-    done = losses(self, ids, targets, **given)
-    nan = self.training and self.global_step == 29 and self.global_rank == 1
-    return done._replace(total=done.total * float("nan")) if nan else done
-module.SwitchModule.losses = spoiled
-"""
+    assert started.output.count(words) == 1 and "Traceback" not in started.output and has_ended(worker)
+    assert "The last good checkpoint: " in started.output
