@@ -64,7 +64,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     done = finished(folder, "-m", *TWO, "name=whole", "seed=0")
     assert done.returncode == 0, done.stderr
-    return folder / "outputs" / "sweeps" / "whole" / "seed0"
+    return folder / "outputs" / "sweeps" / "whole" / "job"
 
 
 def workers_of(started: Started) -> list[int]:
