@@ -28,7 +28,8 @@ from switch_lm.sweep import jobs as sweep
 from switch_lm.sweep import launchers
 from switch_lm.sweep.grid import as_given
 from switch_lm.text.given import CorpusError, TextError
-from switch_lm.training.start import plan, refuse_torchrun, train
+from switch_lm.training.parallel.outside import is_heard
+from switch_lm.training.start import plan, train
 
 PLAN = "--plan"  # prints what would be done and how long it takes here, and does nothing
 
@@ -58,7 +59,6 @@ def main() -> None:
         return None
 
     try:
-        refuse_torchrun()
         arguments = cli.prepared(given)
         cli.check(arguments)
         with _arguments(arguments):
@@ -129,7 +129,8 @@ def _plugins_of_the_run() -> Any:
 
 
 def _say(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
+    if is_heard():
+        print(message, file=sys.stderr)
     return code
 
 

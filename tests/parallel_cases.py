@@ -35,7 +35,8 @@ from switch_lm.training.parallel.strategy import connect, store_in
 from switch_lm.training.prepare import prepare
 from switch_lm.training.signals import StopSignals
 
-STEPS = 20
+STEPS, HALF = 20, 10
+RESUMED = "quantile"  # the case that is run once more from its checkpoint after HALF of the steps
 ADAMW, MUON = AdamWOptions(warmup_steps=0), MuonOptions(warmup_steps=0)
 
 
@@ -55,7 +56,8 @@ def routed(name: str, optim: Any, balance: str = "loss", **changes: Any) -> Call
 # Those whose numbers are those of one process.
 EQUAL: dict[str, Callable[[Config], Config]] = {
     "switch": routed("switch", ADAMW, importance=0.05, z_loss=0.01),
-    "topk": routed("topk", MUON, top_k=2, renormalize_gates=True),
+    "topk": routed("topk", MUON, top_k=2, renormalize_gates=True, balance_over="sequence", alpha=1.0, importance=0.05),
+    "step": routed("switch", ADAMW, balance_over="step", alpha=1.0),
     "sigmoid": routed("sigmoid", ADAMW, "sign", top_k=2),
     "quantile": routed("switch", MUON, "quantile"),
     "threshold": routed("threshold", ADAMW, warmup_steps=0),
@@ -77,7 +79,7 @@ def configured(name: str, size: int, folder: Path) -> Config:
     config = CASES[name](short_run(folder))
     trainer = replace(config.trainer, max_steps=STEPS, val_every=STEPS, processes=size, threads=size)
     factor = 1.0 if name in GROUPED else None
-    if name == "switch":
+    if name in ("switch", "step"):
         trainer = replace(trainer, accumulate=2)
     config = replace(
         config, trainer=trainer, data=replace(config.data, batch_size=8), name=f"{name}{size}",
@@ -90,10 +92,14 @@ def configured(name: str, size: int, folder: Path) -> Config:
 
 
 class Probe(StepCallback):
-    """Keeps the first step's gradients and what routers have learned at the end."""
+    """Keeps the first step's gradients, and saves a checkpoint after half of the steps."""
 
-    def __init__(self) -> None:
-        self.grads: dict[str, torch.Tensor] = {}
+    def __init__(self, half: Path | None) -> None:
+        self.grads, self.half = dict[str, torch.Tensor](), half
+
+    def after_step(self, module: Any, step: int, micro_batches: Sequence[Any]) -> None:
+        if step == HALF and self.half is not None:
+            module.trainer.save_checkpoint(self.half)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         if not self.grads:
@@ -117,9 +123,12 @@ class Scalars:
         pass
 
 
-def trained(name: str, group: Group, folder: Path, *, parts: int | None = None) -> dict[str, Any]:
+def trained(
+    name: str, group: Group, folder: Path, *, parts: int | None = None, resumes_from: Path | None = None
+) -> dict[str, Any]:
     """Runs a case as this process of the group. `parts`: into how many groups one process divides its rows."""
-    config, probe, board = configured(name, group.size, folder), Probe(), Scalars()
+    half = folder / "half.ckpt" if group.rank == 0 and name == RESUMED else None
+    config, probe, board = configured(name, group.size, folder), Probe(half), Scalars()
     path, boards = folder / str(config.name), list[Any]([board] if group.rank == 0 else [])
     callbacks: list[Callback] = [probe, StepScalars(config), *best_checkpoints(path, config.trainer)]
     with pytest.MonkeyPatch.context() as patch:
@@ -133,7 +142,7 @@ def trained(name: str, group: Group, folder: Path, *, parts: int | None = None) 
         with prepare(config, RunFolder(path), signals=signals) as training:
             module = training.module if name == IN_FLOAT32 else training.module.double()
             module.group, module.run_log = group, Log(boards=boards)
-            run.trainer_of(training, group).fit(module, training.data)
+            run.trainer_of(training, group).fit(module, training.data, ckpt_path=resumes_from)
     weights = {key: value.clone() for key, value in module.model.state_dict().items()}
     return {
         "scalars": board.by_tag, "grads": probe.grads, "weights": weights,
@@ -156,6 +165,8 @@ def _process(rank: int, folder: Path) -> None:
             (folder / str(size)).mkdir(exist_ok=True)
             connect(store_in(folder / str(size), size), Group(rank=rank, size=size), device="cpu", seconds=100)
             results = {name: trained(name, Group(rank=rank, size=size), own) for name in names}
+            half = folder / f"{size}_0" / "half.ckpt"
+            results["resumed"] = trained(RESUMED, Group(rank=rank, size=size), own, resumes_from=half)
             torch.save(results, folder / f"{size}_{rank}.pt")
             dist.destroy_process_group()
     except BaseException:

@@ -213,9 +213,10 @@ class Config:
     )
     balance_over: str = key(
         "global",
-        "With several processes, which tokens the balance and the importance loss count together: global (a "
-        "micro-batch of all processes, as with one) or micro_batch (each process its own, the paper's rule per core).",
-        one_of("global", "micro_batch"),
+        "Which tokens the balance and the importance loss count together: global (a micro-batch of all processes), "
+        "micro_batch (each process its own, the paper's rule per core), sequence (each row its own) or step (for f all "
+        "micro-batches of a step, which a first pass counts: a third more time).",
+        one_of("global", "micro_batch", "sequence", "step"),
     )
     router_alarm: str = key(
         "warn",

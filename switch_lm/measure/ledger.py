@@ -57,6 +57,7 @@ class Ledger:
     accumulate: int = 1  # micro-batches per step
     max_steps: int = 1
     optimizer_per_step: float = 0.0
+    counted: bool = False  # whether each step has one forward pass more, which counts loads
     masked: float = 0.0  # of attention in all blocks, per token, forward: the products with later positions
 
     @property
@@ -81,7 +82,7 @@ class Ledger:
     @property
     def per_step(self) -> float:
         """The forward and backward passes of a step, without the optimizer."""
-        return (self.forward + self.backward) * self.tokens_per_step
+        return (self.forward * (1 + self.counted) + self.backward) * self.tokens_per_step
 
     @property
     def useful_per_step(self) -> float:
@@ -103,7 +104,7 @@ class Ledger:
         return {
             "forward_per_token": self.by_kind(),
             "backward_per_token": self.by_kind(BACKWARD),
-            "forward_per_step": self.by_kind(self.tokens_per_step),
+            "forward_per_step": self.by_kind((1 + self.counted) * self.tokens_per_step),
             "backward_per_step": self.by_kind(BACKWARD * self.tokens_per_step),
             "useful_per_step": self.useful_per_step,
             "optimizer_per_step": self.optimizer_per_step,
@@ -133,8 +134,10 @@ def run_ledger(
         kept_L=kept_L,
     )
     update = optimizer_flops(config.model, config.optim)
-    trainer = config.trainer
-    return replace(batch, accumulate=trainer.accumulate, max_steps=trainer.max_steps, optimizer_per_step=update)
+    trainer, counted = config.trainer, config.balance_over == "step" and config.model.num_switch_layers > 0
+    return replace(
+        batch, accumulate=trainer.accumulate, max_steps=trainer.max_steps, optimizer_per_step=update, counted=counted
+    )
 
 
 def ledger(

@@ -37,6 +37,7 @@ class Routing:
     probs_TE: Tensor  # with gradient; the scores as shares of 1 per token (eq. 1)
     logits_TE: Tensor | None = None  # with gradient; x W_r; None: the router has no weights
     balanced_E: Tensor | None = None  # int64; the loads that f is taken from, of several processes; None: `load_E`
+    balanced_rows: int = 1  # the balance and importance loss are means over so many runs of consecutive tokens
     used_N: Tensor | None = None  # bool; False: an entry of the list that is no assignment; None: all are
     capacity: int | None = None  # slots that each expert has for each group (eq. 3); None: no limit
     num_groups: int = 1  # groups of tokens with slots of their own; T / G consecutive tokens each

@@ -34,6 +34,7 @@ from switch_lm.storage.names import as_name, numbered, short_name
 from switch_lm.storage.run_folder import JOB, RESULT, SWEEP, RunFolder, Stopped, TrainingError, read_job
 from switch_lm.sweep.grid import Grid, as_given, require_valid
 from switch_lm.text.given import CorpusError, TextError
+from switch_lm.training.parallel.outside import is_heard, part_of
 from switch_lm.training.signals import StopSignals
 
 ENDED = ("done", "failed", "stopped")  # the status of a job that is not launched again by the same start of a sweep
@@ -53,6 +54,8 @@ class Sweep(Callback):
         try:
             folder, grid = _folder(config), Grid.of(config)
             checked = require_valid(config, grid)
+            for job in checked.values():
+                part_of(job, in_sweep=True)
             if self.is_planned:
                 from switch_lm.sweep.forecast import end_with_times
 
@@ -266,7 +269,8 @@ def _folder(config: DictConfig) -> Path:
 
 def _refuse(error: ConfigError | TextError) -> NoReturn:
     """By itself: Hydra makes a warning of an exception in a callback."""
-    print(refusal(error) if isinstance(error, ConfigError) else error, file=sys.stderr)
+    if is_heard():
+        print(refusal(error) if isinstance(error, ConfigError) else error, file=sys.stderr)
     sys.exit(2)
 
 

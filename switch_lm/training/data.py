@@ -111,9 +111,9 @@ class TextData(lightning.LightningDataModule):
             validation_ids, context_length=context_length, batch_size=batch_size
         )
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def _training_batches(self) -> TrainingBatches:
         assert self.trainer is not None
-        batches = TrainingBatches(
+        return TrainingBatches(
             self.training_ids,
             batch_size=self.batch_size,
             context_length=self.context_length,
@@ -121,7 +121,16 @@ class TextData(lightning.LightningDataModule):
             rank=self.trainer.global_rank,
             num_ranks=self.trainer.world_size,
         )
-        first = self.trainer.global_step * self.trainer.accumulate_grad_batches
+
+    def of_step(self, step: int) -> Iterator[Batch]:
+        """This process's part of the micro-batches that follow so many steps."""
+        assert self.trainer is not None
+        batches, number = self._training_batches(), self.trainer.accumulate_grad_batches
+        return (batches[step * number + i] for i in range(number))
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        first, batches = self.trainer.global_step * self.trainer.accumulate_grad_batches, self._training_batches()
         return self._loader(batches, lambda: itertools.count(first))
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -68,6 +68,7 @@ class SwitchModule(lightning.LightningModule):
         self.on_measured: Callable[[int, int], None] = lambda done, of: None  # batches of a validation
         self._step_routings: list[tuple[Routing, ...]] = []  # of each micro-batch of this step
         self.graph: StepGraph | None = None  # replays the passes of a micro-batch
+        self._step_load_LE: Tensor | None = None  # of all rows of the step, with balance_over=step
         self._bad = BadSteps()
         self._rates: list[float] = []  # of this step: the schedule moves on before a validation or a checkpoint
 
@@ -87,8 +88,13 @@ class SwitchModule(lightning.LightningModule):
         output, config = self.model(ids), self.config
         language = language_loss(output.logits, targets)
         routings, sums = output.routings, group.sums_of(output.routings)
-        balanced_over = group if config.balance_over == "global" else ALONE
-        if sums and balanced_over is group:
+        balanced_over = group if config.balance_over in ("global", "step") else ALONE
+        if self._step_load_LE is not None:
+            of_step = zip(routings, self._step_load_LE, strict=True)
+            routings = tuple(replace(one, balanced_E=load_E) for one, load_E in of_step)
+        elif config.balance_over == "sequence":
+            routings = tuple(replace(one, balanced_rows=len(ids)) for one in routings)
+        elif sums and balanced_over is group:
             routings = tuple(replace(one, balanced_E=of.load_E) for one, of in zip(routings, sums, strict=True))
         of_routers = self.model.aux_losses(routings)
         router_z = summed(router_z_loss, routings) if config.z_loss > 0.0 else None
@@ -113,7 +119,26 @@ class SwitchModule(lightning.LightningModule):
         number = batch_idx % self.trainer.accumulate_grad_batches
         seed_noise(derive_seed(self.config.seed, self.global_step, number, self.global_rank), self.device)
 
+    def _loads_of_step(self) -> Tensor:
+        """How many choices of the step's micro-batches, of all processes, select each expert (L, E), int64.
+
+        From a pass without gradients and with the noise of the one that trains, so that the choices are the same.
+        """
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        loads = []
+        for number, batch in enumerate(data.of_step(self.global_step)):
+            self._seed_noise(number)
+            with torch.no_grad():
+                routings = self.model(batch.ids.to(self.device)).routings
+            loads.append(torch.stack([routing.load_E for routing in routings]))
+        torch.clear_autocast_cache()  # it has weights without gradient
+        self._seed_noise(0)
+        return self.group.sum_of(torch.stack(loads).sum(dim=0))
+
     def training_step(self, batch: Batch, batch_idx: int) -> MicroBatch:
+        counts = self.config.balance_over == "step" and self.config.model.num_switch_layers > 0
+        if counts and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._step_load_LE = self._loads_of_step()
         done, step = self._replayed(batch, batch_idx) or self.forward_pass(batch), self.global_step + 1
         total = done["losses"]["train/total_loss"]
         if not self._reads(step):

@@ -60,7 +60,8 @@ class Pace:
     @classmethod
     def of_pass(cls, seconds: float, training: Training) -> "Pace":
         """Of a forward and backward pass of a micro-batch."""
-        step = OPTIMIZER * seconds * training.config.trainer.accumulate
+        passes = 1 + FORWARD * (training.config.balance_over == "step")  # with one that counts
+        step = OPTIMIZER * seconds * passes * training.config.trainer.accumulate
         compiled = step * COMPILED[training.hardware.precision]
         batches = -(-len(training.data.validation_batches) // training.config.trainer.processes)
         return cls(step, FORWARD * seconds, batches, compiled)
@@ -155,6 +156,9 @@ class Trial:
         accumulate, routings = self.config.trainer.accumulate, []
         for _ in range(accumulate):
             batch = self.batches[self.number]
+            if self.config.balance_over == "step":
+                with self._as_in_a_run(), torch.no_grad():
+                    self.module.model(batch.ids.to(self.device))
             with self._as_in_a_run():
                 done = self.module.forward_pass(Batch(*(part.to(self.device) for part in batch)))
             (done["loss"] / accumulate).backward()

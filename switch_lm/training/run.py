@@ -43,8 +43,11 @@ from switch_lm.training.summary import print_result
 FAILURES = (NonFiniteError, RouterAlarmError, CheckpointError, BoardError, LostProcessError, OSError, MemoryError)
 
 
-def fit(training: Training) -> dict[str, Any]:
-    """Makes the run's folder, trains to the last step and returns what it wrote to result.json. Errors: `train`."""
+def fit(training: Training, meeting: Any = None) -> dict[str, Any]:
+    """Makes the run's folder, trains to the last step and returns what it wrote to result.json. Errors: `train`.
+
+    `meeting`: that of `together`.
+    """
     config = training.config
     run, lock = choice.create(training.run, config, asdict(training.hardware))
     training, training.signals.run = replace(training, run=run), run.path
@@ -52,7 +55,7 @@ def fit(training: Training) -> dict[str, Any]:
         forecast.show_plan(training)
         try:
             forecast.say_before_compiling(training)
-            result = _train(training)
+            result = _train(training, meeting)
         except FAILURES as error:
             raise TrainingError(_failed(run, error)) from error
         except RuntimeError as error:
@@ -64,16 +67,19 @@ def fit(training: Training) -> dict[str, Any]:
     return result
 
 
-def _train(training: Training) -> dict[str, Any]:
+def _train(training: Training, meeting: Any) -> dict[str, Any]:
     run, module = training.run, training.module
     first_step, kept = training.log_from
-    with together(training) as group, Log.open(run.path, training.config, first_step=first_step, kept=kept) as log:
+    with (
+        together(training, meeting) as group,
+        Log.open(run.path, training.config, first_step=first_step, kept=kept) as log,
+    ):
         module.group, module.run_log = group, log
         module.saving = Saving(run.checkpoints, training.config.trainer, training.signals, group)
         trainer = trainer_of(training, group)
         if training.hardware.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-            if training.config.trainer.cuda_graph and group.size == 1:
+            if training.config.trainer.cuda_graph and group.size == 1 and training.config.balance_over != "step":
                 module.record_steps()
         trainer.fit(module, training.data, ckpt_path=run.resumes_from)
         result = result_of(training, trainer)

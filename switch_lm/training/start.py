@@ -23,6 +23,7 @@ from switch_lm.storage import choice, run_folder
 from switch_lm.storage.run_folder import RunFolder
 from switch_lm.text.splits import require_text
 from switch_lm.training.boards.registry import board_class
+from switch_lm.training.parallel import outside
 from switch_lm.training.signals import StopSignals
 
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # several processes: torch would warn that it looks for unused parameters
@@ -51,10 +52,18 @@ def train(
 
     ConfigError if the configuration breaks a rule (before anything is fetched or written); TextError or another
     CorpusError if there is no text; TrainingError if training fails; Stopped, which is no Exception, after a signal or
-    `trainer.max_time`.
+    `trainer.max_time`. In all but the first of the processes that torchrun or srun started for a run: an empty result.
     """
     started = time.monotonic() if started is None else started
-    config, run = _chosen(cfg, folder, overrides)
+    config = _resolved(cfg, folder)
+    meeting = None
+    if (part := outside.part_of(config, in_sweep=folder is not None)) is not None:
+        if part.rank > 0:
+            with _alone(), environment(**QUIET):
+                outside.join(part, config)
+            return {}
+        meeting = outside.meet(part, config)
+    run = _chosen(config, folder, overrides)
     if (finished := run.read_json(run_folder.RESULT)) is not None:
         return finished
     require_text(config.data.path, config.data.text, config.data.split, config.data.hold_out)
@@ -64,7 +73,7 @@ def train(
         from switch_lm.training.run import fit
 
         with _prepared(config, run, signals or StopSignals(run.path), heading=heading, started=started) as training:
-            return fit(training)
+            return fit(training, meeting)
 
 
 @survive_closed_pipe()
@@ -74,7 +83,10 @@ def plan(cfg: DictConfig | Config, *, started: float | None = None, overrides: M
 
     `started`, `overrides` and errors: those of `train`.
     """
-    config, run = _chosen(cfg, None, overrides)
+    config = _resolved(cfg, None)
+    if (part := outside.part_of(config, in_sweep=False)) is not None and part.rank > 0:
+        return
+    run = _chosen(config, None, overrides)
     with ready(config, run, started=started) as training:
         from switch_lm.training.forecast import print_with_time
 
@@ -116,21 +128,23 @@ def ready(config: Config, run: RunFolder, *, started: float | None = None) -> It
             yield training
 
 
-def _chosen(
-    cfg: DictConfig | Config, folder: Path | None, overrides: Mapping[str, Any] | None
-) -> tuple[Config, RunFolder]:
-    """The configuration, which was checked, and the run's folder, which is not made yet."""
-    refuse_torchrun()
+def _resolved(cfg: DictConfig | Config, folder: Path | None) -> Config:
+    """The configuration, which was checked. `folder`: of a sweep's job."""
     load_plugins()  # a launcher's worker has not loaded them yet
     config = resolve(cfg)
     if folder is not None and (problem := budget_of_job(config)) is not None:
         raise ConfigError(problem)
     for name in config.logger.boards:
         board_class(name).require()
+    return config
+
+
+def _chosen(config: Config, folder: Path | None, overrides: Mapping[str, Any] | None) -> RunFolder:
+    """The run's folder, which is not made yet."""
     run = choice.choose(config, overrides) if folder is None else choice.of_job(folder, config)
     if run.note is not None:
         print(f"resume=auto: {run.note}", file=sys.stderr)
-    return config, run
+    return run
 
 
 @contextmanager
@@ -150,15 +164,6 @@ def _prepared(
         del training  # its memory
     with prepare(config, run, signals=signals, started=started, again=again, **shown) as training:
         yield training
-
-
-def refuse_torchrun() -> None:
-    """ConfigError where torchrun started several processes to train together: a run starts its own."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and (number := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise ConfigError(
-            f"torchrun started {number} processes, but a run starts its own: use python -m switch_lm.train "
-            f"trainer.processes={number}"
-        )
 
 
 @contextmanager

@@ -58,6 +58,7 @@ def print_plan(
         f"{config.optim.name}, alpha {config.alpha:g}, seed {config.seed}",
         "machine": f"{hardware.device} ({hardware.name}), {hardware.precision} ({hardware.precision_reason})",
         **_processes(config, hardware),
+        **_balance_over(config),
         "compile": f"{'on' if hardware.compile else 'off'} ({hardware.compile_reason})",
         "folder": str(run),
     }
@@ -76,8 +77,16 @@ def _processes(config: Config, hardware: Hardware) -> dict[str, str]:
     each = f"{number}, each with {rows} of {config.data.batch_size} rows"
     if model.num_switch_layers and config.router.limit(model.capacity_factor, training=True) is not None:
         each += ", for which its experts have slots"
-    loads = f"; balance over {config.balance_over}" if model.num_switch_layers else ""
+    own = model.num_switch_layers > 0 and config.balance_over == "micro_batch"
+    loads = "; balance over each one's rows" if own else ""
     return {"processes": each + loads + ("; steps are not recorded" if hardware.device == "cuda" else "")}
+
+
+def _balance_over(config: Config) -> dict[str, str]:
+    """Where that is not a micro-batch."""
+    step = "all rows of a step, whose choices a first pass counts: each step takes about a third longer"
+    words = {"sequence": "one row at a time", "step": step}.get(config.balance_over)
+    return {"balance over": words} if words and config.model.num_switch_layers else {}
 
 
 def _added(config: Config, num_training: int) -> dict[str, str]:

@@ -55,15 +55,20 @@ def test_the_environment_is_as_before_and_what_was_set_there_counts(monkeypatch:
     assert finish(lambda: int("GOMP_SPINCOUNT" in os.environ)) == 0
 
 
-def test_the_processes_of_torchrun_are_refused_and_leave_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_sweep_that_torchrun_starts_is_refused_once_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = short_run(tmp_path)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(sys, "argv", ["train", "-m", "seed=1,2", f"outputs={config.outputs}"])
-    with pytest.raises(SystemExit, match=r"^2$"):
-        command.main()
+    monkeypatch.setattr(
+        sys, "argv", ["train", "-m", "seed=1,2", f"outputs={config.outputs}", f"data.path={config.data.path}"]
+    )
+    for rank, words in enumerate(["torchrun started 2 processes, but each job starts its own: use python -m", ""]):
+        monkeypatch.setenv("RANK", str(rank))
+        with pytest.raises(SystemExit, match=r"^2$"):
+            command.main()
+        assert words in (said := capsys.readouterr().err) and bool(said) == bool(words)
     with pytest.raises(ConfigError, match=r"^torchrun started 2 processes.* trainer.processes=2$"):
         train(config)
     assert not Path(config.outputs).exists()

@@ -95,6 +95,10 @@ class Group:
             return losses
         return dict(zip(losses, [total / self.size for total in self._summed(list(losses.values()))], strict=True))
 
+    def sum_of(self, x: Tensor) -> Tensor:
+        """Over the processes."""
+        return x if self.size == 1 else self._summed([x])[0]
+
     def sum_with_gradient(self, x: Tensor) -> Tensor:
         """The sum over the processes, in a loss that is the same in each of them.
 
@@ -102,8 +106,7 @@ class Group:
         """
         if self.size == 1:
             return x
-        (total,) = self._summed([x])
-        return total + self.size * (x - x.detach())
+        return self.sum_of(x) + self.size * (x - x.detach())
 
     def for_after_step(self, router: Router, routings: Sequence[Routing]) -> Sequence[Routing]:
         """What the router is to learn from: the routings of all processes, if it looks at more than loads.

@@ -1,8 +1,7 @@
-"""Starts the other processes of a run from its first one, and ends them with it."""
+"""Starts the other processes of a run from its first one, or meets those that are there, and ends them with it."""
 
 import json
 import os
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,16 +13,18 @@ import torch.distributed as dist
 
 from switch_lm.config.durations import seconds_of
 from switch_lm.training.parallel.group import Group
+from switch_lm.training.parallel.outside import FOLDER
 from switch_lm.training.parallel.strategy import connect, store_in
-from switch_lm.training.parallel.watch import HERE, READY, Workers
+from switch_lm.training.parallel.watch import HERE, READY, TASK, Workers
 from switch_lm.training.prepare import Training
 
 
 @contextmanager
-def together(training: Training) -> Iterator[Group]:
+def together(training: Training, meeting: Any = None) -> Iterator[Group]:
     """In its block the run's other processes train with this one, which gets the group; its end ends them.
 
-    LostProcessError if one fails, is killed or hangs. With `trainer.processes=1`, a group of one.
+    `meeting`: the store where those wait that another program started. LostProcessError if one fails, is killed or
+    hangs. With `trainer.processes=1`, a group of one.
     """
     size, hardware = training.config.trainer.processes, training.hardware
     if size == 1:
@@ -31,21 +32,21 @@ def together(training: Training) -> Iterator[Group]:
         return
     # Lightning would choose the threads where this does not say them; `training.prepare.prepare` restores it.
     os.environ["OMP_NUM_THREADS"] = str(hardware.threads)
-    stay_on_this_machine()
-    group = Group(size=size)
+    group, seconds = Group(size=size), seconds_of(training.config.trainer.peer_timeout)
     with tempfile.TemporaryDirectory(prefix="switch_lm") as name:
         folder = Path(name)
-        task = json.dumps(task_of(training, folder))
+        (folder / TASK).write_text(json.dumps(task_of(training, folder)), encoding="utf-8")
         store = store_in(folder, size)
-        with Workers(size, task, folder) as workers:
+        if meeting is not None:
+            meeting.set(FOLDER, name)
+        with Workers(size, folder, started=meeting is not None, seconds=seconds) as workers:
             workers.wait_for(store, HERE)
-            seconds = seconds_of(training.config.trainer.peer_timeout)
             try:
                 connect(store, group, device=hardware.device, seconds=seconds)
                 group.check, group.begin = workers.check, lambda: workers.wait_for(store, READY)
                 yield group
             except RuntimeError as error:  # of torch, whose errors of a connection share no other class
-                workers.look_for_the_cause(error, seconds=seconds)
+                workers.look_for_the_cause(error)
                 raise
             finally:
                 if dist.is_initialized():
@@ -62,10 +63,3 @@ def task_of(training: Training, folder: Path) -> dict[str, Any]:
         "resumes_from": None if run.resumes_from is None else str(run.resumes_from),
         "folder": str(folder),
     }
-
-
-def stay_on_this_machine() -> None:
-    """The processes talk through the loopback interface, unless somebody chose another one."""
-    names = {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}
-    if names:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", names.pop())

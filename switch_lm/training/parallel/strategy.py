@@ -1,5 +1,7 @@
 """How Lightning trains in one of several processes: it averages gradients, and sends nothing else."""
 
+import os
+import socket
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -90,7 +92,12 @@ def store_in(folder: Path, size: int) -> Any:
 
 
 def connect(store: Any, group: Group, *, device: str, seconds: float) -> None:
-    """Connects this process with the others, which do so too. `seconds`: how long each exchange may take."""
+    """Connects this process with the others, which do so too. `seconds`: how long each exchange may take.
+
+    They talk through the loopback interface, unless somebody chose another one.
+    """
+    if loopback := {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback.pop())
     if device == "cuda":
         torch.cuda.set_device(group.rank)
     torch.distributed.init_process_group(

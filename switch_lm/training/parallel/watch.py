@@ -4,18 +4,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 HERE, READY = "here", "ready"  # what each writes into the store that they share
-ANSWER = "answer"  # its file in their folder
-ASK = b"?\n"
+TASK = "task.json"  # in their folder, as all that follows: what there is to do
 LOST = 75  # the exit code of a worker whose connection to the others broke: another one is the cause
 LOOK_SECONDS = 0.05
+BEAT_SECONDS = 1.0
 CAUSE_SECONDS = 3.0  # how long the cause of a broken connection may take to be known
 ANSWER_SECONDS = 5.0
 END_SECONDS = 5.0  # until a worker that should end by itself is killed
@@ -25,37 +26,75 @@ class LostProcessError(Exception):
     """A process of the run failed, was killed or hangs; the message says which."""
 
 
-class Workers:
-    """Processes 1 to `size` - 1. They end with its block: by themselves, as their input ends, or else killed."""
+def output_of(folder: Path, rank: int) -> Path:
+    """What a worker printed; beside it, where nobody waits for its exit code, this code."""
+    return folder / f"output_{rank}"
 
-    def __init__(self, size: int, task: str, folder: Path) -> None:
-        self.folder = folder
+
+class Pulse(threading.Thread):
+    """Touches a file of this process every second, and counts for how many seconds those of `others` are untouched.
+
+    By its own beats, not by the clock: where all processes were stopped for a while, none was silent. Whatever the
+    process does meanwhile, such as drawing, it beats.
+    """
+
+    def __init__(self, folder: Path, rank: int, others: Iterable[int], *, after_beat: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.rank, self.after_beat = folder, rank, after_beat
+        self.silent, self.seen = dict.fromkeys(others, 0.0), dict[int, int]()
+        self.ended = threading.Event()
+
+    def file(self, rank: int) -> Path:
+        return self.folder / f"pulse_{rank}"
+
+    def of(self, rank: int) -> int:
+        """Changes with each beat of another process."""
+        with suppress(OSError):
+            return self.file(rank).stat().st_mtime_ns
+        return 0
+
+    def named(self, rank: int) -> str:
+        with suppress(OSError):
+            return f"process {rank} (PID {self.file(rank).read_text()})"
+        return f"process {rank}"
+
+    def run(self) -> None:
+        with suppress(OSError):  # the folder is gone: the run is over
+            self.file(self.rank).write_text(str(os.getpid()))
+            while not self.ended.wait(BEAT_SECONDS):
+                os.utime(self.file(self.rank))
+                for rank in self.silent:
+                    last, self.seen[rank] = self.seen.get(rank, 0), self.of(rank)
+                    self.silent[rank] = self.silent[rank] + BEAT_SECONDS if self.seen[rank] == last else 0.0
+                self.after_beat()
+
+
+class Workers:
+    """Processes 1 to `size` - 1, which this one starts unless they were `started` already.
+
+    They end with its block: by themselves, as their input ends, or else killed. `seconds`: how long one may be silent.
+    """
+
+    def __init__(self, size: int, folder: Path, *, started: bool, seconds: float) -> None:
+        self.ranks, self.folder, self.seconds = range(1, size), folder, seconds
+        self.pulse = Pulse(folder, 0, self.ranks, after_beat=lambda: None)
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         # What this process can import, such as a plugin beside a script, the others can.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        for rank in range(1, size):
-            with self._output(rank).open("wb") as output:
+        for rank in () if started else self.ranks:
+            with output_of(folder, rank).open("wb") as output:
                 self.processes[rank] = subprocess.Popen(
-                    [sys.executable, "-m", "switch_lm.training.parallel.worker", str(rank)],
-                    stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment,
+                    [sys.executable, "-m", "switch_lm.training.parallel.worker", str(rank), str(folder)],
+                    stdin=subprocess.PIPE, stdout=output, env=environment,
                 )  # fmt: skip
-            self._tell(rank, f"{task}\n".encode())
-
-    def _output(self, rank: int) -> Path:
-        return self.folder / f"output_{rank}"
-
-    def _tell(self, rank: int, line: bytes) -> None:
-        stream = self.processes[rank].stdin
-        assert stream is not None
-        with suppress(OSError):  # it has ended, which `check` finds
-            stream.write(line)
-            stream.flush()
 
     def __enter__(self) -> Self:
+        self.pulse.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """After an error they end at once; otherwise they have done their part, and end by themselves."""
+        self.pulse.ended.set()
         if kind is not None:
             self._close()
         deadline = time.monotonic() + (END_SECONDS if kind else 10 * END_SECONDS)
@@ -70,39 +109,44 @@ class Workers:
     def _close(self) -> None:
         for process in self.processes.values():
             if process.stdin is not None:
-                with suppress(OSError):
-                    process.stdin.close()
+                process.stdin.close()
 
     def wait_for(self, store: Any, what: str) -> None:
-        """Until each has written `what` into the store, however long it takes. LostProcessError if one ends."""
-        while not store.check([f"{what}/{rank}" for rank in self.processes]):
+        """Until each has written `what` into the store. LostProcessError if one ends or hangs."""
+        while not store.check([f"{what}/{rank}" for rank in self.ranks]):
             self.check()
             time.sleep(LOOK_SECONDS)
 
     def check(self) -> None:
-        """LostProcessError if one has ended before its time, with its own reason, or none, if it was killed."""
-        for rank, code in self._lost().items():
-            raise LostProcessError(self._why(rank, code))
+        """LostProcessError if one has ended before its time, with its own reason if it has one, or hangs."""
+        for rank, code in self._codes().items():
+            if code not in (None, 0, LOST):
+                raise LostProcessError(self._why(rank, code))
+        self._name([rank for rank, seconds in self.pulse.silent.items() if seconds >= self.seconds])
 
-    def _lost(self) -> dict[int, int]:
-        """The exit codes of those that ended before their time, whatever the others did."""
-        codes = {rank: process.poll() for rank, process in self.processes.items()}
-        return {rank: code for rank, code in codes.items() if code is not None and code not in (0, LOST)}
+    def _codes(self) -> dict[int, int | None]:
+        """The exit code of each that has ended; None: it runs, or was killed where another program started it."""
+        codes: dict[int, int | None] = {rank: process.poll() for rank, process in self.processes.items()}
+        for rank in self.ranks if not codes else ():
+            written = output_of(self.folder, rank).with_suffix(".code")
+            codes[rank] = int(written.read_text()) if written.exists() else None
+        return codes
 
-    def look_for_the_cause(self, error: Exception, *, seconds: float) -> None:
+    def look_for_the_cause(self, error: Exception) -> None:
         """After an exchange that failed: LostProcessError if a process is the cause, which may end a moment later."""
-        self._until(lambda: bool(self._lost()), CAUSE_SECONDS)
+        self._until(lambda: any(code not in (None, 0, LOST) for code in self._codes().values()), CAUSE_SECONDS)
         self.check()
-        waiting = {rank: process for rank, process in self.processes.items() if process.poll() is None}
-        for rank in waiting:
-            self._tell(rank, ASK)
-        self._until(lambda: all((self.folder / f"{ANSWER}_{rank}").exists() for rank in waiting), ANSWER_SECONDS)
-        silent = [rank for rank in waiting if not (self.folder / f"{ANSWER}_{rank}").exists()]
-        if silent:
-            named = " and ".join(f"process {rank} (PID {self.processes[rank].pid})" for rank in silent)
-            raise LostProcessError(f"{named} did not answer for {seconds:g} s (trainer.peer_timeout)")
-        if len(waiting) < len(self.processes):
+        before = {rank: self.pulse.of(rank) for rank, code in self._codes().items() if code is None}
+        self._until(lambda: all(self.pulse.of(rank) != beat for rank, beat in before.items()), ANSWER_SECONDS)
+        self._name([rank for rank, beat in before.items() if self.pulse.of(rank) == beat])
+        if len(before) < len(self.ranks):
             raise LostProcessError(f"the connection between the processes broke ({error})")
+
+    def _name(self, silent: list[int]) -> None:
+        if silent:
+            named = " and ".join(map(self.pulse.named, silent))
+            ended = "" if self.processes else ", or was killed"
+            raise LostProcessError(f"{named} did not answer for {self.seconds:g} s (trainer.peer_timeout){ended}")
 
     def _until(self, happened: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -112,6 +156,6 @@ class Workers:
     def _why(self, rank: int, code: int) -> str:
         """From the last line that it printed."""
         if code < 0:
-            return f"process {rank} (PID {self.processes[rank].pid}) was ended by {signal.Signals(-code).name}"
-        said = self._output(rank).read_text(encoding="utf-8", errors="replace").strip()
+            return f"{self.pulse.named(rank)} was ended by {signal.Signals(-code).name}"
+        said = output_of(self.folder, rank).read_text(encoding="utf-8", errors="replace").strip()
         return f"process {rank} failed: {said.splitlines()[-1] if said else f'exit code {code}'}"

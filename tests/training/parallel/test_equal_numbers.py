@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from parallel_cases import EQUAL, FAULTS, GROUPED, IN_FLOAT32, STEPS, run_all
+from parallel_cases import EQUAL, FAULTS, GROUPED, IN_FLOAT32, RESUMED, STEPS, run_all
 
 Results = dict[int, list[dict[str, Any]]]
 
@@ -72,6 +72,15 @@ def test_all_processes_end_with_the_same_bits(results: Results, size: int) -> No
             assert {key: other[key] for key in ("validation", "drops")} == {
                 key: first[key] for key in ("validation", "drops")
             }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_run_that_is_resumed_in_as_many_processes_has_the_same_bits(results: Results, size: int) -> None:
+    for of_rank in results[size]:
+        whole, resumed = of_rank[RESUMED]["weights"], of_rank["resumed"]["weights"]
+        assert of_rank["resumed"]["scalars"].get("train/loss", {}).keys().isdisjoint(range(STEPS // 2))
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
 @pytest.mark.slow

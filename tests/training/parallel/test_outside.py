@@ -1,0 +1,91 @@
+"""Processes of one run that torchrun or srun started: who takes part, who is refused, and a run of two of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from copied_process import Done, run
+from small_models import short_run
+
+from switch_lm.config.keys import ConfigError
+from switch_lm.training.boards.tensorboard import EVENTS
+from switch_lm.training.parallel.outside import Outside, part_of
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "processes", "in_sweep", "expected"),
+    [
+        (TORCHRUN, 2, False, Outside("torchrun", 1, 2, 2)),
+        (SRUN, 2, False, Outside("srun", 1, 2, 2)),
+        (SRUN, 1, False, None),  # runs of their own
+        (SRUN, 1, True, None),
+        (SRUN | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, 2, False, None),  # a step of one: it starts the other
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, 2, False, None),  # a batch script, of which there is one
+        (TORCHRUN | {"WORLD_SIZE": "1", "RANK": "0"}, 1, False, None),
+        (TORCHRUN, 1, False, "torchrun started 2 processes, but a run .*: use .*train trainer.processes=2$"),
+        (TORCHRUN, 4, False, "trainer.processes=4: torchrun started 2 .*; use trainer.processes=2, or start 4$"),
+        (SRUN, 4, False, "trainer.processes=4: srun started 2 processes; use trainer.processes=2, or start 4$"),
+        (TORCHRUN | {"WORLD_SIZE": "1"}, 2, False, "trainer.processes=2: torchrun started 1 .*, or start 2$"),
+        (SRUN, 2, True, "srun started 2 processes, but each job starts its own: use .* -m trainer.processes=2$"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "1"}, 2, False, "torchrun started 2 processes on several machines"),
+        (SRUN | {"SLURM_STEP_NUM_NODES": "2"}, 2, False, "srun started 2 processes on several machines"),
+    ],
+)
+def test_processes_that_another_program_started_are_those_of_the_run_or_refused(
+    environment: dict[str, str],
+    processes: int,
+    in_sweep: bool,
+    expected: Outside | str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC"))]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = short_run(tmp_path)
+    config = replace(config, trainer=replace(config.trainer, processes=processes))
+    if isinstance(expected, str):
+        with pytest.raises(ConfigError, match=f"^{expected}"):
+            part_of(config, in_sweep=in_sweep)
+    else:
+        assert part_of(config, in_sweep=in_sweep) == expected
+
+
+def started(folder: Path, environment: dict[str, str], *arguments: str) -> list[Done]:
+    """Two commands side by side, as processes 0 and 1."""
+    keys = ["experiment=smoke", "trainer.max_steps=2", "trainer.val_every=2", "optim.warmup_steps=1"]
+    keys += ["data.path=text.txt", "logger.sample_length=0", "trainer.device=cpu", "trainer.processes=2", *arguments]
+
+    def one(rank: int) -> Done:
+        ranks = {name: str(rank) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_LOCALID")}
+        return run("switch_lm.train", *keys, folder=folder, env=os.environ | environment | ranks)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, range(2)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["torchrun", "srun"])
+def test_two_processes_train_one_run_and_the_second_is_silent(program: str, tmp_path: Path) -> None:
+    short_run(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    done = started(tmp_path, TORCHRUN | port if program == "torchrun" else SRUN | {"SLURM_JOB_ID": str(os.getpid())})
+    assert [one.returncode for one in done] == [0, 0], [one.stderr for one in done]
+    assert (done[1].stdout, done[1].stderr) == ("", "")
+    assert "2, each with 8 of 16 rows" in done[0].stdout
+    (folder,) = (tmp_path / "outputs" / "runs").glob("2*")  # one, though its name is the time
+    assert len(list(folder.glob(EVENTS))) == 1
+    result = json.loads((folder / "result.json").read_text())
+    assert result["steps"] == 2 and result["hardware"]["processes"] == 2
