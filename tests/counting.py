@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ VOCABULARY = Vocabulary.of("abcdefghij\n")
 ROWS = 3
 
 
+@cache
 def composed(*overrides: str) -> Config:
+    """Always the same object, which nobody may change."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return resolve(compose("train", list(overrides)))
 
