@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,7 +53,17 @@ def tiny_model(
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
+def quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's maps of its routing are one pixel, and what it writes to be compared is short: half of a run's time.
+
+    Tests of the one or the other have a fixture of this name that leaves them as they are.
+    """
+    monkeypatch.setattr("switch_lm.pages.pictures.as_image", lambda _: np.zeros((1, 1, 3), np.uint8))
+    monkeypatch.setattr("switch_lm.training.baselines.LENGTH_OF_TEXT", 20)
+
+
+@pytest.fixture
+def config(tmp_path: Path, quick_end: None) -> Config:
     """A run of twelve steps that takes a second."""
     text = tmp_path / "text.txt"
     text.write_text("".join(chr(97 + (i * i + i // 7) % 23) + " ." * (i % 5 == 0) for i in range(4000)))

@@ -23,6 +23,11 @@ from switch_lm.training.baselines import comparison
 from switch_lm.training.start import train
 
 
+@pytest.fixture
+def quick_end() -> None:
+    """Nothing is left out."""
+
+
 def test_a_single_run_has_them_in_its_result_and_in_one_line_and_a_job_has_none(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

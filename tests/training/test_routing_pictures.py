@@ -43,6 +43,11 @@ TAGS = [tag.format(layer) for tag in (LOAD_TAG, DROPPED_TAG, ATLAS_TAG) for laye
 MARGIN_TAGS = [MARGIN_TAG.format(layer) for layer in (0, 1)]
 
 
+@pytest.fixture
+def quick_end() -> None:
+    """Nothing is left out."""
+
+
 def pictures(run: Path) -> dict[str, dict[int, bytes]]:
     """By tag and step."""
     shown = {tag: by_step for tag, by_step in kept(run).items() if tag.startswith("routing/")}
