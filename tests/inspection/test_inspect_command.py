@@ -191,8 +191,8 @@ def test_a_layer_is_called_by_the_number_of_its_block(make_run: MakeRun, capsys:
     run_with_history(make_run, capacity_factor=0.5, switch_every=2)
     assert main(["--run", "tiny", "--out", "there"]) == 0
     page = Path("there/inspect.html").read_text()
-    assert {name.lower() for name in re.findall(r"[Ll]ayer \d+", capsys.readouterr().out)} == {"layer 1", "layer 01"}
-    assert {name.lower() for name in re.findall(r"[Ll]ayer \d+", page)} == {"layer 1", "layer 01"}
+    assert {name.lower() for name in re.findall(r"[Ll]ayer \d+", capsys.readouterr().out)} == {"layer 01"}
+    assert {name.lower() for name in re.findall(r"[Ll]ayer \d+", page)} == {"layer 01"}
     for table in Path("there/tables").iterdir():
         assert {row["layer"] for row in rows(table)} == {"1"}, table
     assert [path.name for path in Path("there/pictures").glob("atlas_*")] == ["atlas_0_01.png"]
