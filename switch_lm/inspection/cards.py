@@ -93,8 +93,8 @@ def cards(
             load, contexts = len(mine_N) / (B * S), _contexts(order_N, token_N, gate_N, text, S, draw)
             common = [_common([x[t] for t in token_N[mine_N].tolist()], x) for x in (text, pairs)]
             of_experts.append(ExpertCard(block, expert, load, classes[row], common[0], common[1], contexts))
-        before = f"{PATH} {layer_name(block)}'s expert"
-        paths = {f"{before} {e}": at_BS for e, at_BS in zip(shown, at_EBS, strict=True) if at_BS.any()}
+        path = f"{PATH} {layer_name(block)}'s expert"
+        paths = {f"{path} {e}": at_BS for e, at_BS in zip(shown, at_EBS, strict=True) if at_BS.any()}
         result.append(tuple(of_experts))
     return Cards(tuple(result))
 
