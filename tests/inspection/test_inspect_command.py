@@ -68,7 +68,7 @@ def test_a_run_gives_a_page_pictures_tables_and_findings_and_removes_old_picture
     assert main(["--run", "tiny"]) == 0
     result, page = capsys.readouterr(), (folder / "inspect" / "inspect.html").read_text()
     assert all(f">{section}</h2>" in page for section in SECTIONS)
-    cards = re.findall(r"^layer (\d), expert (\d): .+, [\d.]+ % of the text$", result.out, re.MULTILINE)
+    cards = re.findall(r"^layer 0(\d), expert (\d): .+, [\d.]+ % of the text$", result.out, re.MULTILINE)
     assert cards == [(layer, expert) for layer in "01" for expert in "0123"]
     assert all(f"</span> layer {layer}, expert {expert}: " in page for layer, expert in cards)
     assert (
@@ -124,7 +124,7 @@ def test_two_runs_stand_side_by_side_on_the_same_windows_and_of_a_long_text_the_
     assert "B: It was trained without a capacity: nothing is dropped." in page
     assert page.count('class="coloured"') == 2 and '<th scope="col">B: layer 02</th>' in page
     assert page.count("B less A: the difference</h4>") == 4 + 4 + 4  # of a layer that one has alone there are as many
-    shown = set(re.findall(r"A: layer \d, expert (\d)|B: layer \d, expert (\d)", page))
+    shown = set(re.findall(r"A: layer 0\d, expert (\d)|B: layer 0\d, expert (\d)", page))
     assert shown == {(e, "") for e in "0123"} | {("", e) for e in "0123"}
     assert {"atlas_difference_00.png", "atlas_difference_01.png", "similarity_1.png"} <= {
         path.name for path in Path("both/pictures").iterdir()
@@ -200,8 +200,8 @@ def test_a_layer_is_called_by_the_number_of_its_block(
     run_with_history(make_run, capacity_factor=0.5, **changes)
     assert main(["--run", "tiny", "--out", "there"]) == 0
     page = Path("there/inspect.html").read_text()
-    assert {name.lower() for name in re.findall(r"[Ll]ayer \d+", capsys.readouterr().out)} == {"layer 1", "layer 01"}
-    assert {name.lower() for name in re.findall(r"[Ll]ayer \d+", page)} == {"layer 1", "layer 01"}
+    assert {name.lower() for name in re.findall(r"[Ll]ayer \d+", capsys.readouterr().out)} == {"layer 01"}
+    assert {name.lower() for name in re.findall(r"[Ll]ayer \d+", page)} == {"layer 01"}
     for table in Path("there/tables").iterdir():
         assert {row["layer"] for row in rows(table)} == {"1"}, table
     assert [path.name for path in Path("there/pictures").glob("atlas_*")] == ["atlas_0_01.png"]
