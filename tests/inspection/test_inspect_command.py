@@ -70,7 +70,7 @@ def test_a_run_gives_a_page_pictures_tables_and_findings_and_removes_old_picture
     assert all(f">{section}</h2>" in page for section in SECTIONS)
     cards = re.findall(r"^layer 0(\d), expert (\d): .+, [\d.]+ % of the text$", result.out, re.MULTILINE)
     assert cards == [(layer, expert) for layer in "01" for expert in "0123"]
-    assert all(f"</span> layer {layer}, expert {expert}: " in page for layer, expert in cards)
+    assert all(f"</span> layer 0{layer}, expert {expert}: " in page for layer, expert in cards)
     assert (
         len(re.findall(r"^layer 0\d: the character explains .*; dropped \d.*; router beats", result.out, re.MULTILINE))
         == 2
