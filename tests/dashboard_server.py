@@ -89,15 +89,17 @@ def serving(outputs: Path) -> Iterator[Server]:
     place, log = outputs.parent, outputs.parent / "log"
     (place / ".tensorboard-info").touch()
     with ExitStack() as taken, log.open("w") as file:
-        with suppress(OSError):  # by another process, then
+        other_port = r"\d+"
+        with suppress(OSError):  # another test's process has it, and may leave it at any time
             taken.enter_context(socket.create_server(("127.0.0.1", 6006)))
+            other_port = r"(?!6006)\d+"
         command = [sys.executable, "-m", "switch_lm.dashboard", "--outputs", str(outputs)]
         process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"TMPDIR": str(place)})
         deadline, running = time.monotonic() + STARTS_WITHIN_S, None
         try:
             while running is None or not running.is_ready():
                 text = log.read_text()  # one line
-                address = re.fullmatch(r"TensorBoard: (http://127.0.0.1:(?!6006)\d+)/ \(Ctrl-C ends it\)\n", text)
+                address = re.fullmatch(rf"TensorBoard: (http://127.0.0.1:{other_port})/ \(Ctrl-C ends it\)\n", text)
                 running = Server(address[1]) if address else None
                 assert time.monotonic() < deadline, f"the dashboard did not show the runs in time: {text}"
                 time.sleep(0.5)
