@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from switch_lm.config import boards
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import ConfigError, keys_of
+from switch_lm.config.legs import ARE_LEGS, read_legs
 from switch_lm.config.reading import build
 from switch_lm.config.reading import show as show
 from switch_lm.config.schema import KEYS, Config, DataConfig, keys_in
@@ -88,6 +89,14 @@ COMBINATIONS: list[Row] = [
         lambda c: c.trainer.processes < 1 or c.data.batch_size % c.trainer.processes == 0,
         "must be a multiple of trainer.processes: each takes as many rows",
         "change one of the two",
+    ),
+    (
+        "optim.legs",
+        lambda c: (
+            not ARE_LEGS.holds(c.optim.legs) or all(leg.of < c.trainer.max_steps for leg in read_legs(c.optim.legs))
+        ),
+        "a leg goes on to a higher trainer.max_steps than the one before",
+        "leave it out: resume writes it",
     ),
     (
         "trainer.budget",

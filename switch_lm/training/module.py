@@ -213,6 +213,9 @@ class SwitchModule(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Continues a validation that was stopped, or begins the one before the first step."""
         step = self.global_step
+        self._set_rates()
+        if step < self.config.trainer.max_steps:
+            self.at_capacity = EvaluationTally()  # of the leg before
         if step == 0 and self.validation.step < 0 and self.config.init_from is not None:
             self.validation = Validation(step, num_rows=self.run_log.num_rows)
         if self.saving is not None:
@@ -220,6 +223,14 @@ class SwitchModule(lightning.LightningModule):
         self.group.begin()
         self._validate()
         self.trainer.should_stop = step >= self.config.trainer.max_steps
+
+    def _set_rates(self) -> None:
+        """Those of the next step, of which a checkpoint has those of the leg that it was written in."""
+        schedule: Any = self.lr_schedulers()
+        for group, rate, factor in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = rate * factor(schedule.last_epoch)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if not step_ends(self.trainer, batch_idx):

@@ -19,6 +19,7 @@ from switch_lm.config.keys import ConfigError
 from switch_lm.config.plugins import load_plugins
 from switch_lm.config.rules import budget_of_job, resolve
 from switch_lm.config.schema import Config
+from switch_lm.optim.schedule import nothing_to_learn
 from switch_lm.storage import choice, run_folder
 from switch_lm.storage.run_folder import RunFolder
 from switch_lm.text.splits import require_text
@@ -52,7 +53,7 @@ def train(
     """
     started = time.monotonic() if started is None else started
     config, run = _chosen(cfg, folder)
-    if (finished := run.read_json(run_folder.RESULT)) is not None:
+    if not run.begins_leg and (finished := run.read_json(run_folder.RESULT)) is not None:
         return finished
     require_text(config.data.path, config.data.text, config.data.split, config.data.hold_out)
     if heading is None and config.logger.progress != "none":
@@ -125,6 +126,10 @@ def _chosen(cfg: DictConfig | Config, folder: Path | None) -> tuple[Config, RunF
     run = choice.choose(config) if folder is None else choice.of_job(folder, config)
     if run.note is not None:
         print(f"resume=auto: {run.note}", file=sys.stderr)
+    config = replace(config, optim=replace(config.optim, legs=list(run.legs or config.optim.legs)))
+    sizes = {"max_steps": config.trainer.max_steps, "d_model": config.model.d_model}
+    if run.begins_leg and (problem := nothing_to_learn(config.optim, **sizes)):
+        raise ConfigError(problem)
     return config, run
 
 

@@ -14,6 +14,7 @@ from switch_lm.config.paths import interpreter
 from switch_lm.config.rules import flatten, show
 from switch_lm.config.schema import KEYS, Config
 from switch_lm.measure.ledger import ledger_in_words
+from switch_lm.optim.schedule import legs_in_words
 from switch_lm.pages.characters import harmless
 from switch_lm.storage import metrics
 from switch_lm.storage.metrics import METRICS
@@ -56,6 +57,7 @@ def print_plan(
         **_added(config, sizes[0]),
         "training": f"{steps:,} steps of {tokens * config.trainer.accumulate:,} characters ({passes:.1f} passes), "
         f"{config.optim.name}, alpha {config.alpha:g}, seed {config.seed}",
+        **_legs(config),
         "machine": f"{hardware.device} ({hardware.name}), {hardware.precision} ({hardware.precision_reason})",
         **_processes(config, hardware),
         "compile": f"{'on' if hardware.compile else 'off'} ({hardware.compile_reason})",
@@ -66,6 +68,13 @@ def print_plan(
         console.print(
             Text.assemble((f"{'watch it':<13}", "bold"), _dashboard(config)), soft_wrap=True
         )  # it can be pasted whole
+
+
+def _legs(config: Config) -> dict[str, str]:
+    """The schedule of each, of a run that is trained longer."""
+    legs = legs_in_words(config.optim, max_steps=config.trainer.max_steps, d_model=config.model.d_model)
+    lines = [f"steps {leg['first_step']:,} to {leg['last_step']:,}: {leg['schedule']}" for leg in legs]
+    return {"schedule": "\n".join(lines)} if config.optim.legs else {}
 
 
 def _processes(config: Config, hardware: Hardware) -> dict[str, str]:
