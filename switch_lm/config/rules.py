@@ -51,8 +51,8 @@ COMBINATIONS: list[Row] = [
     ),
     (
         "data.hold_out",
-        lambda c: (c.data.hold_out is None) == (c.data.split != "by_play"),
-        "can be given only with data.split=by_play, which needs it",
+        lambda c: (c.data.hold_out is None) == (c.data.split not in ("by_play", "within_play")),
+        "can be given only with data.split=by_play or within_play, which need it",
         "give both, such as data.split=by_play data.hold_out=macbeth, or neither",
     ),
     (
@@ -97,6 +97,18 @@ COMBINATIONS: list[Row] = [
         ),
         "a leg goes on to a higher trainer.max_steps than the one before",
         "leave it out: resume writes it",
+    ),
+    (
+        "data.unused_characters",
+        lambda c: c.data.unused_characters == "drop" or c.init_from is not None,
+        "keep is about the characters of another run",
+        "leave it out, or name the run with init_from=RUN",
+    ),
+    (
+        "model.upcycle_noise",
+        lambda c: c.model.upcycle_noise == 0 or c.init_from is not None,
+        "is for experts that start from a dense run",
+        "leave it out, or name the run with init_from=RUN",
     ),
     (
         "trainer.budget",

@@ -62,6 +62,9 @@ class SwitchModule(lightning.LightningModule):
             vocabulary.start,
         ).as_plain()
         self.model = SwitchLM(config.model, len(vocabulary), router=config.router, balance=config.balance)
+        self.frozen = [w for name, w in self.model.named_parameters() if w.requires_grad and not self._trains(name)]
+        for weight in self.frozen:
+            weight.requires_grad_(False)
         self.drops = DropTally(config.model.num_switch_layers)
         self.validation = Validation()  # under way, or the last one
         self.at_capacity = EvaluationTally()  # after the last step: the same with the capacity of training
@@ -70,6 +73,10 @@ class SwitchModule(lightning.LightningModule):
         self.graph: StepGraph | None = None  # replays the passes of a micro-batch
         self._bad = BadSteps()
         self._rates: list[float] = []  # of this step: the schedule moves on before a validation or a checkpoint
+
+    def _trains(self, name: str) -> bool:
+        """Whether a parameter of this name is trained. Without a gradient an optimizer has no state for it either."""
+        return self.config.train_only == "all" or f".ffn.{self.config.train_only}." in name
 
     def warm_up(self) -> None:
         """Runs a forward and backward pass over invented characters and leaves no gradient."""
@@ -186,8 +193,9 @@ class SwitchModule(lightning.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Then what routers learn from the routings of the step, such as a bias."""
         super().optimizer_step(*args, **kwargs)
+        of_routers = zip(self.model.routers, zip(*self._step_routings, strict=True), strict=True)
         with torch.no_grad():
-            for router, routings in zip(self.model.routers, zip(*self._step_routings, strict=True), strict=True):
+            for router, routings in () if self.config.train_only == "experts" else of_routers:
                 router.after_step(self.group.for_after_step(router, routings))
         self._step_routings = []
 

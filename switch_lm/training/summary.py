@@ -36,9 +36,20 @@ ROUTED = (  # keys that a dense model does not have
 
 
 def print_plan(
-    console: Console, config: Config, hardware: Hardware, *, run: Path, source: str, sizes: tuple[int, int], vocab: int
+    console: Console,
+    config: Config,
+    hardware: Hardware,
+    *,
+    run: Path,
+    source: str,
+    sizes: tuple[int, int],
+    vocab: int,
+    added: Mapping[str, str] | None = None,
 ) -> None:
-    """What will be trained, on what, where to. `sizes`: characters of the training and validation split."""
+    """What will be trained, on what, where to. `sizes`: characters of the training and validation split.
+
+    `added`: rows that only some runs have.
+    """
     model, tokens = config.model, config.data.batch_size * config.model.context_length
     total, active = (count(vocab, config.router) for count in (model.num_params, model.num_active_params))
     steps, passes = config.trainer.max_steps, config.trainer.max_steps * config.trainer.accumulate * tokens / sizes[0]
@@ -52,6 +63,7 @@ def print_plan(
         "experts": f"{model.num_experts} in {layers}, {capacity}" if model.num_switch_layers else "none: a dense model",
         "router": _router(config) if model.num_switch_layers else "none",
         "parameters": f"{total:,} in all, {active:,} active for each token",
+        **(added or {}),
         "computation": ledger_in_words(config, vocab),
         "data": f"{source}: {sizes[0]:,} characters to train on, {sizes[1]:,} to validate, {vocab} distinct",
         **_added(config, sizes[0]),
