@@ -79,7 +79,9 @@ def main() -> None:
 
 def _keep_goal(cfg: DictConfig) -> None:
     """A run that is resumed without trainer.max_steps goes on to its own, which may be that of a later leg."""
-    if cfg.resume is None or any(one.startswith(f"{GOAL}=") for one in as_given(HydraConfig.get().overrides.task)):
+    if cfg.resume in (None, "auto") or any(
+        one.startswith(f"{GOAL}=") for one in as_given(HydraConfig.get().overrides.task)
+    ):
         return
     path = Path(expanded(str(cfg.outputs)), "runs", str(cfg.resume))
     if (path / CONFIG).is_file():
