@@ -150,7 +150,7 @@ def _continued(run: RunFolder, sweep: Path | None = None) -> RunFolder:
             f"{run.path}: no checkpoint of this run can be read ({reasons}); start a new run with another name, or "
             f"remove {run.checkpoints} to begin this one again"
         )
-    legs = stated(run.path).get(LEGS, ()) if (run.path / CONFIG).is_file() else ()
+    legs = stated(run.path).get(LEGS, ()) if good is not None else ()
     return replace(run, resumes_from=good, sweep=sweep, legs=tuple(legs))
 
 

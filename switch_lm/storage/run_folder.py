@@ -113,7 +113,7 @@ class RunFolder:
                 for folder in (self.path, self.checkpoints):
                     remove_parts(folder)
                 if self.begins_leg and (result := self.read_json(RESULT)) is not None:
-                    (self.path / RESULT).rename(self.path / RESULT_OF_LEG.format(result["steps"]))
+                    (self.path / RESULT).replace(self.path / RESULT_OF_LEG.format(result["steps"]))
                 replace_text(self.path / CONFIG, as_yaml(config))
                 self.write_json(START, {"number": self._next_start(Path(config.outputs))})
                 self.store_hardware(hardware)

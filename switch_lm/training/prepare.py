@@ -182,9 +182,7 @@ def _start_from(config: Config, module: SwitchModule, source: SwitchLM, header: 
         if not known:
             raise ValueError(f"it knows none of the {len(here):,} characters of the text; train it on such a text")
         if config.model.upcycle_noise and set(source.config.switch_blocks) >= set(config.model.switch_blocks):
-            raise ValueError(
-                "it has experts already: leave out model.upcycle_noise, which is for copies of a dense run"
-            )
+            raise ValueError("none of its layers becomes a layer of experts: leave out model.upcycle_noise")
         start_from(module.model, source, characters=(here, there), noise=config.model.upcycle_noise, seed=config.seed)
     except ValueError as error:
         raise ConfigError(f"init_from={config.init_from}: {error}") from error

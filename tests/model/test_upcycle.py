@@ -15,6 +15,7 @@ from conftest import folder_of, logged, tiny_model
 from small_models import family, short_run
 from some_steps import train_steps
 
+from switch_lm.commandline.command import text_of
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.rules import resolved
 from switch_lm.config.schema import Config
@@ -154,6 +155,7 @@ def test_parts_of_a_model_are_trained_on_another_text_and_go_on_with_the_same_bi
                    and not torch.equal(after[name], before[name])}  # fmt: skip
         assert {name.split(".")[3] for name in changed} == {config.train_only} and len(changed) == count
         assert after["blocks.0.ffn.router.bias_E"].any() == (config is router)
+    assert text_of(read_model(folder_of(experts))[1], None)[0].text(11) == "dig a hole "  # as evaluate reads it
     whole = checkpoint.read(folder_of(replace(experts, name="whole")) / "checkpoints" / "last.ckpt")
     assert same(content["state_dict"], whole["state_dict"]) and same(
         content["optimizer_states"], whole["optimizer_states"]
@@ -169,7 +171,10 @@ def test_parts_of_a_model_are_trained_on_another_text_and_go_on_with_the_same_bi
         ),
         ({"train_only": "router", "init_from": None, "router": {"name": "hash"}}, "router=hash has no such weights"),
         ({"model": {"switch_every": 0}}, r"the Switch layers are blocks \[0, 1\] there and none here"),
-        ({"model": {"upcycle_noise": 0.1}}, "it has experts already: leave out model.upcycle_noise"),
+        (
+            {"model": {"upcycle_noise": 0.1}},
+            "none of its layers becomes a layer of experts: leave out model.upcycle_noise",
+        ),
         ({"init_from": None, "model": {"upcycle_noise": 0.1}}, "name the run with init_from=RUN"),
         ({"init_from": None, "data": {"unused_characters": "keep"}}, "keep is about the characters of another run"),
         ({"text": "\u03b1\u03b2" * 500}, "it knows none of the 2 characters of the text"),
