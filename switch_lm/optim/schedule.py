@@ -74,7 +74,8 @@ def _in_words(leg: Leg | None, first: int, goal: int, optim: OptimOptions, **run
         return f"from 0 to lr in {warmup} steps, then {end}"
     start = learning_rate_factor(first - 1, optim, **run)
     if leg.how == "rewarm":
-        return f"rewarm: from {start:.3g} to 1 x lr in {warmup_of_leg(optim, goal - first)} steps, then {end}"
+        rise = warmup_of_leg(optim, goal - first)
+        return f"rewarm: from {start:.3g} to 1 x lr in {rise} step{'s' * (rise != 1)}, then {end}"
     return f"decay: from {start:.3g} x lr {optim.schedule} to {min(start, optim.min_factor):.3g} x lr at step {goal}"
 
 

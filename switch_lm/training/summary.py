@@ -33,6 +33,7 @@ ROUTED = (  # keys that a dense model does not have
     "model.switch_layers", "model.expert_dropout", "model.shared_expert", "optim.router_lr",
     "optim.expert_update_every",
 )  # fmt: skip
+OF_THIS_RUN = ("optim.name", "optim.legs", "optim.on_resume", "model.upcycle_noise", "data.unused_characters")
 
 
 def print_plan(
@@ -186,7 +187,10 @@ def _kept(config: Config) -> list[str]:
     changed = [key for key in plain if key in KEYS and plain[key] != KEYS[key].default]
     optim = [] if plain["optim.name"] == KEYS["optim.name"].default else [f"optim={plain['optim.name']}"]
     own = [key for key in changed if key.startswith(("model.", "data.", "optim.")) or key in ("seed", *STEPS)]
-    return [*optim, *(f"{key}={show(plain[key])}" for key in own if key not in (*ROUTED, "optim.name"))]
+    return [
+        *optim,
+        *(f"{key}={show(plain[key])}" for key in own if key not in (*ROUTED, *OF_THIS_RUN)),
+    ]
 
 
 def _show(console: Console, title: str, lines: Sequence[str]) -> None:
