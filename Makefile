@@ -21,7 +21,7 @@ BENCHMARK = $(PLACE)/bin/python scripts/benchmark.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train sweep report generate evaluate certificate inspect tensorboard test test-faults test-calibration soak peers launchers boards benchmark benchmark-quick benchmark-loss league league-quick plays-study check format clean .setup .test .check .launchers .boards .peers
+.PHONY: help setup train sweep report generate evaluate certificate inspect tensorboard test test-faults test-calibration soak peers launchers boards benchmark benchmark-quick benchmark-loss league league-quick plays-study finetune-study check format clean .setup .test .check .launchers .boards .peers
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -86,6 +86,9 @@ benchmark-loss: setup ## Measure how long each preset takes to reach which loss,
 
 plays-study: setup ## Find where sparse beats dense, with data=plays, about ten hours; continues a stopped one, as league does
 	$(PLACE)/bin/python scripts/plays_study.py $(ARGS)
+
+finetune-study: setup ## Compare fine-tuning with training from scratch, dense and Switch, about an hour; continues a stopped one
+	$(PLACE)/bin/python scripts/finetune_study.py $(ARGS)
 
 league: setup ## Train and compare all routers, hours; continues a stopped one; in pieces with ARGS="--hours 2.8"
 	$(PLACE)/bin/python scripts/league.py $(ARGS)

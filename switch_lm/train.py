@@ -21,8 +21,9 @@ from switch_lm.config.late_help import late_help
 from switch_lm.config.paths import config_dir, expanded
 from switch_lm.config.plugins import command_line
 from switch_lm.config.rules import SET_BY_BUDGET, refusal
+from switch_lm.storage.choice import GOAL, goal_of
 from switch_lm.storage.files import remedy
-from switch_lm.storage.run_folder import Stopped, TrainingError, plugins_of, stated
+from switch_lm.storage.run_folder import CONFIG, Stopped, TrainingError, plugins_of, stated
 from switch_lm.storage.runs import OUTPUTS
 from switch_lm.sweep import jobs as sweep
 from switch_lm.sweep import launchers
@@ -50,6 +51,7 @@ def main() -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return sweep.run_job(cfg, train)
         try:
+            _keep_goal(cfg)
             act(cfg, started=BEGAN, overrides=sweep.as_mapping(as_given(HydraConfig.get().overrides.task)))
         except Stopped as stop:
             line = command_line("switch_lm.train", *_overrides_of(cfg, stop.run), f"resume={stop.run}")
@@ -73,6 +75,17 @@ def main() -> None:
         sys.exit(stop.code)
     except KeyboardInterrupt:
         sys.exit(_say("Stopped.", 130))
+
+
+def _keep_goal(cfg: DictConfig) -> None:
+    """A run that is resumed without trainer.max_steps goes on to its own, which may be that of a later leg."""
+    if cfg.resume in (None, "auto") or any(
+        one.startswith(f"{GOAL}=") for one in as_given(HydraConfig.get().overrides.task)
+    ):
+        return
+    path = Path(expanded(str(cfg.outputs)), "runs", str(cfg.resume))
+    if (path / CONFIG).is_file():
+        cfg.trainer.max_steps = goal_of(path)
 
 
 def _overrides_of(cfg: DictConfig, run: str) -> list[str]:

@@ -122,6 +122,8 @@ def text_of(header: Header, file: Path | None) -> tuple[Corpus, Split]:
         rule = f"the model was trained on the text with sha256 {header.corpus_sha256}"
         fix = "give that text with --data FILE"
         raise CommandError(f"{corpus.source} has sha256 {corpus.sha256}; {rule}, and losses of two texts differ; {fix}")
+    if data.get("unused_characters") == "keep":
+        corpus = corpus.knowing(header.vocabulary)
     if corpus.characters != header.vocabulary:
         rule = "this model is of an older version, which read them as characters: train it again"
         raise CommandError(f"{corpus.source} has byte order marks, which are now left out; {rule}")

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from switch_lm.config import boards
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import ConfigError, keys_of
+from switch_lm.config.legs import ARE_LEGS, read_legs
 from switch_lm.config.reading import build
 from switch_lm.config.reading import show as show
 from switch_lm.config.schema import KEYS, Config, DataConfig, keys_in
@@ -50,8 +51,8 @@ COMBINATIONS: list[Row] = [
     ),
     (
         "data.hold_out",
-        lambda c: (c.data.hold_out is None) == (c.data.split != "by_play"),
-        "can be given only with data.split=by_play, which needs it",
+        lambda c: (c.data.hold_out is None) == (c.data.split not in ("by_play", "within_play")),
+        "can be given only with data.split=by_play or within_play, which need it",
         "give both, such as data.split=by_play data.hold_out=macbeth, or neither",
     ),
     (
@@ -88,6 +89,26 @@ COMBINATIONS: list[Row] = [
         lambda c: c.trainer.processes < 1 or c.data.batch_size % c.trainer.processes == 0,
         "must be a multiple of trainer.processes: each takes as many rows",
         "change one of the two",
+    ),
+    (
+        "optim.legs",
+        lambda c: (
+            not ARE_LEGS.holds(c.optim.legs) or all(leg.of < c.trainer.max_steps for leg in read_legs(c.optim.legs))
+        ),
+        "a leg goes on to a higher trainer.max_steps than the one before",
+        "leave it out: resume writes it",
+    ),
+    (
+        "data.unused_characters",
+        lambda c: c.data.unused_characters == "drop" or c.init_from is not None,
+        "keep is about the characters of another run",
+        "leave it out, or name the run with init_from=RUN",
+    ),
+    (
+        "model.upcycle_noise",
+        lambda c: c.model.upcycle_noise == 0 or c.init_from is not None,
+        "is for experts that start from a dense run",
+        "leave it out, or name the run with init_from=RUN",
     ),
     (
         "trainer.budget",

@@ -35,10 +35,18 @@ class DataConfig:
         "standard",
         "What is validated: standard (the last 111,540 characters of Tiny Shakespeare; of any other text its last "
         "10 %), tuning (the last 5 % of what standard trains on, so that nothing is chosen by the standard text), "
-        "by_play (hold_out), or scattered (a tenth of each play). The last two need a text of plays.",
-        one_of("standard", "tuning", "by_play", "scattered"),
+        "by_play (hold_out), within_play (the last fifth of hold_out, of which the rest is all that is trained on), "
+        "without_histories (as standard, which trains on no history then), or scattered (a tenth of each play). The "
+        "last four need a text of plays.",
+        one_of("standard", "tuning", "by_play", "within_play", "without_histories", "scattered"),
     )
-    hold_out: str | None = key(None, "The play that split=by_play validates, such as macbeth.", FILLED)
+    hold_out: str | None = key(None, "The play that split=by_play or within_play validates, such as macbeth.", FILLED)
+    unused_characters: str = key(
+        "drop",
+        "With init_from: what becomes of characters of that run that this text lacks. drop: the model knows those of "
+        "the text alone; keep: it keeps the others, too.",
+        one_of("drop", "keep"),
+    )
     dir: str = key("data", "Where these texts are kept.", FILLED, changes_result=False, path=True)
     batch_size: int = key(
         32,
@@ -246,10 +254,15 @@ class Config:
     )
     init_from: str | None = key(
         None,
-        "A finished dense run of the same sizes (name, folder or checkpoint) to start a Switch model from (Sparse "
-        "Upcycling).",
+        "A trained run of the same sizes (name, folder or checkpoint) whose weights this one starts from, on its text "
+        "or another: dense from dense, Switch from Switch, Switch from dense (Sparse Upcycling).",
         FILLED,
         path=True,
+    )
+    train_only: str = key(
+        "all",
+        "Which weights are trained: all, those of the routers or of the experts; the others stay as they are.",
+        one_of("all", "router", "experts"),
     )
     outputs: str = key("outputs", "Where runs and sweeps are written.", FILLED, changes_result=False, path=True)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from switch_lm.config.keys import BELOW_ONE, POSITIVE, POSITIVE_OR_NULL, at_least, key, one_of
+from switch_lm.config.keys import BELOW_ONE, POSITIVE, POSITIVE_OR_NULL, at_least, key, one_of, within
 from switch_lm.routers.options import RouterOptions
 
 
@@ -63,6 +63,12 @@ class ModelConfig:
         0.0,
         "Dropout inside the experts in training; the paper fine-tunes with 0.4 (section 2.4).",
         BELOW_ONE,
+    )
+    upcycle_noise: float = key(
+        0.0,
+        "With init_from a dense run: noise on each expert's copy of the feed-forward, as a share of its standard "
+        "deviation, so that the experts begin different; 0: plain copies.",
+        within(0, 10),
     )
     shared_expert: bool = key(False, "One more feed-forward of width d_ff that every token passes (DeepSeekMoE).")
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from switch_lm.config.families import family
 from switch_lm.config.keys import BELOW_ONE, POSITIVE, Rule, at_least, key, one_of, within
+from switch_lm.config.legs import ARE_LEGS, HOW
 
 Shape = tuple[int, ...]  # of a hidden matrix (two sides), or of a stack of one for each expert (E, and two sides)
 NEWTON_SCHULZ_ROUNDS = (3, 2)  # iterations in each round of Muon's orthogonalisation
@@ -52,6 +53,18 @@ class OptimOptions:
         "tail_0.25 the mean over the last quarter of the steps. Each adds a copy of the weights to memory and "
         "checkpoints. Training does not change.",
         AVERAGES,
+    )
+    on_resume: str = key(
+        "rewarm",
+        "What resume=NAME does with a higher trainer.max_steps: rewarm (a short rise back to lr, then the schedule "
+        "over the new steps) or decay (from the learning rate reached down to min_factor over the new steps).",
+        one_of(*HOW),
+        changes_result=False,
+    )
+    legs: list[Any] = key(  # noqa: RUF009  it makes a field
+        [],
+        "Where the run was trained longer, and how. Written by resume; leave it out.",
+        ARE_LEGS,
     )
 
     def flops_per_step(self, shapes: Iterable[Shape]) -> float:

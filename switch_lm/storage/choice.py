@@ -9,15 +9,17 @@ from typing import Any
 
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import ConfigError
+from switch_lm.config.legs import with_new_leg
 from switch_lm.config.plugins import command_line, not_loaded
 from switch_lm.config.rules import flatten, show, unknown_key
 from switch_lm.config.schema import KEYS, Config, changes_result
 from switch_lm.storage.locks import Lock, TakenError, in_use
 from switch_lm.storage.names import numbered, run_name
 from switch_lm.storage.run_folder import CONFIG, RESULT, RunFolder, read_config, stated
-from switch_lm.storage.runs import damage, newest_whole, start_order
+from switch_lm.storage.runs import damage, newest_whole, start_order, step_of
 
 HOW = ("trainer.device", "trainer.compile")  # how a run computes: may change on resume, which `prepare` reports
+GOAL, LEGS = "trainer.max_steps", "optim.legs"  # a run takes its legs from its folder
 SHOWN = 5  # keys of a message
 Differences = Mapping[str, str]  # by key, in words
 
@@ -109,11 +111,12 @@ def _newest_unfinished(runs: Path, config: Config, called: str) -> RunFolder:
             return replace(run, note=f"continues {path} from {at}")
         if len(different) < nearest:
             nearest = len(different)
-            why = f"{path.name} has this configuration and is finished"
+            longer = f"; resume={path.name} trainer.max_steps=N trains that one longer"
+            why = f"{path.name} has this configuration and is finished{longer}"
             if different:
                 state = "is finished and " if finished else ""
                 why = f"no unfinished run has this configuration; the nearest is {path.name}, which {state}differs: "
-                why += _listed(different)
+                why += _listed(different) + longer * (different.keys() == {GOAL})
     return _free(runs, config, called, why)
 
 
@@ -124,14 +127,34 @@ def _named(runs: Path, config: Config) -> RunFolder:
         there = sorted((p for p in runs.glob("*") if (p / CONFIG).is_file()), key=start_order)[-SHOWN:]
         names = ", ".join(p.name for p in there) or "none"
         raise ConfigError(f"resume={config.resume}: {path} is not a run; the newest there are: {names}")
-    if (path / RESULT).is_file():
-        raise ConfigError(f"resume={config.resume}: {path} is finished; start a new run with another name")
     _require_families(path)
-    if different := differences(path, config):
+    goal = goal_of(path)
+    longer = config.trainer.max_steps > goal
+    if not longer and (path / RESULT).is_file():
+        raise ConfigError(
+            f"resume={config.resume}: {path} is finished; to train it longer, repeat its command with "
+            f"resume={config.resume} trainer.max_steps=N, N above its {goal}"
+        )
+    different = {key: words for key, words in differences(path, config).items() if not (longer and key == GOAL)}
+    if different:
         raise ConfigError(
             f"resume={config.resume}: another configuration than that of the run: {_listed(different, most=None)}"
         )
-    return _continued(run)
+    run = _continued(run)
+    return _with_new_leg(run, goal, config.optim.on_resume) if longer else run
+
+
+def goal_of(path: Path) -> int:
+    """`trainer.max_steps` of a run, with all its legs. ConfigError: `read_config`."""
+    return int(read_config(path)[GOAL])
+
+
+def _with_new_leg(run: RunFolder, goal: int, how: str) -> RunFolder:
+    """The run, to go on from its newest checkpoint to a higher goal than its own."""
+    if run.resumes_from is None and (run.path / RESULT).is_file():
+        raise ConfigError(f"{run.path} has no checkpoint to go on from; start a new run with another name")
+    done = 0 if run.resumes_from is None else step_of(run.resumes_from)
+    return replace(run, legs=tuple(with_new_leg(run.legs, done=done, goal=goal, how=how)), begins_leg=done > 0)
 
 
 def _continued(run: RunFolder, sweep: Path | None = None) -> RunFolder:
@@ -143,7 +166,8 @@ def _continued(run: RunFolder, sweep: Path | None = None) -> RunFolder:
             f"{run.path}: no checkpoint of this run can be read ({reasons}); start a new run with another name, or "
             f"remove {run.checkpoints} to begin this one again"
         )
-    return replace(run, resumes_from=good, sweep=sweep)
+    legs = stated(run.path).get(LEGS, ()) if good is not None else ()
+    return replace(run, resumes_from=good, sweep=sweep, legs=tuple(legs))
 
 
 def differences(path: Path, config: Config) -> Differences:
@@ -154,7 +178,7 @@ def differences(path: Path, config: Config) -> Differences:
     stored, now = stated(path), flatten(asdict(config))
     then, different = read_config(path), {}
     for key in filter(changes_result, sorted(then)):
-        if key in now and key not in HOW and then[key] != now[key]:
+        if key in now and key not in (*HOW, LEGS) and then[key] != now[key]:
             unknown = then[key] is None and key not in stored
             was = "is not stated in its config.yaml" if unknown else f"was {show(then[key])}"
             different[key] = f"{key} {was}, now {show(now[key])}"

@@ -23,6 +23,7 @@ from switch_lm.storage.metrics import METRICS
 from switch_lm.storage.runs import CHECKPOINTS, LAST, START, damage, list_runs, start_number
 
 CONFIG, RESULT, HARDWARE = "config.yaml", "result.json", "hardware.json"
+RESULT_OF_LEG = "result_{:06d}.json"  # by its last step: of a run that was trained longer since
 JOB, SWEEP = "job.json", "sweep.json"  # what came of a sweep's job, and what a sweep is to run
 FORMAT = 3  # of config.yaml; a run of format 1 has none written in it
 
@@ -56,7 +57,9 @@ class RunFolder:
     resumes_from: Path | None = None
     sweep: Path | None = None
     seen: State | None = None  # its state when it was chosen; None: not looked at
-    note: str | None = None  # what `resume=auto` decided, and why
+    note: str | None = None  # what `resume` decided, and why
+    legs: tuple[str, ...] = ()  # `optim.legs` of what is trained here
+    begins_leg: bool = False  # whether the last of them begins now
     called: str | None = None  # a name that nobody chose, to which a number may be added
 
     @property
@@ -110,6 +113,8 @@ class RunFolder:
                     raise TakenError(f"{self.path}: another process has trained here in the meantime; {again}")
                 for folder in (self.path, self.checkpoints):
                     remove_parts(folder)
+                if self.begins_leg and (result := self.read_json(RESULT)) is not None:
+                    (self.path / RESULT).replace(self.path / RESULT_OF_LEG.format(result["steps"]))
                 replace_text(self.path / CONFIG, as_yaml(config))
                 self.write_json(START, {"number": self._next_start(Path(config.outputs))})
                 self.store_hardware(hardware)

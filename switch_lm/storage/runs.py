@@ -96,10 +96,10 @@ def newest_whole(folder: Path, but: Path | None = None) -> Path | None:
     if folder / LAST != but and damage(folder / LAST) is None:
         return folder / LAST
     paths = [path for path in folder.glob("*.ckpt") if path != but and damage(path) is None]
-    return max(paths, key=lambda path: (_step(path), path.stat().st_mtime_ns), default=None)
+    return max(paths, key=lambda path: (step_of(path), path.stat().st_mtime_ns), default=None)
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
     """The step of an undamaged checkpoint, read from its pickle without running it; -1 if it states none."""
     with zipfile.ZipFile(checkpoint) as archive:
         pickles = [archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")]

@@ -1,11 +1,13 @@
 """The sources of a text, byte for byte: a given file, the verified copy, a mirror, or the plays of a package."""
 
+from __future__ import annotations
+
 import hashlib
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -78,6 +80,16 @@ class Corpus:
     def text(self, length: int | None = None) -> str:
         """The first `length` characters, or all: of a long text that takes many times the memory of its ids."""
         return "".join(map(self.characters.__getitem__, self.ids[:length].tolist()))
+
+    def knowing(self, characters: str) -> Corpus:
+        """The same text, in a vocabulary that has these characters, too."""
+        if not (added := set(characters) - set(self.characters)):
+            return self
+        import numpy as np
+
+        both = "".join(sorted(added.union(self.characters)))
+        id_V = np.array([both.index(character) for character in self.characters], np.min_scalar_type(len(both)))
+        return replace(self, characters=both, ids=id_V[self.ids])
 
     def prompt(self, length: int) -> str:
         """A prompt that fits the text, of at most `length` characters: the first words of its first line."""

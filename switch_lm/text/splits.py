@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING
 from switch_lm.text.corpus import TINY_SHAKESPEARE, Corpus
 from switch_lm.text.divisions import plays_named, plays_of
 from switch_lm.text.given import TextError, require_given
+from switch_lm.text.plays import ADDED, OF_TINY_SHAKESPEARE
 
 if TYPE_CHECKING:  # commands look at the text that was asked for before they load torch
     from torch import Tensor
 
 TRAIN_SHARE = 0.9  # nanoGPT, data/shakespeare_char/prepare.py
+SHARE_OF_PLAY = 0.8  # that is trained on in `within_play`, its beginning
+HISTORIES = tuple(name.rpartition("/")[2] for name in (*ADDED, *OF_TINY_SHAKESPEARE) if name.startswith("histories/"))
 TUNING_SHARE = 0.05  # of the training text, its end
+OF_ONE_PLAY = ("by_play", "within_play")  # that data.hold_out names
 BLOCK, HELD_OUT = 2000, 10  # characters of a block of `scattered`, about; one of so many is validated
 VALIDATED = TINY_SHAKESPEARE.num_bytes - int(TRAIN_SHARE * TINY_SHAKESPEARE.num_bytes)  # characters, of plays too
 
@@ -42,6 +46,12 @@ class Split:
             raise _no_plays(split, corpus.source)
         ends = [*(play.start for play in plays[1:]), whole]
         parts = {play.name: range(play.start, end) for play, end in zip(plays, ends, strict=True)}
+        if split == "without_histories":
+            return cls(tuple(_between([parts[name] for name in HISTORIES if name in parts], num_training)),
+                       (range(num_training, whole),))  # fmt: skip
+        if split == "within_play":
+            part = parts[str(hold_out)]
+            return cls((part[: int(SHARE_OF_PLAY * len(part))],), (part[int(SHARE_OF_PLAY * len(part)) :],))
         if split == "scattered":
             held = [block for name, part in parts.items() for block in _scattered(corpus, name, part)]
         else:
@@ -64,7 +74,7 @@ def require_text(path: str | None, text: str, split: str, hold_out: str | None) 
         return
     if path:
         raise _no_plays(split, path)
-    if split == "by_play" and hold_out not in (names := [play.name for play in plays_named(text)]):
+    if split in OF_ONE_PLAY and hold_out not in (names := [play.name for play in plays_named(text)]):
         raise TextError(f"data.hold_out={hold_out}: it must be a play of data.text={text}; one of {', '.join(names)}")
 
 

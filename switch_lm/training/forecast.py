@@ -21,10 +21,15 @@ TIMED = 3.0  # seconds of steps for a plan
 
 def show_plan(training: Training) -> None:
     """What will be trained."""
-    data = training.data
+    data, config = training.data, training.config
+    added = {"starts from": training.start} if training.start else {}
+    if config.train_only != "all":
+        trained = sum(weight.numel() for weight in training.module.model.parameters() if weight.requires_grad)
+        added["trained"] = f"{trained:,} parameters (train_only={config.train_only}), the others stay as they are"
     print_plan(
-        training.console, training.config, training.hardware, run=training.run.path, source=training.corpus.source,
+        training.console, config, training.hardware, run=training.run.path, source=training.corpus.source,
         sizes=(len(data.training_ids), len(data.validation_ids)), vocab=training.vocab_size,
+        added=added,
     )  # fmt: skip
 
 

@@ -62,6 +62,9 @@ class SwitchModule(lightning.LightningModule):
             vocabulary.start,
         ).as_plain()
         self.model = SwitchLM(config.model, len(vocabulary), router=config.router, balance=config.balance)
+        self.frozen = [w for name, w in self.model.named_parameters() if w.requires_grad and not self._trains(name)]
+        for weight in self.frozen:
+            weight.requires_grad_(False)
         self.drops = DropTally(config.model.num_switch_layers)
         self.validation = Validation()  # under way, or the last one
         self.at_capacity = EvaluationTally()  # after the last step: the same with the capacity of training
@@ -71,6 +74,10 @@ class SwitchModule(lightning.LightningModule):
         self._step_load_LE: Tensor | None = None  # of all rows of the step, with balance_over=step
         self._bad = BadSteps()
         self._rates: list[float] = []  # of this step: the schedule moves on before a validation or a checkpoint
+
+    def _trains(self, name: str) -> bool:
+        """Whether a parameter of this name is trained. Without a gradient an optimizer has no state for it either."""
+        return self.config.train_only == "all" or f".ffn.{self.config.train_only}." in name
 
     def warm_up(self) -> None:
         """Runs a forward and backward pass over invented characters and leaves no gradient."""
@@ -211,8 +218,9 @@ class SwitchModule(lightning.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Then what routers learn from the routings of the step, such as a bias."""
         super().optimizer_step(*args, **kwargs)
+        of_routers = zip(self.model.routers, zip(*self._step_routings, strict=True), strict=True)
         with torch.no_grad():
-            for router, routings in zip(self.model.routers, zip(*self._step_routings, strict=True), strict=True):
+            for router, routings in () if self.config.train_only == "experts" else of_routers:
                 router.after_step(self.group.for_after_step(router, routings))
         self._step_routings = []
 
@@ -238,6 +246,9 @@ class SwitchModule(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Continues a validation that was stopped, or begins the one before the first step."""
         step = self.global_step
+        self._set_rates()
+        if step < self.config.trainer.max_steps:
+            self.at_capacity = EvaluationTally()  # of the leg before
         if step == 0 and self.validation.step < 0 and self.config.init_from is not None:
             self.validation = Validation(step, num_rows=self.run_log.num_rows)
         if self.saving is not None:
@@ -245,6 +256,14 @@ class SwitchModule(lightning.LightningModule):
         self.group.begin()
         self._validate()
         self.trainer.should_stop = step >= self.config.trainer.max_steps
+
+    def _set_rates(self) -> None:
+        """Those of the next step, of which a checkpoint has those of the leg that it was written in."""
+        schedule: Any = self.lr_schedulers()
+        for group, rate, factor in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = rate * factor(schedule.last_epoch)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if not step_ends(self.trainer, batch_idx):

@@ -17,9 +17,10 @@ from rich.logging import RichHandler
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
 from switch_lm.measure.ledger import run_ledger
-from switch_lm.model.upcycle import upcycle
+from switch_lm.model.transformer import SwitchLM
+from switch_lm.model.upcycle import start_from
 from switch_lm.pages.console import console
-from switch_lm.storage.checkpoint import KEY, CheckpointError, read, read_model
+from switch_lm.storage.checkpoint import KEY, CheckpointError, Header, read, read_model
 from switch_lm.storage.run_folder import RunFolder
 from switch_lm.storage.runs import RunError, find_run
 from switch_lm.text.characters import named
@@ -61,6 +62,7 @@ class Training:
     heading: str | None = None  # of a progress bar that is all a run shows; None: it prints its own text
     started: float = 0.0  # when the command began, by `time.monotonic`
     again: bool = False  # whether a budget has chosen the steps, and said what there is to say
+    start: str = ""  # where its weights come from, if from another run
 
     @property
     def vocab_size(self) -> int:
@@ -91,6 +93,9 @@ def prepare(
         corpus = load_corpus(
             data_dir=Path(wanted.dir), path=Path(wanted.path) if wanted.path else None, text=wanted.text
         )
+        source = _source(config) if config.init_from is not None and run.resumes_from is None else None
+        if config.data.unused_characters == "keep":
+            corpus = corpus.knowing(_content(run)[KEY]["vocabulary"] if source is None else source[1].vocabulary)
         vocabulary = Vocabulary(corpus.characters, corpus.start)
         split = Split.of(corpus, split=wanted.split, hold_out=wanted.hold_out)
         training_ids, validation_ids = split.training_ids(corpus), split.validation_ids(corpus)
@@ -107,8 +112,10 @@ def prepare(
         module = SwitchModule(config, vocabulary, corpus_sha256=corpus.sha256, precision=hardware.precision)
         counts_V = training_ids.bincount(minlength=len(vocabulary))
         module.model.prepare_routers(counts_V, max_steps=config.trainer.max_steps)
-        if config.init_from is not None:
-            _start_from(config, module)
+        start = "" if source is None else _start_from(config, module, *source)
+        if not any(weight.requires_grad for weight in module.model.parameters()):
+            what = "a dense model" if not config.model.num_switch_layers else f"router={config.router.name}"
+            raise ConfigError(f"train_only={config.train_only}: {what} has no such weights to train; leave it out")
         first_step, log_from = _first_step(run, corpus)
         data = TextData(
             training_ids,
@@ -119,7 +126,7 @@ def prepare(
         )
         yield Training(
             config, run, first_step, log_from, corpus, split, hardware, module, data, to, signals,
-            heading, started, again,
+            heading, started, again, start,
         )  # fmt: skip
 
 
@@ -158,15 +165,37 @@ def _set_up_logs(console: Console) -> None:
         warnings.filterwarnings("ignore", message=text)
 
 
-def _start_from(config: Config, module: SwitchModule) -> None:
-    """Gives the model the weights of the dense run `init_from`; ConfigError if that is impossible."""
+def _source(config: Config) -> tuple[SwitchLM, Header]:
+    """The model of the run `init_from`; ConfigError if there is none."""
     try:
-        dense, header = read_model(find_run(config.init_from, Path(config.outputs)))
-        if header.vocabulary != module.vocabulary.characters:
-            raise ValueError("it was trained on other characters; use the same text for both")
-        upcycle(module.model, dense)
-    except (RunError, CheckpointError, ValueError) as error:
+        return read_model(find_run(config.init_from, Path(config.outputs)))
+    except (RunError, CheckpointError) as error:
         raise ConfigError(f"init_from={config.init_from}: {error}") from error
+
+
+def _start_from(config: Config, module: SwitchModule, source: SwitchLM, header: Header) -> str:
+    """Gives the model the weights of the run `init_from`, and says so; ConfigError if that is impossible."""
+    here, there = module.vocabulary.characters, header.vocabulary
+    known = len(set(here) & set(there))
+    try:
+        if not known:
+            raise ValueError(f"it knows none of the {len(here):,} characters of the text; train it on such a text")
+        if config.model.upcycle_noise and set(source.config.switch_blocks) >= set(config.model.switch_blocks):
+            raise ValueError("none of its layers becomes a layer of experts: leave out model.upcycle_noise")
+        start_from(module.model, source, characters=(here, there), noise=config.model.upcycle_noise, seed=config.seed)
+    except ValueError as error:
+        raise ConfigError(f"init_from={config.init_from}: {error}") from error
+    dropped = len(there) - known
+    return f"{config.init_from}; of its {len(there)} characters {dropped} are dropped, {len(here) - known} are new"
+
+
+def _content(run: RunFolder) -> dict[str, Any]:
+    """Of the checkpoint to continue from; ConfigError if it cannot be read."""
+    assert run.resumes_from is not None
+    try:
+        return read(run.resumes_from)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _first_step(run: RunFolder, corpus: Corpus) -> tuple[int, tuple[int, int]]:
@@ -176,10 +205,7 @@ def _first_step(run: RunFolder, corpus: Corpus) -> tuple[int, tuple[int, int]]:
     """
     if run.resumes_from is None:
         return 0, (0, 0)
-    try:
-        content = read(run.resumes_from)
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from error
+    content = _content(run)
     if content[KEY]["vocabulary"] != corpus.characters and content[KEY]["corpus_sha256"] == corpus.sha256:
         rule = "which read byte order marks as characters"
         raise ConfigError(

@@ -10,6 +10,7 @@ import torch
 
 from switch_lm.measure.ledger import ledger, run_ledger
 from switch_lm.measure.machine_speed import matmul_rate
+from switch_lm.optim.schedule import legs_in_words
 from switch_lm.storage.provenance import commit, versions
 from switch_lm.training.baselines import comparison
 from switch_lm.training.callbacks.clock import Clock
@@ -42,6 +43,7 @@ def result_of(training: Training, trainer: lightning.Trainer) -> dict[str, Any]:
         "best_val_loss": module.validation.loss if best is None else float(best),
         **_at_training_capacity(training),
         "steps": trainer.global_step,
+        "legs": legs_in_words(config.optim, max_steps=config.trainer.max_steps, d_model=config.model.d_model),
         "parameters": config.model.num_params(vocab_size, config.router),
         "active_parameters": config.model.num_active_params(vocab_size, config.router),
         "dropped": drops.last_stretch if sparse else None,

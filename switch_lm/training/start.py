@@ -19,6 +19,7 @@ from switch_lm.config.keys import ConfigError
 from switch_lm.config.plugins import load_plugins
 from switch_lm.config.rules import budget_of_job, resolve
 from switch_lm.config.schema import Config
+from switch_lm.optim.schedule import nothing_to_learn
 from switch_lm.storage import choice, run_folder
 from switch_lm.storage.run_folder import RunFolder
 from switch_lm.text.splits import require_text
@@ -63,8 +64,8 @@ def train(
                 outside.join(part, config)
             return {}
         meeting = outside.meet(part, config)
-    run = _chosen(config, folder, overrides)
-    if (finished := run.read_json(run_folder.RESULT)) is not None:
+    config, run = _chosen(config, folder, overrides)
+    if not run.begins_leg and (finished := run.read_json(run_folder.RESULT)) is not None:
         return finished
     require_text(config.data.path, config.data.text, config.data.split, config.data.hold_out)
     if heading is None and config.logger.progress != "none":
@@ -86,7 +87,7 @@ def plan(cfg: DictConfig | Config, *, started: float | None = None, overrides: M
     config = _resolved(cfg, None)
     if (part := outside.part_of(config, in_sweep=False)) is not None and part.rank > 0:
         return
-    run = _chosen(config, None, overrides)
+    config, run = _chosen(config, None, overrides)
     with ready(config, run, started=started) as training:
         from switch_lm.training.forecast import print_with_time
 
@@ -139,12 +140,16 @@ def _resolved(cfg: DictConfig | Config, folder: Path | None) -> Config:
     return config
 
 
-def _chosen(config: Config, folder: Path | None, overrides: Mapping[str, Any] | None) -> RunFolder:
-    """The run's folder, which is not made yet."""
+def _chosen(config: Config, folder: Path | None, overrides: Mapping[str, Any] | None) -> tuple[Config, RunFolder]:
+    """The configuration, with the legs of the run it continues, and the run's folder, which is not made yet."""
     run = choice.choose(config, overrides) if folder is None else choice.of_job(folder, config)
     if run.note is not None:
         print(f"resume=auto: {run.note}", file=sys.stderr)
-    return run
+    config = replace(config, optim=replace(config.optim, legs=list(run.legs or config.optim.legs)))
+    sizes = {"max_steps": config.trainer.max_steps, "d_model": config.model.d_model}
+    if run.begins_leg and (problem := nothing_to_learn(config.optim, **sizes)):
+        raise ConfigError(problem)
+    return config, run
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from switch_lm.config.paths import interpreter
 from switch_lm.config.rules import flatten, show
 from switch_lm.config.schema import KEYS, Config
 from switch_lm.measure.ledger import ledger_in_words
+from switch_lm.optim.schedule import legs_in_words
 from switch_lm.pages.characters import harmless
 from switch_lm.storage import metrics
 from switch_lm.storage.metrics import METRICS
@@ -32,12 +33,24 @@ ROUTED = (  # keys that a dense model does not have
     "model.switch_layers", "model.expert_dropout", "model.shared_expert", "optim.router_lr",
     "optim.expert_update_every",
 )  # fmt: skip
+OF_THIS_RUN = ("optim.name", "optim.legs", "optim.on_resume", "model.upcycle_noise", "data.unused_characters")
 
 
 def print_plan(
-    console: Console, config: Config, hardware: Hardware, *, run: Path, source: str, sizes: tuple[int, int], vocab: int
+    console: Console,
+    config: Config,
+    hardware: Hardware,
+    *,
+    run: Path,
+    source: str,
+    sizes: tuple[int, int],
+    vocab: int,
+    added: Mapping[str, str] | None = None,
 ) -> None:
-    """What will be trained, on what, where to. `sizes`: characters of the training and validation split."""
+    """What will be trained, on what, where to. `sizes`: characters of the training and validation split.
+
+    `added`: rows that only some runs have.
+    """
     model, tokens = config.model, config.data.batch_size * config.model.context_length
     total, active = (count(vocab, config.router) for count in (model.num_params, model.num_active_params))
     steps, passes = config.trainer.max_steps, config.trainer.max_steps * config.trainer.accumulate * tokens / sizes[0]
@@ -51,11 +64,13 @@ def print_plan(
         "experts": f"{model.num_experts} in {layers}, {capacity}" if model.num_switch_layers else "none: a dense model",
         "router": _router(config) if model.num_switch_layers else "none",
         "parameters": f"{total:,} in all, {active:,} active for each token",
+        **(added or {}),
         "computation": ledger_in_words(config, vocab),
         "data": f"{source}: {sizes[0]:,} characters to train on, {sizes[1]:,} to validate, {vocab} distinct",
         **_added(config, sizes[0]),
         "training": f"{steps:,} steps of {tokens * config.trainer.accumulate:,} characters ({passes:.1f} passes), "
         f"{config.optim.name}, alpha {config.alpha:g}, seed {config.seed}",
+        **_legs(config),
         "machine": f"{hardware.device} ({hardware.name}), {hardware.precision} ({hardware.precision_reason})",
         **_processes(config, hardware),
         **_balance_over(config),
@@ -67,6 +82,13 @@ def print_plan(
         console.print(
             Text.assemble((f"{'watch it':<13}", "bold"), _dashboard(config)), soft_wrap=True
         )  # it can be pasted whole
+
+
+def _legs(config: Config) -> dict[str, str]:
+    """The schedule of each, of a run that is trained longer."""
+    legs = legs_in_words(config.optim, max_steps=config.trainer.max_steps, d_model=config.model.d_model)
+    lines = [f"steps {leg['first_step']:,} to {leg['last_step']:,}: {leg['schedule']}" for leg in legs]
+    return {"schedule": "\n".join(lines)} if config.optim.legs else {}
 
 
 def _processes(config: Config, hardware: Hardware) -> dict[str, str]:
@@ -174,7 +196,10 @@ def _kept(config: Config) -> list[str]:
     changed = [key for key in plain if key in KEYS and plain[key] != KEYS[key].default]
     optim = [] if plain["optim.name"] == KEYS["optim.name"].default else [f"optim={plain['optim.name']}"]
     own = [key for key in changed if key.startswith(("model.", "data.", "optim.")) or key in ("seed", *STEPS)]
-    return [*optim, *(f"{key}={show(plain[key])}" for key in own if key not in (*ROUTED, "optim.name"))]
+    return [
+        *optim,
+        *(f"{key}={show(plain[key])}" for key in own if key not in (*ROUTED, *OF_THIS_RUN)),
+    ]
 
 
 def _show(console: Console, title: str, lines: Sequence[str]) -> None:

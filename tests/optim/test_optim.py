@@ -15,7 +15,7 @@ from switch_lm.optim.base import build_optimizer
 from switch_lm.optim.joint import JointOptimizer
 from switch_lm.optim.muon import BatchedMuon, StackedMuon, orthogonalize
 from switch_lm.optim.options import AdamWOptions, MuonOptions
-from switch_lm.optim.schedule import learning_rate_factor
+from switch_lm.optim.schedule import learning_rate_factor, nothing_to_learn
 
 
 def model() -> SwitchLM:
@@ -194,3 +194,29 @@ def test_many_experts_are_updated_every_fourth_step(num_experts: int, every: int
     assert MuonOptions(expert_update_every=3).steps_between_moves(num_experts) == 3
     stacked = build_optimizer(tiny_model(7, num_experts=num_experts), MuonOptions(), precision="fp32").optimizers[-1]
     assert [group["every"] for group in stacked.param_groups] == [every]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize(("how", "after"), [("rewarm", 50), ("rewarm", 30), ("decay", 30)])
+def test_a_later_leg_warms_up_again_or_decays_from_the_rate_that_was_reached(
+    schedule: str, how: str, after: int
+) -> None:
+    options: dict[str, Any] = {"schedule": schedule, "warmup_steps": 20, "min_factor": 0.1}
+    before, factor = factors(50, **options), factors(after + 100, **options, legs=[f"{how} after {after} of 50"])
+    assert factor[:after] == before[:after]
+    reached = before[after - 1]  # 0.1 at the end
+    assert reached == pytest.approx(0.1) if after == 50 else reached > 0.5
+
+    def down(share: float) -> float:
+        return 1 - share if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * share))
+
+    if how == "rewarm":  # a tenth of the leg, where that is below warmup_steps
+        rise = [reached + (1 - reached) * n / 10 for n in range(1, 11)]
+        want = rise + [0.1 + 0.9 * down(n / 89) for n in range(90)]
+    else:
+        want = [0.1 + (reached - 0.1) * down(n / 100) for n in range(1, 101)]
+    assert factor[after:] == pytest.approx(want)
+    ended = AdamWOptions(schedule=schedule, legs=["decay after 50 of 50"])
+    assert str(nothing_to_learn(ended, max_steps=90, d_model=8)).startswith("optim.on_resume=decay: the learning rate")
+    again = factors(after + 120, **options, legs=[f"{how} after {after} of 50", f"decay after 80 of {after + 100}"])
+    assert again[:80] == factor[:80] and factor[79] > again[80] and again[-1] == pytest.approx(0.1)

@@ -52,7 +52,10 @@ def test_a_process_a_checkpoint_or_a_result_keeps_a_name_taken(config: Config, m
     run.write_json(RESULT, {})
     with pytest.raises(ConfigError, match=f"which is finished; .* look at it: .* --run {run.path}$"):
         choice.choose(replace(config, resume="auto"))
-    for resume, why in (("run", "is finished; start a new run with another name"), ("nowhere", "is not a run")):
+    for resume, why in (
+        ("run", f"is finished; to train it longer, repeat .* resume=run trainer.max_steps=N, N above its {12}$"),
+        ("nowhere", "is not a run"),
+    ):
         with pytest.raises(ConfigError, match=why):
             choice.choose(replace(config, resume=resume))
 
@@ -95,7 +98,9 @@ def test_resume_auto_says_what_it_continues_or_why_it_starts_a_new_run(config: C
     differs = "the nearest is run, which differs: alpha was 0.01, now 0.5"
     assert note(alpha=0.5) == f"starts a new run: no unfinished run has this configuration; {differs}"
     RunFolder(path).write_json(RESULT, {})
-    assert note() == "starts a new run: run has this configuration and is finished"
+    longer = "; resume=run trainer.max_steps=N trains that one longer"
+    assert note() == f"starts a new run: run has this configuration and is finished{longer}"
+    assert note(trainer=replace(config.trainer, max_steps=20)).endswith(f"trainer.max_steps was 12, now 20{longer}")
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if changes_result(key) and key not in ("seed", "data.path")])

@@ -109,6 +109,26 @@ def test_scattered_holds_out_about_a_tenth_of_each_play(both: Texts) -> None:
         assert 0.04 < own / (end - play.start) < 0.16, play.name
 
 
+def test_the_histories_are_left_out_and_one_play_alone_is_trained_on(both: Texts) -> None:
+    corpus = both["plays"]
+    name_of = {play.start: play.name for play in divisions.plays_of(corpus)}
+    starts = [*name_of, len(corpus.ids)]
+    parts = {name_of[a]: set(range(a, b)) for a, b in pairwise(starts)}
+    without, within = (
+        Split.of(corpus, split="without_histories"),
+        Split.of(corpus, split="within_play", hold_out="henry-v"),
+    )
+    trained = {place for part in without.training for place in part}
+    history = {name for name in parts if name.startswith(("henry-", "richard-", "king-john", "edward-"))}
+    assert len(history) == 11 and not any(trained & parts[name] for name in history)
+    standard = Split.of(corpus)
+    assert without.validation == standard.validation
+    assert trained == {*standard.training[0]}.difference(*(parts[name] for name in history))
+    ((training,), (validation,)) = within.training, within.validation
+    assert {*training, *validation} == parts["henry-v"] and training.stop == validation.start
+    assert len(training) == int(0.8 * len(parts["henry-v"]))
+
+
 def test_one_play_is_held_out_by_its_name(both: Texts) -> None:
     corpus = both["plays"]
     (part,) = Split.of(corpus, split="by_play", hold_out="macbeth").validation

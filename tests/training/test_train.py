@@ -19,6 +19,7 @@ import torch
 from compare import same
 from conftest import folder_of, logged
 from small_models import family
+from some_steps import train_steps
 
 import switch_lm
 from switch_lm.config.keys import ConfigError
@@ -101,6 +102,37 @@ def test_a_seed_gives_the_same_run_whatever_ran_before_and_another_seed_another_
 
 class PlugPulled(BaseException):
     """Nothing in the program catches it."""
+
+
+def test_a_finished_run_is_trained_longer_in_a_leg_that_resumes_with_the_same_bits(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.optim = replace(config.optim, averages=["tail_0.4"], min_factor=0.5)
+    config.trainer.keep_best, config.logger.log_every = 2, 1
+    run, first = folder_of(config), train(config)
+    with pytest.raises(ConfigError, match=r"is finished; .* trainer.max_steps=N, N above its 12$"):
+        train(replace(config, resume="run"))
+    shutil.copytree(run, run.with_name("whole"))
+    longer = replace(config, resume="run", trainer=replace(config.trainer, max_steps=24))
+    whole = replace(longer, name="whole", resume="whole")
+    want = train(whole)
+    train_steps(longer, 18)
+    assert json.loads((run / "result_000012.json").read_text()) == first and not (run / "result.json").exists()
+    again = replace(longer, optim=replace(config.optim, on_resume="decay"))  # which is said for a new leg alone
+    got = train(again)
+    assert {key: got[key] for key in ("val_loss", "val_loss_averaged", "dropped_whole_run", "legs")} == {
+        key: want[key] for key in ("val_loss", "val_loss_averaged", "dropped_whole_run", "legs")
+    }
+    for key in ("state_dict", "optimizer_states", "averages"):
+        assert same(state(again)[key], state(whole)[key]), key
+    spans = [(leg["first_step"], leg["last_step"], leg["schedule"].partition(":")[0]) for leg in got["legs"]]
+    assert spans == [(1, 12, "from 0 to lr in 3 steps, then linear to 0.5 x lr at step 12"), (13, 24, "rewarm")]
+    points = logged(run)
+    assert list(points["val/loss"]) == [5, 10, 12, 15, 20, 24] and points["val/loss"][24] == got["val_loss"]
+    assert points["val/loss"][12] == first["val_loss"] and list(points["train/loss"]) == list(range(1, 25))
+    assert got["val_loss_averaged"] != first["val_loss_averaged"]
+    rates = {step: rate / config.optim.lr for step, rate in points["optim/lr_0"].items()}
+    assert [rates[step] for step in (12, 13, 14, 24)] == pytest.approx([0.5, 0.75, 1.0, 0.5])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from switch_lm.config.legs import read_legs
 from switch_lm.config.schema import Config
 from switch_lm.measure.evaluation import EvaluationTally, evaluate
 from switch_lm.optim.options import AVERAGE
@@ -16,20 +17,20 @@ from switch_lm.training.callbacks.base import MicroBatch, StepCallback
 from switch_lm.training.data import TextData
 
 
-def share_of_step(average: str, step: int, *, max_steps: int) -> float:
+def share_of_step(average: str, step: int, *, max_steps: int, leg_after: int = 0) -> float:
     """How far step number `step` (from 1) moves an average towards its weights: 1 at the first that counts, 0 before.
 
     A rate r moves it by (1 - r) / (1 - r^n) at step n. So it is always the mean of the weights so far, those of step i
     counted r^(n - i) times, without a bias towards the start, as in Adam (Kingma and Ba 2015, section 3).
-    tail_SHARE is the plain mean of the last round(SHARE * max_steps) steps, at least one (Polyak and Juditsky 1992; of
-    the end alone, Jain et al. 2018).
+    tail_SHARE is the plain mean of the last round(SHARE * steps) steps, at least one (Polyak and Juditsky 1992; of
+    the end alone, Jain et al. 2018): those of the run, or of its last leg, which began after `leg_after` steps.
     """
     match = AVERAGE.fullmatch(average)
     assert match is not None
     number = float(match[2])
     if match[1] is None:
         return (1 - number) / (1 - number**step)
-    steps_before = max_steps - max(1, round(number * max_steps))
+    steps_before = max_steps - max(1, round(number * (max_steps - leg_after)))
     return 1 / (step - steps_before) if step > steps_before else 0.0
 
 
@@ -42,6 +43,7 @@ class Averages(StepCallback):
 
     def __init__(self, config: Config, data: TextData) -> None:
         self.config, self.data = config, data
+        self.leg_after = max((leg.after for leg in read_legs(config.optim.legs)), default=0)
         self.weights: dict[str, dict[str, Tensor]] = {}  # by the name of the average, then of the parameter
         self.tallies = {str(average): EvaluationTally() for average in config.optim.averages}
 
@@ -49,7 +51,7 @@ class Averages(StepCallback):
     def after_step(self, module: Any, step: int, micro_batches: Sequence[MicroBatch]) -> None:
         now = dict(module.model.named_parameters())
         for average in self.tallies:
-            share = share_of_step(average, step, max_steps=self.config.trainer.max_steps)
+            share = share_of_step(average, step, max_steps=self.config.trainer.max_steps, leg_after=self.leg_after)
             if average in self.weights:
                 torch._foreach_lerp_([*self.weights[average].values()], [*now.values()], share)
             elif share > 0:
@@ -102,6 +104,8 @@ class Averages(StepCallback):
         self.weights = checkpoint[AVERAGES]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.global_step < self.config.trainer.max_steps:  # the leg before was validated
+            self.tallies = {average: EvaluationTally() for average in self.tallies}
         for weights in self.weights.values():
             weights.update({name: weight.to(pl_module.device) for name, weight in weights.items()})
 

@@ -1,7 +1,8 @@
 """Whether the routers are alive: a check of each every few steps, and one warning if a router is dead or collapsed."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,18 @@ from switch_lm.text.windows import fixed_windows
 from switch_lm.training.callbacks.base import Measurement, MicroBatch
 
 PROBE_CHARACTERS = 128, 512  # at least and at most; between them a quarter of a batch
+
+
+@contextmanager
+def _trainable(frozen: Sequence[Tensor]) -> Iterator[None]:
+    """In its block the weights that are not trained have a gradient, too: a router that is kept is not dead."""
+    for weight in frozen:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
 
 
 class RouterWatch(Measurement):
@@ -44,6 +57,7 @@ class RouterWatch(Measurement):
             self.timed(module),
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             torch.compiler.set_stance("force_eager"),
+            _trainable(module.frozen),
         ):
             seed_noise(self.config.seed, device)
             ids_BS, target_BS = (tensor.to(device) for tensor in self.windows)

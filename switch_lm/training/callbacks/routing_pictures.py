@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from switch_lm.config.schema import Config
 from switch_lm.measure.metrics import SMALLEST, first_choice
@@ -31,10 +32,21 @@ class LoadHistory:
     """Every expert's load and drops in training: the logged steps, added up in at most 200 columns of equal width."""
 
     def __init__(self, *, blocks: Sequence[int], num_experts: int, max_steps: int, log_every: int) -> None:
-        self.blocks = blocks
+        self.blocks, self.max_steps = blocks, max_steps
         self.steps = log_every * max(1, math.ceil(max_steps // log_every / MOST_COLUMNS))  # of a column
         self.load_CLE = torch.zeros(math.ceil(max_steps / self.steps), len(blocks), num_experts, dtype=torch.long)
         self.dropped_CLE = torch.zeros_like(self.load_CLE)
+
+    def restore(self, load_CLE: Tensor, dropped_CLE: Tensor, steps: int) -> None:
+        """Continues the columns of an earlier start of the run, whose goal may have been nearer."""
+        columns = math.ceil(self.max_steps / steps)
+        merged = math.ceil(columns / (2 * MOST_COLUMNS))
+        missing = math.ceil(columns / merged) * merged - len(load_CLE)
+        self.load_CLE, self.dropped_CLE = (
+            functional.pad(sums_CLE.cpu(), (0, 0, 0, 0, 0, missing)).unflatten(0, (-1, merged)).sum(1)
+            for sums_CLE in (load_CLE, dropped_CLE)
+        )
+        self.steps = merged * steps
 
     def add(self, load_LE: Tensor, dropped_LE: Tensor | None = None, *, step: int) -> None:
         """`step`: how many are done, from 1 on. `dropped_LE`: None where nothing can be dropped."""
@@ -181,6 +193,6 @@ class RoutingPictures(Measurement):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.history.load_CLE, self.history.steps = state_dict["load_CLE"].cpu(), state_dict["steps"]
-        nothing_CLE = torch.zeros_like(self.history.load_CLE)  # of older files
-        self.history.dropped_CLE = state_dict.get("dropped_CLE", nothing_CLE).cpu()
+        load_CLE = state_dict["load_CLE"]
+        dropped_CLE = state_dict.get("dropped_CLE", torch.zeros_like(load_CLE))  # older files have none
+        self.history.restore(load_CLE, dropped_CLE, state_dict["steps"])
