@@ -86,7 +86,7 @@ def prepare(
     started = time.monotonic() if started is None else started
     with restored(), torch.compiler.set_stance("default"):
         quiet = config.logger.progress == "none" or heading is not None
-        console = Console(quiet=quiet, width=None if sys.stdout.isatty() else LINE_WIDTH)
+        console = Console(quiet=quiet, width=None if sys.stdout.isatty() else LINE_WIDTH, force_jupyter=False)
         _set_up_logs(console)
         wanted = config.data
         corpus = load_corpus(
