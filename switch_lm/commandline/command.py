@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,17 @@ MAX_SEED = 2**64 - 1  # what torch.Generator takes
 
 class CommandError(Exception):
     """A command cannot do what was asked; the message says why and what to do."""
+
+
+class UsageError(CommandError):
+    """The command line asks for what cannot be: exit code 2."""
+
+
+def require_extra(package: str, *, what: str, otherwise: str) -> None:
+    """UsageError if a package of the extra `export` is not installed."""
+    if find_spec(package) is None:
+        fix = f"pip install 'switch-lm[export]', or {otherwise}"
+        raise UsageError(f"{what}: the package {package} is not installed; {fix}")
 
 
 def model_parser(
@@ -176,7 +188,7 @@ def require_writable(file: Path, *, option: str) -> None:
 
 @environment()
 def finish(command: Callable[[], int]) -> int:
-    """The exit code of a command: 1 and one message for what a user can fix, 2 for plugins, 128 + n for signal n."""
+    """The exit code of a command: 1 for what a user can fix, 2 for plugins and usage, 128 + n for signal n."""
     try:
         with ended_by_signals():
             first_word()
@@ -189,7 +201,7 @@ def finish(command: Callable[[], int]) -> int:
                     return command()
             except (CommandError, RunError, CheckpointError, CorpusError) as error:
                 print(error, file=sys.stderr)
-                return 1
+                return 2 if isinstance(error, UsageError) else 1
             except PluginError as error:
                 print(error, file=sys.stderr)
                 return 2
