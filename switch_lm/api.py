@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,7 +130,7 @@ class Run:
         rows = [load.tolist() for load in loads.values()]
         names, values = stacked(rows, [*layers], experts_L=[range(len(load)) for load in rows])
         alt = "A row for each expert of each layer, a column for each step, as colour its load over the mean."
-        high = max(2.0, *(float(load.max()) for load in loads.values()))
+        high = max(2.0, math.ceil(max(load.max() for load in loads.values())))
         steps, what = tuple(map(str, step[kept])), "load over the mean of the layer"
         title = "Loads of the experts in training"
         return draw(HeatMap("loads", title, alt, "step", "expert", what, steps, names, values, 0.0, high, 1.0))
@@ -160,6 +162,7 @@ def fit(overrides: Sequence[str] = ()) -> Run:
     from switch_lm.training.process_state import restored
 
     with restored():  # around the imports, too: Lightning sets logs and warnings
+        warnings.filterwarnings("ignore", "IProgress not found")  # of a bar of others, which is not used
         from switch_lm.config.overrides import composed
         from switch_lm.storage.choice import choose
         from switch_lm.training.start import train

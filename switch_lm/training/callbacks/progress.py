@@ -144,13 +144,11 @@ class ConsoleProgress(StepCallback):
                 self._print(line)
         left = left_in_words(seconds)
         self.bar.update(self.task, completed=step, description=self.heading, left=left)
-        fields = self.bar.tasks[0].fields
         if self.prints_steps and step % self.print_every == 0:
+            fields = self.bar.tasks[0].fields
             self._print_step(step, fields["loss"], fields["validation"], fields["speed"], left=left)
-        if self.in_notebook and (step == self.max_steps or time.monotonic() - self.printed_at > BLINK):
-            done = "█" * (step * CELLS // self.max_steps)
-            parts = f"{done:░<{CELLS}} step {step}/{self.max_steps}", fields["loss"], fields["validation"], left
-            self._print_over("  ".join(filter(None, parts)))
+        if time.monotonic() - self.printed_at > BLINK:
+            self._print_over(step)
 
     def measured(self, module: Any, done: int, of: int) -> None:
         """`done` batches of a validation, or of the last evaluation, with the capacity of training; `of` in a pass."""
@@ -169,6 +167,7 @@ class ConsoleProgress(StepCallback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         metrics = trainer.callback_metrics  # what the module logs
         self.bar.update(self.task, validation=f"validation loss {metrics['val/loss']:.3f}")
+        self._print_over(trainer.global_step)
         if self.prints_validations:
             dropped = f"dropped {metrics[DROPPED]:.1%}" if DROPPED in metrics else ""
             self._print_step(trainer.global_step, f"[bold]val/loss {metrics['val/loss']:.4f}[/bold]", dropped)
@@ -181,9 +180,14 @@ class ConsoleProgress(StepCallback):
         self.console.print(line, highlight=False)
         self.printed_at = time.monotonic()
 
-    def _print_over(self, line: str) -> None:
-        print(f"\r{line:<{LINE}}", end="", flush=True)
-        self.printed_at = time.monotonic()
+    def _print_over(self, step: int) -> None:
+        """In a notebook alone: the line of the run so far, in place of the one before."""
+        if self.in_notebook:
+            fields, done = self.bar.tasks[0].fields, "█" * (step * CELLS // self.max_steps)
+            shown = f"{done:░<{CELLS}} step {step}/{self.max_steps}", fields["loss"], fields["validation"]
+            left = fields["left"] if step < self.max_steps else ""
+            print(f"\r{'  '.join(filter(None, [*shown, left])):<{LINE}}", end="", flush=True)
+            self.printed_at = time.monotonic()
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.bar.stop()
