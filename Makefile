@@ -94,7 +94,7 @@ league-quick: override ARGS += --quick
 league-quick: league ## Rehearse every stage of that in a quarter of an hour
 
 notebook: .docs ## Run docs/switch_lm.ipynb from a clean kernel, and store what it shows
-	cd docs && $(abspath $(VENV))/bin/jupyter-execute --inplace --timeout=120 switch_lm.ipynb
+	$(PLACE)/bin/python scripts/notebook.py
 
 check: .check ## Check format, lint and types
 	$(RUN) ruff format --check . && $(RUN) ruff check . && $(RUN) mypy
