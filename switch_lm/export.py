@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         "switch_lm.load(DIR) reads it; with --format transformers AutoModelForCausalLM does, too."
     )
     examples = {"--to DIR": "the newest run", "--run NAME --to DIR --format transformers": "for transformers"}
-    options = model_parser("export", about, examples, computes="none is needed")
+    options = model_parser("export", about, examples, computes=None)
     options.add_argument("--to", type=as_path, metavar="DIR", required=True, help="the folder, which must be new")
     words = "transformers adds the code that it needs (default: safetensors)"
     options.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=words)

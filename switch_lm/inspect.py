@@ -40,7 +40,11 @@ def parser() -> argparse.ArgumentParser:
         "Shows what a trained model's routers and experts do: a card per expert, which characters go where, who is "
         "dropped, whether the router was right, whether the experts differ, and when they specialised."
     )
-    examples = {"": "the newest run", "--compare OTHER": "two side by side", "--routes FILE.csv": "where all goes"}
+    examples = {
+        "": "the newest run",
+        "--compare OTHER": "two side by side",
+        "--routes FILE.csv": "where each character goes",
+    }
     options = model_parser("inspect", about, examples, computes="a GPU if there is one, 1 thread")
     options.add_argument("--compare", metavar="NAME", help="a second run, to be put beside the first")
     options.add_argument("--data", type=as_path, metavar="FILE", help="the text file, if it has moved")

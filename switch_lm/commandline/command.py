@@ -52,11 +52,11 @@ def require_extra(package: str, *, what: str, otherwise: str) -> None:
 
 
 def model_parser(
-    name: str, about: str, examples: Mapping[str, str], *, computes: str = "a GPU if there is one, all cores"
+    name: str, about: str, examples: Mapping[str, str], *, computes: str | None = "a GPU if there is one, all cores"
 ) -> argparse.ArgumentParser:
     """A parser with the options that say which model is meant, and on what hardware it runs, by default `computes`.
 
-    The rest: as in `command_parser`.
+    None: it has no options for hardware. The rest: as in `command_parser`.
     """
     options = command_parser(name, about, examples)
     options.add_argument("--run", metavar="NAME", help="run, SWEEP/JOB, run folder or .ckpt file (default: newest run)")
@@ -66,6 +66,8 @@ def model_parser(
         help="use this average of the weights, such as 0.999 (one of the run's optim.averages, from its last step)",
     )
     add_outputs(options)
+    if computes is None:
+        return options
     where = options.add_argument_group(f"hardware (default: {computes})")
     where.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), help="auto: a GPU if there is one; mps: experimental"
