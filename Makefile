@@ -21,7 +21,7 @@ BENCHMARK = $(PLACE)/bin/python scripts/benchmark.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train sweep report generate evaluate certificate inspect tensorboard test test-faults test-calibration soak peers launchers boards benchmark benchmark-quick benchmark-loss league league-quick plays-study finetune-study check format clean .setup .test .check .launchers .boards .peers
+.PHONY: help notebook setup train sweep report generate evaluate certificate inspect tensorboard test test-faults test-calibration soak peers launchers boards benchmark benchmark-quick benchmark-loss league league-quick plays-study finetune-study check format clean .setup .test .check .launchers .boards .docs .peers
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -96,6 +96,9 @@ league: setup ## Train and compare all routers, hours; continues a stopped one; 
 league-quick: override ARGS += --quick
 league-quick: league ## Rehearse every stage of that in a quarter of an hour
 
+notebook: .docs ## Run docs/switch_lm.ipynb from a clean kernel, and store what it shows
+	$(PLACE)/bin/python scripts/notebook.py
+
 check: .check ## Check format, lint and types
 	$(RUN) ruff format --check . && $(RUN) ruff check . && $(RUN) mypy
 
@@ -129,8 +132,11 @@ INSTALLING = echo "Installing $(1) into" $(PLACE) "..."
 .boards: .setup
 	$(ONCE); $(call INSTALLING,Weights & Biases); $(INSTALL) --editable ".[wandb]"; touch $(STAMP); }
 
+.docs: .setup
+	$(ONCE); $(call INSTALLING,what the notebook needs); $(INSTALL) --editable ".[docs]"; touch $(STAMP); }
+
 # --no-deps, since labml-nn declares torchtext, torchvision and fairscale: hundreds of megabytes bound to a release of
 # torch each, and its Switch layer imports none of them. st-moe-pytorch imports the last four of its line.
 .peers: .test
-	$(ONCE); $(call INSTALLING,the implementations to compare with); $(INSTALL) transformers labml; $(INSTALL) --no-deps labml-nn einops mixture-of-experts; \
+	$(ONCE); $(call INSTALLING,the implementations to compare with); $(INSTALL) --editable ".[export]" transformers labml; $(INSTALL) --no-deps labml-nn einops mixture-of-experts; \
 	$(INSTALL) --no-deps st-moe-pytorch beartype CoLT5-attention local-attention hyper-connections; touch $(STAMP); }

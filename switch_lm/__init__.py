@@ -14,9 +14,11 @@ if TYPE_CHECKING:
         Promise,
         Router,
         Routing,
+        Run,
         SwitchFeedForward,
         SwitchLM,
         expert_capacity,
+        fit,
         load,
         load_balancing_loss,
     )
@@ -32,9 +34,11 @@ __all__ = [
     "Promise",
     "Router",
     "Routing",
+    "Run",
     "SwitchFeedForward",
     "SwitchLM",
     "expert_capacity",
+    "fit",
     "load",
     "load_balancing_loss",
 ]

@@ -14,6 +14,7 @@ COMMANDS = {
     "check": "certify what a model's routing leaks, drops and learns",
     "inspect": "show what the experts do: a page, pictures, tables",
     "report": "compare runs in words, tables and pictures",
+    "export": "write a model for other programs: safetensors, transformers",
     "dashboard": "show runs in TensorBoard",
     "corpus": "download a text",
 }

@@ -18,11 +18,13 @@ from switch_lm.commandline.command import (
     finish,
     model_parser,
     open_model,
+    require_extra,
     require_writable,
     text_of,
     writing,
 )
 from switch_lm.pages.characters import harmless, isolated
+from switch_lm.storage.files import write_table
 from switch_lm.storage.runs import run_name, run_of
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
@@ -38,16 +40,18 @@ def parser() -> argparse.ArgumentParser:
         "Shows what a trained model's routers and experts do: a card per expert, which characters go where, who is "
         "dropped, whether the router was right, whether the experts differ, and when they specialised."
     )
-    examples = {"": "the newest run", "--run NAME --compare OTHER": "two runs side by side"}
+    examples = {
+        "": "the newest run",
+        "--compare OTHER": "two side by side",
+        "--routes FILE.csv": "where each character goes",
+    }
     options = model_parser("inspect", about, examples, computes="a GPU if there is one, 1 thread")
     options.add_argument("--compare", metavar="NAME", help="a second run, to be put beside the first")
     options.add_argument("--data", type=as_path, metavar="FILE", help="the text file, if it has moved")
-    options.add_argument(
-        "--out",
-        type=as_path,
-        metavar="FOLDER",
-        help=f"where to write (default: {FOLDER}/ in the first run's folder)",
-    )
+    where = f"where to write (default: {FOLDER}/ in the first run's folder)"
+    options.add_argument("--out", type=as_path, metavar="FOLDER", help=where)
+    words = "write only this table: expert, gate, kept (with training's capacity) per character of the split and layer"
+    options.add_argument("--routes", type=as_path, metavar="FILE", help=f"{words}; FILE.csv or FILE.parquet")
     return options
 
 
@@ -61,11 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _inspect(options: argparse.Namespace, command: str) -> int:
     # The tensors are small, so threads would only wait for each other.
     device = compute_on(options, threads=1, in_float64=True)
+    if options.routes is not None and options.routes.suffix == ".parquet":
+        require_extra("pyarrow", what=f"--routes {options.routes}", otherwise="give a file that ends in .csv")
     names = [options.run] if options.compare is None else [options.run, options.compare]
     opened = [open_model(name, options.outputs, options.average) for name in names]
     for checkpoint, model, _ in opened:
         if not model.config.num_switch_layers:
             raise CommandError(f"{checkpoint} is a dense model: there is no router or expert to inspect")
+    if options.routes is not None:
+        return _write_routes(opened[0], options, device)
     folder = options.out or run_of(opened[0][0]) / FOLDER
     require_writable(folder / PAGE, option="--out FOLDER")
     inspections = _inspections(opened, options.data, device)
@@ -80,6 +88,22 @@ def _inspect(options: argparse.Namespace, command: str) -> int:
             print(harmless(f"warning: {inspection.name}: {warning}"), file=sys.stderr)
     print(isolated(harmless(in_words(inspections))))
     print(f"written: {folder / PAGE}, {folder}/pictures/*.png, {folder}/tables/*.csv", file=sys.stderr)
+    return 0
+
+
+def _write_routes(opened: tuple[Path, SwitchLM, Header], options: argparse.Namespace, device: str) -> int:
+    from switch_lm.probe.routes import routes
+    from switch_lm.text.vocabulary import Vocabulary
+
+    (_, model, header), file = opened, options.routes
+    require_writable(file, option="--routes FILE")
+    corpus, split = text_of(header, options.data)
+    vocabulary, ids = Vocabulary(header.vocabulary, header.start), split.validation_ids(corpus)
+    sizes = {"batch_size": header.config["data"]["batch_size"], "capacity_factor": model.config.capacity_factor}
+    table = routes(model.to(device), vocabulary, ids, **sizes)
+    with writing(file, num_bytes=table.nbytes, option="--routes FILE"):
+        write_table(file, table)
+    print(f"written: {file}", file=sys.stderr)
     return 0
 
 

@@ -63,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
         "text",
         "pages",
     },
+    "exporting": {"config.families", "model", "routers", "storage", "storage.checkpoint"},
     "inspection": {"routers", "model", "measure", "probe", "stats", "storage", "storage.checkpoint", "text", "pages"},
     "commandline.measuring": {
         "config",
@@ -79,11 +80,13 @@ ALLOWED: dict[str, set[str]] = {
 }
 # What may be imported only there.
 ONLY_IN = {
+    "transformers": {"exporting"},
+    "safetensors": {"exporting", "storage"},
     "hydra": {"train", "check", "config", "sweep"},
     "lightning": {"training"},
     "requests": {"text"},
     "jinja2": {"pages"},
-    "matplotlib": {"pages"},
+    "matplotlib": {"pages", "api"},  # which returns its figures
     "scipy": {"stats"},
 }
 
@@ -208,6 +211,7 @@ QUERY = {"COMP_LINE": "switch-lm-train model=", "COMP_POINT": "22"}  # what bash
         (["check", "--help"], 0),
         (["check", "model.capacity_facter=1"], 2),
         (["inspect", "--help"], 0),
+        (["export", "--help"], 0),
         (["corpus", "--help"], 0),
         (["dashboard", "--help"], 0),
         (["report", "--help"], 0),

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from conftest import TEXT, MakeRun, tiny_model
 
 import switch_lm
 from switch_lm import Routing, SwitchFeedForward, SwitchLM, expert_capacity, load, load_balancing_loss
+from switch_lm.generation.sampling import generate
 from switch_lm.model.config import ModelConfig
-from switch_lm.routers.options import SwitchOptions, TopKOptions
+from switch_lm.routers.options import ExpertChoiceOptions, RouterOptions, SwitchOptions, TopKOptions
 from switch_lm.storage.checkpoint import CheckpointError
+from switch_lm.text.vocabulary import Vocabulary
 
 NAMES = {
-    "Board", "Expected", "Promise", "Router", "Routing", "SwitchFeedForward", "SwitchLM", "expert_capacity", "load",
-    "load_balancing_loss",
+    "Board", "Expected", "Promise", "Router", "Routing", "Run", "SwitchFeedForward", "SwitchLM", "expert_capacity",
+    "fit", "load", "load_balancing_loss",
 }  # fmt: skip
 ROOT = Path(switch_lm.__file__).parents[1]
 
@@ -36,14 +45,93 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         from switch_lm import SwitchLn  # noqa: F401
 
 
-def test_the_package_loads_torch_at_the_first_use_of_a_name_and_never_hydra_or_lightning() -> None:
-    code = (
-        "import sys, switch_lm; dir(switch_lm); print('torch' in sys.modules); from switch_lm import load;"
-        "print(*(name in sys.modules for name in ('torch', 'hydra', 'lightning')))"
+USE = """
+import sys, switch_lm
+dir(switch_lm)
+print('torch' in sys.modules)
+run = switch_lm.load('tiny')
+model, vocabulary = run
+print(model is run.model, vocabulary is run.vocabulary, run.config['data']['batch_size'])
+print(repr(run.generate('To', length=5)), len(run.routing('To be')), sorted(run.history()))
+print(*(len(plot().axes) for plot in (run.plot_losses, run.plot_loads)))
+print(*(name in sys.modules for name in ('torch', 'hydra', 'lightning')))
+"""
+
+
+def test_the_package_loads_torch_at_the_first_use_of_a_name_and_never_hydra_or_lightning(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    """All that a loaded run can do is done, in a process of its own."""
+    folder, loads = make_run("tiny"), {f"moe/layer_0{layer}/load/expert_0{e}": 16 for layer in (0, 1) for e in range(4)}
+    rows: list[dict[str, Any]] = [
+        {"step": step, "time": 0.5, "train/loss": 2.0, "val/loss": None} | loads for step in (5, 10)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    command = [sys.executable, "-c", USE]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
+    text, tags = (
+        generate(load(folder).model, Vocabulary.of(TEXT), "To", length=5),
+        sorted(rows[0].keys() - {"step", "time"}),
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.splitlines() == ["False", "True False False"]
+    assert done.stdout.splitlines() == [
+        "False",
+        "True True 4",
+        f"{'To' + ''.join(text)!r} {5 * 2} {tags}",
+        "1 2",
+        "True False False",
+    ], done.stderr
+
+
+def test_history_has_the_steps_and_values_of_each_tag_and_loads_are_shown_over_their_mean(make_run: MakeRun) -> None:
+    folder = make_run("tiny")
+    rows: list[dict[str, Any]] = [
+        {"step": 5, "time": 0.5, "val/loss": 2.5},
+        {"step": 9, "time": 1.0, "val/loss": None, "a": 3},
+    ]
+    loads = {f"moe/layer_01/load/expert_0{e}": 8 * (e == 1) for e in range(4)}
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row | loads)}\n" for row in rows))
+    run = load("tiny")
+    history = run.history()
+    assert history["val/loss"].step.tolist() == [5, 9] and history["a"].step.tolist() == [9]
+    assert history["val/loss"].value[0] == 2.5 and math.isnan(history["val/loss"].value[1])
+    (image,) = run.plot_loads().axes[0].images
+    assert np.asarray(image.get_array()).tolist() == [[0.0, 0.0], [4.0, 4.0], [0.0, 0.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("router", [SwitchOptions(), TopKOptions(top_k=2), ExpertChoiceOptions()], ids=lambda x: x.name)
+@pytest.mark.parametrize("capacity_factor", [None, 0.5])
+def test_routing_has_a_row_for_each_character_and_layer(
+    make_run: MakeRun, router: RouterOptions, capacity_factor: float | None
+) -> None:
+    """Against the routings of a pass over the same windows, assignment by assignment."""
+    make_run("tiny", model=tiny_model(router=router))
+    run, text = load("tiny"), TEXT[:50]  # three windows of 16, a batch, and one of 2
+    table = run.routing(text, capacity_factor=capacity_factor)
+    assert table["place"].tolist() == [n for n in range(50) for _ in "01"]
+    assert table["layer"].tolist() == [0, 1] * 50
+    assert "".join(table["character"][::2].tolist()) == text
+    windows = [run.vocabulary.encode(text[:48]).view(3, 16), run.vocabulary.encode(text[48:])[None]]
+    start = 0
+    for ids_BS in windows:
+        with torch.no_grad():
+            routings = run.model(ids_BS, capacity_factor=capacity_factor).routings
+        for place, layer in itertools.product(range(ids_BS.numel()), (0, 1)):
+            row, routing = table[2 * (start + place) + layer], routings[layer]
+            of_token = [n for n, t in enumerate(routing.token_N.tolist()) if t == place]
+            if routing.used_N is not None:
+                of_token = [n for n in of_token if routing.used_N[n]]
+            probs = routing.probs_TE[place].tolist()
+            if of_token:
+                best = max(of_token, key=lambda n: routing.gate_N[n])
+                expert = int(routing.expert_N[best])
+                assert (row["expert"], row["kept"]) == (expert, bool(routing.kept_N[best]))
+                assert row["gate"] == pytest.approx(float(routing.gate_N[best]))
+                assert row["runner_up"] == max({*range(4)} - {expert}, key=lambda e: probs[e])
+            else:
+                assert (row["expert"], row["gate"], row["kept"]) == (-1, 0.0, False)
+        start += ids_BS.numel()
+    assert table["kept"].all() == (capacity_factor is None or router.name == "expert_choice")
 
 
 def test_four_sizes_make_a_layer_of_the_paper() -> None:

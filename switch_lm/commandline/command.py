@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +40,23 @@ class CommandError(Exception):
     """A command cannot do what was asked; the message says why and what to do."""
 
 
+class UsageError(CommandError):
+    """The command line asks for what cannot be: exit code 2."""
+
+
+def require_extra(package: str, *, what: str, otherwise: str) -> None:
+    """UsageError if a package of the extra `export` is not installed."""
+    if find_spec(package) is None:
+        fix = f"pip install 'switch-lm[export]', or {otherwise}"
+        raise UsageError(f"{what}: the package {package} is not installed; {fix}")
+
+
 def model_parser(
-    name: str, about: str, examples: Mapping[str, str], *, computes: str = "a GPU if there is one, all cores"
+    name: str, about: str, examples: Mapping[str, str], *, computes: str | None = "a GPU if there is one, all cores"
 ) -> argparse.ArgumentParser:
     """A parser with the options that say which model is meant, and on what hardware it runs, by default `computes`.
 
-    The rest: as in `command_parser`.
+    None: it has no options for hardware. The rest: as in `command_parser`.
     """
     options = command_parser(name, about, examples)
     options.add_argument("--run", metavar="NAME", help="run, SWEEP/JOB, run folder or .ckpt file (default: newest run)")
@@ -54,6 +66,8 @@ def model_parser(
         help="use this average of the weights, such as 0.999 (one of the run's optim.averages, from its last step)",
     )
     add_outputs(options)
+    if computes is None:
+        return options
     where = options.add_argument_group(f"hardware (default: {computes})")
     where.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), help="auto: a GPU if there is one; mps: experimental"
@@ -178,7 +192,7 @@ def require_writable(file: Path, *, option: str) -> None:
 
 @environment()
 def finish(command: Callable[[], int]) -> int:
-    """The exit code of a command: 1 and one message for what a user can fix, 2 for plugins, 128 + n for signal n."""
+    """The exit code of a command: 1 for what a user can fix, 2 for plugins and usage, 128 + n for signal n."""
     try:
         with ended_by_signals():
             first_word()
@@ -191,7 +205,7 @@ def finish(command: Callable[[], int]) -> int:
                     return command()
             except (CommandError, RunError, CheckpointError, CorpusError) as error:
                 print(error, file=sys.stderr)
-                return 1
+                return 2 if isinstance(error, UsageError) else 1
             except PluginError as error:
                 print(error, file=sys.stderr)
                 return 2

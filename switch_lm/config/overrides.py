@@ -7,9 +7,11 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep
 from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
 from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf.errors import OmegaConfBaseException
@@ -200,11 +202,15 @@ def value_of(key: str, arguments: Sequence[str]) -> str:
 
 def composed(overrides: Sequence[str]) -> Config:
     """The configuration of `python -m switch_lm.train OVERRIDES`; ConfigError for what cannot be used."""
-    arguments = prepared(overrides)
-    check(arguments)
+    before = Singleton.get_state()
+    GlobalHydra.instance().clear()  # a caller may use Hydra, too
     try:
+        arguments = prepared(overrides)
+        check(arguments)
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             cfg = compose("train", arguments)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(explain(error)) from error
+    finally:
+        Singleton.set_state(before)
     return resolve(cfg)

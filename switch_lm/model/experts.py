@@ -11,7 +11,7 @@ from switch_lm.model import devices
 from switch_lm.model.cached import feed_forward
 from switch_lm.routers.noise import Dropout
 
-Piece = tuple[int, slice]  # an expert, and some of its rows
+Share = tuple[int, slice]  # an expert, and some of its rows
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class _MixedProduct(torch.autograd.Function):
         return torch.bmm(grad_ECO, low_EIO.mT), grad_EIO
 
 
-def _pieces(loads: Sequence[int], device: torch.device) -> list[Piece]:
+def _pieces(loads: Sequence[int], device: torch.device) -> list[Share]:
     """Each expert and its rows: in one piece, or on a CPU in two, the largest multiple of 64 and the rest.
 
     oneDNN compiles a bf16 kernel for each shape and keeps the last thousand. Loads differ from step to step: without
@@ -142,7 +142,7 @@ def _pieces(loads: Sequence[int], device: torch.device) -> list[Piece]:
     return pieces
 
 
-def _end(pieces: Sequence[Piece]) -> int:
+def _end(pieces: Sequence[Share]) -> int:
     """The number of rows that pieces cover."""
     return pieces[-1][1].stop if pieces else 0
 
@@ -154,7 +154,7 @@ class _RaggedProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, w_EIO: Tensor, pieces: Sequence[Piece]) -> Tensor:
+    def forward(ctx: Any, x_NI: Tensor, w_EIO: Tensor, pieces: Sequence[Share]) -> Tensor:
         ctx.save_for_backward(x_NI, w_EIO)
         ctx.pieces = pieces
         y_NO = x_NI.new_empty(x_NI.shape[0], w_EIO.shape[2])

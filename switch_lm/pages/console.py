@@ -15,10 +15,10 @@ LINE_WIDTH = 120  # where the console is no terminal
 
 
 def console(*, at_least: int = 0, markup: bool = False, quiet: bool = False) -> Console:
-    """As wide as the terminal, but at least so many characters, without colours of its own."""
+    """As wide as the terminal, but at least so many characters, without colours of its own; in a notebook too."""
     wide = sys.stdout.isatty() and Console().width >= at_least
     width = None if wide else max(at_least, LINE_WIDTH)  # None: as the terminal, which may be resized
-    return Console(width=width, highlight=False, markup=markup, quiet=quiet)
+    return Console(width=width, highlight=False, markup=markup, quiet=quiet, force_jupyter=False)
 
 
 def shown(text: str) -> str:

@@ -1,5 +1,6 @@
 """Checkpoints: their content, how they are written, and how a model is read without Lightning."""
 
+import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from switch_lm.model.config import ModelConfig
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.routers.options import BalanceOptions
 from switch_lm.storage.files import remedy, replacing
-from switch_lm.storage.runs import checkpoints, damage, newest_whole
+from switch_lm.storage.runs import EXPORT_CONFIG, VOCABULARY, WEIGHTS, checkpoints, damage, newest_whole
 
 KEY = "switch_lm"  # our entry in Lightning's checkpoints
 AVERAGES = "averages"  # of the weights, in a checkpoint: by average, then by parameter
+EXPORT_FORMAT = 1  # of the config.json of an export
 MODEL_PREFIX = "model."  # the prefix of the model's weights in the LightningModule
 
 
@@ -45,20 +47,22 @@ class Header:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """`path` itself if it is a file; otherwise the best checkpoint of a run folder, or else its last."""
+    """`path` itself if it is a file; otherwise a run folder's best checkpoint, its last, or an export's weights."""
     if path.is_file():
         return path
-    if existing := checkpoints(path):
+    if existing := [*checkpoints(path), *path.glob(WEIGHTS)]:
         return existing[0]
-    rule = "it must be a .ckpt file or the folder of a run that has saved a checkpoint"
+    rule = "it must be a .ckpt file, an export, or the folder of a run that has saved a checkpoint"
     raise CheckpointError(f"no checkpoint at {path}: {rule}; let the run reach its first validation, or give another")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The whole checkpoint as plain containers and tensors on the CPU, after verifying its checksums.
+    """The whole checkpoint as plain containers and tensors on the CPU, after verifying its checksums; or an export.
 
     No code in the file is run: CheckpointError if it holds anything but tensors and plain data, or is damaged.
     """
+    if path.name == WEIGHTS:
+        return _read_export(path.parent)
     if (damaged := damage(path)) is not None:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {damaged}; {_another(path)}")
     try:
@@ -71,6 +75,25 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or KEY not in content:
         raise CheckpointError(f"{path} is not a checkpoint of switch_lm: it has no {KEY!r} entry; {_another(path)}")
     return content
+
+
+def _read_export(folder: Path) -> dict[str, Any]:
+    """What `python -m switch_lm.export` wrote, as a checkpoint has it."""
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        fix = "pip install 'switch-lm[export]'"
+        raise CheckpointError(f"{folder}: an export needs the package safetensors, which is missing: {fix}") from error
+    try:
+        config, vocabulary = (json.loads((folder / name).read_bytes()) for name in (EXPORT_CONFIG, VOCABULARY))
+        if (number := config["format"]) != EXPORT_FORMAT:
+            raise ValueError(f"{EXPORT_CONFIG} has format {number}, and this version reads {EXPORT_FORMAT}")
+        header = config["switch_lm"] | {"vocabulary": vocabulary["characters"], "start": vocabulary["start"]}
+        return {KEY: header, "state_dict": load_file(folder / WEIGHTS)}
+    except Exception as error:  # of json and safetensors, or a part that is missing
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        fix = "make it anew: python -m switch_lm.export --run NAME --to DIR"
+        raise CheckpointError(f"{folder} is no export that this version can read ({reason}); {fix}") from error
 
 
 def _another(path: Path) -> str:

@@ -13,6 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 PART = ".part"  # the suffix of an unfinished file
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _warned = set[str]()
@@ -101,3 +104,20 @@ def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def write_table(path: Path, table: NDArray[np.void]) -> None:
+    """Replaces `path` by a structured array: as Parquet, with pyarrow, if its name ends in .parquet, else as CSV."""
+    names = table.dtype.names or ()
+    with replacing(path) as file:
+        if path.suffix == ".parquet":
+            from pyarrow import parquet
+            from pyarrow import table as of_columns
+
+            parquet.write_table(of_columns({name: table[name] for name in names}), file)
+            return
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(zip(*(table[name].astype(str) for name in names), strict=True))
+        text.detach()

@@ -13,6 +13,7 @@ from switch_lm.config.schema import KEYS
 OUTPUTS = Path(KEYS["outputs"].default)
 CHECKPOINTS, BEST, LAST = "checkpoints", "best.ckpt", "last.ckpt"
 START = "start.json"  # a number that rises with each start of a run: a clock may go back
+WEIGHTS, EXPORT_CONFIG, VOCABULARY = "model.safetensors", "config.json", "vocabulary.json"  # of an export
 NAMES_SHOWN = 5
 
 
@@ -21,7 +22,7 @@ class RunError(Exception):
 
 
 def find_run(name: str | None, outputs: Path = OUTPUTS) -> Path:
-    """The folder of a run, or a checkpoint file. `name`: a run, `sweep/job`, a path to either, or None: the newest.
+    """The folder of a run or an export, or a checkpoint file. `name`: a run, `sweep/job`, a path, or None: the newest.
 
     The newest is the one with a checkpoint that was started or resumed last. A name under `outputs` takes precedence
     over an equal path. RunError if there is none.
@@ -74,7 +75,8 @@ def run_of(checkpoint: Path) -> Path:
 
 def run_name(checkpoint: Path) -> str:
     """The name of the run to which a checkpoint belongs, or else of the file."""
-    return run_of(checkpoint).resolve().name if checkpoint.parent.name == CHECKPOINTS else checkpoint.name
+    of_folder = checkpoint.parent.name == CHECKPOINTS or checkpoint.name == WEIGHTS
+    return run_of(checkpoint).resolve().name if of_folder else checkpoint.name
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -112,7 +114,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file() or (path / CHECKPOINTS).is_dir()
+    return (path / "config.yaml").is_file() or (path / CHECKPOINTS).is_dir() or (path / WEIGHTS).is_file()
 
 
 def _not_found(name: str, runs: Iterable[str], outputs: Path) -> str:

@@ -21,8 +21,12 @@ import pytest
 import torch
 from compare import same
 from conftest import TEXT, MakeRun, checkpoint_of, folder_of, tiny_model
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from switch_lm import check, evaluate, generate, inspect
+from switch_lm import check, evaluate, fit, generate, inspect
 from switch_lm.commandline.signals import SIGNALS
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.schema import Config
@@ -113,6 +117,25 @@ def test_a_run_restores_the_process(
             train(config)
     assert process_state() == before
     assert folder_of(config).exists() == (end not in (before_the_first_step, by_the_configuration))
+
+
+def test_fit_trains_from_overrides_and_restores_the_process_in_a_block_of_hydra_too(
+    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And it returns the run that it trained, though no name was given."""
+    (tmp_path / "own").mkdir()
+    monkeypatch.chdir(tmp_path)
+    place, sizes = f"data.path={config.data.path}", [word for word in SMALL if not word.startswith("data.path")]
+    of_run = ["trainer.max_steps=4", "trainer.val_every=2", "optim.warmup_steps=1", "trainer.compile=false"]
+    with initialize_config_dir(str(tmp_path / "own"), version_base="1.3"):
+        before = process_state() | {"folder": Path.cwd()}, Plugins.instance().discover(SearchPathPlugin)
+        run = fit([place, *sizes, *of_run, "logger=csv", "logger.sample_length=0", "trainer.threads=2"])
+        assert (process_state() | {"folder": Path.cwd()}, Plugins.instance().discover(SearchPathPlugin)) == before
+        assert GlobalHydra.instance().is_initialized()
+    assert run.history()["val/loss"].step.tolist() == [2, 4]
+    assert [folder.name for folder in (tmp_path / "outputs" / "runs").iterdir()] == [run.path.parts[-3]]
+    with pytest.raises(ConfigError, match=r"did you mean model\.num_experts"):
+        fit(["model.num_expert=4"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The progress of a run on the console: a live bar on a terminal, plain lines elsewhere."""
+"""The progress of a run: a live bar on a terminal, one line in a notebook, plain lines elsewhere."""
 
 import math
 import sys
@@ -21,6 +21,7 @@ from switch_lm.training.callbacks.base import MicroBatch, StepCallback
 DROPPED = "moe/dropped_share"
 TRAINING = "training"
 SILENCE = 10.0  # seconds in a validation without a line
+BLINK, CELLS, LINE = 0.25, 20, 110  # in a notebook: seconds between two lines, their bar, their width
 ENOUGH, SOON, LONG = 2, 0.5, 10.0  # steps after the first one and their seconds; or seconds of whatever was done
 FORWARD = 1 / 3  # of a step's time, until a validation was measured: the backward pass costs twice the forward pass
 
@@ -98,7 +99,9 @@ class ConsoleProgress(StepCallback):
         self.line = line
         style, steps, every = config.logger.progress, config.trainer.max_steps, config.logger.log_every
         bar_wanted = style == "bar" or (style == "auto" and sys.stdout.isatty())
-        self.prints_validations = style != "none" and heading is None
+        # Not rich's bar, which needs widgets there: a line that is written over, as every notebook shows it.
+        self.in_notebook = style == "auto" and heading is None and not bar_wanted and "ipykernel" in sys.modules
+        self.prints_validations = style != "none" and heading is None and not self.in_notebook
         self.prints_steps = self.prints_validations and not bar_wanted
         self.log_every, self.print_every = every, max(every, steps // 20 // every * every)
         self.console, self.max_steps, self.heading = console, steps, heading or TRAINING
@@ -144,6 +147,8 @@ class ConsoleProgress(StepCallback):
         if self.prints_steps and step % self.print_every == 0:
             fields = self.bar.tasks[0].fields
             self._print_step(step, fields["loss"], fields["validation"], fields["speed"], left=left)
+        if time.monotonic() - self.printed_at > BLINK:
+            self._print_over(step)
 
     def measured(self, module: Any, done: int, of: int) -> None:
         """`done` batches of a validation, or of the last evaluation, with the capacity of training; `of` in a pass."""
@@ -162,6 +167,7 @@ class ConsoleProgress(StepCallback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         metrics = trainer.callback_metrics  # what the module logs
         self.bar.update(self.task, validation=f"validation loss {metrics['val/loss']:.3f}")
+        self._print_over(trainer.global_step)
         if self.prints_validations:
             dropped = f"dropped {metrics[DROPPED]:.1%}" if DROPPED in metrics else ""
             self._print_step(trainer.global_step, f"[bold]val/loss {metrics['val/loss']:.4f}[/bold]", dropped)
@@ -174,8 +180,19 @@ class ConsoleProgress(StepCallback):
         self.console.print(line, highlight=False)
         self.printed_at = time.monotonic()
 
+    def _print_over(self, step: int) -> None:
+        """In a notebook alone: the line of the run so far, in place of the one before."""
+        if self.in_notebook:
+            fields, done = self.bar.tasks[0].fields, "█" * (step * CELLS // self.max_steps)
+            shown = f"{done:░<{CELLS}} step {step}/{self.max_steps}", fields["loss"], fields["validation"]
+            left = fields["left"] if step < self.max_steps else ""
+            print(f"\r{'  '.join(filter(None, [*shown, left])):<{LINE}}", end="", flush=True)
+            self.printed_at = time.monotonic()
+
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.bar.stop()
+        if self.in_notebook:
+            print(flush=True)
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
         self.bar.stop()
