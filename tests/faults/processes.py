@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from copied_process import Done, run
+from copied_process import Done, run, start
 
-from switch_lm.commandline.signals import SIGNALS
 from switch_lm.storage import checkpoint, metrics
 
 SMALL = [
@@ -40,13 +38,11 @@ SwitchModule.validation_step = slow
 PATIENCE = 120.0  # seconds; a machine that is busy is no fault
 
 
-def command(folder: Path, *arguments: str, before: str = "") -> list[str]:
-    """`before`: Python that the process runs first."""
+def command(folder: Path, *arguments: str) -> list[str]:
     if not (folder / "text.txt").exists():
         (folder / "text.txt").write_text(TEXT)
-    start = ["-c", f"{before}\nfrom switch_lm.train import main\nmain()"] if before else ["-m", "switch_lm.train"]
     flags = [argument for argument in arguments if argument.startswith("-")]
-    return [sys.executable, *start, *flags, *SMALL, *(a for a in arguments if a not in flags)]
+    return [sys.executable, "-m", "switch_lm.train", *flags, *SMALL, *(a for a in arguments if a not in flags)]
 
 
 def finished(folder: Path, *arguments: str) -> Done:
@@ -54,34 +50,24 @@ def finished(folder: Path, *arguments: str) -> Done:
     return run(*command(folder, *arguments)[2:], folder=folder)
 
 
-def heeds_all_signals() -> None:
-    """Even if the tests were started in the background, or with nohup."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-
-
 class Started:
-    """A running command, and all that it has printed."""
+    """A running command, and all that it has printed. `before`: Python that the process runs first."""
 
     def __init__(self, folder: Path, *arguments: str, before: str = "") -> None:
         self.output = ""
-        self.process = subprocess.Popen(
-            command(folder, *arguments, before=before),
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            start_new_session=True,
-            preexec_fn=heeds_all_signals,
-        )
+        words, (end, written) = command(folder, *arguments), os.pipe()
+        env = os.environ | {"PYTHONUNBUFFERED": "1"}
+        with Path(os.devnull).open() as nothing:
+            streams = (nothing.fileno(), written, written)
+            self.process = start(*words[2:], folder=folder, env=env, streams=streams, before=before)
+        os.close(written)
+        self._lines = os.fdopen(end)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as lines:
-            for line in lines:
+        with self._lines:
+            for line in self._lines:
                 self.output += line
 
     def wait_for(self, text: str) -> None:

@@ -9,13 +9,13 @@ import pty
 import re
 import shlex
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from compare import same
-from processes import PATIENCE, SLOW_VALIDATION, TEXT, Started, command, finished, heeds_all_signals, scalars, state
+from copied_process import Done, run
+from processes import PATIENCE, SLOW_VALIDATION, TEXT, Started, command, finished, scalars, state
 
 from switch_lm.config.paths import interpreter
 from switch_lm.storage.run_folder import Stopped
@@ -57,6 +57,13 @@ def line_to_continue(output: str) -> str:
     return line.removeprefix("to continue: ")
 
 
+def continued(line: str, folder: Path) -> Done:
+    """What comes of a printed line, typed there."""
+    python, flag, *words = shlex.split(line)
+    assert (python, flag) == (interpreter(), "-m")
+    return run(*words, folder=folder)
+
+
 @pytest.mark.row(4, 5)
 @pytest.mark.parametrize(
     ("number", "code"),
@@ -81,7 +88,7 @@ def test_a_signal_ends_the_run_at_a_step_and_the_printed_line_continues_it_to_th
     assert [at for at, _ in scalars(run, "train/loss")] == list(range(5, step + 1, 5))  # flushed to the last one
 
     line = line_to_continue(started.output)
-    again = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    again = continued(line, tmp_path)
     assert again.returncode == 0, again.stderr
     assert same(state(run), state(whole))
     assert [at for at, _ in scalars(run, "train/loss")] == list(range(5, 301, 5))
@@ -137,9 +144,8 @@ def test_when_the_time_is_up_the_run_ends_with_a_line_that_continues_it(tmp_path
     while not (run / "result.json").exists():  # each start has a second of its own
         line = line_to_continue(stopped.stderr)
         before = state(run)[-1]
-        stopped = subprocess.run(
-            shlex.split(line), cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=True
-        )
+        stopped = continued(line, tmp_path)
+        assert stopped.returncode == 0, stopped.stderr
         assert state(run)[-1] >= before  # a slow machine may spend a second within one validation
         starts += 1
         assert starts < 100
@@ -198,7 +204,6 @@ def test_a_terminal_that_is_closed_ends_the_run_saved_and_under_nohup_it_goes_on
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(tmp_path)
-        heeds_all_signals()
         signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
         os.execv(words[0], words)
     output = b""
@@ -242,7 +247,7 @@ def test_the_job_whose_worker_was_killed_is_named_and_the_printed_line_continues
     assert "jobs done: 1, 3; not done: 2\n" in started.output
     assert "TerminatedWorkerError" in (job / "traceback.txt").read_text()
     (line,) = re.findall("the same command continues: (.*)", started.output)
-    again = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    again = continued(line, tmp_path)
     assert again.returncode == 0, again.stderr
     assert [one["status"] for one in read_jobs(job.parent)] == ["done"] * 3
 
