@@ -91,7 +91,6 @@ def test_a_signal_stops_two_processes_at_one_place_and_two_of_them_continue_to_t
     assert started.end() == 143, started.output
     assert started.output.count("Stopped by SIGTERM: everything up to step ") == 1 and has_ended(worker)
     assert "Traceback" not in started.output
-    assert before or "reducer.cpp" not in started.output  # torch is silent when imported after our command began
     assert finished(tmp_path, *TWO, "resume=run").returncode == 0
     assert same(state(tmp_path / "outputs" / "runs" / "run"), state(whole))
 

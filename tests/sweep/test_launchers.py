@@ -19,21 +19,20 @@ from switch_lm.sweep.jobs import read_jobs
 JOBLIB = ("hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"])
 SUBMITIT = ("hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=1"])
 BASIC: tuple[str, list[str]] = ("", [])
-# Each is run at the start of every Python process, and harms the job of a value or every worker.
+# Each is run at the start of every Python process, and harms jobs, of which one kills a process, or every worker.
 IN_JOB = """
+import os, sys
 from switch_lm.storage import choice
 of_job = choice.of_job
 def crash(folder, config):
-    if {}:
-        {}
+    class Local(Exception): ...
+    if config.model.capacity_factor == 2 and config.router.name == "second_best":
+        raise Local("no way", lambda: 0)
+    if config.model.capacity_factor == 2 and "switch_lm.train" not in sys.orig_argv:
+        os._exit(9)
     return of_job(folder, config)
 choice.of_job = crash
 """
-KILLED = IN_JOB.format("config.seed == 1", "import os; os._exit(9)")
-UNPICKLABLE = IN_JOB.format(
-    "(config.router.name, config.model.capacity_factor) == ('switch', 2)",
-    "class Local(Exception): ...\n        raise Local('no way', lambda: 0)",
-)
 NOT_IMPORTED = """
 import sys
 if "switch_lm.train" not in sys.orig_argv:
@@ -52,28 +51,16 @@ def harmed(folder: Path, harm: str, *arguments: str) -> Done:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("launcher", "harm", "reason", "failed"),
-    [
-        pytest.param(JOBLIB, KILLED, "TerminatedWorkerError: ", [1], id="joblib, a killed worker"),
-        pytest.param(JOBLIB, NOT_IMPORTED, "ModuleNotFoundError: ", [0, 1, 2], id="joblib, a worker without the code"),
-        pytest.param(SUBMITIT, KILLED, "UncompletedJobError: ", [1], id="submitit, a killed worker"),
-        pytest.param(SUBMITIT, NOT_IMPORTED, "ModuleNotFoundError: ", [0, 1, 2], id="submitit, no code"),
-    ],
-)
-def test_a_crash_of_a_worker_is_a_row_with_its_reason_and_the_other_jobs_are_kept(
-    launcher: tuple[str, list[str]], harm: str, reason: str, failed: list[int], tmp_path: Path
+@pytest.mark.parametrize(("plugin", "options"), [JOBLIB, SUBMITIT])
+def test_where_workers_lack_the_code_each_job_is_a_row_with_that_reason(
+    plugin: str, options: list[str], tmp_path: Path
 ) -> None:
-    plugin, options = launcher
     pytest.importorskip(f"hydra_plugins.{plugin}")
-    done = harmed(tmp_path, harm, "seed=0,1,2", "name=crash", *options)
+    done = harmed(tmp_path, NOT_IMPORTED, "seed=0,1", "name=crash", *options)
     sweep = tmp_path / "outputs" / "sweeps" / "crash"
-    assert [job["status"] for job in read_jobs(sweep)] == ["failed" if job in failed else "done" for job in range(3)], (
-        done
-    )
-    assert len(rows(done)) == 3, done
-    for job in failed:
-        assert_reported(done, job, 3, reason, sweep / f"seed{job}")
+    assert [job["status"] for job in read_jobs(sweep)] == ["failed"] * 2 and len(rows(done)) == 2, done
+    for job in (0, 1):
+        assert_reported(done, job, 2, "ModuleNotFoundError: ", sweep / f"seed{job}")
 
 
 def assert_reported(done: Done, job: int, num_jobs: int, reason: str, folder: Path) -> None:
@@ -84,21 +71,27 @@ def assert_reported(done: Done, job: int, num_jobs: int, reason: str, folder: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("plugin", "options"), [BASIC, JOBLIB, SUBMITIT])
-def test_jobs_wherever_they_run_load_plugins_give_what_they_give_alone_and_outlive_errors(
-    plugin: str, options: list[str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("plugin", "options", "reason"),
+    [(*BASIC, None), (*JOBLIB, "TerminatedWorkerError: "), (*SUBMITIT, "UncompletedJobError: ")],
+)
+def test_jobs_wherever_they_run_load_plugins_give_what_they_give_alone_and_outlive_errors_and_a_killed_worker(
+    plugin: str, options: list[str], reason: str | None, tmp_path: Path
 ) -> None:
     if plugin:
         pytest.importorskip(f"hydra_plugins.{plugin}")
     threads = 1 if "cpus" in str(options) else max(1, num_cores() // 2)
     sweep = tmp_path / "outputs" / "sweeps" / "apart"
-    block(sweep / "second_best_cap2.0")
+    if reason is None:
+        block(sweep / "switch_cap2.0")
     extension_package.write(tmp_path)
     grid = ["router=switch,second_best", "router.top_k=1", "model.capacity_factor=1.0,2.0", "seed=1", "name=apart"]
-    done = harmed(tmp_path, UNPICKLABLE, *grid, *(options or [f"trainer.threads={threads}"]))
+    done = harmed(tmp_path, IN_JOB, *grid, *(options or [f"trainer.threads={threads}"]))
     assert [job["overrides"]["router"] for job in read_jobs(sweep)] == ["switch"] * 2 + ["second_best"] * 2
     assert [job["status"] for job in read_jobs(sweep)] == ["done", "failed"] * 2 and len(rows(done)) == 4, done
-    assert_reported(done, 1, 4, "Local: ('no way'", sweep / "switch_cap2.0")
+    if reason is not None:
+        assert_reported(done, 1, 4, reason, sweep / "switch_cap2.0")
+    assert_reported(done, 3, 4, "Local: ('no way'", sweep / "second_best_cap2.0")
     job = sweep / "second_best_cap1.0"
     assert "\n  rank: 2\n" in (job / "config.yaml").read_text()
     assert json.loads((job / "hardware.json").read_text())["threads"] == threads
