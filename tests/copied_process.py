@@ -92,7 +92,7 @@ class Copy:
         """Its exit code, None while it runs."""
         return self.wait() if self._connection.fileno() < 0 or select.select([self._connection], [], [], 0)[0] else None
 
-    def wait(self, timeout: float = 240.0) -> int:
+    def wait(self, timeout: float = 600.0) -> int:
         """Its exit code, minus the number of the signal that ended it."""
         if self._connection.fileno() >= 0:
             with self._connection:
