@@ -18,7 +18,7 @@ from switch_lm.storage.files import replace_text
 
 DATA, PAGE, OUTPUTS = Path("docs", "data", "finetune.csv"), Path("docs", "finetune.md"), Path("outputs", "finetune")
 DENSE, SWITCH = MODELS = ("dense", "switch")
-PRETRAINED, SCRATCH, TUNED, REGULARISED = ("pre-trained", "from scratch", "fine-tuned", "fine-tuned, more dropout")
+PRETRAINED, SCRATCH, TUNED, REGULARISED = ("pre-trained", "from scratch", "fine-tuned", "fine-tuned with more dropout")
 HOWS = (SCRATCH, TUNED, REGULARISED)
 SEEDS, STEPS, PRETRAINING_STEPS = 5, 300, 3000
 PLAIN = ("data.split=without_histories", "data.hold_out=null")  # what is pre-trained on
@@ -134,9 +134,9 @@ def _compared(results: Results) -> tuple[list[Table], str]:
     pairs = [pair for pair in PAIRS if set(pair) <= values.keys()]
     rows, resolved = [], []
     for (ours, theirs), one in zip(pairs, Pool(values).family(pairs) if pairs else (), strict=True):
-        words = f"{', '.join(ours)} less {', '.join(theirs)}"
+        words = f"{' '.join(ours)} less {' '.join(theirs)}"
         verdict = ("lower" if one.estimate.mean < 0 else "higher") if one.resolved else "not resolved"
-        resolved += [f"{', '.join(ours)} is {verdict} than {', '.join(theirs)}"] if one.resolved else []
+        resolved += [f"{' '.join(ours)} is {verdict} than {' '.join(theirs)}"] if one.resolved else []
         figures = Cell(spread(one.estimate, 4), one.estimate.mean), Cell(interval(one.interval, 4))
         rows.append((Cell(words), *figures, Cell(verdict)))
     if not rows:
@@ -145,7 +145,7 @@ def _compared(results: Results) -> tuple[list[Table], str]:
         "Runs of one seed are paired: they have the same batches. The corrected intervals hold all at once, with 95 %."
     )
     table = Table("Differences", ("Of", "Nats", "95 % interval, corrected", "Verdict"), tuple(rows), note)
-    return [table], f"The loss of {'; of '.join(resolved)}." if resolved else "No difference is resolved."
+    return [table], f"In validation loss, {'; '.join(resolved)}." if resolved else "No difference is resolved."
 
 
 def _how(results: Results) -> tuple[Code, Bullets]:
@@ -155,6 +155,7 @@ def _how(results: Results) -> tuple[Code, Bullets]:
         for name, key in (("Machine", "machine"), ("Commit", "commit"), ("Torch", "torch"))
     }
     return Code("make finetune-study  # continues what was stopped; only what is missing is run"), Bullets((
+        "In small what Tables 4 and 5 of Switch Transformers compare: dropout in fine-tuning, and Switch beside dense.",
         f"{len(rows)} runs, {f'{len(left)} are missing' if left else 'none is missing'}: a line each in `{DATA}`.",
         f"Each model is pre-trained once, {PRETRAINING_STEPS:,} steps on the plays that are no histories, so all seeds "
         "of fine-tuning begin from the same weights: their spread is that of fine-tuning alone.",

@@ -123,8 +123,12 @@ COMBINATIONS: list[Row] = [
 SET_BY_BUDGET = ("trainer.max_steps", "trainer.val_every", "optim.warmup_steps")
 
 
-def budget_of_job(config: Config) -> str | None:
-    """Why a job of a sweep cannot have the budget that it has; None if it has none."""
+def not_in_sweep(config: Config) -> str | None:
+    """Why a job of a sweep cannot have the `resume` or the budget that it has; None if it has none."""
+    if config.resume is not None:
+        rule = "cannot be used in a sweep, whose jobs continue by themselves, to the steps that they began with"
+        fix = "leave it out; `python -m switch_lm.train -m init_from=RUN ...` trains more from the weights of a run"
+        return f"resume={config.resume}: {rule}; {fix}"
     if config.trainer.budget is None:
         return None
     rule = "cannot be used in a sweep: its jobs are compared at the configured number of steps"

@@ -59,6 +59,7 @@ class Ledger:
     optimizer_per_step: float = 0.0
     counted: bool = False  # whether each step has one forward pass more, which counts loads
     masked: float = 0.0  # of attention in all blocks, per token, forward: the products with later positions
+    partial: "Ledger | None" = None  # the backward pass in the place of the forward one, if not all weights are trained
 
     @property
     def total(self) -> LayerWork:
@@ -73,7 +74,13 @@ class Ledger:
     @property
     def backward(self) -> float:
         """Executed per token in the backward pass."""
-        return BACKWARD * self.forward
+        return self.returning.forward
+
+    @property
+    def returning(self) -> "Ledger":
+        """The backward pass in the place of the forward one."""
+        twice = tuple(LayerWork(*(BACKWARD * kind for kind in astuple(layer))) for layer in self.layers)
+        return self.partial or replace(self, layers=twice, head=BACKWARD * self.head, masked=BACKWARD * self.masked)
 
     @property
     def tokens_per_step(self) -> int:
@@ -87,7 +94,8 @@ class Ledger:
     @property
     def useful_per_step(self) -> float:
         """`per_step` without empty slots and without the masked half of attention: what the step's result needs."""
-        return (1 + BACKWARD) * (self.forward - self.total.padded - self.masked) * self.tokens_per_step
+        both = [one.forward - one.total.padded - one.masked for one in (self, self.returning)]
+        return sum(both) * self.tokens_per_step
 
     @property
     def training(self) -> float:
@@ -103,9 +111,9 @@ class Ledger:
         """For result.json; `layers` are per token, forward."""
         return {
             "forward_per_token": self.by_kind(),
-            "backward_per_token": self.by_kind(BACKWARD),
+            "backward_per_token": self.returning.by_kind(),
             "forward_per_step": self.by_kind((1 + self.counted) * self.tokens_per_step),
-            "backward_per_step": self.by_kind(BACKWARD * self.tokens_per_step),
+            "backward_per_step": self.returning.by_kind(self.tokens_per_step),
             "useful_per_step": self.useful_per_step,
             "optimizer_per_step": self.optimizer_per_step,
             "layers": [layer.as_plain() for layer in self.layers],
@@ -133,11 +141,37 @@ def run_ledger(
         selected_L=selected_L,
         kept_L=kept_L,
     )
-    update = optimizer_flops(config.model, config.optim)
+    update = optimizer_flops(config.model, config.optim, train_only=config.train_only)
     trainer, counted = config.trainer, config.balance_over == "step" and config.model.num_switch_layers > 0
     return replace(
-        batch, accumulate=trainer.accumulate, max_steps=trainer.max_steps, optimizer_per_step=update, counted=counted
-    )
+        batch, accumulate=trainer.accumulate, max_steps=trainer.max_steps, optimizer_per_step=update, counted=counted,
+        partial=_partial(batch, config) if config.train_only != "all" and config.model.switch_blocks else None,
+    )  # fmt: skip
+
+
+def _partial(work: Ledger, config: Config) -> Ledger:
+    """The backward pass where only routers or experts are trained.
+
+    It ends in the first Switch layer, whose input needs no gradient. Above it, a frozen weight has one product, that
+    with the gradient of its output; a trained one two, and the scores and weighted values of attention too.
+    """
+    model, experts = config.model, config.train_only == "experts"
+    first = model.switch_blocks[0]
+
+    def back(block: int, layer: LayerWork) -> LayerWork:
+        above = float(block > first)
+        of_experts = above + experts * (1.0 if above else 1.5)  # of the first, w_in needs no gradient of its input
+        return LayerWork(
+            attention=above * (layer.attention + 2.0 * 2 * model.context_length * model.d_model),
+            feed_forward=above * layer.feed_forward,
+            router=(above + (not experts)) * layer.router,
+            useful=of_experts * layer.useful,
+            padded=of_experts * layer.padded,
+            dropped=of_experts * layer.dropped,
+        )
+
+    layers = tuple(back(block, layer) for block, layer in enumerate(work.layers))
+    return replace(work, layers=layers, masked=BACKWARD * work.masked * (1 - (first + 1) / model.num_layers))
 
 
 def ledger(
@@ -182,9 +216,11 @@ def ledger(
     return Ledger(layers, head=2.0 * model.d_model * vocab_size, tokens=batch_size * context, masked=masked)
 
 
-def optimizer_flops(model: ModelConfig, optim: OptimOptions) -> float:
-    """FLOPs of the optimizer in a step, on average, as it states them for the model's hidden matrices."""
-    return optim.flops_per_step(hidden_shapes(model))
+def optimizer_flops(model: ModelConfig, optim: OptimOptions, *, train_only: str = "all") -> float:
+    """FLOPs of the optimizer in a step, on average, as it states them for the hidden matrices that are trained."""
+    shapes = hidden_shapes(model)
+    trained = [shape for shape in shapes if len(shape) == 3 and train_only == "experts"]
+    return optim.flops_per_step(shapes if train_only == "all" else trained)
 
 
 def hidden_shapes(model: ModelConfig) -> list[Shape]:

@@ -120,10 +120,10 @@ class _MixedProduct(torch.autograd.Function):
         return torch.bmm(x_ECI, low_EIO)
 
     @staticmethod
-    def backward(ctx: Any, grad_ECO: Tensor) -> tuple[Tensor, Tensor]:
-        x_ECI, low_EIO = ctx.saved_tensors
-        grad_EIO = torch.bmm(x_ECI.mT, grad_ECO, out_dtype=torch.float32)
-        return torch.bmm(grad_ECO, low_EIO.mT), grad_EIO
+    def backward(ctx: Any, grad_ECO: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (x_ECI, low_EIO), (of_x, of_w) = ctx.saved_tensors, ctx.needs_input_grad
+        grad_EIO = torch.bmm(x_ECI.mT, grad_ECO, out_dtype=torch.float32) if of_w else None
+        return torch.bmm(grad_ECO, low_EIO.mT) if of_x else None, grad_EIO
 
 
 def _pieces(loads: Sequence[int], device: torch.device) -> list[Share]:
@@ -164,11 +164,14 @@ class _RaggedProduct(torch.autograd.Function):
         return y_NO
 
     @staticmethod
-    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor, Tensor, None]:
-        x_NI, w_EIO = ctx.saved_tensors
-        grad_x_NI, grad_w_EIO = torch.empty_like(x_NI), torch.zeros_like(w_EIO)
-        grad_x_NI[_end(ctx.pieces) :] = 0.0
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (x_NI, w_EIO), (of_x, of_w, _) = ctx.saved_tensors, ctx.needs_input_grad
+        grad_x_NI, grad_w_EIO = torch.empty_like(x_NI) if of_x else None, torch.zeros_like(w_EIO) if of_w else None
+        if grad_x_NI is not None:
+            grad_x_NI[_end(ctx.pieces) :] = 0.0
         for expert, rows in ctx.pieces:
-            torch.mm(grad_NO[rows], w_EIO[expert].T, out=grad_x_NI[rows])
-            torch.addmm(grad_w_EIO[expert], x_NI[rows].T, grad_NO[rows], out=grad_w_EIO[expert])
+            if grad_x_NI is not None:
+                torch.mm(grad_NO[rows], w_EIO[expert].T, out=grad_x_NI[rows])
+            if grad_w_EIO is not None:
+                torch.addmm(grad_w_EIO[expert], x_NI[rows].T, grad_NO[rows], out=grad_w_EIO[expert])
         return grad_x_NI, grad_w_EIO, None

@@ -268,6 +268,6 @@ class _NarrowProduct(torch.autograd.Function):
         return x_TD @ w_DE
 
     @staticmethod
-    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor, Tensor]:
-        x_TD, w_DE = ctx.saved_tensors
-        return grad_TE @ w_DE.T, (grad_TE.T @ x_TD).T
+    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (x_TD, w_DE), (of_x, of_w) = ctx.saved_tensors, ctx.needs_input_grad
+        return grad_TE @ w_DE.T if of_x else None, (grad_TE.T @ x_TD).T if of_w else None

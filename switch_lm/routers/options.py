@@ -202,6 +202,12 @@ class WithoutWeights(RouterOptions):
     def num_params(self, d_model: int, num_experts: int) -> int:
         return 0
 
+    def problems(self, num_experts: int, balance: BalanceOptions, capacity_factor: float | None) -> Iterator[Problem]:
+        yield from super().problems(num_experts, balance, capacity_factor)
+        for name in ("jitter", "input_dropout"):
+            if getattr(self, name) not in (0.0, default := type(self).__dataclass_fields__[name].default):
+                yield name, f"router={self.name} looks at no input", f"router.{name}={default}"
+
 
 @family("router", "switch_lm.routers.hashing:HashRouter")
 @dataclass

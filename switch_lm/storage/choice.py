@@ -20,6 +20,7 @@ from switch_lm.storage.runs import damage, newest_whole, start_order, step_of
 
 HOW = ("trainer.device", "trainer.compile")  # how a run computes: may change on resume, which `prepare` reports
 GOAL, LEGS = "trainer.max_steps", "optim.legs"  # a run takes its legs from its folder
+OF_LEG = (GOAL, "trainer.val_every")  # may change where a leg begins
 SHOWN = 5  # keys of a message
 Differences = Mapping[str, str]  # by key, in words
 
@@ -52,8 +53,8 @@ def of_job(folder: Path, config: Config) -> RunFolder:
     run = _looked_at(folder)
     if run.began and not run.nothing_to_lose and (different := differences(folder, config)):
         raise ConfigError(
-            f"{folder} holds a run of another configuration ({_listed(different)}); give this sweep a name of its "
-            "own: name=NAME"
+            f"{folder} holds a run of another configuration ({_listed(different)}); a sweep's jobs are not trained "
+            "longer or otherwise: give this sweep a name of its own: name=NAME"
         )
     return _continued(run, sweep=folder.parent)
 
@@ -82,7 +83,8 @@ def _free(runs: Path, config: Config, called: str, why: str | None = None) -> Ru
         problem, fix = f"name={config.name}: {run.path} holds a run already", "choose another name"
         if (run.path / RESULT).is_file():
             look = command_line("switch_lm.generate", "--run", str(run.path))
-            raise ConfigError(f"{problem}, which is finished; {fix}, or look at it: {look}")
+            longer = f"train it longer with resume={config.name} trainer.max_steps=N"
+            raise ConfigError(f"{problem}, which is finished; {fix}, {longer}, or look at it: {look}")
         if not run.began:
             raise ConfigError(f"name={config.name}: {run.path} holds other files already; {fix}")
         if config.resume == "auto":
@@ -135,7 +137,7 @@ def _named(runs: Path, config: Config) -> RunFolder:
             f"resume={config.resume}: {path} is finished; to train it longer, repeat its command with "
             f"resume={config.resume} trainer.max_steps=N, N above its {goal}"
         )
-    different = {key: words for key, words in differences(path, config).items() if not (longer and key == GOAL)}
+    different = {key: words for key, words in differences(path, config).items() if not (longer and key in OF_LEG)}
     if different:
         raise ConfigError(
             f"resume={config.resume}: another configuration than that of the run: {_listed(different, most=None)}"

@@ -21,7 +21,7 @@ from switch_lm.config.arguments import as_typed, key_of
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.overrides import explain
 from switch_lm.config.reading import read
-from switch_lm.config.rules import budget_of_job, resolve, resolved
+from switch_lm.config.rules import not_in_sweep, resolve, resolved
 from switch_lm.config.schema import Config
 from switch_lm.storage.runs import RunError, find_run
 from switch_lm.text.splits import require_text
@@ -145,7 +145,7 @@ def require_valid(config: DictConfig, grid: Grid) -> dict[str, Config]:
             try:
                 one = _resolved(_with(base, values))
                 configs[as_key({name: given.value for name, given in (choice | values).items()})] = one
-                wrong |= dict.fromkeys(filter(None, [budget_of_job(one)]))
+                wrong |= dict.fromkeys(filter(None, [not_in_sweep(one)]))
             except ConfigError as error:
                 wrong |= dict.fromkeys(str(error).splitlines())
     if wrong:

@@ -6,9 +6,10 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from switch_lm.text.corpus import TINY_SHAKESPEARE, Corpus
+from switch_lm.text.corpus import TEXTS, TINY_SHAKESPEARE, Corpus
 from switch_lm.text.divisions import plays_named, plays_of
 from switch_lm.text.given import TextError, require_given
 from switch_lm.text.plays import ADDED, OF_TINY_SHAKESPEARE
@@ -72,7 +73,7 @@ def require_text(path: str | None, text: str, split: str, hold_out: str | None) 
     require_given(path, text)
     if split in ("standard", "tuning"):
         return
-    if path:
+    if path and Path(path).stat().st_size not in [known.num_bytes for known in TEXTS.values()]:
         raise _no_plays(split, path)
     if split in OF_ONE_PLAY and hold_out not in (names := [play.name for play in plays_named(text)]):
         raise TextError(f"data.hold_out={hold_out}: it must be a play of data.text={text}; one of {', '.join(names)}")

@@ -149,7 +149,13 @@ def require_memory(config: Config, device: str, vocab_size: int) -> None:
     model, on_gpu = config.model, device == "cuda"
     num_params, copies = model.num_params(vocab_size, config.router), 1 if on_gpu else config.trainer.processes
     tokens = copies * config.rows_per_process * model.context_length
-    needed = 4 * copies * num_params * (2 + config.optim.states_per_param + len(config.optim.averages))
+    trained = {  # of which there are gradients and states
+        "all": num_params,
+        "router": model.num_switch_layers * config.router.num_params(model.d_model, model.num_experts),
+        "experts": model.num_switch_layers * model.num_experts * 2 * model.d_model * model.d_ff,
+    }[config.train_only]
+    needed = 4 * copies * num_params * (1 + len(config.optim.averages))
+    needed += 4 * copies * trained * (1 + config.optim.states_per_param)
     needed += tokens * (8 * vocab_size + 2 * model.num_layers * (model.d_model + model.d_ff))
     there = torch.cuda.get_device_properties(device).total_memory if on_gpu else memory_bytes()
     if needed > there:

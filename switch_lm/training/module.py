@@ -1,9 +1,8 @@
 """The LightningModule: the only place where loss, log and optimizer meet."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import lightning
@@ -14,14 +13,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from switch_lm.config.plugins import load_plugins
 from switch_lm.config.schema import Config
-from switch_lm.measure.evaluation import EvaluationTally, evaluate
+from switch_lm.measure.evaluation import EvaluationTally
 from switch_lm.measure.tallies import DropTally, ValidationTally
 from switch_lm.model import devices
-from switch_lm.model.losses import language_loss, summed
-from switch_lm.model.transformer import SwitchLM, choosing_as_trained
+from switch_lm.model.losses import language_loss
+from switch_lm.model.transformer import SwitchLM
 from switch_lm.optim.base import build_optimizer
 from switch_lm.optim.schedule import learning_rate_factor
-from switch_lm.routers.losses import importance_loss, router_z_loss
 from switch_lm.routers.noise import seed_noise
 from switch_lm.routers.routing import Routing
 from switch_lm.storage.checkpoint import KEY, Header
@@ -29,12 +27,12 @@ from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.training.callbacks.base import MicroBatch, step_ends
 from switch_lm.training.data import Batch, derive_seed
 from switch_lm.training.log import Log
-from switch_lm.training.losses import Losses
+from switch_lm.training.losses import Losses, loads_of_step, losses_of
 from switch_lm.training.nonfinite import BadSteps, NonFiniteError, first_of, locate
 from switch_lm.training.parallel.group import ALONE, Group
 from switch_lm.training.saving import Saving
 from switch_lm.training.step_graph import CannotRecordError, StepGraph
-from switch_lm.training.validating import Validation
+from switch_lm.training.validating import Validation, evaluate_at_capacity
 
 
 class SwitchModule(lightning.LightningModule):
@@ -87,35 +85,8 @@ class SwitchModule(lightning.LightningModule):
         self.zero_grad()
 
     def losses(self, ids: Tensor, targets: Tensor, *, group: Group = ALONE) -> Losses:
-        """Those of a micro-batch. `group`: the processes that have its other rows.
-
-        The mean of their losses, and of their gradients, is that of one process with all rows: f is that of all rows,
-        and P, the mean over those of a process, enters a loss linearly.
-        """
-        output, config = self.model(ids), self.config
-        language = language_loss(output.logits, targets)
-        routings, sums = output.routings, group.sums_of(output.routings)
-        balanced_over = group if config.balance_over in ("global", "step") else ALONE
-        if self._step_load_LE is not None:
-            of_step = zip(routings, self._step_load_LE, strict=True)
-            routings = tuple(replace(one, balanced_E=load_E) for one, load_E in of_step)
-        elif config.balance_over == "sequence":
-            routings = tuple(replace(one, balanced_rows=len(ids)) for one in routings)
-        elif sums and balanced_over is group:
-            routings = tuple(replace(one, balanced_E=of.load_E) for one, of in zip(routings, sums, strict=True))
-        of_routers = self.model.aux_losses(routings)
-        router_z = summed(router_z_loss, routings) if config.z_loss > 0.0 else None
-        importance = None
-        if config.importance > 0.0:
-            importance = summed(partial(importance_loss, over_all=balanced_over.sum_with_gradient), routings)
-        total = language  # eq. 4
-        for name, loss in of_routers.items():
-            total = total + (config.balance_weight if name == "balance" else config.alpha) * loss
-        if router_z is not None:
-            total = total + config.z_loss * router_z
-        if importance is not None:
-            total = total + config.importance * importance
-        return Losses(total, language, of_routers, router_z, importance, output.routings, sums)
+        """Those of a micro-batch. `group`: the processes that have its other rows."""
+        return losses_of(self.model, self.config, ids, targets, group=group, of_step_LE=self._step_load_LE)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._seed_noise(batch_idx)
@@ -126,26 +97,18 @@ class SwitchModule(lightning.LightningModule):
         number = batch_idx % self.trainer.accumulate_grad_batches
         seed_noise(derive_seed(self.config.seed, self.global_step, number, self.global_rank), self.device)
 
-    def _loads_of_step(self) -> Tensor:
-        """How many choices of the step's micro-batches, of all processes, select each expert (L, E), int64.
-
-        From a pass without gradients and with the noise of the one that trains, so that the choices are the same.
-        """
+    def _micro_batches(self) -> Iterator[Batch]:
+        """Those of this process in the step, each when the noise is that of its own pass."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        loads = []
         for number, batch in enumerate(data.of_step(self.global_step)):
             self._seed_noise(number)
-            with torch.no_grad():
-                routings = self.model(batch.ids.to(self.device)).routings
-            loads.append(torch.stack([routing.load_E for routing in routings]))
-        torch.clear_autocast_cache()  # it has weights without gradient
-        self._seed_noise(0)
-        return self.group.sum_of(torch.stack(loads).sum(dim=0))
+            yield batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> MicroBatch:
         counts = self.config.balance_over == "step" and self.config.model.num_switch_layers > 0
         if counts and batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self._step_load_LE = self._loads_of_step()
+            self._step_load_LE = loads_of_step(self.model, self._micro_batches(), group=self.group)
+            self._seed_noise(0)
         done, step = self._replayed(batch, batch_idx) or self.forward_pass(batch), self.global_step + 1
         total = done["losses"]["train/total_loss"]
         if not self._reads(step):
@@ -293,28 +256,7 @@ class SwitchModule(lightning.LightningModule):
         if step >= self.config.trainer.max_steps:
             self.group.leave()
             if self.group.rank == 0:
-                self._evaluate_at_capacity()
-
-    def _evaluate_at_capacity(self) -> None:
-        """The whole validation split with the capacity and the rule of training, in batches of its size."""
-
-        def after_batch(done: int, of: int) -> None:
-            self.on_measured(done, of)
-            if done < of:
-                self.stop_if_asked()
-
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        with choosing_as_trained(self.model):
-            evaluate(
-                self.model,
-                data.validation_ids,
-                context_length=self.config.model.context_length,
-                batch_size=self.config.data.batch_size,
-                capacity_factor=self.config.model.capacity_factor,
-                precision=self.precision_name,
-                tally=self.at_capacity,
-                after_batch=after_batch,
-            )
+                evaluate_at_capacity(self, trainer.datamodule)  # type: ignore[attr-defined]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Of one batch in each process. Where none is left for a process, its own has no row."""

@@ -17,7 +17,7 @@ from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.process import environment, first_word
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.plugins import load_plugins
-from switch_lm.config.rules import budget_of_job, resolve
+from switch_lm.config.rules import not_in_sweep, resolve
 from switch_lm.config.schema import Config
 from switch_lm.optim.schedule import nothing_to_learn
 from switch_lm.storage import choice, run_folder
@@ -133,7 +133,7 @@ def _resolved(cfg: DictConfig | Config, folder: Path | None) -> Config:
     """The configuration, which was checked. `folder`: of a sweep's job."""
     load_plugins()  # a launcher's worker has not loaded them yet
     config = resolve(cfg)
-    if folder is not None and (problem := budget_of_job(config)) is not None:
+    if folder is not None and (problem := not_in_sweep(config)) is not None:
         raise ConfigError(problem)
     for name in config.logger.boards:
         board_class(name).require()

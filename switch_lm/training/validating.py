@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from switch_lm.measure.evaluation import evaluate
 from switch_lm.measure.tallies import ValidationTally
+from switch_lm.model.transformer import choosing_as_trained
 
 
 class Validation(ValidationTally):
@@ -21,3 +23,25 @@ class Validation(ValidationTally):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.step, self.num_rows, self.is_done = state["step"], state["num_rows"], state["is_done"]
+
+
+def evaluate_at_capacity(module: Any, data: Any) -> None:
+    """The whole validation split with the capacity and the rule of training, in batches of its size."""
+
+    def after_batch(done: int, of: int) -> None:
+        module.on_measured(done, of)
+        if done < of:
+            module.stop_if_asked()
+
+    config = module.config
+    with choosing_as_trained(module.model):
+        evaluate(
+            module.model,
+            data.validation_ids,
+            context_length=config.model.context_length,
+            batch_size=config.data.batch_size,
+            capacity_factor=config.model.capacity_factor,
+            precision=module.precision_name,
+            tally=module.at_capacity,
+            after_batch=after_batch,
+        )

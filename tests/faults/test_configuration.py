@@ -176,6 +176,7 @@ REFUSED_TOGETHER = [
     ("router=hash router.top_k=2", "router.top_k=2: router=hash sends a token to one expert; router=topk"),
     ("router=frozen router.top_k=2", "router.top_k=2: router=frozen sends a token to one expert"),
     ("router=hash balance=sign", "balance.name=sign: router=hash has no selection that a bias could move"),
+    ("router=hash router.jitter=0.1", "router.jitter=0.1: router=hash looks at no input; router.jitter=0.01"),
     ("router=uniform router.overflow=reroute", "router.overflow=reroute: router=uniform has no scores to order by"),
     (
         "router=expert_choice router.drop_order=random",

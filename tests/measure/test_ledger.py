@@ -131,8 +131,15 @@ def test_more_experts_cost_their_router_columns_and_their_empty_slots_alone() ->
 # Totals
 
 
-def test_a_run_is_its_steps_of_accumulated_micro_batches_and_their_updates() -> None:
-    config = Config(**parts_of(), data=DataConfig(batch_size=ROWS), trainer=TrainerConfig(max_steps=2, accumulate=3))
+@pytest.mark.parametrize("train_only", ["all", "router", "experts"])
+def test_a_run_is_its_steps_of_accumulated_micro_batches_and_their_updates(train_only: str) -> None:
+    shared = {"shared_expert": True, "num_layers": 3, "switch_layers": [1, 2]} if train_only != "all" else {}
+    config = Config(
+        **parts_of(**shared),
+        train_only=train_only,
+        data=DataConfig(batch_size=ROWS),
+        trainer=TrainerConfig(max_steps=2, accumulate=3),
+    )
     module = module_of(config)
     optimizer = build_optimizer(module.model, config.optim, precision="fp32")
     counted = {"training": 0, "optimizer": 0}

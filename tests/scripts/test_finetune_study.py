@@ -57,8 +57,8 @@ def test_the_page_gives_paired_corrected_verdicts(tmp_path: Path, monkeypatch: p
     rows = {row.split(" | ")[0].strip("| "): row for row in page.splitlines() if " less " in row}
     verdicts = {name: row.rstrip(" |").rpartition("| ")[2] for name, row in rows.items()}
     for model in ("dense", "switch"):
-        assert verdicts[f"{model}, fine-tuned less {model}, from scratch"] == "lower"  # 0.2, though seeds differ by 0.4
-    assert verdicts["dense, fine-tuned, more dropout less dense, fine-tuned"] == "not resolved"
-    assert verdicts["switch, fine-tuned, more dropout less switch, fine-tuned"] == "lower"
-    assert verdicts["switch, from scratch less dense, from scratch"] == "not resolved"
+        assert verdicts[f"{model} fine-tuned less {model} from scratch"] == "lower"  # 0.2, though seeds differ by 0.4
+    assert verdicts["dense fine-tuned with more dropout less dense fine-tuned"] == "not resolved"
+    assert verdicts["switch fine-tuned with more dropout less switch fine-tuned"] == "lower"
+    assert verdicts["switch from scratch less dense from scratch"] == "not resolved"
     assert len(verdicts) == 7 and "none is missing" in page and page.count("| 5 |") == 6

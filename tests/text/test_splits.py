@@ -151,6 +151,11 @@ def test_what_a_text_cannot_give_is_refused(wanted: Any, says: str, tmp_path: Pa
         require_text(path and str(tmp_path / "text.txt"), *others)
 
 
+def test_a_copy_of_a_text_of_plays_may_be_split_by_them(tmp_path: Path) -> None:
+    (tmp_path / "copy.txt").write_bytes(bytes(TINY_SHAKESPEARE.num_bytes))  # whether it is one is seen when it is read
+    require_text(str(tmp_path / "copy.txt"), "tiny_shakespeare", "scattered", None)
+
+
 def test_a_text_of_unknown_plays_cannot_be_split_by_them() -> None:
     with pytest.raises(TextError, match="not a text; leave out"):
         Split.of(of("ab" * 50), split="scattered")

@@ -152,13 +152,16 @@ def test_without_a_board_a_run_writes_metrics_jsonl_alone(tmp_path: Path) -> Non
     assert list(logged(folder_of(config))["val/loss"]) == [1, 2]
 
 
-def test_a_board_gets_texts_and_the_runs_row_once_and_metrics_jsonl_numbers_alone(config: Config) -> None:
+def test_a_board_gets_texts_and_the_runs_row_once_a_leg_and_metrics_jsonl_numbers_alone(config: Config) -> None:
     train(config)
     shown = kept(folder_of(config))
     assert list(shown["sample"]) == [5, 10, 12] and list(shown["summary/configuration"]) == [0]
     values, metrics = shown["hparams"][0]
     assert values["seed"] == 0 and set(metrics.values()) <= logged(folder_of(config)).keys()
     assert {tag for tag in logged(folder_of(config)) if tag in shown} == set()
+    train(replace(config, resume="run", trainer=replace(config.trainer, max_steps=14)))
+    texts = kept(folder_of(config))["summary/configuration"]
+    assert list(texts) == [0, 12] and "max_steps: 14" in texts[12]
 
 
 def test_a_run_may_be_resumed_with_other_boards(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

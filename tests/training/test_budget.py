@@ -163,10 +163,13 @@ def test_a_budget_with_a_sweep_or_resume_is_refused_at_once(arguments: list[str]
     assert "trainer.budget=5m: cannot be used" in done.stderr and "switch_lm.train --plan" in done.stderr
 
 
-def test_a_job_cannot_have_a_budget(config: Config, tmp_path: Path) -> None:
-    config.trainer.budget = "5m"
-    with pytest.raises(ConfigError, match=r"trainer\.budget=5m: cannot be used in a sweep"):
-        train(config, folder=tmp_path / "sweep" / "job")
+def test_a_job_can_have_neither_a_budget_nor_a_resume(config: Config, tmp_path: Path) -> None:
+    for key, one in (
+        (r"trainer\.budget=5m", replace(config, trainer=replace(config.trainer, budget="5m"))),
+        ("resume=run", replace(config, resume="run")),
+    ):
+        with pytest.raises(ConfigError, match=f"{key}: cannot be used in a sweep"):
+            train(one, folder=tmp_path / "sweep" / "job")
     assert not (tmp_path / "sweep").exists()
 
 

@@ -113,7 +113,7 @@ def test_a_finished_run_is_trained_longer_in_a_leg_that_resumes_with_the_same_bi
     with pytest.raises(ConfigError, match=r"is finished; .* trainer.max_steps=N, N above its 12$"):
         train(replace(config, resume="run"))
     shutil.copytree(run, run.with_name("whole"))
-    longer = replace(config, resume="run", trainer=replace(config.trainer, max_steps=24))
+    longer = replace(config, resume="run", trainer=replace(config.trainer, max_steps=24, val_every=8))
     whole = replace(longer, name="whole", resume="whole")
     want = train(whole)
     train_steps(longer, 18)
@@ -128,7 +128,7 @@ def test_a_finished_run_is_trained_longer_in_a_leg_that_resumes_with_the_same_bi
     spans = [(leg["first_step"], leg["last_step"], leg["schedule"].partition(":")[0]) for leg in got["legs"]]
     assert spans == [(1, 12, "from 0 to lr in 3 steps, then linear to 0.5 x lr at step 12"), (13, 24, "rewarm")]
     points = logged(run)
-    assert list(points["val/loss"]) == [5, 10, 12, 15, 20, 24] and points["val/loss"][24] == got["val_loss"]
+    assert list(points["val/loss"]) == [5, 10, 12, 16, 24] and points["val/loss"][24] == got["val_loss"]
     assert points["val/loss"][12] == first["val_loss"] and list(points["train/loss"]) == list(range(1, 25))
     assert got["val_loss_averaged"] != first["val_loss_averaged"]
     rates = {step: rate / config.optim.lr for step, rate in points["optim/lr_0"].items()}
@@ -177,7 +177,7 @@ def test_a_run_that_began_on_a_gpu_continues_on_the_cpu_with_one_line(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(SwitchModule, "_evaluate_at_capacity", Mock(side_effect=PlugPulled))
+        patch.setattr("switch_lm.training.module.evaluate_at_capacity", Mock(side_effect=PlugPulled))
         patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
         with pytest.raises(PlugPulled):
             train(config)

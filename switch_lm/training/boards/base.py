@@ -63,7 +63,8 @@ class Board:
     def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, str]) -> None:
         """The run's row in a table of runs: what is configured, and what is measured, by column.
 
-        Called once, when the run starts. A measured value is the last one of the scalar with this tag.
+        Called when the run starts, and when a later leg of it does. A measured value is the last one of the scalar with
+        this tag.
         """
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What boards show once per run: the configuration, a row of hyperparameters, and samples of text."""
+"""What boards show once per leg of a run: the configuration, a row of hyperparameters, and samples of text."""
 
 from dataclasses import asdict
 from typing import Any
@@ -7,6 +7,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
+from switch_lm.config.legs import read_legs
 from switch_lm.config.reading import literals
 from switch_lm.config.rules import flatten, show
 from switch_lm.config.schema import Config
@@ -39,10 +40,12 @@ class Dashboard(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         config, log = pl_module.config, pl_module.run_log
-        if trainer.global_step > 0:
+        begins = max([0, *(leg.after for leg in read_legs(config.optim.legs))])
+        if trainer.global_step > begins:
             return
-        log.text("summary/configuration", _verbatim(OmegaConf.to_yaml(OmegaConf.create(literals(asdict(config))))), 0)
-        log.text("summary/computation", ledger_table(config, len(pl_module.vocabulary)), 0)
+        text = OmegaConf.to_yaml(OmegaConf.create(literals(asdict(config))))
+        log.text("summary/configuration", _verbatim(text), begins)
+        log.text("summary/computation", ledger_table(config, len(pl_module.vocabulary)), begins)
         log.hparams(hparams(config), METRICS)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
