@@ -27,6 +27,7 @@ from switch_lm.storage.checkpoint import Header, find_checkpoint, read_model
 from switch_lm.storage.runs import RunError, find_run, run_of
 from switch_lm.text.vocabulary import Vocabulary
 from switch_lm.training.boards.base import Board
+from switch_lm.training.process_state import restored
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
@@ -140,7 +141,7 @@ def load(name: str | Path) -> Run:
     """A trained run by its name, `SWEEP/JOB`, the folder of a run or of an export, or a checkpoint file.
 
     CheckpointError says which file cannot be read, and why; RunError, which runs there are; PluginError, which plugin
-    its router needs.
+    its router needs. Random numbers go on as if nothing had been loaded.
     """
     try:
         path = find_run(str(name))
@@ -148,7 +149,8 @@ def load(name: str | Path) -> Run:
         if not (path := Path(name).expanduser()).exists():
             raise
     path = find_checkpoint(path)
-    model, header = read_model(path)
+    with restored():  # a model is drawn before its weights are read
+        model, header = read_model(path)
     return Run(path, model, Vocabulary(header.vocabulary, header.start), header)
 
 
@@ -159,8 +161,6 @@ def fit(overrides: Sequence[str] = ()) -> Run:
     line that is written over. ConfigError, TextError and TrainingError say what is wrong; Stopped, which is no
     Exception, that it was interrupted, and what is saved.
     """
-    from switch_lm.training.process_state import restored
-
     with restored():  # around the imports, too: Lightning sets logs and warnings
         warnings.filterwarnings("ignore", "IProgress not found")  # of a bar of others, which is not used
         from switch_lm.config.overrides import composed
@@ -171,4 +171,4 @@ def fit(overrides: Sequence[str] = ()) -> Run:
         run = choose(config)
         named = config.resume not in (None, "auto")
         train(config if named else replace(config, name=run.path.name))
-        return load(run.path)  # which draws weights, too, before it reads them
+        return load(run.path)

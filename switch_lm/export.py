@@ -19,7 +19,7 @@ from switch_lm.commandline.command import (
     writing,
 )
 from switch_lm.config.keys import ConfigError
-from switch_lm.storage.runs import RunError, run_of
+from switch_lm.storage.runs import RunError
 
 FORMATS = ("safetensors", "transformers")
 
@@ -58,7 +58,7 @@ def _export(options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     if for_transformers and (problem := refusal(header, model)) is not None:
         raise UsageError(problem)
-    files = files_of(model, header, run_of(path), for_transformers=for_transformers)
+    files = files_of(model, header, path, average=options.average, for_transformers=for_transformers)
     beside = folder.with_name(f".{folder.name}.part")  # what a killed export may leave, the next one removes
     with writing(folder, num_bytes=sum(map(len, files.values())), option="--to DIR"):
         shutil.rmtree(beside, ignore_errors=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
 from switch_lm.commandline.command import (
-    CommandError,
+    UsageError,
     as_path,
     compute_on,
     finish,
@@ -50,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--data", type=as_path, metavar="FILE", help="the text file, if it has moved")
     where = f"where to write (default: {FOLDER}/ in the first run's folder)"
     options.add_argument("--out", type=as_path, metavar="FOLDER", help=where)
+    words = "also remove experts, by load, by gate x output norm, at random: the loss against the experts kept"
+    options.add_argument("--prune", action="store_true", help=words)
     words = "write only this table: expert, gate, kept (with training's capacity) per character of the split and layer"
     options.add_argument("--routes", type=as_path, metavar="FILE", help=f"{words}; FILE.csv or FILE.parquet")
     return options
@@ -67,16 +69,20 @@ def _inspect(options: argparse.Namespace, command: str) -> int:
     device = compute_on(options, threads=1, in_float64=True)
     if options.routes is not None and options.routes.suffix == ".parquet":
         require_extra("pyarrow", what=f"--routes {options.routes}", otherwise="give a file that ends in .csv")
+    from switch_lm.probe.pruning import unprunable
+
     names = [options.run] if options.compare is None else [options.run, options.compare]
     opened = [open_model(name, options.outputs, options.average) for name in names]
     for checkpoint, model, _ in opened:
         if not model.config.num_switch_layers:
-            raise CommandError(f"{checkpoint} is a dense model: there is no router or expert to inspect")
+            raise UsageError(f"{checkpoint} is a dense model: there is no router or expert to inspect")
+        if options.prune and (problem := unprunable(model)) is not None:
+            raise UsageError(f"--prune: {checkpoint} has router={model.router_options.name}: {problem}")
     if options.routes is not None:
         return _write_routes(opened[0], options, device)
     folder = options.out or run_of(opened[0][0]) / FOLDER
     require_writable(folder / PAGE, option="--out FOLDER")
-    inspections = _inspections(opened, options.data, device)
+    inspections = _inspections(opened, options.data, device, prune=options.prune)
     from switch_lm.inspection.contents import in_words
     from switch_lm.inspection.write import make, write  # with the pictures comes matplotlib
 
@@ -107,7 +113,9 @@ def _write_routes(opened: tuple[Path, SwitchLM, Header], options: argparse.Names
     return 0
 
 
-def _inspections(opened: Sequence[tuple[Path, SwitchLM, Header]], data: Path | None, device: str) -> list[Inspection]:
+def _inspections(
+    opened: Sequence[tuple[Path, SwitchLM, Header]], data: Path | None, device: str, *, prune: bool
+) -> list[Inspection]:
     from switch_lm.inspection.study import STAGES, Inspection, inspect
     from switch_lm.probe.progress import progress
     from switch_lm.text.divisions import divide, plays_of
@@ -117,12 +125,12 @@ def _inspections(opened: Sequence[tuple[Path, SwitchLM, Header]], data: Path | N
     if len(set(names)) < len(names):  # two checkpoints of one run
         names = [f"{name}/{checkpoint.stem}" for name, (checkpoint, _, _) in zip(names, opened, strict=True)]
     inspections = list[Inspection]()
-    with progress(STAGES * len(opened)) as say:
+    with progress((STAGES + prune) * len(opened)) as say:
         for name, (checkpoint, model, header) in zip(names, opened, strict=True):
             corpus, split = text_of(header, data)
             ids, by = split.validation_ids(corpus).to(device), ("play", "speaker") if plays_of(corpus) else ()
             parts = {x: divide(corpus, split.validation, by=x) for x in by}
-            sizes: dict[str, Any] = {"context_length": shortest, "divisions": parts, "say": say}
+            sizes: dict[str, Any] = {"context_length": shortest, "divisions": parts, "prune": prune, "say": say}
             result = inspect(name, checkpoint, model.to(device), header, ids, **sizes)
             inspections.append(replace(result, letter=f"{'AB'[len(inspections)]}: ") if len(opened) > 1 else result)
     return inspections

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -168,6 +169,14 @@ def test_a_routing_has_its_public_fields_in_their_shapes(top_k: int) -> None:
     assert [tuple(getattr(routing, name).shape) for name in names] == [(4,), (10, 4), choices, choices, choices]
     f_E, p_E = routing.load_E / (10 * top_k), routing.probs_TE.mean(dim=0)
     torch.testing.assert_close(load_balancing_loss(routing), 4 * (f_E * p_E).sum())
+
+
+def test_load_leaves_random_numbers_as_they_are(make_run: MakeRun) -> None:
+    make_run("tiny")
+    before = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
+    load("tiny")
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), repr(np.random.get_state())) == before[1:]
 
 
 def test_load_refuses_what_is_no_run(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from switch_lm.routers.options import CutoffOptions
 from switch_lm.storage.checkpoint import EXPORT_FORMAT, MODEL_PREFIX, Header
 from switch_lm.storage.files import as_json
 from switch_lm.storage.run_folder import RESULT
-from switch_lm.storage.runs import EXPORT_CONFIG, VOCABULARY, WEIGHTS
+from switch_lm.storage.runs import BEST, EXPORT_CONFIG, LAST, VOCABULARY, WEIGHTS, run_of
 
 MODELING, TOKENIZATION = "modeling_switch_lm", "tokenization_switch_lm"
 
@@ -47,15 +47,17 @@ def refusal(header: Header, model: SwitchLM) -> str | None:
     return None
 
 
-def files_of(model: SwitchLM, header: Header, run: Path, *, for_transformers: bool) -> dict[str, bytes]:
-    """The content of each file. Weights have the names that they have in a checkpoint."""
+def files_of(
+    model: SwitchLM, header: Header, path: Path, *, average: str | None, for_transformers: bool
+) -> dict[str, bytes]:
+    """The content of each file, from the checkpoint `path`. Weights have the names that they have there."""
     stored = {key: value for key, value in asdict(header).items() if key not in ("vocabulary", "start")}
     config: dict[str, Any] = {"format": EXPORT_FORMAT, "switch_lm": stored}
     vocabulary = {"characters": header.vocabulary, "start": header.start}
     weights = {f"{MODEL_PREFIX}{name}": x.clone().contiguous() for name, x in model.state_dict().items()}
     texts = {
         VOCABULARY: json.dumps(vocabulary),
-        "README.md": card(model, header, run, for_transformers=for_transformers),
+        "README.md": card(model, header, path, average=average, for_transformers=for_transformers),
     }
     if for_transformers:
         classes = {"AutoConfig": "SwitchLMConfig", "AutoModelForCausalLM": "SwitchLMForCausalLM"}
@@ -79,18 +81,24 @@ def files_of(model: SwitchLM, header: Header, run: Path, *, for_transformers: bo
     return {WEIGHTS: save(weights, {"format": "pt"})} | {name: text.encode() for name, text in texts.items()}
 
 
-def card(model: SwitchLM, header: Header, run: Path, *, for_transformers: bool) -> str:
+def card(model: SwitchLM, header: Header, path: Path, *, average: str | None, for_transformers: bool) -> str:
     """README.md: the text, figures, the certificate, and how to load it."""
-    result, check = (json.loads(f.read_bytes()) if (f := run / n).is_file() else None for n in (RESULT, "check.json"))
+    run = run_of(path)
+    result, check = (json.loads(f.read_bytes()) if (f := run / n).is_file() else {} for n in (RESULT, "check.json"))
     config, data = model.config, header.config["data"]
-    verdicts = Counter(finding["verdict"] for finding in check.get("findings", ())) if check else {}
-    loss = f"{result['val_loss']:.4f} nats per character" if result else "the run is not finished"
+    verdicts = Counter(finding["verdict"] for finding in check.get("findings", ()))
+    losses = {BEST: result.get("best_val_loss"), LAST: result.get("val_loss")}
+    value = result.get("val_loss_averaged", {}).get(average) if average else losses.get(path.name)
+    loss = f"{value:.4f} nats per character, nothing dropped" if value else "python -m switch_lm.evaluate measures it"
     found = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items())
     experts = f"{config.num_experts} in each of {config.num_switch_layers} of {config.num_layers} layers"
-    router = f"{model.router_options.name}, trained with capacity factor {config.capacity_factor}"
+    factor = config.capacity_factor
+    router = (
+        f"{model.router_options.name}, trained {f'with capacity factor {factor}' if factor else 'without a capacity'}"
+    )
     rows = {
         "text": f"{'a file' if data.get('path') else data.get('text')}, sha256 {header.corpus_sha256}",
-        "validation loss": f"{loss}, nothing dropped",
+        "validation loss": loss,
         "parameters": f"{sum(weight.numel() for weight in model.parameters()):,}",
         "experts": experts if model.switch_layers else "none: a dense model",
         "router": router if model.switch_layers else "none",

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 
-from switch_lm.inspection import pictures, tables
+from switch_lm.inspection import pictures, pruned, tables
 from switch_lm.inspection.ablation import WINDOWS, costs
 from switch_lm.inspection.cards import ExpertCard
 from switch_lm.inspection.matching import Pair, matched
@@ -33,6 +33,7 @@ def build(inspections: Sequence[Inspection], *, command: str) -> Document:
         "Who is dropped?": [*tables.drops(inspections), *pictures.dropped_pictures(inspections)],
         "Was the router right?": [tables.router(inspections), pictures.router_picture(inspections)],
         "Are the experts different?": [tables.experts(inspections), *pictures.expert_maps(inspections)],
+        "Can experts be removed?": pruned.parts(inspections),
         "When did they specialise?": [*tables.history(inspections), *pictures.history_pictures(inspections)],
         "What to do next": _next(inspections),
         "How it was measured": _how(inspections, command),

@@ -15,6 +15,7 @@ from switch_lm.inspection.experts_per_token import Group, experts_per_token
 from switch_lm.inspection.history import History, history
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.probe.progress import Say, silent
+from switch_lm.probe.pruning import Pruned, pruning
 from switch_lm.probe.reading import Probe, Reading, assignments, read, read_text
 from switch_lm.storage.checkpoint import Header
 from switch_lm.storage.runs import CHECKPOINTS
@@ -22,7 +23,7 @@ from switch_lm.text.classes import labels, marks
 from switch_lm.text.divisions import Division
 from switch_lm.text.vocabulary import Vocabulary
 
-STAGES = 6
+STAGES = 6  # and one more to prune
 MOST_COLOURED = 200_000  # characters: each layer takes six or seven bytes of the page for each
 
 
@@ -43,6 +44,7 @@ class Inspection:
     counterfactual: Counterfactual
     ablation: Ablation
     history: History | None  # None: a checkpoint outside of a run's folder
+    pruned: Sequence[Pruned]  # empty: not asked for
     letter: str = ""  # "A: " or "B: ", which begins the names of one of two models
 
     @property
@@ -65,11 +67,13 @@ def inspect(
     *,
     context_length: int,
     divisions: Mapping[str, Division] | None = None,
+    prune: bool = False,
     say: Say = silent,
 ) -> Inspection:
     """`context_length`: the model's, or that of the shortest of several. Begins STAGES stages of `say`.
 
-    `divisions`: of the split by "play" and "speaker", where they are known. A ValueError for a dense model.
+    `divisions`: of the split by "play" and "speaker", where they are known. ValueError for a dense model.
+    `prune`: also `pruning`, whose conditions the model must meet.
     """
     vocabulary = Vocabulary(header.vocabulary)
     probe = Probe.of(validation_ids, context_length=context_length)
@@ -97,5 +101,8 @@ def inspect(
     say("history", stage=True)
     of_run = checkpoint.parent.name == CHECKPOINTS
     over_time = history(checkpoint.parent.parent, probe, say=say) if of_run else None
-    results = of_experts, explained, per_token, dropped, judged, changed, over_time
+    if prune:
+        say("pruning", stage=True)
+    pruned = pruning(model, probe, say=say) if prune else ()
+    results = of_experts, explained, per_token, dropped, judged, changed, over_time, pruned
     return Inspection(name, checkpoint, vocabulary, probe, text, assigned, *results)

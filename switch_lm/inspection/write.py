@@ -75,6 +75,12 @@ def _rows(one: Inspection) -> dict[str, list[Row]]:
         result["experts_per_token"] = _per_token(one.per_token, one.blocks)
     if one.drops is not None:
         result["drops"] = _drops(one.drops, one.blocks, characters)
+    result["pruning"] = [
+        {"removed": x.rule, "kept": x.kept, "loss": x.loss + x.cost.mean}
+        | _estimate("above_whole", x.cost, len(one.pruned))
+        | {"lowest_draw": min(x.draws), "highest_draw": max(x.draws)}
+        for x in one.pruned
+    ]
     if one.history is not None:
         result["history"] = _history(one.history, one.blocks)
     return result

@@ -22,6 +22,7 @@ from other_routers import ChosenOptions
 from switch_lm.inspect import main
 from switch_lm.inspection import study
 from switch_lm.pages.characters import visible
+from switch_lm.probe.pruning import RULES
 from switch_lm.probe.reading import Probe, read
 from switch_lm.storage import checkpoint
 from switch_lm.text.vocabulary import Vocabulary
@@ -37,6 +38,7 @@ SECTIONS = (
     "Who is dropped?",
     "Was the router right?",
     "Are the experts different?",
+    "Can experts be removed?",
     "When did they specialise?",
     "What to do next",
     "How it was measured",
@@ -69,7 +71,7 @@ def test_a_run_gives_a_page_pictures_tables_and_findings_removes_old_pictures_an
     damaged.write_bytes(b"not a checkpoint")
     (folder / "inspect" / "pictures").mkdir(parents=True)
     (folder / "inspect" / "pictures" / "router_1.png").touch()  # of an inspection of two runs
-    assert main(["--run", "tiny"]) == 0
+    assert main(["--run", "tiny", "--prune"]) == 0
     result, page = capsys.readouterr(), (folder / "inspect" / "inspect.html").read_text()
     assert all(f">{section}</h2>" in page for section in SECTIONS)
     cards = re.findall(r"^layer 0(\d), expert (\d): .+, [\d.]+ % of the text$", result.out, re.MULTILINE)
@@ -90,7 +92,11 @@ def test_a_run_gives_a_page_pictures_tables_and_findings_removes_old_pictures_an
     assert {"atlas_0_00.png", "atlas_0_01.png", "router_0.png", "similarity_0.png", "changes_0.png"} <= pictures
     assert {"dropped_by_position_0.png", "dropped_by_character_0.png"} <= pictures and "router_1.png" not in pictures
     tables = {path.stem: rows(path) for path in (folder / "inspect" / "tables").iterdir()}
-    assert set(tables) == {"atlas", "explained", "assignments", "drops", "router", "experts", "history"}
+    assert set(tables) == {"atlas", "explained", "assignments", "drops", "router", "experts", "pruning", "history"}
+    pruned = tables["pruning"]
+    assert [(row["removed"], row["kept"]) for row in pruned] == [(rule, kept) for rule in RULES for kept in "321"]
+    assert all(float(row["lowest_draw"]) < float(row["highest_draw"]) for row in pruned[6:])
+    assert "as above, corrected for 9 comparisons." in page and "pruned_0.png" in pictures
     assert {row["run"] for row in tables["atlas"]} == {"tiny"}
     read = [int(row["count"]) for row in tables["atlas"] if row["layer"] == "0"]
     assert sum(read) == 16 * 16  # a tenth of 2,640 characters
@@ -216,12 +222,12 @@ def test_of_two_runs_with_different_blocks_each_cell_stands_under_its_block(make
 def test_what_cannot_be_inspected_is_refused_in_one_line(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     make_run("dense", model=tiny_model(switch_every=0))
     make_run("tiny")
-    for arguments, message in (
-        (["--run", "dense"], "is a dense model: there is no router or expert to inspect"),
-        (["--run", "tiny", "--compare", "dense"], "is a dense model"),
-        (["--run", "nobody"], "'nobody' is not a run"),
+    for arguments, code, message in (
+        (["--run", "dense"], 2, "is a dense model: there is no router or expert to inspect"),
+        (["--run", "tiny", "--compare", "dense"], 2, "is a dense model"),
+        (["--run", "nobody"], 1, "'nobody' is not a run"),
     ):
-        assert main(arguments) == 1
+        assert main(arguments) == code
         err = capsys.readouterr().err.splitlines()
         assert message in err[-1] and len([line for line in err if not line.startswith("model: ")]) == 1
     assert not list(Path("outputs").glob("**/inspect.html"))

@@ -131,7 +131,7 @@ def test_what_cannot_be_exported_ends_with_2_and_one_line_that_names_the_fix(
 def test_an_export_of_any_router_is_read_back_and_names_what_it_holds(make_run: MakeRun) -> None:
     model = tiny_model(router=ExpertChoiceOptions(), eval_capacity_factor=1.5, tie_embeddings=True)
     folder = make_run("tiny", model=model)
-    (folder / "result.json").write_text('{"val_loss": 1.25}')
+    (folder / "result.json").write_text('{"val_loss": 1.5, "best_val_loss": 1.25}')
     (folder / "check.json").write_text('{"findings": [{"verdict": "PASS"}, {"verdict": "PASS"}, {"verdict": "LEAKS"}]}')
     assert main(["--to", "a/given"]) == 0
     assert sorted(file.name for file in Path("a/given").iterdir()) == [
