@@ -26,6 +26,8 @@ from switch_lm.commandline.command import (
     write_json,
 )
 from switch_lm.config.reading import is_null
+from switch_lm.storage.files import read_json
+from switch_lm.storage.run_folder import RESULT
 from switch_lm.storage.runs import run_of
 
 NANOGPT_DRAWS = 10
@@ -132,6 +134,8 @@ def _measure(options: argparse.Namespace) -> int:
             table, content["in_words"] = measuring.beside_dropless(results, tallies, model, **by_batch)
             write_json(content, file, quiet=True)
             print("\n".join([*table, *filter(None, [content["in_words"]])]), flush=True)
+            if share := (read_json(run_of(path) / RESULT) or {}).get("dropped_whole_run"):
+                print(f"Training itself dropped {100 * share:.2g} % of choices, over all its steps.", flush=True)
     if not options.no_baselines:
         from switch_lm.training.baselines import comparison
 
@@ -157,7 +161,10 @@ def _baselines(content: dict[str, Any], model: dict[str, Any]) -> str:
         rows[f"model, factor {named(model['capacity_factor'])}"] = model
         columns = [f"{'':>18}{'loss':>10}{'perplexity':>13}{'bits/char':>12}{'top 1':>9}{'top 5':>9}"]
         columns += [f"{name:>18}{losses(one)}{one['top_1']:>9.2%}{one['top_5']:>9.2%}" for name, one in rows.items()]
-        lines[:1] = columns
+        name, best = min(list(rows.items())[:-1], key=lambda row: row[1]["loss"])
+        more = model["loss"] - best["loss"]
+        verb = "beats" if more < 0.0 else "loses to"
+        lines[:1] = [*columns, "", f"The model {verb} the best that counts alone, {name}, by {abs(more):.4f} nats."]
     return "\n".join(["", *lines])
 
 

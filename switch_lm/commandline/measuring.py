@@ -136,7 +136,9 @@ def beside_dropless(
             lines.append(f"{_marked(one, model)}{figures:>20}{shares}")
     units = f"{differences[0].count} {unit}{'es' if together else 's'}"
     over = f"± half of the 95 % interval over {units} of this text, not over seeds"
-    lines += ["", "By layer: the share of choices that is dropped.", f"Differences in nats per character: {over}."]
+    lines += ["", "By layer: the share of choices that is dropped. A batch holds neighbouring windows, whose loads are"]
+    lines += ["less even than those of training's random windows. Factors are applied to the model as it is: one that"]
+    lines += [f"was trained with a factor is used to it. Differences in nats per character: {over}."]
     trained = math.inf if model.config.capacity_factor is None else model.config.capacity_factor
     lower = {n: factor for n, one in enumerate(results) if (factor := one["capacity_factor"]) and factor < trained}
     sentences = []

@@ -4,7 +4,7 @@ A family of this package is declared with its options, and its code is imported 
 declared by its class (see `config.plugins`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar
@@ -51,6 +51,13 @@ def register(group: str, name: str, *, options: type, code: type) -> None:
     if known is not None and not _same(known.code, code):
         raise ValueError(f"{group}={name}: there is one of this name already; give {code.__qualname__} another name")
     FAMILIES[group].setdefault(name, Family(options, code))
+
+
+def has_balance_loss(config: Mapping[str, Any]) -> bool:
+    """Whether `alpha` weights anything in a flat configuration; of an unknown router its balance alone says so."""
+    router = FAMILIES["router"].get(str(config.get("router.name")))
+    has_loss = router is None or bool(getattr(router.options, "has_balance_loss", True))
+    return has_loss and config.get("balance.name", "loss") == "loss"
 
 
 def require_keys(options: type) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import entry_points
@@ -46,6 +46,11 @@ def command_line(*words: str) -> str:
     """What to type into a shell here for `python -m WORDS`: one line, this Python, these plugins."""
     plugins = [f"{VARIABLE}={shlex.quote(names)}"] if (names := os.environ.get(VARIABLE)) else []
     return " ".join([*plugins, *map(shlex.quote, [interpreter(), "-m", *words])])
+
+
+def without_keys(words: Sequence[str], keys: Collection[str]) -> list[str]:
+    """The words of a command line that set none of these keys."""
+    return [word for word in words if word.partition("=")[0].lstrip("+~") not in keys]
 
 
 def load_plugins() -> tuple[str, ...]:

@@ -62,16 +62,18 @@ def _summary(one: Inspection) -> str:
         return f"`{one.name}` has a single expert: there is nothing to judge."
     layers = len(one.blocks)
     known = [x.beyond.mean for x, *_ in one.atlas.explained if x.beyond_chance(one.atlas.comparisons)]
-    share = f" and accounts for {_range(known, '.0%')} of it" if known else ""
+    predicts = f"predicts {_range(known, '.0%')} of" if known else "predicts"
     gains = [judged.chosen_gains_on_random for judged in one.counterfactual.held]
     better = [gain.mean for gain in gains if gain.mean > 0 and gain.resolved(one.counterfactual.comparisons)]
     by = f", by {_range(better, '.2f')} nats" if better else ""
     worth = sum(costs(layer.averaged, one.ablation.comparisons) for layer in one.ablation.layers)
-    dropped = f"{_range(one.drops.share_L, '.1%')} of a layer's tokens are" if one.drops else "nothing is"
+    shares = [one.drops.mean(layer).mean for layer in range(layers)] if one.drops else []
+    dropped = f"{_range(shares, '.1%')} of a layer's tokens are" if shares else "nothing is"
+    of = [f"{'all' if n == layers > 1 else f'{n} of'} {layers} layers" for n in (len(better), worth, len(known))]
     return (
-        f"In `{one.name}` the router beats a random one in {len(better)} of {layers} layers{by}; {dropped} dropped; "
-        f"the experts are worth more than their mean in {worth} of {layers}; and the character itself explains the "
-        f"choice of expert beyond chance in {len(known)} of {layers}{share}."
+        f"The loss of `{one.name}` is {one.ablation.loss:.3f} nats on {WINDOWS} windows. Its routing beats random "
+        f"routing in {of[0]}{by}; replacing a layer's experts by their average raises the loss in {of[1]}; the current "
+        f"character alone {predicts} the choice of expert in {of[2]}, beyond chance; {dropped} dropped."
     )
 
 
@@ -94,7 +96,7 @@ def _who_gets_what(inspections: Sequence[Inspection]) -> Table:
     for one in inspections:
         for block, cards in zip(one.blocks, one.cards.layers, strict=True):
             layers[f"{one.letter}{layer_name(block)}"] = cards
-    for name in WRITTEN:
+    for name in sorted(WRITTEN, key=lambda name: name != "before a capital"):
         experts = [
             sorted((-x.taken, card.expert) for card in cards for x in card.named(comparisons) if x.name == name)
             for cards in layers.values()
@@ -117,7 +119,8 @@ def _cards(inspections: Sequence[Inspection], matches: Mapping[int, list[Pair]])
         f"A class is named if it is more than {TIMES:g} times as common among the expert's characters as in the text, "
         f"by the lower end of an interval corrected for all {comparisons:,} comparisons of this page. In "
         "brackets: the share of the text, which an expert chosen at random has. Load: its share of the text. Dropped: "
-        "the share of its characters that the capacity of training would drop here. Without it: what the loss rises by."
+        "the share of its characters that training's capacity would drop here. Without it: the increase in loss when "
+        "the expert is switched off."
     )
     rows: dict[int, list[tuple[Card, ...]]] = {
         block: [_beside(inspections, pair, comparisons) for pair in pairs] for block, pairs in matches.items()
@@ -141,7 +144,7 @@ def _figures(one: Inspection, card: ExpertCard) -> dict[str, tuple[str, float | 
     cell = tables.estimate(cost, one.ablation.comparisons, "+.3f") if cost else Cell("-")
     return {
         "load": (percent(card.load), card.load),
-        "dropped": ("no capacity" if dropped is None else percent(dropped), dropped),
+        "dropped": ("dropless" if dropped is None else percent(dropped), dropped),
         "without it, nats": (cell.text, cell.sort),
     }
 
@@ -179,7 +182,7 @@ def _next(inspections: Sequence[Inspection]) -> list[Part]:
     one, run = inspections[0], shlex.quote(str(inspections[0].checkpoint))
     steps = [
         ("Does its routing see the future, and can its numbers be trusted?", f"check --run {run}"),
-        ("Text of its own, each character in the colour of its expert:", f"generate --run {run} --html sample.html"),
+        ("Generate text, each character in the colour of its expert:", f"generate --run {run} --html sample.html"),
     ]
     if one.drops is not None:
         capacities = f"evaluate --run {run} --capacity-factor 0.5 1 2 none"
@@ -196,7 +199,7 @@ def _how(inspections: Sequence[Inspection], command: str) -> list[Part]:
         Text(
             f"On {B} windows of {S} characters, spread evenly over the validation split. Nothing is dropped unless "
             "stated. An expert's characters are those that it reads; where one stands for all, it is the one with the "
-            "largest gate. ± is half of a 95 % interval. Windows are the units: they were sampled independently, "
+            "largest gate. ± is a 95 % interval. Windows are the units: they were sampled independently, "
             "characters were not. Claims are corrected for all comparisons of their section: in 19 of 20 "
             "such sections every claim holds. The "
             f"router is judged on {judged.num_tokens:,} characters per layer{tried}, the experts on {WINDOWS} windows"

@@ -11,7 +11,7 @@ from switch_lm.probe.progress import Say, silent
 from switch_lm.probe.reading import Probe, read, rewind, switch_layers
 from switch_lm.probe.subject import Subject, noise, promised, used, without_slot
 from switch_lm.routers.routing import Routing
-from switch_lm.stats.clusters import LEAST, difference, mean_where
+from switch_lm.stats.clusters import LEAST, difference, mean, mean_where
 from switch_lm.stats.information import Explained, explained
 from switch_lm.stats.intervals import Estimate
 from switch_lm.stats.shares import FIFTHS, fifths, independent, shares_by
@@ -47,10 +47,10 @@ class Drops:
         """How many intervals there are: each is corrected for all."""
         return len(self.character) + 4
 
-    @property
-    def share_L(self) -> list[float]:
-        """Of each layer's tokens."""
-        return self.dropped_LBS.float().mean(dim=(1, 2)).tolist()
+    def mean(self, layer: int) -> Estimate:
+        """The share of its tokens that is dropped."""
+        rows = self.batch_size if self.unit == "batch" else 1
+        return mean(self.dropped_LBS[layer].double().flatten().view(self.dropped_LBS.shape[1] // rows, -1))
 
     @property
     def compared(self) -> dict[str, Estimate | None]:
@@ -59,7 +59,7 @@ class Drops:
             "later minus earlier half of a window": self.late_positions,
             "later minus earlier half of a batch's rows": self.late_rows,
             "hardest fifth by loss less the easiest": self.hardest,
-            "nats that its own drops add to a dropped token's loss": self.cost,
+            "loss added to a token by dropping it": self.cost,
         }
 
 

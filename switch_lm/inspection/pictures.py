@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool1d
 
 from switch_lm.inspection.ablation import WINDOWS
 from switch_lm.inspection.history import Change
@@ -67,8 +68,9 @@ def dropped_pictures(inspections: Sequence[Inspection]) -> list[Picture | HeatMa
     """By position and difficulty as lines, by character as a map; none if nothing was dropped."""
     known = [(one, one.drops) for one in inspections if one.drops is not None and one.drops.cost is not None]
     highest = max((drops.by_character_LV.nan_to_num(0.0).max().item() for _, drops in known), default=0.0)
+    sixteenths = [adaptive_avg_pool1d(d.by_position_LS, min(16, len(d.by_position_LS.T))) for _, d in known]
     lines = {
-        "position": ("position in the window", [drops.by_position_LS for _, drops in known]),
+        "position": ("sixteenth of the window, from its start", sixteenths),
         "difficulty": ("fifths of the tokens by loss, the easiest first", [d.by_difficulty_LQ for _, d in known]),
     }
     result: list[Picture | HeatMap | Beside] = [

@@ -13,16 +13,16 @@ from switch_lm.stats.information import SHIFTS
 from switch_lm.stats.intervals import Estimate
 from switch_lm.text.classes import CHARACTER
 
-CHARACTERS_SHOWN = 20  # of a model, the most frequent
+CHARACTERS_SHOWN, TOO_WIDE = 20, 0.2  # of a model, the most frequent; half of an interval that says nothing
 
 
 def layers(inspections: Sequence[Inspection]) -> Table:
     """The answers to the questions of the page in five figures."""
-    headings = ["the character explains", "dropped", "router beats a random one", "one mean expert costs"]
+    headings = ["the character explains", "dropped", "gain over random routing", "cost of averaging the experts"]
     note = (
-        "Explained: a share of the choice of expert, beyond chance. Dropped: of these characters, at the capacity "
-        "of training (`evaluate` counts those of all the text). In nats: what the chosen expert gains on a random one, "
-        "and what is lost if all give their mean. * as in the sections below."
+        "Explained: a share of the choice of expert, beyond chance. Dropped: at training's capacity, in batches of "
+        "windows from all over the text; `evaluate` fills a batch with neighbours, whose loads are less even. Gain and "
+        "cost are in nats. * as in the sections below."
     )
     if with_history := any(one.history is not None and len(one.history.steps) > 1 for one in inspections):
         headings.append("specialised at")
@@ -38,7 +38,7 @@ def _layer(one: Inspection, layer: int) -> tuple[Cell, ...]:
     return (
         Cell(layer_name(one.blocks[layer])),
         estimate(one.atlas.explained[layer][0].beyond, one.atlas.comparisons, ".1%"),
-        NONE if drops is None else Cell(f"{drops.share_L[layer]:.1%}", drops.share_L[layer]),
+        NONE if drops is None else Cell(plus_minus(share := drops.mean(layer), ".1%").split(" (")[0], share.mean),
         estimate(one.counterfactual.held[layer].chosen_gains_on_random, one.counterfactual.comparisons),
         estimate(one.ablation.layers[layer].averaged, one.ablation.comparisons),
         NONE if at is None else Cell(f"step {at:,}", at),
@@ -102,6 +102,7 @@ def drops(inspections: Sequence[Inspection]) -> list[Part]:
                 of_one.append((Cell(name), estimate(x, number, form) if x else NONE))
             for block, label in zip(one.blocks, dropped.character, strict=True):
                 cell = estimate(label.beyond, number, ".1%", f" ({label.chance:.1%})")
+                cell = Cell("too few drops") if (label.beyond.half() or 0.0) > TOO_WIDE else cell
                 of_one.append((Cell(f"{layer_name(block)}: the character explains who is dropped"), cell))
             share, chance = sum(dropped.at_once[2:]), sum(dropped.at_once_by_chance[2:])
             of_one.append((Cell("dropped in several layers"), Cell(f"{share:.2%} ({chance:.2%})", share)))
@@ -117,13 +118,8 @@ def drops(inspections: Sequence[Inspection]) -> list[Part]:
 
 def router(inspections: Sequence[Inspection]) -> Table:
     """Each layer's router against all experts that it could have chosen."""
-    headings = (
-        "layer, every expert with",
-        "was the best",
-        "mean rank",
-        "gains on a random one",
-        "lead of the best on it",
-    )
+    gains = "gain over a random expert", "best expert's lead over the chosen one"
+    headings = ("layer, every expert with", "was the best", "mean rank", *gains)
     note = (
         "In brackets: by chance. Gains are nats of the token's next character. The best is known in hindsight only. "
         "A token without an expert is not judged. " + _stars(one.counterfactual.comparisons for one in inspections)
@@ -148,11 +144,11 @@ def router(inspections: Sequence[Inspection]) -> Table:
 
 def experts(inspections: Sequence[Inspection]) -> Table:
     """What each change of a layer's experts does to the loss."""
-    headings = "the costliest one off", "two swapped (mean)", "all averaged into one", "the layer off", "cosine"
+    headings = "most important expert switched off", "two swapped (mean)", "averaged", "layer switched off", "cosine"
     note = (
-        f"Nats per character on {WINDOWS} windows, the router as it is. The costliest one is chosen on half of them "
-        "and estimated on the others. Averaged: all give the mean of their outputs. Cosine of two experts' outputs for "
-        f"one token, in brackets for two unrelated ones. {_stars(one.ablation.comparisons for one in inspections)}"
+        f"Nats per character on {WINDOWS} windows, the router as it is. The most important is chosen on half of them "
+        "and estimated on the others: its card differs a little. Averaged: all give their mean. Cosine of two outputs "
+        f"for one token, in brackets for two unrelated ones. {_stars(one.ablation.comparisons for one in inspections)}"
     )
     rows = []
     for one in inspections:
@@ -173,7 +169,8 @@ def history(inspections: Sequence[Inspection]) -> list[Part]:
     """What there is to say of checkpoints that could not be read, or of a single one."""
     result: list[Part] = [Text(f"{one.name}: {warning}") for one in inspections for warning in one.warnings]
     several = any(one.history and one.history.since_before for one in inspections)
-    return [*result, *([] if several else [Text("A single checkpoint shows no history.")])]
+    how = "`trainer.keep_best=6` keeps those that show when the experts specialised"
+    return [*result, *([] if several else [Text(f"A single checkpoint shows no history: {how}.")])]
 
 
 def _blocks(inspections: Sequence[Inspection]) -> list[int]:
@@ -189,6 +186,4 @@ def estimate(x: Estimate, comparisons: int, form: str = "+.4f", after: str = "",
 def _stars(counts: Iterable[int]) -> str:
     """What ± and * mean in a table, and for how many intervals of each model they are corrected."""
     number = " and ".join(map(str, dict.fromkeys(counts)))
-    return (
-        f"± is half of a 95 % interval, if there is one; * differs from 0, corrected for all {number} comparisons here."
-    )
+    return f"± is a 95 % interval, if there is one; * differs from 0, corrected for all {number} comparisons here."

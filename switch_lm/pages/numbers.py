@@ -21,5 +21,11 @@ def interval(ends: tuple[float, float] | None, digits: int) -> str:
     return MISSING if ends is None else f"{plain(ends[0], digits)} to {plain(ends[1], digits)}"
 
 
+def ratios(ends: tuple[float, float] | None) -> str:
+    """The interval of a ratio from that of its logarithm; with an exponent where it says next to nothing."""
+    values = [] if ends is None else [math.exp(end) for end in ends]
+    return " to ".join(f"{x:.2f}" if 0.01 <= x < 1000 else f"{x:.0e}" for x in values) or MISSING
+
+
 def count(number: int, one: str) -> str:
     return f"{number} {one}" if number == 1 else f"{number} {one}s"

@@ -12,7 +12,6 @@ from switch_lm.reporting.variants import RANDOM_DROPS
 from switch_lm.stats.contrasts import ENOUGH_SEEDS
 
 DEFINITIONS = (
-    "The first sentence has a 95 % interval, which is corrected for all comparisons with a control.",
     "The lowest of all validations is not compared: it is chosen by the same split, so it is too low.",
     "Differences are of least squares on variant and seed. Runs that repeat a seed are averaged.",
     "Seconds are those of training steps alone. Where the learning rate falls to the end, a low loss is reached late.",
@@ -37,7 +36,8 @@ def _statistics(study: Study) -> Iterator[str]:
             yield f"Too few runs share seeds{name}: no deviation is known, so no interval."
         elif so_many := resolves(study, cohort):
             apart = f", but for {'; '.join(f'`{variant.label}`' for variant in pool.wider)}" if pool.wider else ""
-            yield f"Runs scatter by {plain(pool.least_squares.deviation, 4)} nats{apart}{name}: such seeds {so_many}."
+            deviation = f"{plain(pool.least_squares.deviation, 4)} nats{apart}{name}"
+            yield f"The standard deviation across seeds is {deviation}: so many seeds {so_many}."
     if assumed_alike(study.cohorts):
         others = "other " if any(cohort.pools[LOSS].left_out for cohort in study.cohorts) else ""
         start = f"With fewer than {ENOUGH_SEEDS} seeds unequal spreads cannot be detected"

@@ -8,7 +8,8 @@ from switch_lm.pages.numbers import count
 from switch_lm.reporting.comparisons import Study
 from switch_lm.reporting.controls import MACHINE
 from switch_lm.reporting.keys import is_routing
-from switch_lm.reporting.records import DONE, Record, read_json
+from switch_lm.reporting.records import DONE, Record
+from switch_lm.storage.files import read_json
 from switch_lm.storage.run_folder import SWEEP
 
 MOST_VALUES = 8  # of a key
@@ -43,6 +44,9 @@ def _facts(study: Study, plans: Sequence[dict[str, object]]) -> list[str]:
     ):
         shown = sorted(_plain(value) for value in values if value)
         facts.append(f"{words}: {'; '.join(shown) if shown else 'not recorded'}.")
+    planned = str([plan.get("jobs") for plan in plans])
+    if any(run.sweep and run.overrides and str(run.overrides) not in planned for run in study.records):
+        facts.append("The command of a sweep is that of its last start: other jobs were run by earlier ones.")
     if any(isinstance(n := plan.get("side_by_side"), int) and n > 1 for plan in plans):
         facts.append("Jobs ran side by side: their seconds are longer than those of a run alone.")
     return facts

@@ -1,6 +1,5 @@
 """Which runs the paths on the command line mean, and what is known of each: configuration, result, curves, faults."""
 
-import json
 import math
 import os
 import re
@@ -15,6 +14,7 @@ from typing import Any
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.rules import flatten, show
 from switch_lm.storage import metrics
+from switch_lm.storage.files import read_json
 from switch_lm.storage.locks import in_use
 from switch_lm.storage.run_folder import CONFIG, JOB, RESULT, SWEEP, read_config, read_job
 from switch_lm.storage.runs import OUTPUTS, RunError, find_run
@@ -128,15 +128,6 @@ def folder_of(path: str | Path, outputs: Path = OUTPUTS) -> Path | None:
 
 def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (CONFIG, RESULT, JOB))
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """None if there is no such file, or if it holds no mapping, such as one that was cut off."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _folders(path: str, outputs: Path) -> list[Path]:

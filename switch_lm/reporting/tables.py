@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from switch_lm.config.families import has_balance_loss
 from switch_lm.config.rules import show
 from switch_lm.pages.document import Cell, Table
-from switch_lm.pages.numbers import MISSING, count, figures, interval, plain
+from switch_lm.pages.numbers import MISSING, count, figures, interval, plain, ratios
 from switch_lm.reporting.comparisons import (
     CONTROL,
     FAMILIES,
@@ -22,7 +23,7 @@ from switch_lm.reporting.frontier import AXES, MEGA, TERA
 from switch_lm.reporting.records import TAIL_DROPPED, Crossing
 from switch_lm.reporting.times import RUNG, TimeRatio
 from switch_lm.reporting.variants import Variant, short
-from switch_lm.reporting.words import ratios, spread
+from switch_lm.reporting.words import spread
 from switch_lm.stats.contrasts import ENOUGH_SEEDS, LEFT_OUT, LEFT_OUT_BY_CHANCE, OF_FEW, WIDER_BY_CHANCE
 from switch_lm.stats.intervals import Estimate
 
@@ -42,7 +43,7 @@ def table_1(study: Study, differences: Sequence[Difference]) -> Table:
     to = f"to a loss of {round(study.threshold.loss, 4):g}" if study.threshold else "to the threshold"
     note = "Mean ± half of its 95 % interval. Loss: nats per character on the whole validation split, nothing dropped."
     if study.threshold:
-        note += f" Threshold: {study.threshold.origin}; reached on the straight line between two validations."
+        note += f" Threshold: {study.threshold.origin}; on the line between two validations, unknown before the first."
     rows = [
         (
             Cell(variant.model),
@@ -57,9 +58,11 @@ def table_1(study: Study, differences: Sequence[Difference]) -> Table:
         for variant in study.variants
     ]
     controls = {cohort.control.label for cohort in study.cohorts}
-    less = f"Less {controls.pop()}" if len(controls) == 1 else "Less its control"
+    less = f"Difference from {controls.pop() if len(controls) == 1 else 'its control'}"
     headings = ("Model", "Capacity factor", after, less, f"Steps {to}", f"Seconds {to}", "Tokens per second", "Seeds")
-    return Table("Model against capacity factor, as in Table 1 of the paper", headings, tuple(rows), note)
+    return Table(
+        "Model against capacity factor, as in Table 1 of the Switch Transformers paper", headings, tuple(rows), note
+    )
 
 
 def _against(variant: Variant, study: Study, differences: Sequence[Difference]) -> Cell:
@@ -92,16 +95,13 @@ def _capacity(variant: Variant) -> Cell:
 
 
 def _crossed(variant: Variant, crossings: Mapping[int | None, Crossing | None], key: str, digits: int) -> Cell:
-    """Mean ± of the seeds, and how many did not reach the threshold: then the mean alone, of those that did."""
+    """Mean ± of the seeds, or how many did not reach the threshold; nothing if one reached it before a validation."""
     hits = [crossing for crossing in crossings.values() if crossing is not None]
-    short_of = f"{len(crossings) - len(hits)} of {len(crossings)} did not reach it"
-    if not hits:
-        return Cell(short_of, float("inf")) if crossings else Cell(MISSING)
+    if len(hits) < len(crossings):
+        return Cell(f"{len(crossings) - len(hits)} of {len(crossings)} did not reach it", float("inf"))
     time = variant.over_seeds([float(value) for hit in hits if (value := getattr(hit, key)) is not None])
-    text = "at most " if any(hit.at_most for hit in hits) else ""
-    mean = f"{plain(time.mean if time else None, digits)} ({short_of})"
-    text += mean if len(hits) < len(crossings) else spread(time, digits)
-    return Cell(text, time.mean if time else None)
+    known = time is not None and not any(hit.at_most for hit in hits)
+    return Cell(spread(time, digits), time.mean) if known and time else Cell(MISSING)
 
 
 def comparison_table(differences: Sequence[Difference]) -> Table:
@@ -182,8 +182,8 @@ def balance_table(study: Study) -> Table:
         (
             Cell(variant.model),
             _capacity(variant),
-            Cell(show(variant.config["alpha"])),
-            *(Cell(plain(variant.mean(key), 1, 100.0, " %")) for key in DROPS),
+            Cell(show(variant.config["alpha"]) if has_balance_loss(variant.config) else MISSING),
+            *(Cell(plain(variant.mean(key) if variant.drops else None, 1, 100.0, " %")) for key in DROPS),
             Cell(plain(variant.mean("load_max_over_mean"), 2)),
             Cell(plain(variant.mean("router_entropy"), 3)),
             _mean(variant.estimate(TRAIN_CAPACITY), 4),
@@ -192,10 +192,10 @@ def balance_table(study: Study) -> Table:
     ]
     note = (
         "Means over seeds. Dropped: share of choices without a slot, over the last fifth of the planned steps, in the "
-        "whole run, and in validation at the training capacity, of which the last column has the loss. Busiest expert: "
-        "of the worst layer, over the validation split. Entropy: at the last validation, mean over layers."
+        "whole run, and in validation at the training capacity, of which the last column has the loss; none where "
+        "experts choose. Busiest expert: of the worst layer, over the validation split. Entropy: mean over layers."
     )
-    return Table("Who drops, and who balances", BALANCE, tuple(rows), note)
+    return Table("Drops and load balance", BALANCE, tuple(rows), note)
 
 
 def frontier_table(study: Study) -> Table:

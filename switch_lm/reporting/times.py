@@ -54,7 +54,7 @@ def time_ratio(ours: Curves, theirs: Curves) -> TimeRatio | None:
     A seed that did not reach it counts as the slowest: at its own whole time, or at the longest of all if that is more.
     Where both of a pair did not, both count as the same time.
     """
-    shared = [seed for seed in ours if ours[seed] and theirs.get(seed)]
+    shared = [seed for seed in ours if min(len(ours[seed]), len(theirs.get(seed, ()))) > 1]  # one point has no time
     sides = [{seed: curves[seed] for seed in shared} for curves in (ours, theirs)]
     if (loss := lowest_rung(*sides)) is None:
         return None

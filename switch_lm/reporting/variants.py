@@ -45,6 +45,10 @@ class Variant:
         return self.config.get("router.name") == "uniform"  # experts drawn at random
 
     @property
+    def drops(self) -> bool:
+        return not self.dense and self.config.get("router.name") != "expert_choice"
+
+    @property
     def dropless(self) -> bool:
         return not self.dense and self.capacity_factor is None
 
@@ -180,6 +184,7 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     usual = {"model.switch_every": 0, "model.d_ff": widths.pop() if len(widths) == 1 else None, RANDOM_DROPS: 0.0}
     stated = [key for key in FIRST if key in (*differing, RANDOM_DROPS)] + [k for k in differing if k not in APART]
     several = len({family(config) for config in configs}) > 1
+    usual["balance.name"] = "loss" if several else None
     names = []
     for config in configs:
         parts = [_part(key, config[key]) for key in stated if config.get(key) not in (None, usual.get(key))]
@@ -213,7 +218,7 @@ def _part(key: str, value: object) -> str:
         case "router.random_drop_rate":
             return f"random drops {show(value)}"
         case "balance.name":
-            return f"balance {value}"
+            return {"none": "no balancing", "loss": "balance loss"}.get(str(value), f"{value} balance")
         case "text":
             return f"text {str(value)[:6]}"
     return f"{short(key)} {show(value)}".replace("`", "'")

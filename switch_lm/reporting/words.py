@@ -1,11 +1,10 @@
 """How a report writes estimates, and what a sweep will be able to resolve."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from switch_lm.config.rules import show
-from switch_lm.pages.numbers import MISSING, plain
+from switch_lm.pages.numbers import plain
 from switch_lm.reporting.keys import is_ignored
 from switch_lm.stats.corrections import ASSUMED, planned
 from switch_lm.stats.intervals import POWER, Estimate
@@ -17,12 +16,6 @@ def spread(estimate: Estimate | None, digits: int) -> str:
     if estimate is None or (half := estimate.half()) is None:
         return f"{mean} (one seed)" if estimate is not None and estimate.count == 1 else mean
     return f"{mean} ± {plain(half, digits)}"
-
-
-def ratios(ends: tuple[float, float] | None) -> str:
-    """The interval of a ratio from that of its logarithm; with an exponent where it says next to nothing."""
-    values = [] if ends is None else [math.exp(end) for end in ends]
-    return " to ".join(f"{x:.2f}" if 0.01 <= x < 1000 else f"{x:.0e}" for x in values) or MISSING
 
 
 def planned_words(jobs: Sequence[Mapping[str, Any]]) -> str:

@@ -78,6 +78,15 @@ def replace_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """None if there is no such file, or if it holds no mapping, such as one that was cut off."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def as_json(content: Any) -> str:
     """The content as JSON, which knows no NaN and no infinity: null stands for them."""
     return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"

@@ -78,7 +78,11 @@ def test_a_run_gives_a_page_pictures_tables_and_findings_removes_old_pictures_an
     assert cards == [(layer, expert) for layer in "01" for expert in "0123"]
     assert all(f"</span> layer 0{layer}, expert {expert}: " in page for layer, expert in cards)
     assert (
-        len(re.findall(r"^layer 0\d: the character explains .*; dropped \d.*; router beats", result.out, re.MULTILINE))
+        len(
+            re.findall(
+                r"^layer 0\d: the character explains .*; dropped \d.*; gain over random", result.out, re.MULTILINE
+            )
+        )
         == 2
     )
     assert "outputs/runs/tiny/inspect/inspect.html" in result.err

@@ -65,7 +65,7 @@ def test_under_position_order_all_but_the_first_of_a_full_expert_are_dropped() -
     result = drops_of(model)
     assert result.by_row_LR.tolist() == [[0.5, 1.0, 1.0, 1.0]] * 2
     assert result.by_position_LS.tolist() == [[0.75] * 8 + [1.0] * 8] * 2
-    assert result.share_L == [0.875, 0.875]
+    assert [result.mean(layer).mean for layer in (0, 1)] == [0.875, 0.875]
     assert result.late_rows is not None and result.late_rows == Estimate(0.25, 8)  # in all 8 batches
     assert result.late_positions is not None and result.late_positions.mean == pytest.approx(0.25)
     assert result.at_once == pytest.approx((0.125, 0.0, 0.875))  # both layers drop the same tokens
@@ -81,7 +81,7 @@ def test_with_a_single_layer_the_cost_is_the_difference_of_two_passes() -> None:
     rows = LONGER.batches(BATCH_SIZE)
     with_drops_BS = torch.cat([whole(model, *batch, capacity_factor=0.5) for batch in rows])
     without_BS = whole(model, LONGER.ids_BS, LONGER.target_BS, capacity_factor=None)
-    assert result.cost is not None and 0.1 < result.share_L[0] < 0.9
+    assert result.cost is not None and 0.1 < result.mean(0).mean < 0.9
     _, cost_BS, _ = costs(model, LONGER, BATCH_SIZE, 0.5)
     assert torch.allclose(cost_BS, with_drops_BS - without_BS, atol=1e-4)
     expected = (with_drops_BS - without_BS)[result.dropped_LBS[0]].mean().item()
@@ -116,7 +116,7 @@ def test_experts_that_give_nothing_cost_nothing_to_drop() -> None:
 
 def test_a_model_that_drops_nothing_says_so() -> None:
     result = drops_of(tiny_model(len(VOCABULARY), capacity_factor=4.0))
-    assert result.share_L == [0.0, 0.0] and result.cost is None
+    assert result.mean(0).mean == result.mean(1).mean == 0.0 and result.cost is None
 
 
 def test_a_model_without_a_capacity_needs_a_given_one() -> None:
@@ -170,7 +170,7 @@ def test_a_cost_is_distinguished_from_none() -> None:
     assert costly.cost is not None and 0.5 < (costly.cost.interval() or (0.0,))[0] < 1.0
     assert free.cost is not None and free.cost.mean == pytest.approx(0.0, abs=1e-6)
     assert free.comparisons == 5  # late positions and rows, the hardest, the cost, and the character of one layer
-    assert [one.compared["nats that its own drops add to a dropped token's loss"] for one in (costly, free)] == [
+    assert [one.compared["loss added to a token by dropping it"] for one in (costly, free)] == [
         costly.cost, free.cost,
     ]  # fmt: skip
     assert costly.cost.resolved(5) and not free.cost.resolved(5)

@@ -200,17 +200,20 @@ def test_an_atlas_needs_only_the_choices_of_a_model() -> None:
 
 @pytest.mark.parametrize(
     ("shares", "words"),
-    [([0.02, 0.5], "in 1 of 2 and accounts for 50% of it."), ([0.02, -0.5], "in 0 of 2.")],
+    [
+        ([0.02, 0.5], "alone predicts 50% of the choice of expert in 1 of 2 layers"),
+        ([0.02, -0.5], "predicts the choice of expert in 0 of 2 layers"),
+    ],
 )
 def test_the_lead_counts_the_layers_in_which_the_character_is_shown_to_explain(shares: list[float], words: str) -> None:
     """Two standard errors do not show it: t(31) is 2.35 for two layers."""
     beyond = [Estimate(share, 32, 0.01, 31.0) for share in shares]
     found = tuple((Explained("character", None, one.mean + 0.1, 0.1, one),) for one in beyond)
-    other: Any = SimpleNamespace(held=(), layers=(), comparisons=0)
+    other: Any = SimpleNamespace(held=(), layers=(), comparisons=0, loss=1.5)
     model: Any = SimpleNamespace(
         name="it", blocks=[0, 1], text=SimpleNamespace(num_experts=4), atlas=Atlas(torch.zeros(2, 1, 4), found),
         counterfactual=other, ablation=other, per_token=None, drops=None,
     )  # fmt: skip
-    assert f"explains the choice of expert beyond chance {words}" in _summary(model)
+    assert f"the current character {words}, beyond chance; nothing is dropped." in _summary(model)
     model.text.num_experts = 1
     assert _summary(model) == "`it` has a single expert: there is nothing to judge."

@@ -265,7 +265,8 @@ def test_baselines_and_what_a_sample_copies_stand_below_the_rows(
     assert main([*options, "--no-baselines"]) == 0
     assert "gram" not in capsys.readouterr().out and "baselines" not in json.loads(file.read_text())
     assert main(options) == 0
-    content, table = json.loads(file.read_text()), capsys.readouterr().out.split("\n\n")[4].splitlines()
+    content, (*_, table, verdict, _) = json.loads(file.read_text()), capsys.readouterr().out.split("\n\n")
+    lines = table.splitlines()
     ids, border = vocabulary.encode(TEXT).numpy(), len(TEXT) - len(VALIDATION)
     assert content["baselines"] == baselines(ids[:border], ids[border:], vocab_size=V)
     length = len(VALIDATION)  # not more than is held out
@@ -276,10 +277,13 @@ def test_baselines_and_what_a_sample_copies_stand_below_the_rows(
     assert any(copied["longest_run_text"] in text for text in sample) and copied["longest_run_text"] in TEXT
     rows = [*content["baselines"].values(), last]
     for line, name, row in zip(
-        table[1:], ("unigram", "bigram", "5-gram Kneser-Ney", "model, factor none"), rows, strict=True
+        lines[1:], ("unigram", "bigram", "5-gram Kneser-Ney", "model, factor none"), rows, strict=True
     ):
         figures = [f"{row['loss']:.4f}", f"{row['perplexity']:.3f}", f"{row['bits_per_character']:.4f}"]
         assert line.split() == [*name.split(), *figures, f"{row['top_1']:.2%}", f"{row['top_5']:.2%}"]
+    worse = last["loss"] - min(one["loss"] for one in content["baselines"].values())
+    assert worse > 0.0 and verdict.startswith("The model loses to the best that counts alone, ")
+    assert verdict.endswith(f", by {worse:.4f} nats.")
 
 
 def test_a_text_of_many_characters_has_no_baselines_and_a_line_says_so(

@@ -126,7 +126,9 @@ LABELS: list[tuple[list[dict[str, Any]], list[str]]] = [
     ([{}, {"switch_every": 2}], ["every 2 blocks", "every block"]),
     ([{}, {"switch_layers": [0, 3]}], ["every block", "switch_layers [0, 3]"]),
     ([{"switch_every": 0}, {"switch_every": 0, "switch_layers": [0, 3]}], ["dense", "Switch, factor 1.25"]),
-    ([{}, {"balance": BalanceOptions(name="sign")}], ["balance loss", "balance sign"]),
+    ([{}, {"balance": BalanceOptions(name="sign")}], ["balance loss", "sign balance"]),
+    ([{"balance": BalanceOptions(name="quantile")}, {"top_k": 2}],
+     ["top-2", "Switch, quantile balance"]),  # of several families the usual balance is not stated
     ([DROPLESS, DROPLESS | {"top_k": 2, "jitter": 0.0}],
      ["top-2, jitter 0.0", "Switch, jitter 0.01"]),  # no word of what only topk has
 ]  # fmt: skip

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from report_runs import DENSE, ONE, config_of, rows, studied, write_run
 
+from switch_lm.pages.numbers import ratios
 from switch_lm.reporting.comparisons import compare, dropped_of, study
 from switch_lm.reporting.records import Point, find_sources, read_records
 from switch_lm.reporting.tables import comparison_table
 from switch_lm.reporting.times import lowest_rung, time_ratio
-from switch_lm.reporting.words import ratios
 from switch_lm.storage.metrics import MetricsFile
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_runs import DENSE, DROPLESS, ONE, config_of, record, rows, studied, words, write_run, write_sweep
+from report_runs import DENSE, DROPLESS, MODELS, ONE, config_of, record, rows, studied, words, write_run, write_sweep
+from small_models import family
 
+from switch_lm.reporting.answer import next_commands, tiles
 from switch_lm.reporting.comparisons import compare, study
 from switch_lm.reporting.records import find_sources, read_records
-from switch_lm.reporting.tables import comparison_table
+from switch_lm.reporting.tables import balance_table, comparison_table
 from switch_lm.reporting.words import planned_words
 
 AGAINST_DENSE = "`dense` of equal computation by the model's products: loss"
@@ -133,7 +137,7 @@ def test_more_than_two_variants_with_one_control_are_counted_in_the_lead(tmp_pat
     result = studied(tmp_path, losses)
     top, _ = words(result)
     assert top.startswith(f"`Switch, dropless, every block` beats {AGAINST_DENSE} lower by 0.0995 nats (")
-    assert top.endswith("), resolved (all 3: wins: 1, losses: 1, not resolved: 1).")
+    assert top.endswith("), resolved (of 3 such comparisons, 1 won, 1 lost, 1 unresolved).")
     work = {row[7].partition(" (")[2][:6] for row in rows(result) if row[6] == "control"}
     assert work == {"+0.2 %", "+0.4 %"}
 
@@ -289,3 +293,41 @@ def test_before_a_sweep_its_resolvable_difference_is_printed(
 ) -> None:
     jobs = [{"seed": s, "variant": v, "trainer.threads": 1 + s} for s in seeds for v in variants]
     assert planned_words(jobs) == printed
+
+
+def test_the_cheapest_is_the_best_of_those_that_cost_the_same_and_the_best_is_set_beside_the_next() -> None:
+    work = {"one": 100.0, "dropless": 101.0, "2.0": 150.0}  # 101 is within 2 % of 100, and its loss is lower
+    losses = {"one": [1.5, 1.6, 1.7], "dropless": [1.45, 1.55, 1.65], "2.0": [1.42, 1.53, 1.61]}
+    runs = [
+        record(config_of(seed, **MODELS[name]), loss, computation={"training": work[name] * 1e12})
+        for name, own in losses.items()
+        for seed, loss in enumerate(own)
+    ]
+    best, cheapest, dropped, seeds = tiles(study(runs)).items
+    start = "`Switch, factor 2.0` has the lowest loss; `Switch, dropless` follows, 0.0300 ± "
+    assert best.note.startswith(start) and best.note.endswith(" higher (not corrected)")
+    words_of_cheapest = "of 2 variants within 2 % of the least training computation, `Switch, dropless` has the lowest"
+    assert (cheapest.value, cheapest.note) == ("101.0 TFLOP", f"{words_of_cheapest} loss, 0.0300 above the best")
+    assert seeds.note.startswith("can detect a ") and "from `" in seeds.note and dropped.value == "10.0 %"
+
+
+def test_where_experts_choose_nothing_is_dropped_and_alpha_weights_nothing() -> None:
+    chooses = replace(config_of(**ONE), router=family("expert_choice"))
+    result = study([record(chooses, dropped_whole_run=0.0), record(config_of(**ONE))])
+    rows_of = {row[0].text: [cell.text for cell in row] for row in balance_table(result).rows}
+    assert rows_of["expert_choice"][2:5] == ["-", "-", "-"] and rows_of["Switch"][2:5] == ["0.01", "-", "10.0 %"]
+    assert tiles(study([record(chooses)])).items[2].value == "-"
+
+
+def test_more_seeds_are_of_all_jobs_and_controls_keep_what_is_not_routing(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "s", {"one": ONE, "1.25": {}}, {"one": [1.5, 1.6, 1.7], "1.25": [1.5, 1.61, 1.69]})
+    plan = json.loads((sweep / "sweep.json").read_text())
+    plan["command"] = "python -m switch_lm.train seed=2 variant=one alpha=0.1,0.2 trainer.max_steps=100 outputs=there"
+    plan |= {"varied": ["seed", "variant", "alpha", "trainer.max_steps"]}
+    (sweep / "sweep.json").write_text(json.dumps(plan))
+    result = study(read_records(find_sources([sweep])))
+    first, *more = next_commands(result, compare(result))
+    end = "seed=2 trainer.max_steps=100 outputs=there variant=dense,uniform  # no experts and a random router"
+    assert first.endswith(f"switch_lm.train {end}")
+    every = "alpha=0.1,0.2 trainer.max_steps=100 outputs=there seed=0,1,2,3,4,5 variant=1.25,one"
+    assert more[0].endswith(f"switch_lm.train {every}  # more seeds resolve more")
