@@ -202,7 +202,7 @@ def test_an_atlas_needs_only_the_choices_of_a_model() -> None:
     ("shares", "words"),
     [
         ([0.02, 0.5], "alone predicts 50% of the choice of expert in 1 of 2 layers"),
-        ([0.02, -0.5], "predicts the choice of expert in 0 of 2 layers"),
+        ([0.02, -0.5], "alone predicts the choice of expert in 0 of 2 layers"),
     ],
 )
 def test_the_lead_counts_the_layers_in_which_the_character_is_shown_to_explain(shares: list[float], words: str) -> None:
