@@ -1,4 +1,4 @@
-"""The public names, without Hydra or Lightning: `from switch_lm import load` imports them from here at first use."""
+"""The public names: `from switch_lm import load` imports them from here at first use. Only `fit` needs Hydra."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Run:
         from switch_lm.pages.pictures import draw
 
         history, names = self.history(), {"train/loss": "training", "val/loss": "validation"}
-        curves = [(name, history[tag]) for tag, name in names.items()]
+        curves = [(name, history[tag]) for tag, name in names.items() if tag in history]
         series = [Series(name, tuple(one.step.tolist()), tuple(one.value.tolist())) for name, one in curves]
         alt = "The loss of training and of validation by step."
         return draw(Picture("losses", "Loss", alt, "step", "nats per character", tuple(series)))
@@ -118,14 +118,15 @@ class Run:
         from switch_lm.pages.pictures import draw
 
         history = self.history()
-        if not (tags := sorted(filter(LOAD.fullmatch, history))):
+        places = {tag: tuple(map(int, found.groups())) for tag in history if (found := LOAD.fullmatch(tag))}
+        if not places:
             raise ValueError(
                 "no load of an expert was logged: give a Switch model, trained with logger.per_expert=true"
             )
         layers: dict[int, list[NDArray[np.float64]]] = {}
-        for tag in tags:
-            layers.setdefault(int(tag.split("/")[1][-2:]), []).append(history[tag].value)
-        step = history[tags[0]].step
+        for tag, (layer, _) in sorted(places.items(), key=lambda item: item[1]):
+            layers.setdefault(layer, []).append(history[tag].value)
+            step = history[tag].step
         kept = np.unique(np.linspace(0, len(step) - 1, MOST_COLUMNS).round().astype(int))
         loads = {layer: np.array(load)[:, kept] / np.mean(load, axis=0)[kept] for layer, load in layers.items()}
         rows = [load.tolist() for load in loads.values()]

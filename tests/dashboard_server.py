@@ -94,7 +94,10 @@ def serving(outputs: Path) -> Iterator[Server]:
             taken.enter_context(socket.create_server(("127.0.0.1", 6006)))
             other_port = r"(?!6006)\d+"
         command = [sys.executable, "-m", "switch_lm.dashboard", "--outputs", str(outputs)]
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"TMPDIR": str(place)})
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env=os.environ | {"TMPDIR": str(place)},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # if the tests run in the background
+        )  # fmt: skip
         deadline, running = time.monotonic() + STARTS_WITHIN_S, None
         try:
             while running is None or not running.is_ready():

@@ -93,6 +93,6 @@ POSITIVE = Rule("must be a positive number", lambda value: 0 < value < math.inf)
 POSITIVE_OR_NULL = Rule("must be a positive number, or null for no limit", POSITIVE.holds)
 BELOW_ONE = Rule("must lie in 0 .. 1, without 1", lambda value: 0 <= value < 1)
 NAME = Rule(
-    "may hold letters, digits, '.', '_' and '-', and may not begin with '.' or '-'",
-    lambda value: re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", value) is not None,
+    "may hold letters, digits, '.', '_', '+' and '-', and may not begin with '.', '+' or '-'",
+    lambda value: re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+-]*", value) is not None,
 )

@@ -13,7 +13,7 @@ from switch_lm.exporting.one_module import PACKAGE, one_module
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.routers.options import CutoffOptions
 from switch_lm.storage.checkpoint import EXPORT_FORMAT, MODEL_PREFIX, Header
-from switch_lm.storage.files import as_json
+from switch_lm.storage.files import as_json, read_json
 from switch_lm.storage.run_folder import RESULT
 from switch_lm.storage.runs import BEST, EXPORT_CONFIG, LAST, VOCABULARY, WEIGHTS, run_of
 
@@ -84,7 +84,7 @@ def files_of(
 def card(model: SwitchLM, header: Header, path: Path, *, average: str | None, for_transformers: bool) -> str:
     """README.md: the text, figures, the certificate, and how to load it."""
     run = run_of(path)
-    result, check = (json.loads(f.read_bytes()) if (f := run / n).is_file() else {} for n in (RESULT, "check.json"))
+    result, check = (read_json(run / name) or {} for name in (RESULT, "check.json"))
     config, data = model.config, header.config["data"]
     verdicts = Counter(finding["verdict"] for finding in check.get("findings", ()))
     losses = {BEST: result.get("best_val_loss"), LAST: result.get("val_loss")}

@@ -59,6 +59,7 @@ class Ledger:
     optimizer_per_step: float = 0.0
     counted: bool = False  # whether each step has one forward pass more, which counts loads
     masked: float = 0.0  # of attention in all blocks, per token, forward: the products with later positions
+    router_back: float = BACKWARD  # products of a router's backward pass for each of its forward pass
     partial: "Ledger | None" = None  # the backward pass in the place of the forward one, if not all weights are trained
 
     @property
@@ -79,8 +80,9 @@ class Ledger:
     @property
     def returning(self) -> "Ledger":
         """The backward pass in the place of the forward one."""
-        twice = tuple(LayerWork(*(BACKWARD * kind for kind in astuple(layer))) for layer in self.layers)
-        return self.partial or replace(self, layers=twice, head=BACKWARD * self.head, masked=BACKWARD * self.masked)
+        twice = [LayerWork(*(BACKWARD * kind for kind in astuple(layer))) for layer in self.layers]
+        layers = tuple(replace(back, router=self.router_back / BACKWARD * back.router) for back in twice)
+        return self.partial or replace(self, layers=layers, head=BACKWARD * self.head, masked=BACKWARD * self.masked)
 
     @property
     def tokens_per_step(self) -> int:
@@ -213,7 +215,10 @@ def ledger(
         _switch(model, router, context, *work[block]) if block in work else _dense(model, context) for block in blocks
     )
     masked = model.num_layers * 2.0 * (context - 1) * model.d_model
-    return Ledger(layers, head=2.0 * model.d_model * vocab_size, tokens=batch_size * context, masked=masked)
+    return Ledger(
+        layers, head=2.0 * model.d_model * vocab_size, tokens=batch_size * context, masked=masked,
+        router_back=BACKWARD if router.learns else 1.0,
+    )  # fmt: skip
 
 
 def optimizer_flops(model: ModelConfig, optim: OptimOptions, *, train_only: str = "all") -> float:

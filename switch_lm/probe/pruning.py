@@ -45,9 +45,12 @@ def pruning(model: SwitchLM, probe: Probe, *, say: Say = silent) -> list[Pruned]
     """Removes as many experts from each Switch layer, those with the lowest value first, and drops nothing.
 
     The logits of a removed expert become minus infinity: a token goes to its next choice, with the gate that a router
-    of only the others gives. Values are those of every other window, losses those of the windows between. None if
-    there is only one. A model that is not `unprunable`; ValueError for a router that does not choose by its logits.
+    of only the others gives. Values are those of every other window, losses those of the windows between:
+    empty with fewer than four. A model that is not `unprunable`; ValueError for a router that
+    does not choose by its logits.
     """
+    if len(probe.ids_BS) < 4:
+        return []
     copied, num_experts = deepcopy(model).eval(), model.config.num_experts
     load_LE, output_LE = contributions(copied, probe.ids_BS[::2])
     removed_LE = torch.zeros_like(load_LE, dtype=torch.bool)

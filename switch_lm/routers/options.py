@@ -22,6 +22,7 @@ class RouterOptions:
     """The options that every router has. A family adds its own, and says what they mean for the computation."""
 
     has_balance_loss: ClassVar[bool] = True  # False: alpha does nothing to it
+    learns: ClassVar[bool] = True  # False: its weights stay as they were drawn
     selects_by_score: ClassVar[bool] = True  # False: a bias on the selection does nothing, and no expert is second best
     one_expert: ClassVar[bool] = False  # whether top_k must be 1
     unused: ClassVar[tuple[str, ...]] = ()  # keys that mean nothing to it, and must stay as they are
@@ -179,6 +180,7 @@ class FrozenOptions(SwitchOptions):
     """A control: as `switch`, with weights that stay at their random initial values."""
 
     has_balance_loss: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
 
     name: str = key("frozen", NAME_OF_ROUTER)
 

@@ -73,8 +73,11 @@ def require_text(path: str | None, text: str, split: str, hold_out: str | None) 
     require_given(path, text)
     if split in ("standard", "tuning"):
         return
-    if path and Path(path).stat().st_size not in [known.num_bytes for known in TEXTS.values()]:
-        raise _no_plays(split, path)
+    if path:
+        copies = {known.num_bytes: name for name, known in TEXTS.items()}
+        if (size := Path(path).stat().st_size) not in copies:
+            raise _no_plays(split, path)
+        text = copies[size]
     if split in OF_ONE_PLAY and hold_out not in (names := [play.name for play in plays_named(text)]):
         raise TextError(f"data.hold_out={hold_out}: it must be a play of data.text={text}; one of {', '.join(names)}")
 

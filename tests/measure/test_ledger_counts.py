@@ -87,7 +87,8 @@ def check_pass(config: Config, *, training: bool) -> None:
     assert forward.get_total_flops() == round(work.forward * tokens)
     assert backward.get_total_flops() == round(work.backward * tokens)
     later = len(work.layers) * ROWS * sum(range(ids.shape[1])) * 2 * 2 * model.d_model  # positions, which are masked
-    assert work.useful_per_step == pytest.approx(3 * (forward.get_total_flops() - work.total.padded * tokens - later))
+    both = forward.get_total_flops() + backward.get_total_flops()
+    assert work.useful_per_step == pytest.approx(both - 3 * (work.total.padded * tokens + later))
     counted = by_module(forward)
     assert counted["head"] == round(work.head * tokens)
     for block, layer in enumerate(work.layers):

@@ -84,6 +84,6 @@ def join(found: Outside, config: Config) -> None:
     """Takes part as a process other than the first, to the end of its work or of the first, and prints nothing."""
     from switch_lm.training.parallel.worker import take_part
 
-    with suppress(RuntimeError, TrainingError):  # the first process has ended, and has said why
+    with suppress(RuntimeError, OSError, TrainingError):  # the first process has ended, and has said why
         folder = Path(meet(found, config).get(FOLDER).decode())
         take_part(folder, found.rank)

@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ from switch_lm.commandline.process import environment, keep_freed_memory
 from switch_lm.config.durations import seconds_of
 from switch_lm.config.plugins import load_plugins
 from switch_lm.config.rules import resolved
+from switch_lm.storage.files import replace_text
 from switch_lm.storage.run_folder import RunFolder, Stopped
 from switch_lm.training.parallel.outside import FOREVER
 from switch_lm.training.parallel.watch import HERE, LOST, READY, TASK, Pulse, output_of
@@ -120,7 +121,8 @@ def _watch_the_first(folder: Path, rank: int, task: dict[str, Any], terminal: in
 
 def _end(folder: Path, rank: int, code: int) -> NoReturn:
     """At once, also where another thread is in the middle of something."""
-    output_of(folder, rank).with_suffix(".code").write_text(str(code))
+    with suppress(OSError):  # the first process has ended, and removed the folder
+        replace_text(output_of(folder, rank).with_suffix(".code"), str(code))
     os._exit(code)
 
 
