@@ -202,7 +202,7 @@ def value_of(key: str, arguments: Sequence[str]) -> str:
 
 def composed(overrides: Sequence[str]) -> Config:
     """The configuration of `python -m switch_lm.train OVERRIDES`; ConfigError for what cannot be used."""
-    before = Singleton.get_state()
+    before, plugins = Singleton.get_state(), Plugins.instance().discover()
     GlobalHydra.instance().clear()  # a caller may use Hydra, too
     try:
         arguments = prepared(overrides)
@@ -213,4 +213,6 @@ def composed(overrides: Sequence[str]) -> Config:
         raise ConfigError(explain(error)) from error
     finally:
         Singleton.set_state(before)
+        for plugin in plugins:  # of which the state has none that were registered by hand
+            Plugins.instance().register(plugin)
     return resolve(cfg)

@@ -127,6 +127,12 @@ def test_fit_trains_from_overrides_and_restores_the_process_in_a_block_of_hydra_
     monkeypatch.chdir(tmp_path)
     place, sizes = f"data.path={config.data.path}", [word for word in SMALL if not word.startswith("data.path")]
     of_run = ["trainer.max_steps=4", "trainer.val_every=2", "optim.warmup_steps=1", "trainer.compile=false"]
+
+    class Own(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: Any) -> None:
+            pass
+
+    Plugins.instance().register(Own)
     with initialize_config_dir(str(tmp_path / "own"), version_base="1.3"):
         before = process_state() | {"folder": Path.cwd()}, Plugins.instance().discover(SearchPathPlugin)
         run = fit([place, *sizes, *of_run, "logger=csv", "logger.sample_length=0", "trainer.threads=2"])
