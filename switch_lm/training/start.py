@@ -63,7 +63,8 @@ def train(
             with _alone(), environment(**QUIET):
                 outside.join(part, config)
             return {}
-        meeting = outside.meet(part, config)
+        with environment(**QUIET):  # torch reads it when it is imported, here
+            meeting = outside.meet(part, config)
     config, run = _chosen(config, folder, overrides)
     if not run.begins_leg and (finished := run.read_json(run_folder.RESULT)) is not None:
         return finished
