@@ -92,7 +92,7 @@ def _read_export(folder: Path) -> dict[str, Any]:
         return {KEY: header, "state_dict": load_file(folder / WEIGHTS)}
     except Exception as error:  # of json and safetensors, or a part that is missing
         reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
-        fix = "make it anew: python -m switch_lm.export --run NAME --to DIR"
+        fix = "make it again: python -m switch_lm.export --run NAME --to DIR"
         raise CheckpointError(f"{folder} is no export that this version can read ({reason}); {fix}") from error
 
 

@@ -148,7 +148,7 @@ def test_an_export_of_any_router_is_read_back_and_names_what_it_holds(make_run: 
     for damage in ('{"format": 2}', "[]", None):
         config = Path("a/given/config.json")
         config.write_text(damage) if damage else config.unlink()
-        with pytest.raises(CheckpointError, match=r"a/given is no export .*make it anew: "):
+        with pytest.raises(CheckpointError, match=r"a/given is no export .*make it again: "):
             switch_lm.load("a/given")
 
 
