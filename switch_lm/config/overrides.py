@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -202,7 +203,8 @@ def value_of(key: str, arguments: Sequence[str]) -> str:
 
 def composed(overrides: Sequence[str]) -> Config:
     """The configuration of `python -m switch_lm.train OVERRIDES`; ConfigError for what cannot be used."""
-    before, plugins = Singleton.get_state(), Plugins.instance().discover()
+    before = Singleton.get_state()
+    before["instances"][Plugins] = deepcopy(Plugins.instance())  # or set_state would make Hydra's own classes again
     GlobalHydra.instance().clear()  # a caller may use Hydra, too
     try:
         arguments = prepared(overrides)
@@ -213,6 +215,4 @@ def composed(overrides: Sequence[str]) -> Config:
         raise ConfigError(explain(error)) from error
     finally:
         Singleton.set_state(before)
-        for plugin in plugins:  # of which the state has none that were registered by hand
-            Plugins.instance().register(plugin)
     return resolve(cfg)

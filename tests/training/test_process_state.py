@@ -134,9 +134,9 @@ def test_fit_trains_from_overrides_and_restores_the_process_in_a_block_of_hydra_
 
     Plugins.instance().register(Own)
     with initialize_config_dir(str(tmp_path / "own"), version_base="1.3"):
-        before = process_state() | {"folder": Path.cwd()}, Plugins.instance().discover(SearchPathPlugin)
+        before = process_state() | {"folder": Path.cwd()}, Plugins.instance().discover()
         run = fit([place, *sizes, *of_run, "logger=csv", "logger.sample_length=0", "trainer.threads=2"])
-        assert (process_state() | {"folder": Path.cwd()}, Plugins.instance().discover(SearchPathPlugin)) == before
+        assert (process_state() | {"folder": Path.cwd()}, Plugins.instance().discover()) == before
         assert GlobalHydra.instance().is_initialized()
     assert run.history()["val/loss"].step.tolist() == [2, 4]
     assert [folder.name for folder in (tmp_path / "outputs" / "runs").iterdir()] == [run.path.parts[-3]]
