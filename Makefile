@@ -97,7 +97,7 @@ league-quick: override ARGS += --quick
 league-quick: league ## Rehearse every stage of that in a quarter of an hour
 
 notebook: .docs ## Run docs/switch_lm.ipynb from a clean kernel, and store what it shows
-	$(PLACE)/bin/python scripts/notebook.py
+	$(PLACE)/bin/python scripts/notebook.py $(ARGS)
 
 check: .check ## Check format, lint and types
 	$(RUN) ruff format --check . && $(RUN) ruff check . && $(RUN) mypy

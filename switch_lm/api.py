@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -165,11 +165,12 @@ def fit(overrides: Sequence[str] = ()) -> Run:
     with restored():  # around the imports, too: Lightning sets logs and warnings
         warnings.filterwarnings("ignore", "IProgress not found")  # of a bar of others, which is not used
         from switch_lm.config.overrides import composed
-        from switch_lm.storage.choice import choose
+        from switch_lm.storage.choice import GOAL, own_goal
+        from switch_lm.sweep.jobs import as_mapping
         from switch_lm.training.start import train
 
-        config = composed(overrides)
-        run = choose(config)
-        named = config.resume not in (None, "auto")
-        train(config if named else replace(config, name=run.path.name))
-        return load(run.path)
+        config, given = composed(overrides), as_mapping([*overrides])
+        if GOAL not in given and (goal := own_goal(config.outputs, config.resume)) is not None:
+            config = composed([*overrides, f"{GOAL}={goal}"])
+        result = train(config, overrides=given)
+        return load(Path(config.outputs) / "runs" / result["name"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import os
+import secrets
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 
 from switch_lm.commandline.closed_pipe import survive_closed_pipe
@@ -19,9 +22,11 @@ from switch_lm.commandline.command import (
     writing,
 )
 from switch_lm.config.keys import ConfigError
+from switch_lm.storage.files import replacing
 from switch_lm.storage.runs import RunError
 
 FORMATS = ("safetensors", "transformers")
+ABANDONED = 3600.0  # seconds: an export writes its files in moments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,13 +64,16 @@ def _export(options: argparse.Namespace) -> int:
     if for_transformers and (problem := refusal(header, model)) is not None:
         raise UsageError(problem)
     files = files_of(model, header, path, average=options.average, for_transformers=for_transformers)
-    beside = folder.with_name(f".{folder.name}.part")  # what a killed export may leave, the next one removes
+    beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     with writing(folder, num_bytes=sum(map(len, files.values())), option="--to DIR"):
-        shutil.rmtree(beside, ignore_errors=True)
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):  # by an export that was killed
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
         beside.mkdir(parents=True)
         try:
             for name, content in files.items():
-                (beside / name).write_bytes(content)
+                with replacing(beside / name) as file:  # on the disk before the folder has its name
+                    file.write(content)
             os.rename(beside, folder)  # noqa: PTH104  names the atomic rename
         finally:
             shutil.rmtree(beside, ignore_errors=True)

@@ -24,7 +24,7 @@ from switch_lm.commandline.command import (
     writing,
 )
 from switch_lm.pages.characters import harmless, isolated
-from switch_lm.storage.files import write_table
+from switch_lm.storage.files import TABLES, write_table
 from switch_lm.storage.runs import run_name, run_of
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _inspect(options: argparse.Namespace, command: str) -> int:
     # The tensors are small, so threads would only wait for each other.
     device = compute_on(options, threads=1, in_float64=True)
-    if options.routes is not None and options.routes.suffix == ".parquet":
-        require_extra("pyarrow", what=f"--routes {options.routes}", otherwise="give a file that ends in .csv")
+    if options.routes is not None:
+        _require_table(options)
     from switch_lm.probe.pruning import unprunable
 
     names = [options.run] if options.compare is None else [options.run, options.compare]
@@ -95,6 +95,16 @@ def _inspect(options: argparse.Namespace, command: str) -> int:
     print(isolated(harmless(in_words(inspections))))
     print(f"written: {folder / PAGE}, {folder}/pictures/*.png, {folder}/tables/*.csv", file=sys.stderr)
     return 0
+
+
+def _require_table(options: argparse.Namespace) -> None:
+    file = options.routes
+    if file.suffix not in TABLES:
+        raise UsageError(f"--routes {file}: the name must end in {' or '.join(TABLES)}")
+    if options.prune or options.out is not None or options.compare is not None:
+        raise UsageError("--routes writes one file: leave out --prune, --compare and --out")
+    if file.suffix == TABLES[1]:
+        require_extra("pyarrow", what=f"--routes {file}", otherwise="give a file that ends in .csv")
 
 
 def _write_routes(opened: tuple[Path, SwitchLM, Header], options: argparse.Namespace, device: str) -> int:

@@ -1,7 +1,7 @@
 """Trains a model: `python -m switch_lm.train [key=value ...]`, `-m` for a sweep, `--plan` to see how long it takes."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from switch_lm.config.late_help import late_help
 from switch_lm.config.paths import config_dir, expanded
 from switch_lm.config.plugins import command_line
 from switch_lm.config.rules import SET_BY_BUDGET, refusal
-from switch_lm.storage.choice import GOAL, goal_of
+from switch_lm.storage.choice import GOAL, own_goal
 from switch_lm.storage.files import remedy
-from switch_lm.storage.run_folder import CONFIG, Stopped, TrainingError, plugins_of, stated
+from switch_lm.storage.run_folder import Stopped, TrainingError, plugins_of, stated
 from switch_lm.storage.runs import OUTPUTS
 from switch_lm.sweep import jobs as sweep
 from switch_lm.sweep import launchers
@@ -51,8 +51,9 @@ def main() -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return sweep.run_job(cfg, train)
         try:
-            _keep_goal(cfg)
-            act(cfg, started=BEGAN, overrides=sweep.as_mapping(as_given(HydraConfig.get().overrides.task)))
+            overrides = sweep.as_mapping(as_given(HydraConfig.get().overrides.task))
+            _keep_goal(cfg, overrides)
+            act(cfg, started=BEGAN, overrides=overrides)
         except Stopped as stop:
             line = command_line("switch_lm.train", *_overrides_of(cfg, stop.run), f"resume={stop.run}")
             sys.exit(_say(f"{stop}\nto continue: {line}", stop.code))
@@ -77,15 +78,10 @@ def main() -> None:
         sys.exit(_say("Stopped.", 130))
 
 
-def _keep_goal(cfg: DictConfig) -> None:
+def _keep_goal(cfg: DictConfig, overrides: Mapping[str, Any]) -> None:
     """A run that is resumed without trainer.max_steps goes on to its own, which may be that of a later leg."""
-    if cfg.resume in (None, "auto") or any(
-        one.startswith(f"{GOAL}=") for one in as_given(HydraConfig.get().overrides.task)
-    ):
-        return
-    path = Path(expanded(str(cfg.outputs)), "runs", str(cfg.resume))
-    if (path / CONFIG).is_file():
-        cfg.trainer.max_steps = goal_of(path)
+    if GOAL not in overrides and (goal := own_goal(str(cfg.outputs), cfg.resume)) is not None:
+        cfg.trainer.max_steps = goal
 
 
 def _overrides_of(cfg: DictConfig, run: str) -> list[str]:

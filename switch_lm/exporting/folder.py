@@ -85,11 +85,16 @@ def card(model: SwitchLM, header: Header, path: Path, *, average: str | None, fo
     """README.md: the text, figures, the certificate, and how to load it."""
     run = run_of(path)
     result, check = (read_json(run / name) or {} for name in (RESULT, "check.json"))
+    checked = Path(str(check.get("checkpoint"))).name == path.name and check.get("average") == average
+    if not checked or (run / "check.json").stat().st_mtime < path.stat().st_mtime:  # of other weights
+        check = {}
     config, data = model.config, header.config["data"]
     verdicts = Counter(finding["verdict"] for finding in check.get("findings", ()))
     losses = {BEST: result.get("best_val_loss"), LAST: result.get("val_loss")}
+    limit = config.eval_capacity_factor
+    capacity = "nothing dropped" if limit is None else f"with a capacity factor of {limit}"
     value = result.get("val_loss_averaged", {}).get(average) if average else losses.get(path.name)
-    loss = f"{value:.4f} nats per character, nothing dropped" if value else "python -m switch_lm.evaluate measures it"
+    loss = f"{value:.4f} nats per character, {capacity}" if value else "python -m switch_lm.evaluate measures it"
     found = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items())
     experts = f"{config.num_experts} in each of {config.num_switch_layers} of {config.num_layers} layers"
     factor = config.capacity_factor

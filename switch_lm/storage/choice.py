@@ -10,6 +10,7 @@ from typing import Any
 from switch_lm.config.families import FAMILIES
 from switch_lm.config.keys import ConfigError
 from switch_lm.config.legs import with_new_leg
+from switch_lm.config.paths import expanded
 from switch_lm.config.plugins import command_line, not_loaded
 from switch_lm.config.rules import flatten, show, unknown_key
 from switch_lm.config.schema import KEYS, Config, changes_result
@@ -144,6 +145,12 @@ def _named(runs: Path, config: Config) -> RunFolder:
         )
     run = _continued(run)
     return _with_new_leg(run, goal, config.optim.on_resume) if longer else run
+
+
+def own_goal(outputs: str, resume: str | None) -> int | None:
+    """The last goal of the run that `resume` names, which may be that of a later leg; None if it names none."""
+    path = Path(expanded(outputs), "runs", str(resume))
+    return goal_of(path) if resume not in (None, "auto") and (path / CONFIG).is_file() else None
 
 
 def goal_of(path: Path) -> int:

@@ -115,11 +115,14 @@ def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
     return text.getvalue()
 
 
+TABLES = ".csv", ".parquet"  # what the name of a table ends in
+
+
 def write_table(path: Path, table: NDArray[np.void]) -> None:
     """Replaces `path` by a structured array: as Parquet, with pyarrow, if its name ends in .parquet, else as CSV."""
     names = table.dtype.names or ()
     with replacing(path) as file:
-        if path.suffix == ".parquet":
+        if path.suffix == TABLES[1]:
             from pyarrow import parquet
             from pyarrow import table as of_columns
 

@@ -113,9 +113,8 @@ class RunFolder:
                     raise TakenError(f"{self.path}: another process has trained here in the meantime; {again}")
                 for folder in (self.path, self.checkpoints):
                     remove_parts(folder)
-                if self.begins_leg and (result := self.read_json(RESULT)) is not None:
-                    (self.path / RESULT).replace(self.path / RESULT_OF_LEG.format(result["steps"]))
-                replace_text(self.path / CONFIG, as_yaml(config))
+                if not self.begins_leg:
+                    replace_text(self.path / CONFIG, as_yaml(config))
                 self.write_json(START, {"number": self._next_start(Path(config.outputs))})
                 self.store_hardware(hardware)
             except OSError as error:
@@ -126,13 +125,23 @@ class RunFolder:
             undo.pop_all()  # it stays locked
             return lock
 
+    def begin_leg(self, config: Config) -> None:
+        """Before a leg's first checkpoint, until which the run is as it was: its result becomes an earlier one."""
+        if self.begins_leg and (result := self.read_json(RESULT)) is not None:
+            (self.path / RESULT).replace(self.path / RESULT_OF_LEG.format(result["steps"]))
+        if self.begins_leg:
+            replace_text(self.path / CONFIG, as_yaml(config))
+
     def _next_start(self, outputs: Path) -> int:
         """A number above that of each start in `outputs`, or beside a run that lies elsewhere. One file counts them."""
         home = outputs if self.path.is_relative_to(outputs) else self.path.parent
-        with Lock(home, "two starts would have one number"):
-            last = start_number(home) or max(map(start_number, list_runs(home).values()), default=0)
-            number = 1 + max(last, start_number(self.path))
-            RunFolder(home).write_json(START, {"number": number})
+        try:
+            with Lock(home, "two starts would have one number"):
+                last = start_number(home) or max(map(start_number, list_runs(home).values()), default=0)
+                number = 1 + max(last, start_number(self.path))
+                RunFolder(home).write_json(START, {"number": number})
+        except TakenError as error:  # not of this run's folder, so that another name would not help
+            raise ConfigError(str(error)) from error
         return number
 
     def store_hardware(self, hardware: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import lightning
@@ -152,7 +153,10 @@ def trainer_of(training: Training, group: Group) -> lightning.Trainer:
         num_sanity_val_steps=0,
         logger=False,
         # not SLURM's, LSF's or Kubeflow's environment
-        plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment() if alone else Processes(group)],
+        plugins=[
+            checkpoints.AtomicCheckpointIO(partial(training.run.begin_leg, config)),
+            LightningEnvironment() if alone else Processes(group),
+        ],
         callbacks=callbacks_of(training) if group.rank == 0 else _compiling(training, stores=False),
         enable_checkpointing=group.rank == 0,
         enable_progress_bar=False,

@@ -172,7 +172,7 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
         f"{python} -m switch_lm.evaluate --run {name} --capacity-factor 0.5 1 2 none  # what capacity costs it",
         f"{python} -m switch_lm.check --run {name}    # what its routing leaks, drops and learns",
         f"{python} -m switch_lm.inspect --run {name}  # what its experts do",
-        f"{control}  # the dense control: the same products, no router",
+        *([] if _goes_on(config) else [f"{control}  # the dense control: the same products, no router"]),
     ]
     commands = [
         f"{python} -m switch_lm.generate --run {name} --prompt={shell_word(prompt)}",
@@ -188,6 +188,11 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
     _show(console, "sample", harmless(result.get("sample", "")).strip("\n").splitlines())
     console.print(Text("try next", style="bold"))
     console.print(Text("\n".join(f"  {command}" for command in commands)), soft_wrap=True)  # each can be pasted whole
+
+
+def _goes_on(config: Config) -> bool:
+    """Whether the run began with other weights or trained a part of them, so that no dense run is its control."""
+    return bool(config.optim.legs) or config.init_from is not None or config.train_only != "all"
 
 
 def _kept(config: Config) -> list[str]:

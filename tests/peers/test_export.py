@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import os
 import re
 import sys
 import warnings
@@ -170,7 +171,8 @@ def test_an_export_that_is_killed_or_meets_a_full_disk_leaves_no_folder(
             assert main(["--to", "given"]) == code
         assert sorted(Path().iterdir()) == before
     assert "make room, or give another with --to DIR" in capsys.readouterr().err
-    Path(".given.part").mkdir()  # as kill -9 leaves it
+    (left := Path(".given.0.part")).mkdir()  # as kill -9 leaves it
+    os.utime(left, (0, 0))
     assert main(["--to", "given"]) == 0
     assert [path for path in sorted(Path().iterdir()) if path not in before] == [Path("given")]
 

@@ -27,7 +27,7 @@ from switch_lm.config.schema import Config, TrainerConfig
 from switch_lm.measure.evaluation import EvaluationTally
 from switch_lm.model.transformer import SwitchLM
 from switch_lm.storage import checkpoint
-from switch_lm.storage.run_folder import Stopped
+from switch_lm.storage.run_folder import Stopped, read_config
 from switch_lm.training.callbacks import progress
 from switch_lm.training.callbacks.progress import ConsoleProgress, TimeLeft
 from switch_lm.training.module import SwitchModule
@@ -116,6 +116,8 @@ def test_a_finished_run_is_trained_longer_in_a_leg_that_resumes_with_the_same_bi
     longer = replace(config, resume="run", trainer=replace(config.trainer, max_steps=24, val_every=8))
     whole = replace(longer, name="whole", resume="whole")
     want = train(whole)
+    train_steps(longer, 14)  # before the leg's first checkpoint the run is as it was
+    assert json.loads((run / "result.json").read_text()) == first and read_config(run)["trainer.max_steps"] == 12
     train_steps(longer, 18)
     assert json.loads((run / "result_000012.json").read_text()) == first and not (run / "result.json").exists()
     again = replace(longer, optim=replace(config.optim, on_resume="decay"))  # which is said for a new leg alone

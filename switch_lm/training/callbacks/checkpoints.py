@@ -1,5 +1,6 @@
 """How training writes checkpoints, and which of the best it keeps."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,19 @@ from switch_lm.storage.runs import BEST
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes Lightning's checkpoints with our own writer: Lightning's stages elsewhere and can destroy the old file."""
+    """Writes Lightning's checkpoints with our own writer: Lightning's stages elsewhere and can destroy the old file.
+
+    `before_first` is called before the first one.
+    """
+
+    def __init__(self, before_first: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.before_first: Callable[[], None] | None = before_first
 
     def save_checkpoint(self, checkpoint_: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if self.before_first is not None:
+            self.before_first()
+            self.before_first = None
         checkpoint.write(checkpoint_, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from switch_lm.config.schema import Config
 from switch_lm.storage.run_folder import TrainingError
 
 FOREVER = 1e7  # seconds: the first process may take its time, and if it ends, so do the others
-FOLDER = "switch_lm_folder"  # what the first process tells the others: where their task is
+# What the first process tells the others: where their task is. torchrun's store outlives a restart of all of them.
+FOLDER = f"switch_lm_folder_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
 PORTS = range(61440, 65536)
 
 
@@ -72,12 +73,15 @@ def meet(found: Outside, config: Config) -> Any:
     port = str(PORTS[(31 * job + step) % len(PORTS)])  # under srun nobody names one; two steps have two
     address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT", port)
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun itself keeps the store
-    seconds = seconds_of(config.trainer.peer_timeout) if found.rank == 0 else FOREVER
+    seconds = timedelta(seconds=seconds_of(config.trainer.peer_timeout))
     try:
-        return TCPStore(address, int(port), found.size, found.rank == 0 and not by_agent, timedelta(seconds=seconds))
+        store = TCPStore(address, int(port), found.size, found.rank == 0 and not by_agent, seconds)
     except RuntimeError as error:
         words = " ".join(str(error).split())
         raise TrainingError(f"the processes that {found.program} started did not meet: {words}") from error
+    if found.rank > 0:
+        store.set_timeout(timedelta(seconds=FOREVER))  # the first one may take its time
+    return store
 
 
 def join(found: Outside, config: Config) -> None:

@@ -22,6 +22,11 @@ ANSWER_SECONDS = 5.0
 END_SECONDS = 5.0  # until a worker that should end by itself is killed
 
 
+def of_connection(message: str) -> bool:
+    """Whether an error of torch is one of its connections, which have no class of their own."""
+    return any(word in message for word in ("gloo", "pair closure", "recvvector"))
+
+
 class LostProcessError(Exception):
     """A process of the run failed, was killed or hangs; the message says which."""
 
@@ -139,8 +144,9 @@ class Workers:
         before = {rank: self.pulse.of(rank) for rank, code in self._codes().items() if code is None}
         self._until(lambda: all(self.pulse.of(rank) != beat for rank, beat in before.items()), ANSWER_SECONDS)
         self._name([rank for rank, beat in before.items() if self.pulse.of(rank) == beat])
-        if len(before) < len(self.ranks):
-            raise LostProcessError(f"the connection between the processes broke ({error})")
+        if len(before) < len(self.ranks) or of_connection(str(error)):
+            words = " ".join(str(error).split())
+            raise LostProcessError(f"the connection between the processes broke, or one was too slow ({words})")
 
     def _name(self, silent: list[int]) -> None:
         if silent:

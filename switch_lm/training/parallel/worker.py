@@ -20,14 +20,8 @@ from switch_lm.config.rules import resolved
 from switch_lm.storage.files import replace_text
 from switch_lm.storage.run_folder import RunFolder, Stopped
 from switch_lm.training.parallel.outside import FOREVER
-from switch_lm.training.parallel.watch import HERE, LOST, READY, TASK, Pulse, output_of
+from switch_lm.training.parallel.watch import HERE, LOST, READY, TASK, Pulse, of_connection, output_of
 from switch_lm.training.signals import StopSignals
-
-OF_CONNECTIONS = (
-    "gloo",
-    "pair closure",
-    "recvvector",
-)  # in the messages of torch's errors, which have no class of their own
 
 
 @environment()
@@ -60,7 +54,7 @@ def take_part(folder: Path, rank: int) -> None:
             traceback.print_exc()
             ours, words = type(error).__module__.startswith("switch_lm."), " ".join(str(error).split())
             print(words if ours else f"{type(error).__name__}: {words}", flush=True)
-            _end(folder, rank, LOST if any(word in words for word in OF_CONNECTIONS) else 1)
+            _end(folder, rank, LOST if of_connection(words) else 1)
 
 
 def train(task: dict[str, Any], rank: int, signals: StopSignals) -> None:
