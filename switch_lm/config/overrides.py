@@ -203,8 +203,9 @@ def value_of(key: str, arguments: Sequence[str]) -> str:
 
 def composed(overrides: Sequence[str]) -> Config:
     """The configuration of `python -m switch_lm.train OVERRIDES`; ConfigError for what cannot be used."""
+    plugins = deepcopy(Plugins.instance())
     before = Singleton.get_state()
-    before["instances"][Plugins] = deepcopy(Plugins.instance())  # or set_state would make Hydra's own classes again
+    before["instances"][Plugins] = plugins  # without them set_state would make Hydra's own classes again
     GlobalHydra.instance().clear()  # a caller may use Hydra, too
     try:
         arguments = prepared(overrides)
