@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import json
 import os
 import re
 import sys
@@ -133,7 +134,8 @@ def test_an_export_of_any_router_is_read_back_and_names_what_it_holds(make_run: 
     model = tiny_model(router=ExpertChoiceOptions(), eval_capacity_factor=1.5, tie_embeddings=True)
     folder = make_run("tiny", model=model)
     (folder / "result.json").write_text('{"val_loss": 1.5, "best_val_loss": 1.25}')
-    (folder / "check.json").write_text('{"findings": [{"verdict": "PASS"}, {"verdict": "PASS"}, {"verdict": "LEAKS"}]}')
+    findings = [{"verdict": verdict} for verdict in ("PASS", "PASS", "LEAKS")]
+    (folder / "check.json").write_text(json.dumps({"checkpoint": "outputs/best.ckpt", "findings": findings}))
     assert main(["--to", "a/given"]) == 0
     assert sorted(file.name for file in Path("a/given").iterdir()) == [
         "README.md", "config.json", "model.safetensors", "vocabulary.json",
@@ -144,6 +146,8 @@ def test_an_export_of_any_router_is_read_back_and_names_what_it_holds(make_run: 
     assert given.header == switch_lm.load(folder).header
     card = Path("a/given/README.md").read_text()
     assert all(fact in card for fact in ("1.2500 nats", "2 PASS, 1 LEAKS", given.header.corpus_sha256))
+    os.utime(folder / "check.json", (0, 0))  # so it is of weights that were replaced
+    assert main(["--to", "later"]) == 0 and "LEAKS" not in Path("later/README.md").read_text()
     with pytest.raises(RunError, match=r"no metrics\.jsonl.*load the run itself"):
         given.history()
     for damage in ('{"format": 2}', "[]", None):
