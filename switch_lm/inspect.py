@@ -69,7 +69,7 @@ def _inspect(options: argparse.Namespace, command: str) -> int:
     device = compute_on(options, threads=1, in_float64=True)
     if options.routes is not None:
         _require_table(options)
-    from switch_lm.probe.pruning import unprunable
+    from switch_lm.probe.pruning import UnprunableError, unprunable
 
     names = [options.run] if options.compare is None else [options.run, options.compare]
     opened = [open_model(name, options.outputs, options.average) for name in names]
@@ -82,7 +82,10 @@ def _inspect(options: argparse.Namespace, command: str) -> int:
         return _write_routes(opened[0], options, device)
     folder = options.out or run_of(opened[0][0]) / FOLDER
     require_writable(folder / PAGE, option="--out FOLDER")
-    inspections = _inspections(opened, options.data, device, prune=options.prune)
+    try:
+        inspections = _inspections(opened, options.data, device, prune=options.prune)
+    except UnprunableError as error:
+        raise UsageError(f"--prune: {error}") from error
     from switch_lm.inspection.contents import in_words
     from switch_lm.inspection.write import make, write  # with the pictures comes matplotlib
 

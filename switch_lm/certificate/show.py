@@ -168,7 +168,15 @@ def _summary(findings: Iterable[Finding]) -> str:
 
 def certificate_markdown(findings: Sequence[Finding]) -> str:
     """The findings as a table in TensorBoard's Markdown, below how many there are of each verdict."""
-    rows = [(_cell(f.check), f"**{f.verdict}**", _cell(f.measured), _cell(f.meaning)) for f in findings]
+    rows = [
+        (
+            _cell(f.check),
+            f"**{f.verdict}**",
+            _cell(f.measured),
+            _cell("; ".join(filter(None, (f.meaning, f.judgement)))),
+        )
+        for f in findings
+    ]
     lines = ["| check | verdict | measured | what it means |", "| --- | --- | --- | --- |"]
     return "\n".join([_summary(findings), "", *lines, *(f"| {' | '.join(row)} |" for row in rows)])
 

@@ -35,9 +35,9 @@ class DataConfig:
         "standard",
         "What is validated: standard (the last 111,540 characters of Tiny Shakespeare; of any other text its last "
         "10 %), tuning (the last 5 % of what standard trains on, so that nothing is chosen by the standard text), "
-        "by_play (hold_out), within_play (the last fifth of hold_out, of which the rest is all that is trained on), "
-        "without_histories (as standard, which trains on no history then), or scattered (a tenth of each play). The "
-        "last four need a text of plays.",
+        "by_play (hold_out), within_play (trains on the first four fifths of hold_out and validates on the last "
+        "fifth), without_histories (as standard, which trains on no history then), or scattered (a tenth of each "
+        "play). The last four need a text of plays.",
         one_of("standard", "tuning", "by_play", "within_play", "without_histories", "scattered"),
     )
     hold_out: str | None = key(None, "The play that split=by_play or within_play validates, such as macbeth.", FILLED)
@@ -258,11 +258,13 @@ class Config:
         "or another: dense from dense, Switch from Switch, Switch from dense (Sparse Upcycling).",
         FILLED,
         path=True,
+        short="from_",
     )
     train_only: str = key(
         "all",
         "Which weights are trained: all, those of the routers or of the experts; the others stay as they are.",
         one_of("all", "router", "experts"),
+        short="only_",
     )
     outputs: str = key("outputs", "Where runs and sweeps are written.", FILLED, changes_result=False, path=True)
 

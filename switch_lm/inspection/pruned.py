@@ -11,7 +11,8 @@ from switch_lm.probe.pruning import RULES
 NOTE = (
     "As many experts are removed from each Switch layer: their router logits become minus infinity, so that a "
     "character goes to its next choice. First go those with the lowest load, or with the lowest mean of gate x output "
-    "norm, on half of the windows; losses are those of the other half, in nats per character above the whole model's. "
+    "norm, on half of the windows; losses are those of the other half, in nats per character above the whole "
+    "model's ({}). "
     "At random: the mean of all draws, in brackets the lowest and the highest; ± covers the windows. ± and * as above, "
     "corrected for {} comparisons."
 )
@@ -34,7 +35,8 @@ def parts(inspections: Sequence[Inspection]) -> list[Part]:
     if not rows:
         return []
     counts = " and ".join(dict.fromkeys(str(len(one.pruned)) for one in inspections))
-    headings, note = ("experts kept", *RULES), NOTE.format(counts)
+    wholes = ", ".join(f"{one.letter}{one.pruned[0].loss:.4f}" for one in inspections if one.pruned)
+    headings, note = ("experts kept", *RULES), NOTE.format(wholes, counts)
     alt = "What the loss rises by against the experts kept in each layer, a line for each way to remove them."
     axes = "experts kept in each Switch layer", "nats above the whole model"
     picture = Picture("pruned_0", "The loss with fewer experts", alt, *axes, tuple(series))

@@ -22,6 +22,10 @@ DRAWS = 5  # orders at random
 ROWS = 16  # windows in a pass
 
 
+class UnprunableError(ValueError):
+    """A model whose experts cannot be removed."""
+
+
 @dataclass(frozen=True)
 class Pruned:
     """A model with `kept` of its experts in each Switch layer."""
@@ -46,7 +50,7 @@ def pruning(model: SwitchLM, probe: Probe, *, say: Say = silent) -> list[Pruned]
 
     The logits of a removed expert become minus infinity: a token goes to its next choice, with the gate that a router
     of only the others gives. Values are those of every other window, losses those of the windows between:
-    empty with fewer than four. A model that is not `unprunable`; ValueError for a router that
+    empty with fewer than four. A model that is not `unprunable`; UnprunableError for a router that
     does not choose by its logits.
     """
     if len(probe.ids_BS) < 4:
@@ -63,7 +67,7 @@ def pruning(model: SwitchLM, probe: Probe, *, say: Say = silent) -> list[Pruned]
         for ids_BS, target_BS in zip(*split, strict=True):
             output = copied(ids_BS, capacity_factor=None)
             if any(routing.load_E[out_E].any() for routing, out_E in zip(output.routings, removed_LE, strict=True)):
-                raise ValueError(f"router={model.router_options.name} does not choose experts by its logits")
+                raise UnprunableError(f"router={model.router_options.name} does not choose experts by its logits")
             nll.append(negative_log_likelihood(output.logits, target_BS).double().mean(dim=1))
         return torch.cat(nll)
 

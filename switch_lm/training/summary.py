@@ -196,11 +196,13 @@ def _goes_on(config: Config) -> bool:
 
 
 def _kept(config: Config) -> list[str]:
-    """What its dense control has, too: the keys of model, text, training and seed that are not the default."""
+    """What its dense control has, too: the keys of model, text, training, seed and outputs that are not the default."""
     plain = flatten(asdict(config))
     changed = [key for key in plain if key in KEYS and plain[key] != KEYS[key].default]
     optim = [] if plain["optim.name"] == KEYS["optim.name"].default else [f"optim={plain['optim.name']}"]
-    own = [key for key in changed if key.startswith(("model.", "data.", "optim.")) or key in ("seed", *STEPS)]
+    own = [
+        key for key in changed if key.startswith(("model.", "data.", "optim.")) or key in ("seed", "outputs", *STEPS)
+    ]
     return [
         *optim,
         *(f"{key}={show(plain[key])}" for key in own if key not in (*ROUTED, *OF_THIS_RUN)),

@@ -136,7 +136,10 @@ def test_the_certificate_is_a_table_of_its_findings_and_none_of_it_is_markup(
     cells = [
         html.unescape(re.sub("<[^>]+>", "", cell.replace("<br>", " "))) for cell in re.findall("<td>(.*?)</td>", text)
     ]
-    assert cells == [value for f in FINDINGS for value in (f.check, str(f.verdict), f.measured, f.meaning)]
+    words = [f"{f.meaning}; {f.judgement}" if f.judgement else f.meaning for f in FINDINGS]
+    assert cells == [
+        cell for f, last in zip(FINDINGS, words, strict=True) for cell in (f.check, str(f.verdict), f.measured, last)
+    ]
     assert "<em>" not in text and "<other>" not in text
 
 
@@ -153,9 +156,12 @@ def test_a_text_that_is_written_again_replaces_the_old_one_and_no_other_text(tmp
     ]
 
 
-def test_dense_and_dropless_runs_have_their_own_values_in_the_column_of_capacities() -> None:
-    factors = [
-        hparams(Config(model=ModelConfig(**changes)))["cap"]
+def test_dense_and_dropless_runs_have_their_own_values_in_the_columns_of_capacities_and_experts() -> None:
+    rows = [
+        hparams(Config(model=ModelConfig(**changes)))
         for changes in ({"capacity_factor": 2}, {"capacity_factor": None}, {"switch_every": 0})
     ]
-    assert factors == ["2.0", "dropless", "dense"]
+    assert [row["cap"] for row in rows] == ["2.0", "dropless", "dense"]
+    assert [(row["experts"], row["router"], row["alpha"] > 0) for row in rows] == [
+        (8, "switch", True), (8, "switch", True), (0, "-", False),
+    ]  # fmt: skip

@@ -32,7 +32,8 @@ def hparams(config: Config) -> dict[str, Any]:
     model, flat = config.model, flatten(asdict(config))
     factor = "dropless" if model.capacity_factor is None else show(float(model.capacity_factor))
     row = {name: flat.get(key, "-") for name, key in HPARAMS.items()}
-    return row | {"cap": factor if model.num_switch_layers else "dense"}
+    of_dense = {"cap": "dense", "experts": 0, "router": "-", "top_k": "-", "alpha": 0.0}
+    return row | ({"cap": factor} if model.num_switch_layers else of_dense)
 
 
 class Dashboard(Callback):
