@@ -135,7 +135,7 @@ def _measure(options: argparse.Namespace) -> int:
             write_json(content, file, quiet=True)
             print("\n".join([*table, *filter(None, [content["in_words"]])]), flush=True)
             if share := (read_json(run_of(path) / RESULT) or {}).get("dropped_whole_run"):
-                print(f"Training itself dropped {100 * share:.2g} % of choices, over all its steps.", flush=True)
+                print(f"Training itself dropped {100 * share:.2g}% of choices, over all its steps.", flush=True)
     if not options.no_baselines:
         from switch_lm.training.baselines import comparison
 

@@ -25,5 +25,5 @@ def calibrated(interval: str, data: str, *, covers: Sequence[bool] = (), false: 
     assert len(stated) == 1, f"docs/statistics.md needs the row\n{row}"
     for share, text in zip(shares, stated[0], strict=True):
         number = text.rstrip(" |")
-        same = number == "-" if share is None else abs(float(number.rstrip(" %")) / 100 - share) <= REPEATED
+        same = number == "-" if share is None else abs(float(number.rstrip("%")) / 100 - share) <= REPEATED
         assert same, f"docs/statistics.md states another figure than\n{row}"

@@ -136,7 +136,7 @@ def test_routing_has_a_row_for_each_character_and_layer(
 
 
 def test_four_sizes_make_a_layer_of_the_paper() -> None:
-    """One expert per token, gates of raw probability, 1 % jitter, dropless in evaluation."""
+    """One expert per token, gates of raw probability, 1% jitter, dropless in evaluation."""
     torch.manual_seed(0)
     layer = SwitchFeedForward(d_model=8, d_ff=12, num_experts=4, capacity_factor=0.5)
     assert (layer.router.options, layer.router.options.jitter) == (SwitchOptions(), 0.01)

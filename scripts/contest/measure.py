@@ -45,7 +45,7 @@ def certificate(path: Path, _: int) -> dict[str, Any]:
 
 
 def explanation(path: Path, _: int) -> dict[str, Any]:
-    """Of the first choice, less chance: the mean over layers, and half of the widest 95 % interval of a layer."""
+    """Of the first choice, less chance: the mean over layers, and half of the widest 95% interval of a layer."""
     model, header = checkpoint.read_model(path)
     if not model.switch_layers:
         return {}

@@ -197,7 +197,7 @@ class Power:
 
     difference: float  # switch less frozen, nats
     deviation: float  # of a run
-    resolved: float  # the difference that the table's seeds resolve in 80 % of leagues
+    resolved: float  # the difference that the table's seeds resolve in 80% of leagues
 
     @property
     def doubles(self) -> bool:

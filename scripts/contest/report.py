@@ -19,7 +19,7 @@ from switch_lm.storage.files import replace_text, replacing
 NUMBER = {1: "one expert", 2: "two experts"}
 FIGURES = {
     "experts_per_token": ("Experts per token", 3, 1.0, ""),
-    "dropped": ("Dropped", 1, 100.0, " %"),
+    "dropped": ("Dropped", 1, 100.0, "%"),
     "load_max_over_mean": ("Busiest expert / mean", 2, 1.0, ""),
 }
 EXPLAIN = {"character": "Character", "previous character": "Previous character", "position in the window": "Position"}
@@ -100,7 +100,7 @@ def _against_switch(now: Standing) -> Picture:
         "by loss; those that are not ranked come last",
         "nats per character",
         (Series("entry", places, *columns, names, line=False),),
-        note="Below 0: better than switch. Bars: 95 % intervals that hold together.",
+        note="Below 0: better than switch. Bars: 95% intervals that hold together.",
     )
 
 
@@ -175,7 +175,7 @@ def _routing(now: Standing, experts: int) -> Table:
     explained = {entry: now.measured("explanation", entry.variant) for entry in entries}
     rows = []
     for entry, own in explained.items():
-        shares = [Cell(plain(own.get(label, {}).get("share"), 1, 100.0, " %")) for label in EXPLAIN]
+        shares = [Cell(plain(own.get(label, {}).get("share"), 1, 100.0, "%")) for label in EXPLAIN]
         checked = words.verdict(now.measured("certificate", entry.variant))
         rows.append((Cell(f"`{entry.label}`"), *shares, Cell(checked)))
     widest = max((own[label]["half"] for own in explained.values() if own for label in EXPLAIN), default=None)
@@ -183,7 +183,7 @@ def _routing(now: Standing, experts: int) -> Table:
         "What explains the choice, and the certificate",
         ("Entry", *EXPLAIN.values(), "Certificate"),
         tuple(rows),
-        f"The widest 95 % interval of a layer is ± {plain(widest, 1, 100.0, ' %')}.",
+        f"The widest 95% interval of a layer is ± {plain(widest, 1, 100.0, '%')}.",
     )
 
 
@@ -205,5 +205,5 @@ def _time(now: Standing) -> Iterator[Picture]:
         "validation loss (nats per character)",
         (Series("dense", tuple(now.curve), *curve), Series("", tuple(timed.values()), *points, names, line=False)),
         note="Below the line: a lower loss than dense in the same time. Each point of the line is runs of that length, "
-        "each with its full learning-rate decay. Bars and band: 95 % intervals.",
+        "each with its full learning-rate decay. Bars and band: 95% intervals.",
     )

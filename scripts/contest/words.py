@@ -46,8 +46,8 @@ def resolves(now: Standing, first: Pairs) -> str:
     seeds = now.loss(SWITCH.variant).count
     size = now.pool.detectable([pair for pair in first if pair[0] == SWITCH.variant])
     return (
-        f"In brackets are 95 % intervals that hold together; {seeds} seeds resolve {plain(size, 4)} nats in "
-        f"{POWER * 100:.0f} % of such leagues. `switch` learns, with a balance loss; `frozen` keeps its weights as "
+        f"In brackets are 95% intervals that hold together; {seeds} seeds resolve {plain(size, 4)} nats in "
+        f"{POWER * 100:.0f}% of such leagues. `switch` learns, with a balance loss; `frozen` keeps its weights as "
         "drawn, with `balance=quantile`; `hash` fixes an expert for each character, greedily by frequency in training; "
         "`uniform` draws the expert, with `balance=none`."
     )
@@ -112,13 +112,13 @@ def verdict(certificate: Mapping[str, Any]) -> str:
 
 def reading(now: Standing) -> Bullets:
     at = now.stages.get("seconds", {}).get("all", {})
-    idle = "" if at.get("idle") is None else f", {100 * at['idle']:.0f} % of the machine idle before"
+    idle = "" if at.get("idle") is None else f", {100 * at['idle']:.0f}% of the machine idle before"
     return Bullets((
         "Loss: nats per character on the whole validation split, nothing dropped, as generation pays it; mean ± half "
-        f"of its 95 % interval over {now.league.seeds} seeds, or as many as an entry says. Differences: with "
-        "simultaneous 95 % intervals for their table.",
+        f"of its 95% interval over {now.league.seeds} seeds, or as many as an entry says. Differences: with "
+        "simultaneous 95% intervals for their table.",
         "Experts per token: computed in the last tenth of training, by the training rule. An entry whose number, with "
-        f"what was dropped, is over {100 * CLASS_WIDTH:.0f} % off that of its class is not ranked. Dropped: share of "
+        f"what was dropped, is over {100 * CLASS_WIDTH:.0f}% off that of its class is not ranked. Dropped: share of "
         "choices in the last fifth of training. Busiest expert: of the worst layer, over the validation split. A "
         "capacity factor of 2.5 gives two experts per token as much room for each choice as 1.25 gives one. Cut-offs "
         "of expert choice and threshold average the last few steps (`router.cutoff_ema=0.5`): in so short a run longer "
@@ -126,7 +126,7 @@ def reading(now: Standing) -> Bullets:
         "Step: forward, backward, clipping, optimizer and what the router learns after it, with trained weights, in "
         f"turns ({at.get('repetitions', MISSING)} each; threads: {at.get('threads', MISSING)}{idle}): medians, in "
         "brackets quartiles of the ratio. Written: near the end of a full window, with the cache and one thread.",
-        "Effective speed-up: seconds that `dense` needs for the same loss over the seconds taken, with a 95 % interval "
+        "Effective speed-up: seconds that `dense` needs for the same loss over the seconds taken, with a 95% interval "
         "over seeds, of this figure alone. Under, over: beyond the ends of the curve of `dense`.",
         "What explains the choice: its share that the character explains, and beyond it the character before and the "
         "position in the window; less chance, mean over layers, of seed 0. Of several experts the one with the largest "

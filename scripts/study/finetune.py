@@ -124,7 +124,7 @@ def _losses(results: Results) -> Table:
         losses = list(results.losses(model, how).values())
         if losses:
             rows.append(tuple(map(Cell, (model, how, spread(estimate(losses), 4), str(len(losses))))))
-    note = "Nats per character after the last step; mean ± half of its 95 % interval over seeds."
+    note = "Nats per character after the last step; mean ± half of its 95% interval over seeds."
     return Table("Validation loss", ("Model", "How", "Loss", "Seeds"), tuple(rows), note)
 
 
@@ -142,9 +142,9 @@ def _compared(results: Results) -> tuple[list[Table], str]:
     if not rows:
         return [], "Nothing can be compared yet."
     note = (
-        "Runs of one seed are paired: they have the same batches. The corrected intervals hold all at once, with 95 %."
+        "Runs of one seed are paired: they have the same batches. The corrected intervals hold all at once, with 95%."
     )
-    table = Table("Differences", ("Of", "Nats", "95 % interval, corrected", "Verdict"), tuple(rows), note)
+    table = Table("Differences", ("Of", "Nats", "95% interval, corrected", "Verdict"), tuple(rows), note)
     return [table], f"In validation loss, {'; '.join(resolved)}." if resolved else "No difference is resolved."
 
 

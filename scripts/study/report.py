@@ -75,7 +75,7 @@ class Study:
         return found
 
     def half(self, part: str, ours: int, curve: int) -> float | None:
-        """Half of the 95 % interval of a difference between the means of so many runs."""
+        """Half of the 95% interval of a difference between the means of so many runs."""
         if part not in self.deviation:
             return None
         deviation, freedom = self.deviation[part]
@@ -167,7 +167,7 @@ def _picture(points: list[Point]) -> Picture:
         "effective speed-up",
         tuple(series),
         x_log=True,
-        note="Above 1: sparse takes fewer seconds. Bars: 95 %, by the spread over seeds; cut off at the curve's ends.",
+        note="Above 1: sparse takes fewer seconds. Bars: 95%, by the spread over seeds; cut off at the curve's ends.",
     )
 
 
@@ -195,7 +195,7 @@ def _recipes(study: Study) -> Table:
                     Cell(plain(goal, 3)), Cell(plain(step and step * steps, 0, 1.0, " s")),
                 ))  # fmt: skip
     headings = ("Text", "Model", "Steps", "Validation loss", "Seeds", "Goal, at most", "Seconds")
-    note = "Nats per character of the standard 111,540 characters; mean ± half of its 95 % interval over seeds."
+    note = "Nats per character of the standard 111,540 characters; mean ± half of its 95% interval over seeds."
     return Table("Switch and its dense control, tuned with equal care", headings, tuple(rows), note)
 
 
@@ -213,7 +213,7 @@ def _against(study: Study) -> Iterator[Text | Table]:
                 Cell(*_time_to_equal_loss(study, text, steps)),
             ))  # fmt: skip
     if rows:
-        headings = ("Text", "Steps", "Switch less dense, nats", "95 % interval", "Verdict", "Effective speed-up")
+        headings = ("Text", "Steps", "Switch less dense, nats", "95% interval", "Verdict", "Effective speed-up")
         note = f"The goal after 3,600 steps on `plays`: at least {1 / GOAL_SHARE:.2f}, resolved."
         yield Table("Switch against dense after equal steps", headings, tuple(rows), note)
 
@@ -244,7 +244,7 @@ def _tuned(study: Study) -> Table:
         verdict = "chosen" * (row["overrides"].replace("data.split=tuning ", "") == keys)
         cells = (row["text"], row["model"], f"`{row['overrides']}`", f"{float(row['val_loss']):.4f}", verdict)
         rows.append(tuple(map(Cell, cells)))
-    note = "600 steps, one seed; loss on the last 5 % of the training text, which is not trained on here."
+    note = "600 steps, one seed; loss on the last 5% of the training text, which is not trained on here."
     return Table("Learning rate and dropout", ("Text", "Model", "Keys", "Loss", ""), tuple(rows), note)
 
 

@@ -33,7 +33,7 @@ def equal(one: Estimate) -> bool:
 
 
 def plus_minus(one: Estimate) -> str:
-    """The mean ± half of its 95 % interval, where there is one; 0 where all is equal up to rounding."""
+    """The mean ± half of its 95% interval, where there is one; 0 where all is equal up to rounding."""
     half = one.half()
     if equal(one):
         return "0"
@@ -58,14 +58,14 @@ def unseen(one: Estimate) -> str:
         return "no score differs by more than rounding"
     if one.detectable is None:
         return "without an interval nothing is known of other texts"
-    return f"an effect of {one.detectable:.2g} nats would have been seen in 80 % of such texts"
+    return f"an effect of {one.detectable:.2g} nats would have been seen in 80% of such texts"
 
 
 def figures(one: Estimate, name: str = "") -> dict[str, float | None]:
     """As plain numbers."""
     return {
         f"{name}nats": one.mean,
-        f"{name}half of the 95 % interval": one.half(),
+        f"{name}half of the 95% interval": one.half(),
         f"{name}units": one.count,
         f"{name}detectable": one.detectable,
         f"{name}standard error": one.error,

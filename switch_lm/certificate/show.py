@@ -143,7 +143,7 @@ def _of_effects(effects: Sequence[Estimate]) -> str:
     comparisons, notes = _intervals(effects), list[str]()
     if comparisons:
         notes.append(
-            "±: half of the 95 % interval of that gap alone, over batches where rows share places, else over windows; "
+            "±: half of the 95% interval of that gap alone, over batches where rows share places, else over windows; "
             f"{EFFECT}: not 0, by intervals so wide that all {comparisons} of this table hold at once (Bonferroni)."
         )
     if any(effect.error is None and not equal(effect) for effect in effects):

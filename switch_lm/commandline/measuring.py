@@ -67,7 +67,7 @@ def heading(model: SwitchLM, ids: Tensor, *, batch_size: int, precision: str, nu
     windows = f"{len(ids) - 1:,} predictions in windows of {model.config.context_length}"
     columns = f"{'capacity factor':>{FACTOR}}{'loss':>10}{'perplexity':>13}{'bits/char':>12}{'dropped':>10}"
     if num_draws:
-        spread = "s, ± half of the 95 % interval" if num_draws > 1 else ""
+        spread = "s, ± half of the 95% interval" if num_draws > 1 else ""
         columns += f"   nanoGPT's estimate, {num_draws} draw{spread}"
     return f"validation split: {windows}; capacity for batches of {batch_size} windows; {precision}\n\n{columns}"
 
@@ -135,7 +135,7 @@ def beside_dropless(
             figures = plus_minus(found, "+.4f").split(" (")[0] if found.mean else "0"
             lines.append(f"{_marked(one, model)}{figures:>20}{shares}")
     units = f"{differences[0].count} {unit}{'es' if together else 's'}"
-    over = f"± half of the 95 % interval over {units} of this text, not over seeds"
+    over = f"± half of the 95% interval over {units} of this text, not over seeds"
     lines += ["", "By layer: the share of choices that is dropped. A batch holds neighbouring windows, whose loads are"]
     lines += ["less even than those of training's random windows. Factors are applied to the model as it is: one that"]
     lines += [f"was trained with a factor is used to it. Differences in nats per character: {over}."]
@@ -144,7 +144,7 @@ def beside_dropless(
     sentences = []
     for n in sorted(lower, key=lambda n: -lower[n]):
         share, costs = results[n]["dropped"], _changed(differences[n], unit)
-        dropped = f"{100 * share:.2g} % of choices would be dropped, and " * (share > 0.0)  # or it limits without drops
+        dropped = f"{100 * share:.2g}% of choices would be dropped, and " * (share > 0.0)  # or it limits without drops
         sentences.append(f"At factor {lower[n]:g}, {dropped}the loss would {costs}.")
     return lines, "\n".join(sentences)
 

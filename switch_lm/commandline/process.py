@@ -25,7 +25,7 @@ def keep_freed_memory() -> None:
 
 # How often an idle thread of the GNU OpenMP looks for work before it sleeps, a tenth of a millisecond. By default it is
 # 300,000 times: beside two busy processes on two cores, training was a third slower than with one thread. Sleeping at
-# once (OMP_WAIT_POLICY=PASSIVE) is best there, and costs a fifth of the speed on an idle machine; this costs 2 %.
+# once (OMP_WAIT_POLICY=PASSIVE) is best there, and costs a fifth of the speed on an idle machine; this costs 2%.
 SPINS = {"GOMP_SPINCOUNT": "4000"}
 
 

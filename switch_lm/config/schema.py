@@ -34,7 +34,7 @@ class DataConfig:
     split: str = key(
         "standard",
         "What is validated: standard (the last 111,540 characters of Tiny Shakespeare; of any other text its last "
-        "10 %), tuning (the last 5 % of what standard trains on, so that nothing is chosen by the standard text), "
+        "10%), tuning (the last 5% of what standard trains on, so that nothing is chosen by the standard text), "
         "by_play (hold_out), within_play (trains on the first four fifths of hold_out and validates on the last "
         "fifth), without_histories (as standard, which trains on no history then), or scattered (a tenth of each "
         "play). The last four need a text of plays.",
@@ -152,7 +152,7 @@ class LoggerConfig:
     log_every: int = key(10, "Steps between two points of a training curve.", at_least(1), changes_result=False)
     per_expert: bool | None = key(
         None,
-        "Whether each expert has its own training curve. false: five quantiles per layer (min, 5 %, median, 95 %, "
+        "Whether each expert has its own training curve. false: five quantiles per layer (min, 5%, median, 95%, "
         f"max). null: true up to {MOST_EXPERTS} experts per layer.",
         changes_result=False,
     )

@@ -102,7 +102,7 @@ def _sentences(sampling: Sampling, layers: Sequence[LayerText]) -> list[str]:
 
 def _facts(sampling: Sampling) -> str:
     limits = [] if sampling.top_k is None else [f"{sampling.top_k} likeliest"]
-    limits += [] if sampling.top_p is None else [f"the most probable that together have {100 * sampling.top_p:g} %"]
+    limits += [] if sampling.top_p is None else [f"the most probable that together have {100 * sampling.top_p:g}%"]
     prompt = repr(sampling.prompt) if sampling.prompt else "none: the text begins as after a line break"
     facts = {
         "model": str(sampling.checkpoint),

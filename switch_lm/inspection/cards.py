@@ -44,7 +44,7 @@ class ExpertCard:
         return sorted(clear, key=lambda x: (x.name.startswith(PATH), -x.least(comparisons)))
 
     def line(self, comparisons: int) -> str:
-        """Such as "capitals and speaker names, 20 % of the text"; `comparisons`: of all cards of the page."""
+        """Such as "capitals and speaker names, 20% of the text"; `comparisons`: of all cards of the page."""
         named = " and ".join(x.name for x in self.named(comparisons)[:NAMED]) or "no class stands out"
         return f"{named}, {percent(self.load)} of the text"
 

@@ -44,7 +44,7 @@ class History:
         return len(self.character[-1])
 
     def specialised_at(self, layer: int) -> int | None:
-        """The step from which on the character explains at least 90 % of what it explains at the end, beyond chance.
+        """The step from which on the character explains at least 90% of what it explains at the end, beyond chance.
 
         None if it explains no more than chance at the end.
         """

@@ -87,7 +87,7 @@ def _rows(one: Inspection) -> dict[str, list[Row]]:
 
 
 def _estimate(name: str, estimate: Estimate, comparisons: int) -> Row:
-    """Its 95 % interval, and whether it differs from 0 when corrected for so many comparisons."""
+    """Its 95% interval, and whether it differs from 0 when corrected for so many comparisons."""
     low, high = estimate.interval() or (None, None)
     return {name: estimate.mean, "low": low, "high": high, "resolved": estimate.resolved(comparisons)}
 

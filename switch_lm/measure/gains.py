@@ -50,7 +50,7 @@ class Gains:
             for won in ([part for part in named if sign * part.difference < 0.0] for sign in (1, -1))
         ]
         return [
-            f"{self.by:<{width}}{'characters':>12}{'scenes':>8}{'A':>9}{'B':>9}{'A - B':>10}   95 % interval",
+            f"{self.by:<{width}}{'characters':>12}{'scenes':>8}{'A':>9}{'B':>9}{'A - B':>10}   95% interval",
             *(_line(row, width) for row in rows),
             "",
             f"A is better in {counts[0]}, B in {counts[1]}.",
@@ -72,7 +72,7 @@ class Gains:
             title=f"Loss of {first} minus that of {second}, by {self.by}",
             alt=f"A row for each {self.by}, with the difference of the two losses and its interval.",
             x_label=self.by,
-            y_label=f"nats per character; below 0 {first} is better; 95 % intervals over scenes, not over seeds",
+            y_label=f"nats per character; below 0 {first} is better; 95% intervals over scenes, not over seeds",
             series=tuple(series),
             x_names=tuple(row.name for row in rows),
             sideways=True,

@@ -43,7 +43,7 @@ class Key {
     for (const code of codes) if (code !== NOBODY) counts[code]++, counted++;
     return shown.map((code) => {
       const [name, part] = [names[code], counts[code] / Math.max(1, counted)];
-      const share = make("span", { className: "share" }, part < 0.01 ? percent(part) : `${Math.round(100 * part)} %`);
+      const share = make("span", { className: "share" }, part < 0.01 ? percent(part) : `${Math.round(100 * part)}%`);
       const mark = make("span", { className: `mark ${this.colourOf(code, { palette, none })}` }, marks[code]);
       const button = make("button", { type: "button" }, mark, ` ${palette === "odds" || code === none ? name : ""} `, share);
       button.setAttribute("aria-label", `Show only ${this.view.layers ? `${label}, ` : ""}${name}, ${share.textContent}`);

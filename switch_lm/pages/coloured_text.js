@@ -6,7 +6,7 @@ const GRAPHEMES = globalThis.Intl?.Segmenter && new Intl.Segmenter("en", { granu
 
 const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 const whole = (base64, below) => new (below > 32768 ? Int32Array : below > 128 ? Int16Array : Int8Array)(bytes(base64).buffer);
-const percent = (part) => (part > 0 && part < 0.001 ? "below 0.1 %" : `${Number((100 * part).toPrecision(part < 0.1 ? 2 : 3))} %`);
+const percent = (part) => (part > 0 && part < 0.001 ? "below 0.1%" : `${Number((100 * part).toPrecision(part < 0.1 ? 2 : 3))}%`);
 
 function make(tag, properties, ...children) {
   const element = Object.assign(document.createElement(tag), properties);

@@ -16,7 +16,7 @@ NOBODY = -1  # instead of an expert, where the model did not read, or where ther
 NONE = "none"  # what stands for the expert of a character that no expert takes
 NAMES = {"\n": "line break", " ": "space", "\t": "tab"}
 UNLIKELY = (  # 1 - probability, up to; and how that reads
-    (0.5, "50 % or more"), (0.8, "20 to 50 %"), (0.95, "5 to 20 %"), (0.99, "1 to 5 %"), (1.0, "below 1 %"),
+    (0.5, "50% or more"), (0.8, "20 to 50%"), (0.95, "5 to 20%"), (0.99, "1 to 5%"), (1.0, "below 1%"),
 )  # fmt: skip
 
 

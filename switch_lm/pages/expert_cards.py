@@ -31,5 +31,5 @@ class ExpertCards:
 
 
 def percent(share: float) -> str:
-    """With one digit below 1 %."""
-    return f"{share:.1%}".replace("%", " %") if 0.0 < share < 0.01 else f"{share:.0%}".replace("%", " %")
+    """With one digit below 1%."""
+    return f"{share:.1%}" if 0.0 < share < 0.01 else f"{share:.0%}"

@@ -97,7 +97,7 @@ def tiles(study: Study) -> Tiles:
     return Tiles((
         Tile("Best", f"{plain(best.mean(LOSS), 4)} nats", f"`{best.label}` has the lowest loss{_runner_up(study)}"),
         _cheapest(pool),
-        Tile("Dropped", plain(drops[most], 1, 100.0, " %") if most else MISSING, dropped),
+        Tile("Dropped", plain(drops[most], 1, 100.0, "%") if most else MISSING, dropped),
         Tile("Seeds", numbers, size or "no difference is resolved"),
     ))  # fmt: skip
 
@@ -110,7 +110,7 @@ def _cheapest(pool: Sequence[Variant]) -> Tile:
             (variant, cost, loss), *others = [place for place in places if place[1] <= most]
             what, _, unit = axis.heading.rstrip(")").partition(" (")
             least, above = f"least {what.lower()}", loss.mean - _loss(pool[0])
-            of = f"of {len(others) + 1} variants within {SAME_WORK * 100:.0f} % of the {least}, " if others else ""
+            of = f"of {len(others) + 1} variants within {SAME_WORK * 100:.0f}% of the {least}, " if others else ""
             end = "the best of all" if variant is pool[0] else f"{plain(above, 4)} above the best"
             note = f"{of}`{variant.label}` has the {'lowest loss' if others else least}, {end}"
             return Tile("Cheapest", f"{figures(cost)} {unit}", note)
@@ -134,7 +134,7 @@ def resolves(study: Study, cohort: Cohort) -> str:
         return ""
     average = ", on average," if pool.wider else ""
     size = f"a {plain(smallest, 3)}-nat difference from `{cohort.control.label}`"
-    return f"can detect {size}{average} with {POWER * 100:.0f} % power"
+    return f"can detect {size}{average} with {POWER * 100:.0f}% power"
 
 
 def next_commands(study: Study, differences: Sequence[Difference]) -> tuple[str, ...]:

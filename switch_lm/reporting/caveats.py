@@ -16,7 +16,7 @@ DEFINITIONS = (
     "Differences are of least squares on variant and seed. Runs that repeat a seed are averaged.",
     "Seconds are those of training steps alone. Where the learning rate falls to the end, a low loss is reached late.",
     "A dense run equals a Switch in the model's products, the router's apart, only at factor 1.0 or dropless, with "
-    "top-1 and no shared expert; in all products, the optimizer's too, if 2 % apart at most and only d_ff differs.",
+    "top-1 and no shared expert; in all products, the optimizer's too, if 2% apart at most and only d_ff differs.",
 )
 
 

@@ -139,7 +139,7 @@ def dropped_of(variant: Variant) -> Estimate | None:
 def compare(study: Study) -> list[Difference]:
     """Every difference that a report states, with the interval that its family allows.
 
-    All comparisons with a control are one family, of whose 5 % each cohort has its share; ladders and the rest are one
+    All comparisons with a control are one family, of whose 5% each cohort has its share; ladders and the rest are one
     family each.
     """
     control = [one for cohort, share in confidences(study).items() for one in _with_control(cohort, share)]
@@ -162,7 +162,7 @@ def family_pairs(cohort: Cohort) -> list[tuple[Variant, Variant]]:
 
 
 def confidences(study: Study) -> dict[Cohort, float]:
-    """Of each cohort's comparisons with its controls together, so that all cohorts' together have 95 %."""
+    """Of each cohort's comparisons with its controls together, so that all cohorts' together have 95%."""
     numbers = {
         cohort: sum(cohort.pools[LOSS].difference(pair).error is not None for pair in family_pairs(cohort))
         for cohort in study.cohorts

@@ -110,7 +110,7 @@ def more_in_all(ours: Variant, theirs: Variant) -> float | None:
 def more_work(ours: Variant, theirs: Variant) -> str:
     """Both in words."""
     shares = (more(ours, theirs) for more in (more_training, more_in_all))
-    return ", ".join(f"{100 * share:+.1f} %" for share in shares if share is not None)
+    return ", ".join(f"{100 * share:+.1f}%" for share in shares if share is not None)
 
 
 def machines(*variants: Variant) -> set[str]:

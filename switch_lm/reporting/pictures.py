@@ -14,7 +14,7 @@ from switch_lm.reporting.variants import ALPHA, CAPACITY, EXPERTS, Variant, fami
 from switch_lm.reporting.words import spread
 from switch_lm.stats.intervals import Estimate, estimate
 
-INTERVAL = "Bars and bands: 95 % intervals; none for one seed."
+INTERVAL = "Bars and bands: 95% intervals; none for one seed."
 NO_INTERVAL = (math.nan, math.nan)
 MOST_DROPS = 4  # variants whose drops are shown by layer
 FAR = 3.0  # costs that lie further apart are shown by their ratios

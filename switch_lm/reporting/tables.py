@@ -41,7 +41,7 @@ def table_1(study: Study, differences: Sequence[Difference]) -> Table:
     steps = {int(value) for variant in study.variants for value in variant.by_seed("steps").values()}
     after = f"Loss after {steps.pop():,} steps" if len(steps) == 1 else "Loss at the last step"
     to = f"to a loss of {round(study.threshold.loss, 4):g}" if study.threshold else "to the threshold"
-    note = "Mean ± half of its 95 % interval. Loss: nats per character on the whole validation split, nothing dropped."
+    note = "Mean ± half of its 95% interval. Loss: nats per character on the whole validation split, nothing dropped."
     if study.threshold:
         note += f" Threshold: {study.threshold.origin}; on the line between two validations, unknown before the first."
     rows = [
@@ -107,7 +107,7 @@ def _crossed(variant: Variant, crossings: Mapping[int | None, Crossing | None], 
 def comparison_table(differences: Sequence[Difference]) -> Table:
     headings = ("First", "Second", "What", "Difference ±", "Corrected interval", "Resolved", "Kind")
     note = (
-        f"First less second: below 0 the first is lower. {_families(differences)}Resolved: the corrected 95 % interval "
+        f"First less second: below 0 the first is lower. {_families(differences)}Resolved: the corrected 95% interval "
         "excludes 0 (1 for a ratio); ±, and the interval beside a ratio, are of this comparison alone. "
         f"{_exceptions(differences)}Kind: the family, then what is equal, or the keys that differ; in brackets how "
         "many more products the first takes in training: the model's, and all with the optimizer's."
@@ -122,9 +122,9 @@ def _families(differences: Sequence[Difference]) -> str:
     texts = [f"{name} ({n}, by {'the multivariate t' if name == CONTROL else 'Holm'})" for name, n in numbers.items()]
     families = "1 family" if len(numbers) == 1 else f"{len(numbers)} families"
     alike = ", if all variants scatter alike" if assumed_alike({d.cohort for d in known}) else ""
-    holm = "Holm's intervals decide; together they do not hold in 95 %. " if numbers.keys() - {CONTROL} else ""
+    holm = "Holm's intervals decide; together they do not hold in 95%. " if numbers.keys() - {CONTROL} else ""
     start = f"{count(len(known), 'comparison')} with an interval, in {families} fixed beforehand: {', '.join(texts)}."
-    return f"{start} A family errs in 5 % of sweeps at most{alike}. {holm}" if known else ""
+    return f"{start} A family errs in 5% of sweeps at most{alike}. {holm}" if known else ""
 
 
 def _exceptions(differences: Sequence[Difference]) -> str:
@@ -137,7 +137,7 @@ def _exceptions(differences: Sequence[Difference]) -> str:
         f"{WIDE_MARK} scatters more than the others (F test, p < {WIDER_BY_CHANCE}, with {ENOUGH_SEEDS} seeds "
         f"{OF_FEW}): its own deviation is used. ": WIDE_MARK in marks,
         f"{LEFT_OUT_MARK} scatters over {LEFT_OUT:g} times as much as the others, so much by chance in less than "
-        f"{LEFT_OUT_BY_CHANCE * 100:.0f} % of sweeps: not in the common deviation. ": LEFT_OUT_MARK in marks,
+        f"{LEFT_OUT_BY_CHANCE * 100:.0f}% of sweeps: not in the common deviation. ": LEFT_OUT_MARK in marks,
         "No spread: all agree, or too few runs share seeds; no deviation is known. ": "no spread" in verdicts,
         "Not compared: no seed in common, no curve, or different machines. ": "not compared" in verdicts,
         f"Time: a ratio, paired by seed, to the lowest multiple of {RUNG} that at least half of the seeds of both "
@@ -183,7 +183,7 @@ def balance_table(study: Study) -> Table:
             Cell(variant.model),
             _capacity(variant),
             Cell(show(variant.config["alpha"]) if has_balance_loss(variant.config) else MISSING),
-            *(Cell(plain(variant.mean(key) if variant.drops else None, 1, 100.0, " %")) for key in DROPS),
+            *(Cell(plain(variant.mean(key) if variant.drops else None, 1, 100.0, "%")) for key in DROPS),
             Cell(plain(variant.mean("load_max_over_mean"), 2)),
             Cell(plain(variant.mean("router_entropy"), 3)),
             _mean(variant.estimate(TRAIN_CAPACITY), 4),

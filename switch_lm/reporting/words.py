@@ -11,7 +11,7 @@ from switch_lm.stats.intervals import POWER, Estimate
 
 
 def spread(estimate: Estimate | None, digits: int) -> str:
-    """Mean ± half of the 95 % interval."""
+    """Mean ± half of the 95% interval."""
     mean = plain(estimate.mean if estimate else None, digits)
     if estimate is None or (half := estimate.half()) is None:
         return f"{mean} (one seed)" if estimate is not None and estimate.count == 1 else mean
@@ -27,4 +27,4 @@ def planned_words(jobs: Sequence[Mapping[str, Any]]) -> str:
     if (difference := planned(len(variants), len(seeds))) is None:
         return "no difference, with one seed; several: seed=0,1,2,3,4"
     runs = f"{len(variants)} variants, {len(seeds)} seeds, a deviation of {ASSUMED:.3f} assumed"
-    return f"a difference of {difference:.3f} nats from one control, in {POWER * 100:.0f} % of such sweeps ({runs})"
+    return f"a difference of {difference:.3f} nats from one control, in {POWER * 100:.0f}% of such sweeps ({runs})"

@@ -83,7 +83,7 @@ def means_of_parts(total_PB: Tensor, number_PB: Tensor) -> list[Estimate]:
 
 
 def plus_minus(estimate: Estimate, form: str, unit: str = "window") -> str:
-    """The mean ± half of its 95 % interval, in a form of format(), such as +.2%."""
+    """The mean ± half of its 95% interval, in a form of format(), such as +.2%."""
     reason = f" ({without_interval(estimate, unit)})" if estimate.error is None else ""
     return f"{_mean_and_half(estimate, form)}{reason}"
 

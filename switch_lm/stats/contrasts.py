@@ -16,7 +16,7 @@ from switch_lm.stats.least_squares import LeastSquares, Pair, V, Values
 LEFT_OUT = 3.0  # times the others' spread: such a variant is left out of the pool,
 LEFT_OUT_BY_CHANCE = 0.01  # unless this share of sweeps with equal spreads have one
 # A variant is taken to be wider than the others where equal spreads show as much in this share of variants; the second
-# share is for ENOUGH_SEEDS. Smaller ones miss too many. With three seeds power would fall from 89 to 72 %, for little.
+# share is for ENOUGH_SEEDS. Smaller ones miss too many. With three seeds power would fall from 89 to 72%, for little.
 WIDER_BY_CHANCE, OF_FEW = 0.13, 0.25
 ENOUGH_SEEDS = 4
 
@@ -137,7 +137,7 @@ class Pool(Generic[V]):
         return critical(rows, self.least_squares.freedom, round(confidence, 12))
 
     def detectable(self, pairs: Sequence[Pair[V]], confidence: float = CONFIDENCE) -> float | None:
-        """The difference that such runs resolve in 80 % of sweeps, the mean over these pairs; None: not known."""
+        """The difference that such runs resolve in 80% of sweeps, the mean over these pairs; None: not known."""
         sizes = []
         for compared in self.family(pairs, confidence):
             one, ends = compared.estimate, compared.interval

@@ -27,7 +27,7 @@ class Compared:
 
 
 def holm(estimates: Sequence[Estimate]) -> list[Compared]:
-    """Each with the interval at the level at which it is decided: a family errs in 5 % at most (Holm 1979)."""
+    """Each with the interval at the level at which it is decided: a family errs in 5% at most (Holm 1979)."""
     tested = sorted((one.p_value, n) for n, one in enumerate(estimates) if one.p_value is not None)
     result, left, rejecting = [Compared(one) for one in estimates], len(tested), True
     for p_value, n in tested:
@@ -38,9 +38,9 @@ def holm(estimates: Sequence[Estimate]) -> list[Compared]:
 
 
 def planned(num_variants: int, num_seeds: int, deviation: float = ASSUMED) -> float | None:
-    """What `num_variants` with all seeds resolve against one of them in 80 % of sweeps; None for one of either.
+    """What `num_variants` with all seeds resolve against one of them in 80% of sweeps; None for one of either.
 
-    The corrected t for 95 % and that for 80 % of such sweeps, times the standard error of a difference.
+    The corrected t for 95% and that for 80% of such sweeps, times the standard error of a difference.
     """
     freedom, others = (num_variants - 1) * (num_seeds - 1), num_variants - 1
     if freedom < 1:

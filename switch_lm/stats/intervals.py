@@ -1,4 +1,4 @@
-"""Means with 95 % intervals by Student's t, and what holds of several of them at once."""
+"""Means with 95% intervals by Student's t, and what holds of several of them at once."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Estimate:
     freedom: float | None = None
 
     def half(self, comparisons: int = 1) -> float | None:
-        """Half of the 95 % interval, which ± states; of several comparisons, so wide that all hold (Bonferroni)."""
+        """Half of the 95% interval, which ± states; of several comparisons, so wide that all hold (Bonferroni)."""
         if self.error is None or self.freedom is None:
             return None
         return t_quantile(self.freedom, 1.0 - (1.0 - CONFIDENCE) / max(1, comparisons)) * self.error
@@ -49,7 +49,7 @@ class Estimate:
 
     @property
     def detectable(self) -> float | None:
-        """The effect that such an interval excludes 0 for in 80 % of repeats."""
+        """The effect that such an interval excludes 0 for in 80% of repeats."""
         if self.error is None or self.freedom is None:
             return None
         return (t_quantile(self.freedom) + t_quantile(self.freedom, 2 * POWER - 1)) * self.error

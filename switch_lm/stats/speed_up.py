@@ -18,7 +18,7 @@ class SpeedUp:
 
     `reach`: the ratios that the reference's curve covers. Beyond it `ratio` is None: `faster` if even its longest
     run has a higher loss than ours; otherwise even its shortest has a lower one. An end of `interval` beyond it is 0 or
-    infinity. `interval`: 95 %, of this figure
+    infinity. `interval`: 95%, of this figure
     alone, cut off at the reach; None where it is not known.
     """
 
@@ -72,7 +72,7 @@ class Curve:
 
 
 def speed_up_of_mean(curve: Mapping[float, float], loss: float, half: float | None, seconds: float) -> SpeedUp:
-    """`curve`: the reference's mean losses by seconds; `loss` after `seconds`, with half of its 95 % interval.
+    """`curve`: the reference's mean losses by seconds; `loss` after `seconds`, with half of its 95% interval.
 
     `half` is that of the difference from a point of the curve, so the noise of both counts. The ends of the interval
     are read off the curve. ValueError for a curve of a single length.

@@ -30,7 +30,7 @@ from switch_lm.training.prepare import Training
 COMPILED = {"fp32": 0.9, "bf16": 0.8}  # the seconds of a compiled step over those of an eager one
 OPTIMIZER = 1.16  # the seconds of a step over those of its passes
 AROUND = 1.03  # the seconds of a step in a run, with Lightning and the log, over its own
-# A step's time grows by half as much as its products: 10 % where spread loads have 22 % more of them than new routers'.
+# A step's time grows by half as much as its products: 10% where spread loads have 22% more of them than new routers'.
 OF_PRODUCTS = 0.5
 COMPILING = 30.0  # seconds, where nothing is cached
 AGAIN = 0.1  # a second compilation in a process, over its first: 1.5 s after 31, or 1.2 after 4 from a cache

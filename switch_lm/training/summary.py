@@ -145,7 +145,7 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
     speed = f"{result['tokens_per_second']:,.0f} characters/s in training"
     if result["matmul_share"] is not None:
         dtype = "bf16" if result["hardware"]["precision"] == "bf16" else "float32"
-        speed += f", {100 * result['matmul_share']:.0f} % of this machine's {dtype} matrix products"
+        speed += f", {100 * result['matmul_share']:.0f}% of this machine's {dtype} matrix products"
     rows = {
         "val_loss": f"{result['val_loss']:.4f} nats at the last step (best {result['best_val_loss']:.4f})",
         "speed": f"{speed}; {result['seconds']:.0f} s in all",
@@ -157,7 +157,7 @@ def print_result(console: Console, result: Mapping[str, Any], config: Config, *,
         layers = ", ".join(f"{100 * share:.1f}" for share in result["dropped_by_layer"])
         rows["dropped"] = (
             f"{result['dropped']:.2%} of choices between the last two validations; over the whole run, by layer: "
-            f"{layers} %"
+            f"{layers}%"
         )
         rows["balance"] = f"busiest expert {result['load_max_over_mean']:.2f} x the mean load (validation, worst layer)"
     if "baselines" in result:

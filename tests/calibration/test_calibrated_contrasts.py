@@ -84,7 +84,7 @@ def test_each_variant_against_the_control(data: str) -> None:
     ("seeds", "effect", "found"), [(3, 0.03, 0.86), (3, 0.02, 0.48), (5, 0.03, 0.94), (5, 0.02, 0.65)]
 )
 def test_the_effect_is_resolved_as_often_as_the_page_says(seeds: int, effect: float, found: float) -> None:
-    """A spread of 0.0084 nats, that of the sweep published before; a t interval for each pair finds 63 % of 0.03."""
+    """A spread of 0.0084 nats, that of the sweep published before; a t interval for each pair finds 63% of 0.03."""
     _, _, power = simulated(lambda draw: sweep(draw, seeds=seeds, spreads=[0.0084 / SPREAD] * 6, effect=effect))
     assert np.mean(power) >= found
 

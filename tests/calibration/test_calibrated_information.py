@@ -29,7 +29,7 @@ def at_random(draw: torch.Generator, high: int) -> Tensor:
 
 
 def followed(draw: torch.Generator, label_BS: Tensor) -> Tensor:
-    """Expert `label % EXPERTS` for half of the characters on average, a window between 20 and 80 %; else any."""
+    """Expert `label % EXPERTS` for half of the characters on average, a window between 20 and 80%; else any."""
     follows_B1 = 0.2 + 0.6 * torch.rand(WINDOWS, 1, generator=draw)
     follows_BS = torch.rand(WINDOWS, CHARACTERS, generator=draw) < follows_B1
     return torch.where(follows_BS, label_BS % EXPERTS, at_random(draw, EXPERTS))
@@ -61,14 +61,14 @@ def test_what_a_label_explains_beyond_chance() -> None:
     null = [one(in_runs(draw, EXPERTS), in_runs(draw, LABELS)) for _ in range(REPEATS)]
     calibrated(
         "share of the choice that a label explains, less chance",
-        f"{WINDOWS} windows that follow it by 20 to 80 %, labels in runs of 1 to 9",
+        f"{WINDOWS} windows that follow it by 20 to 80%, labels in runs of 1 to 9",
         covers=[holds(result, followed_share()) for result in planted],
         false=[result.beyond.resolved() for result in null],
     )
 
 
 def test_what_a_label_explains_of_who_is_dropped_in_batches_that_share_places() -> None:
-    """A batch drops 20 to 60 % of half of the labels, and a quarter of that of the others. Null: the same of all."""
+    """A batch drops 20 to 60% of half of the labels, and a quarter of that of the others. Null: the same of all."""
     draw = torch.Generator().manual_seed(2)
 
     def dropped(label_BS: Tensor, of_others: float) -> Tensor:
@@ -81,7 +81,7 @@ def test_what_a_label_explains_of_who_is_dropped_in_batches_that_share_places() 
     share = 1.0 - (entropy_of(0.4) + entropy_of(0.1)) / 2 / entropy_of(0.25)
     calibrated(
         "share of who is dropped that a label explains, less chance",
-        f"{LEAST} batches that drop 20 to 60 %, labels in runs of 1 to 9",
+        f"{LEAST} batches that drop 20 to 60%, labels in runs of 1 to 9",
         covers=[holds(result, share) for result in planted],
         false=[result.beyond.resolved() for result in null],
     )
@@ -98,7 +98,7 @@ def test_what_a_label_explains_beyond_another() -> None:
         null.append(one(followed(draw, character_BS), follower_BS, character_BS))
     calibrated(
         "the same, beyond the character",
-        f"{WINDOWS} windows that follow the label, or the character, by 20 to 80 %",
+        f"{WINDOWS} windows that follow the label, or the character, by 20 to 80%",
         covers=[holds(result, followed_share()) for result in planted],
         false=[result.beyond.resolved() for result in null],
     )

@@ -114,7 +114,7 @@ def test_a_mean_over_batches_that_share_places() -> None:
 
 
 def test_a_difference_between_the_halves_of_batches_that_share_places() -> None:
-    """Shares of dropped tokens: a batch drops between 30 and 60 %, and its halves differ in its own way."""
+    """Shares of dropped tokens: a batch drops between 30 and 60%, and its halves differ in its own way."""
 
     def dropped(seed: int, later: float) -> Tensor:
         draw = torch.Generator().manual_seed(seed)

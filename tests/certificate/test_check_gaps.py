@@ -108,7 +108,7 @@ def test_the_future_of_a_batch_is_taken_from_that_batch_alone(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("ratio", "verdict", "words"),
     [(2.4, Verdict.LEAKS, "its loss in training is lower for seeing the future"),
-     (2.3, Verdict.PASS, "an effect of 0.014 nats would have been seen in 80 % of such texts"),
+     (2.3, Verdict.PASS, "an effect of 0.014 nats would have been seen in 80% of such texts"),
      (-2.4, Verdict.PASS, "the leak is not seen to lower the loss"),
      (None, Verdict.PASS, "without an interval nothing is known of other texts")],
 )  # fmt: skip
@@ -180,7 +180,7 @@ def test_the_table_of_policies_says_why_a_gap_has_no_interval(
     rules = [Measured(f"rule {n}", Verdict.PASS, Verdict.PASS, 0.0, 0.0, 0.0, 1.0, g, None) for n, g in enumerate(gaps)]
     show.policies(rules, factor=1.0)
     out = " ".join(capsys.readouterr().out.split())
-    assert ("±: half of the 95 % interval" in out) == how
+    assert ("±: half of the 95% interval" in out) == how
     assert ("Without ±: fewer than 8 batches" in out) == why
 
 

@@ -45,7 +45,7 @@ def test_hydras_flags_work_and_other_parsers_keep_the_check(
         main()
     assert FLAGS[flags] in capsys.readouterr().out and vars(utils)["argparse"] is argparse
     with late_help(), pytest.raises(ValueError, match="badly formed"):
-        argparse.ArgumentParser().add_argument("--share", help="50 % of it")
+        argparse.ArgumentParser().add_argument("--share", help="50% of it")
 
 
 def test_hydra_still_needs_this(monkeypatch: pytest.MonkeyPatch) -> None:

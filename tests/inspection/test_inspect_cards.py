@@ -58,7 +58,7 @@ def test_an_expert_of_one_class_is_named_by_it_and_what_it_takes_is_beside_chanc
     (card,), share = [x for x in result.layers[0] if x.expert == 3], CLASSES[name].double().mean().item()
     (own,) = [x for x in card.named(result.comparisons) if x.name == name]
     assert (own.share, own.taken) == (1.0, 1.0) and own.in_text == pytest.approx(share)
-    assert card.line(result.comparisons).endswith(f", {share:.0%} of the text".replace("%", " %"))
+    assert card.line(result.comparisons).endswith(f", {share:.0%} of the text")
     strongest = card.named(result.comparisons)[0]  # another may hold just as much: a colon ends a speaker's name
     assert strongest.least(result.comparisons) >= own.least(result.comparisons) > TIMES
 

@@ -193,7 +193,7 @@ def test_the_expert_with_the_largest_gate_stands_for_a_token_and_the_tables_have
         assert [row["value"] for row in means if row["by"] == "difficulty"] == list("01234")
     page, printed = Path("there/inspect.html").read_text(), capsys.readouterr().out
     load = sum(row["layer"] == "0" and row["expert"] == "0" for row in by_name["assignments"]) / len(ids_T)
-    assert re.search(rf"layer 00, expert 0: .*, {load:.0%} of the text".replace("%", " %"), printed)
+    assert re.search(rf"layer 00, expert 0: .*, {load:.0%} of the text", printed)
     assert "How many experts does a token get?" in page and "fifth by loss, 0 the easiest" in page
     assert ">none</text>" in page and "A token without an expert is not judged." in page
 

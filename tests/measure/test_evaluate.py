@@ -193,9 +193,9 @@ def test_the_loss_beside_dropless_is_paired_by_character_over_batches_and_the_tr
         assert low == ["0.5", f"{found['difference']:+.4f}", "±", f"{half:.4f}", low[-1]]
         assert low[-1] == f"{results[0]['dropped_per_layer'][layer]:.1%}"
         assert training[:2] == ["1.25", "(training)"] and dropless == ["none", "0", "0.0%"]
-    words = f"At factor 0.5, {100 * results[0]['dropped']:.2g} % of choices would be dropped, and the loss would"
+    words = f"At factor 0.5, {100 * results[0]['dropped']:.2g}% of choices would be dropped, and the loss would"
     assert out.splitlines()[-1] == content["in_words"] and content["in_words"].startswith(words)
-    assert "95 % interval over 11 batches of this text, not over seeds" in out
+    assert "95% interval over 11 batches of this text, not over seeds" in out
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_outputs_says_where_the_run_is_searched_and_its_results_go(make_run: Mak
 def test_nanogpts_protocol_is_reported_beside_the_whole_split(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With half of the 95 % interval over draws: of three t(2) = 4.303 times their deviation over sqrt(3)."""
+    """With half of the 95% interval over draws: of three t(2) = 4.303 times their deviation over sqrt(3)."""
     run = make_run()
     monkeypatch.setattr(measuring, "nanogpt_estimates", lambda *_, **__: [1.9, 2.0, 2.1])
     assert main(["--nanogpt-protocol", "3"]) == 0
@@ -329,7 +329,7 @@ def test_nanogpts_protocol_is_reported_beside_the_whole_split(
     assert (entry["mean"], entry["half_of_95_interval"]) == pytest.approx((2.0, half), rel=1e-5)
     assert entry["draws"] == [1.9, 2.0, 2.1] and "standard_deviation" not in entry
     out = capsys.readouterr().out
-    assert f"2.0000 ± {half:.4f}" in out and "3 draws, ± half of the 95 % interval" in out
+    assert f"2.0000 ± {half:.4f}" in out and "3 draws, ± half of the 95% interval" in out
 
 
 @pytest.mark.parametrize("num_draws", [1, 3])

@@ -91,7 +91,7 @@ def test_batched_muon_equals_torchs_muon_on_each_matrix() -> None:
         ours.step()
         theirs.step()
     for one, other in zip(many, singles, strict=True):
-        assert torch.allclose(one, other, atol=0.05)  # bf16: each is 4 % from exact
+        assert torch.allclose(one, other, atol=0.05)  # bf16: each is 4% from exact
 
 
 def test_stacked_muon_equals_torchs_muon_on_each_expert() -> None:

@@ -196,14 +196,14 @@ def test_a_character_without_an_expert_has_its_own_colour_and_name(page: Chrome,
         hover(page, i)
         assert f"layer 00: {words}" in announced(page)
     button = page.find_element("css selector", ".key button")
-    assert (button.text, button.get_dom_attribute("aria-label")) == ("– none 67 %", "Show only none, 67 %")
+    assert (button.text, button.get_dom_attribute("aria-label")) == ("– none 67%", "Show only none, 67%")
 
 
 def test_pointing_at_a_character_tells_all_that_is_known_of_it(page: Chrome) -> None:
     hover(page, 7)
     assert announced(page) == (
-        "“T” layer 00: expert 3, gate 0.60, second choice 4 (0.30) probability 0.78 % "
-        "instead: “e” 25 %, line break below 0.1 % character 8"
+        "“T” layer 00: expert 3, gate 0.60, second choice 4 (0.30) probability 0.78% "
+        "instead: “e” 25%, line break below 0.1% character 8"
     )
     hover(page, 6)
     assert announced(page).startswith("line break layer 00: expert 3, gate 0.60")
@@ -211,7 +211,7 @@ def test_pointing_at_a_character_tells_all_that_is_known_of_it(page: Chrome) -> 
     hover(page, 0)
     assert announced(page) == "“R” not read by the model prompt character 1"
     hover(page, 9)
-    assert announced(page).startswith("space layer 01: expert 54, gate 1.00 probability 100 %")
+    assert announced(page).startswith("space layer 01: expert 54, gate 1.00 probability 100%")
     hover(page, 17)
     assert announced(page).startswith("“<”")
 
@@ -238,7 +238,7 @@ def test_arrows_move_a_caret_whose_character_is_told_to_a_screen_reader(page: Ch
 def test_an_expert_of_the_key_can_be_shown_alone_by_click_and_by_keyboard(page: Chrome) -> None:
     coloured = f"{GROUNDS}.map(ground => ground !== 'rgba(0, 0, 0, 0)')"
     first, second = page.find_elements("css selector", ".key button")[:2]
-    assert first.get_dom_attribute("aria-label") == f"Show only expert 0, {100 * FIRST.expert.count(0) / N:.0f} %"
+    assert first.get_dom_attribute("aria-label") == f"Show only expert 0, {100 * FIRST.expert.count(0) / N:.0f}%"
     first.click()
     assert page.execute_script(coloured, 18) == [True] * 2 + [False] * 14 + [True] * 2
     assert page.execute_script(MARKS, 18) == ["0"] + [None] * 15 + ["0", None]

@@ -96,7 +96,7 @@ def test_a_picture_is_its_png_with_its_words_and_its_note() -> None:
     [
         (Cell("1,024"), 1024.0),
         (Cell("−0.5"), -0.5),
-        (Cell("12 %"), 12.0),
+        (Cell("12%"), 12.0),
         (Cell("1e-3"), 1e-3),
         (Cell("1.7 ± 0.1", 1.7), 1.7),
         (Cell("nan"), None),

@@ -112,13 +112,13 @@ def test_a_wide_variant_is_marked_and_the_rule_stands_in_the_note(tmp_path: Path
         "Switch, dropless‡", "Switch, dropless",  # its times are not in the pool of losses
     }  # fmt: skip
     assert (
-        f"‡ scatters over {LEFT_OUT:g} times as much as the others, so much by chance in less than 1 % of sweeps: not "
+        f"‡ scatters over {LEFT_OUT:g} times as much as the others, so much by chance in less than 1% of sweeps: not "
         "in the common deviation." in table.note
     )
     text = words(studied(tmp_path / "again", losses))[1]
     assert (
         ", but for `Switch, dropless`; `Switch, factor 1.0`: so many seeds can detect a" in text
-        and "from `dense`, on average, with 80 % power" in text
+        and "from `dense`, on average, with 80% power" in text
     )
     estimate = of(differences, "Switch, dropless", "dense").estimate
     assert estimate is not None and estimate.freedom == pytest.approx(4, abs=0.01)  # of its own five seeds
@@ -152,7 +152,7 @@ def test_the_report_states_what_such_a_sweep_resolves(tmp_path: Path) -> None:
     losses = {"dense": [1.5, 1.6, 1.7], "dropless": [1.48, 1.57, 1.66]}
     text = words(studied(tmp_path, losses))[1]
     # The deviation of a difference is 0.01, so of a run 0.01 / sqrt(2); (4.30265 + 1.06066) x 0.01 / sqrt(3)
-    power = "so many seeds can detect a 0.031-nat difference from `dense` with 80 % power."
+    power = "so many seeds can detect a 0.031-nat difference from `dense` with 80% power."
     assert f"The standard deviation across seeds is 0.0071 nats: {power}" in text
     single = json.dumps(words(studied(tmp_path / "b", {"dense": [1.5], "dropless": [1.4]})))
     assert "can detect" not in single

@@ -106,9 +106,9 @@ def test_variants_that_share_no_seed_are_compared_one_way(tmp_path: Path) -> Non
 
 
 UNEQUAL = [
-    ("dense", "1.25", "unequal computation", "+14.6 %, +25.9 %", "-0.1000"),
-    ("dense", "top2", "unequal computation", "+85.4 %, +91.6 %", "-0.1000"),
-    ("wide", "dropless", "equal parameters", "-79.8 %, -76.7 %", "-0.1000"),
+    ("dense", "1.25", "unequal computation", "+14.6%, +25.9%", "-0.1000"),
+    ("dense", "top2", "unequal computation", "+85.4%, +91.6%", "-0.1000"),
+    ("wide", "dropless", "equal parameters", "-79.8%, -76.7%", "-0.1000"),
 ]
 
 
@@ -139,7 +139,7 @@ def test_more_than_two_variants_with_one_control_are_counted_in_the_lead(tmp_pat
     assert top.startswith(f"`Switch, dropless, every block` beats {AGAINST_DENSE} lower by 0.0995 nats (")
     assert top.endswith("), resolved (of 3 such comparisons, 1 won, 1 lost, 1 unresolved).")
     work = {row[7].partition(" (")[2][:6] for row in rows(result) if row[6] == "control"}
-    assert work == {"+0.2 %", "+0.4 %"}
+    assert work == {"+0.2%", "+0.4%"}
 
 
 def test_two_controls_have_a_sentence_each_and_the_measure_is_named() -> None:
@@ -159,8 +159,8 @@ def test_two_controls_have_a_sentence_each_and_the_measure_is_named() -> None:
     assert "control (3, by the multivariate t)" in comparison_table(compare(result)).note
     control = [(*row[:2], row[-1]) for row in rows(result) if row[6] == "control"]
     assert control[:2] == [
-        ("Switch, factor 1.0", "dense", "equal in the model's products (+0.7 %, +4.8 %)"),
-        ("Switch, factor 1.0", "dense, d_ff 600", "equal in all products (-3.5 %, +0.7 %)"),
+        ("Switch, factor 1.0", "dense", "equal in the model's products (+0.7%, +4.8%)"),
+        ("Switch, factor 1.0", "dense, d_ff 600", "equal in all products (-3.5%, +0.7%)"),
     ]
     assert control[2][:2] == ("dense, d_ff 600", "dense") and control[2][2].startswith("d_ff (")
 
@@ -193,11 +193,11 @@ def test_neighbouring_capacities_are_compared_in_cost_and_loss(tmp_path: Path) -
     label = "Switch, factor "
     found = [(row[0].removeprefix(label), row[1].removeprefix(label), *row[2:4], *row[6:]) for row in rows(result)]
     assert [row for row in found if "capacity factor" in row[-1]] == [
-        ("2.0", "1.0", "loss", "-0.0100", "ladder", "capacity factor (+56.4 %, +46.7 %)"),
-        ("Switch, dropless", "2.0", "loss", "-0.0100", "ladder", "capacity factor (-36.1 %, -31.8 %)"),
-        ("Switch, dropless", "1.0", "loss", "-0.0200", "rest", "capacity factor (+0.0 %, +0.0 %)"),
-        ("2.0", "1.0", "loss at capacity", "-0.0600", "rest", "capacity factor (+56.4 %, +46.7 %)"),
-        ("Switch, dropless", "1.0", "loss at capacity", "-0.0700", "rest", "capacity factor (+0.0 %, +0.0 %)"),
+        ("2.0", "1.0", "loss", "-0.0100", "ladder", "capacity factor (+56.4%, +46.7%)"),
+        ("Switch, dropless", "2.0", "loss", "-0.0100", "ladder", "capacity factor (-36.1%, -31.8%)"),
+        ("Switch, dropless", "1.0", "loss", "-0.0200", "rest", "capacity factor (+0.0%, +0.0%)"),
+        ("2.0", "1.0", "loss at capacity", "-0.0600", "rest", "capacity factor (+56.4%, +46.7%)"),
+        ("Switch, dropless", "1.0", "loss at capacity", "-0.0700", "rest", "capacity factor (+0.0%, +0.0%)"),
     ]
     assert "No run has `router.random_drop_rate`" in words(result)[1]
 
@@ -213,7 +213,7 @@ def test_a_capacity_is_compared_with_drops_at_random(tmp_path: Path) -> None:
     result = studied(tmp_path, losses)
     random, found = "Switch, dropless, random drops 0.07", {row[:2]: row[3] for row in rows(result) if row[2] == "loss"}
     assert found[random, "Switch, dropless"].startswith("-0.0200")
-    assert found["Switch, factor 1.25", random].startswith("-0.0300")  # drops 7.5 %
+    assert found["Switch, factor 1.25", random].startswith("-0.0300")  # drops 7.5%
     assert "random_drop_rate" not in words(result)[1]
 
 
@@ -235,7 +235,7 @@ def test_the_note_states_the_families_and_how_many_comparisons_each_has(tmp_path
     note = comparison_table(compare(studied(tmp_path, losses))).note
     families = "control (2, by the multivariate t), ladder (1, by Holm), rest (4, by Holm)."
     assert f"7 comparisons with an interval, in 3 families fixed beforehand: {families}" in note
-    assert "Holm's intervals decide; together they do not hold in 95 %." in note
+    assert "Holm's intervals decide; together they do not hold in 95%." in note
 
 
 def test_comparisons_without_an_interval_are_not_counted(tmp_path: Path) -> None:
@@ -278,8 +278,8 @@ def test_a_loss_that_was_not_measured_dropless_is_stated(tmp_path: Path) -> None
 
 
 PLANS = [  # seeds, variants, and what is printed of such a plan
-    # (4.30265 + 1.06066) x 0.010 x sqrt(2 / 3): t of 95 % and of 80 %, 2 degrees of freedom
-    ([0, 1, 2], ["a", "b"], "a difference of 0.044 nats from one control, in 80 % of such sweeps (2 variants, 3 seeds, "
+    # (4.30265 + 1.06066) x 0.010 x sqrt(2 / 3): t of 95% and of 80%, 2 degrees of freedom
+    ([0, 1, 2], ["a", "b"], "a difference of 0.044 nats from one control, in 80% of such sweeps (2 variants, 3 seeds, "
      "a deviation of 0.010 assumed)"),
     ([0], ["a", "b"], "no difference, with one seed; several: seed=0,1,2,3,4"),
     ([0, 1], ["a"], ""),
@@ -296,7 +296,7 @@ def test_before_a_sweep_its_resolvable_difference_is_printed(
 
 
 def test_the_cheapest_is_the_best_of_those_that_cost_the_same_and_the_best_is_set_beside_the_next() -> None:
-    work = {"one": 100.0, "dropless": 101.0, "2.0": 150.0}  # 101 is within 2 % of 100, and its loss is lower
+    work = {"one": 100.0, "dropless": 101.0, "2.0": 150.0}  # 101 is within 2% of 100, and its loss is lower
     losses = {"one": [1.5, 1.6, 1.7], "dropless": [1.45, 1.55, 1.65], "2.0": [1.42, 1.53, 1.61]}
     runs = [
         record(config_of(seed, **MODELS[name]), loss, computation={"training": work[name] * 1e12})
@@ -306,16 +306,16 @@ def test_the_cheapest_is_the_best_of_those_that_cost_the_same_and_the_best_is_se
     best, cheapest, dropped, seeds = tiles(study(runs)).items
     start = "`Switch, factor 2.0` has the lowest loss; `Switch, dropless` follows, 0.0300 ± "
     assert best.note.startswith(start) and best.note.endswith(" higher (not corrected)")
-    words_of_cheapest = "of 2 variants within 2 % of the least training computation, `Switch, dropless` has the lowest"
+    words_of_cheapest = "of 2 variants within 2% of the least training computation, `Switch, dropless` has the lowest"
     assert (cheapest.value, cheapest.note) == ("101.0 TFLOP", f"{words_of_cheapest} loss, 0.0300 above the best")
-    assert seeds.note.startswith("can detect a ") and "from `" in seeds.note and dropped.value == "10.0 %"
+    assert seeds.note.startswith("can detect a ") and "from `" in seeds.note and dropped.value == "10.0%"
 
 
 def test_where_experts_choose_nothing_is_dropped_and_alpha_weights_nothing() -> None:
     chooses = replace(config_of(**ONE), router=family("expert_choice"))
     result = study([record(chooses, dropped_whole_run=0.0), record(config_of(**ONE))])
     rows_of = {row[0].text: [cell.text for cell in row] for row in balance_table(result).rows}
-    assert rows_of["expert_choice"][2:5] == ["-", "-", "-"] and rows_of["Switch"][2:5] == ["0.01", "-", "10.0 %"]
+    assert rows_of["expert_choice"][2:5] == ["-", "-", "-"] and rows_of["Switch"][2:5] == ["0.01", "-", "10.0%"]
     assert tiles(study([record(chooses)])).items[2].value == "-"
 
 

@@ -171,7 +171,7 @@ def test_outputs_and_gradients_equal_the_one_hot_einsums_of_appendix_f(case: Cas
 @settings(REPEATABLE, max_examples=60)
 @given(cases())
 def test_in_bf16_choices_are_the_same_and_outputs_and_gradients_within_six_percent(case: Case) -> None:
-    """bf16 rounds each of a dozen steps by up to 2^-9: about 1 % of a norm, up to 3 % where one token's sums cancel.
+    """bf16 rounds each of a dozen steps by up to 2^-9: about 1% of a norm, up to 3% where one token's sums cancel.
 
     The router's gradient consists of inner products of output and loss weight, whose terms cancel; its scale is taken
     without cancellation.

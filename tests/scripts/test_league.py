@@ -32,7 +32,7 @@ LOSS |= {"sigmoid_top1": 1.7, "expert_choice_1.0": 1.5, "threshold_top1": 1.82}
 
 
 def line(job: Any, loss: float) -> dict[str, str]:
-    """Of the file. Thresholds compute 3.1 % more than one expert per token, all others as many as their class says."""
+    """Of the file. Thresholds compute 3.1% more than one expert per token, all others as many as their class says."""
     experts = {entry.variant: entry.experts for entry in plan.ENTRIES} | {"threshold_top1": 1.031}
     dropped = 0.1 if job.capacity_factor else 0.0  # which leaves an entry in its class
     loss += 0.01 * (job.seed % 5) + NOISE[(job.seed + len(job.variant)) % 5]  # the first is common to all of a seed

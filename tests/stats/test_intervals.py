@@ -33,7 +33,7 @@ def test_of_several_comparisons_each_interval_is_so_wide_that_all_hold() -> None
     values = [0.9, 1.0, 1.1, 0.95, 1.05]
     result = estimate(values)
     assert result is not None and result.error is not None
-    assert result.half(5) == pytest.approx(t_quantile(4, 0.99) * result.error)  # 5 % / 5
+    assert result.half(5) == pytest.approx(t_quantile(4, 0.99) * result.error)  # 5% / 5
     assert result.resolved() and result.resolved(5) and not result.resolved(10**6)
 
 

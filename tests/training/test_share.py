@@ -55,7 +55,7 @@ def test_a_run_states_the_share_that_its_steps_reach(
     share = result["computation"]["useful_per_step"] * result["steps"] / result["training_seconds"] / 1e10
     assert (result["matmul_flops_per_second"], result["matmul_share"]) == (1e10, pytest.approx(share))
     rate.assert_called_once_with({"float32": torch.float32, "bf16": torch.bfloat16}[word])
-    assert f"{100 * share:.0f} % of this machine's {word} matrix products;" in " ".join(capsys.readouterr().out.split())
+    assert f"{100 * share:.0f}% of this machine's {word} matrix products;" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.usefixtures("rate")

@@ -41,7 +41,7 @@ def test_shares_are_ratios_of_sums_and_means_are_over_all_tokens() -> None:
 
 
 def test_quantiles_over_the_experts_are_on_a_straight_line_between_two_of_them() -> None:
-    """Of 5 experts the 5 % quantile is number 0.2 from the least, a fifth of the way to the next."""
+    """Of 5 experts the 5% quantile is number 0.2 from the least, a fifth of the way to the next."""
     load_E, one = torch.tensor([40, 10, 20, 0, 30]), torch.ones(())
     sums = RoutingSums(load_E, load_E // 10, one, one, choices=100, tokens=100)
     scalars = layer_scalars(sums, per_expert=False)
