@@ -1,24 +1,29 @@
 """A cost against a loss: a dot for each run, a mark for each mean, the colour of how many slots its experts have."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
-from switch_lm.pages.document import Scatter
+from switch_lm.pages.document import Place, Scatter
 from switch_lm.pages.hover import add_targets
 from switch_lm.pages.plots import INK, MARKERS, PAPER, Entries, add_legend, plain, set_ticks, wrapped
 
 SCALE = ("#7B4FB5", "#B5439B", "#CC4678", "#D9622B", "#C98200")  # from the lowest level to the highest
 NO_LIMIT = "#009E73"
 MARK, DOT, LETTERS = 7.5, 3.0, 7.0  # points
-NEAR = ((6.0, 0.0), (-6.0, 0.0), (0.0, 8.0), (0.0, -8.0))  # points from a mark to its name, tried in this order;
-FAR = tuple((x, 9.0 * y) for y in (0, 1, -1, 2, -2, 3, -3, 4, -4) for x in (22.0, -22.0))  # then joined by a line
+NEAR = ((6.0, 0.0), (-6.0, 0.0), (0.0, 8.0), (0.0, -8.0))  # points from a mark to its name, tried in this order
+FAR, LINE, COLUMN = 22.0, 9.5, 12.0  # points to the names of a crowd, of a line, and between marks of one column
+WIDE = tuple((x, 9.0 * y) for y in (0, 1, -1, 2, -2, 3, -3, 4, -4) for x in (FAR, -FAR))
 
 
 def draw_scatter(figure: Figure, picture: Scatter) -> None:
@@ -54,24 +59,54 @@ def _colours(picture: Scatter) -> dict[float | None, str]:
 
 
 def add_labels(axes: Axes, picture: Scatter) -> None:
-    """A name beside each mark, the front's first; one that would cover another, or a mark, is left out."""
+    """A name beside each mark; in a column without room in lines, in the order of the marks. None covers another."""
     taken = [_around(axes, x, y, DOT / 2) for place in picture.places for x, y in place.runs]
     taken += [_around(axes, place.x, place.y, MARK / 2) for place in picture.places]
-    for place in sorted(picture.places, key=lambda place: not place.front):
-        for x, y in (*NEAR, *FAR):
-            name = axes.annotate(
-                plain(place.label), (place.x, place.y), (x, y), textcoords="offset points", va="center"
-            )
-            name.set(ha="left" if x > 0 else "right" if x < 0 else "center", fontsize=LETTERS, in_layout=False)
-            name.get_window_extent()  # puts it in its place; that of the text alone is without the line
-            box = Text.get_window_extent(name).expanded(1.06, 1.0)  # a page has another font
-            if not box.count_overlaps(taken) and _inside(axes.bbox, box):
-                taken.append(box)
-                if (x, y) in FAR:
-                    line = {"arrowstyle": "-", "color": INK, "alpha": 0.35, "linewidth": 0.6, "shrinkB": 4.0}
-                    axes.annotate("", (place.x, place.y), (x, y), textcoords="offset points", arrowprops=line)
-                break
-            name.remove()
+    across, up = axes.transData.transform([(place.x, place.y) for place in picture.places]).T * 72.0 / axes.figure.dpi
+    order = sorted(range(len(across)), key=lambda i: (not picture.places[i].front, up[i]))
+    near = {i: label for i in order if (label := _label(axes, picture.places[i], NEAR, taken)) is not None}
+    crowd = {i for i in order for j in order if j not in near and abs(across[i] - across[j]) < COLUMN}
+    for i in crowd & near.keys():
+        near[i][0].remove()
+        taken.remove(near[i][1])
+    columns = list[list[int]]()
+    for i in sorted(crowd, key=lambda i: across[i]):
+        if columns and across[i] - across[columns[-1][-1]] < COLUMN:
+            columns[-1].append(i)
+        else:
+            columns.append([i])
+    low, high = axes.bbox.intervaly * 72.0 / axes.figure.dpi
+    for column in columns:
+        column.sort(key=lambda i: up[i])
+        for i, line in zip(column, _lines(up[column], low, high), strict=True):
+            in_line = [(x, line - up[i]) for x in (-FAR, FAR)]
+            _label(axes, picture.places[i], (*in_line, *NEAR, *WIDE), taken)
+
+
+def _lines(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    """Ascending values, moved as little as possible to be a `LINE` apart and between `low` and `high` (N,)."""
+    steps = LINE * (np.arange(len(values)) + 0.5)
+    return isotonic_regression(values - steps).x.clip(low, max(low, high - LINE * len(values))) + steps
+
+
+def _label(
+    axes: Axes, place: Place, offsets: Iterable[tuple[float, float]], taken: list[Bbox]
+) -> tuple[Annotation, Bbox] | None:
+    """A place's name at the first of the offsets (points) where it covers nothing; None if there is none."""
+    for x, y in offsets:
+        name = axes.annotate(plain(place.label), (place.x, place.y), (x, y), textcoords="offset points", va="center")
+        name.set(ha="left" if x > 0 else "right" if x < 0 else "center", fontsize=LETTERS, in_layout=False, zorder=2.5)
+        name.set_bbox({"facecolor": PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8})  # no line strikes it out
+        name.get_window_extent()  # puts it in its place; that of the text alone is without the line
+        box = Text.get_window_extent(name).expanded(1.06, 1.0)  # a page has another font
+        if not box.count_overlaps(taken) and _inside(axes.bbox, box):
+            taken.append(box)
+            if (x, y) not in NEAR:  # joined by a line
+                line = {"arrowstyle": "-", "color": INK, "alpha": 0.35, "linewidth": 0.6, "shrinkB": 4.0}
+                axes.annotate("", (place.x, place.y), (x, y), textcoords="offset points", arrowprops=line)
+            return name, box
+        name.remove()
+    return None
 
 
 def _around(axes: Axes, x: float, y: float, half: float) -> Bbox:
