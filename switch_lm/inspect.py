@@ -24,7 +24,8 @@ from switch_lm.commandline.command import (
     writing,
 )
 from switch_lm.pages.characters import harmless, isolated
-from switch_lm.storage.files import TABLES, write_table
+from switch_lm.storage.files import TABLES, read_json, write_table
+from switch_lm.storage.run_folder import RESULT
 from switch_lm.storage.runs import run_name, run_of
 
 if TYPE_CHECKING:  # torch takes seconds to import: functions do it when they need it, so that --help is quick
@@ -144,8 +145,10 @@ def _inspections(
             ids, by = split.validation_ids(corpus).to(device), ("play", "speaker") if plays_of(corpus) else ()
             parts = {x: divide(corpus, split.validation, by=x) for x in by}
             sizes: dict[str, Any] = {"context_length": shortest, "divisions": parts, "prune": prune, "say": say}
+            trained = (read_json(run_of(checkpoint) / RESULT) or {}).get("dropped_whole_run") or None  # nor if it was 0
+            letter = f"{'AB'[len(inspections)]}: " * (len(opened) > 1)
             result = inspect(name, checkpoint, model.to(device), header, ids, **sizes)
-            inspections.append(replace(result, letter=f"{'AB'[len(inspections)]}: ") if len(opened) > 1 else result)
+            inspections.append(replace(result, letter=letter, training_dropped=trained))
     return inspections
 
 

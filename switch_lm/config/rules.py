@@ -101,7 +101,7 @@ COMBINATIONS: list[Row] = [
     (
         "data.unused_characters",
         lambda c: c.data.unused_characters == "drop" or c.init_from is not None,
-        "keep needs another run: its characters are the ones that are kept",
+        "keep needs init_from: the characters kept are those of that run",
         "leave it out, or name the run with init_from=RUN",
     ),
     (

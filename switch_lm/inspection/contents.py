@@ -69,11 +69,12 @@ def _summary(one: Inspection) -> str:
     worth = sum(costs(layer.averaged, one.ablation.comparisons) for layer in one.ablation.layers)
     shares = [one.drops.mean(layer).mean for layer in range(layers)] if one.drops else []
     dropped = f"{_range(shares, '.1%')} of a layer's tokens are" if shares else "nothing is"
+    trained = "" if one.training_dropped is None else f" (training itself dropped {one.training_dropped:.1%} of all)"
     of = [f"{'all' if n == layers > 1 else f'{n} of'} {layers} layers" for n in (len(better), worth, len(known))]
     return (
         f"The loss of `{one.name}` is {one.ablation.loss:.3f} nats on {WINDOWS} windows. Its routing beats random "
         f"routing in {of[0]}{by}; replacing a layer's experts by their average raises the loss in {of[1]}; the current "
-        f"character alone {predicts} the choice of expert in {of[2]}, beyond chance; {dropped} dropped."
+        f"character alone {predicts} the choice of expert in {of[2]}, beyond chance; {dropped} dropped{trained}."
     )
 
 

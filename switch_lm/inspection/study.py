@@ -45,6 +45,7 @@ class Inspection:
     ablation: Ablation
     history: History | None  # None: a checkpoint outside of a run's folder
     pruned: Sequence[Pruned]  # empty: not asked for
+    training_dropped: float | None = None  # share of all choices of its training; None: not known
     letter: str = ""  # "A: " or "B: ", which begins the names of one of two models
 
     @property

@@ -68,6 +68,7 @@ def test_a_run_gives_a_page_pictures_tables_and_findings_removes_old_pictures_an
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = run_with_history(make_run, capacity_factor=0.5)
+    (folder / "result.json").write_text('{"dropped_whole_run": 0.123}')
     damaged = folder / "checkpoints" / "step_000007.ckpt"
     damaged.write_bytes(b"not a checkpoint")
     (folder / "inspect" / "pictures").mkdir(parents=True)
@@ -75,7 +76,7 @@ def test_a_run_gives_a_page_pictures_tables_and_findings_removes_old_pictures_an
     assert main(["--run", "tiny", "--prune"]) == 0
     result, page = capsys.readouterr(), (folder / "inspect" / "inspect.html").read_text()
     assert all(f">{section}</h2>" in page for section in SECTIONS)
-    cards = re.findall(r"^layer 0(\d), expert (\d): .+, [\d.]+ % of the text$", result.out, re.MULTILINE)
+    cards = re.findall(r"^layer 0(\d), expert (\d): .+, [\d.]+% of the text$", result.out, re.MULTILINE)
     assert cards == [(layer, expert) for layer in "01" for expert in "0123"]
     assert all(f"</span> layer 0{layer}, expert {expert}: " in page for layer, expert in cards)
     assert (
@@ -86,6 +87,7 @@ def test_a_run_gives_a_page_pictures_tables_and_findings_removes_old_pictures_an
         )
         == 2
     )
+    assert "dropped (training itself dropped 12.3% of all)." in page
     assert "outputs/runs/tiny/inspect/inspect.html" in result.err
     assert f"warning: tiny: left out of the history: {damaged} can" in result.err
     assert f"tiny: left out of the history: {damaged} can" in page
@@ -299,7 +301,7 @@ def test_the_page_answers_its_questions_in_a_browser_wide_and_narrow_light_and_d
     headings = [heading.text for heading in browser.find_elements("css selector", "section h2")]
     assert headings == [section for section in SECTIONS if section != PRUNED]
     first = browser.find_element("css selector", ".card")
-    assert re.match(r"0 layer 00, expert 0: .+ % of the text\nload\n", first.text)
+    assert re.match(r"0 layer 00, expert 0: .+% of the text\nload\n", first.text)
     (context,) = first.find_elements("css selector", "details > summary")
     assert "highest gate" not in first.text
     context.send_keys("\ue007")  # Enter

@@ -178,7 +178,7 @@ def test_parts_of_a_model_are_trained_on_another_text_and_go_on_with_the_same_bi
         ({"init_from": None, "model": {"upcycle_noise": 0.1}}, "name the run with init_from=RUN"),
         (
             {"init_from": None, "data": {"unused_characters": "keep"}},
-            "keep needs another run: its characters are the ones that are kept",
+            "keep needs init_from: the characters kept are those of that run",
         ),
         ({"text": "\u03b1\u03b2" * 500}, "it knows none of the 2 characters of the text"),
     ],
