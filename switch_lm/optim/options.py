@@ -53,7 +53,6 @@ class OptimOptions:
         "tail_0.25 the mean over the last quarter of the steps. Each adds a copy of the weights to memory and "
         "checkpoints. Training does not change.",
         AVERAGES,
-        short="avg",
     )
     on_resume: str = key(
         "rewarm",
