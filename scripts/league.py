@@ -15,8 +15,8 @@ from switch_lm.commandline.signals import ended_by_signals
 def parser() -> argparse.ArgumentParser:
     about = "Trains, measures and compares all routers: docs/routers.md, from docs/data/league.csv and league.json."
     options = long_parser("league", about)
-    jobs = "train N at once, a share of the cores each; times are measured by one alone"
-    options.add_argument("--jobs", type=int, choices=range(1, 65), default=1, metavar="N", help=jobs)
+    jobs = "train N at once, a share of the cores each; times are measured by one alone (default: 1; with --quick 2)"
+    options.add_argument("--jobs", type=int, choices=range(1, 65), metavar="N", help=jobs)
     quick = "a rehearsal of every stage in a quarter of an hour, all below outputs/league_quick"
     options.add_argument("--quick", action="store_true", help=quick)
     return options
@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from contest.session import OutOfTimeError, Session
 
     league, complete = plan.QUICK if options.quick else plan.League(), True
-    session = Session(league, time.monotonic() + 3600 * options.hours, options.jobs)
+    jobs = options.jobs or (2 if options.quick else 1)
+    session = Session(league, time.monotonic() + 3600 * options.hours, jobs)
     try:
         if not options.report:
             complete = session.play()
