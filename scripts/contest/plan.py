@@ -157,7 +157,7 @@ class League:
 
 
 QUICK = League(
-    steps=30, seeds=2, lengths=(0.5, 1.5), repetitions=5, rehearsal=True, outputs=Path("outputs", "league_quick"),
+    steps=20, seeds=2, lengths=(0.5, 1.5), repetitions=5, rehearsal=True, outputs=Path("outputs", "league_quick"),
     examined=("switch_dropless", "expert_choice_1.0", "threshold_top1"), data=Path("outputs", "league_quick"),
     page=Path("outputs", "league_quick", "routers.md"),
 )  # fmt: skip
