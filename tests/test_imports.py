@@ -87,7 +87,7 @@ ONLY_IN = {
     "requests": {"text"},
     "jinja2": {"pages"},
     "matplotlib": {"pages", "api"},  # which returns its figures
-    "scipy": {"stats"},
+    "scipy": {"stats", "pages"},  # and for the lines of names in pictures
 }
 
 

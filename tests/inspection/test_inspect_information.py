@@ -212,7 +212,7 @@ def test_the_lead_counts_the_layers_in_which_the_character_is_shown_to_explain(s
     other: Any = SimpleNamespace(held=(), layers=(), comparisons=0, loss=1.5)
     model: Any = SimpleNamespace(
         name="it", blocks=[0, 1], text=SimpleNamespace(num_experts=4), atlas=Atlas(torch.zeros(2, 1, 4), found),
-        counterfactual=other, ablation=other, per_token=None, drops=None,
+        counterfactual=other, ablation=other, per_token=None, drops=None, training_dropped=None,
     )  # fmt: skip
     assert f"the current character {words}, beyond chance; nothing is dropped." in _summary(model)
     model.text.num_experts = 1

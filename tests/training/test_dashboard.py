@@ -156,12 +156,9 @@ def test_a_text_that_is_written_again_replaces_the_old_one_and_no_other_text(tmp
     ]
 
 
-def test_dense_and_dropless_runs_have_their_own_values_in_the_columns_of_capacities_and_experts() -> None:
-    rows = [
-        hparams(Config(model=ModelConfig(**changes)))
+def test_dense_and_dropless_runs_have_their_own_values_in_the_column_of_capacities() -> None:
+    factors = [
+        hparams(Config(model=ModelConfig(**changes)))["cap"]
         for changes in ({"capacity_factor": 2}, {"capacity_factor": None}, {"switch_every": 0})
     ]
-    assert [row["cap"] for row in rows] == ["2.0", "dropless", "dense"]
-    assert [(row["experts"], row["router"], row["alpha"] > 0) for row in rows] == [
-        (8, "switch", True), (8, "switch", True), (0, "-", False),
-    ]  # fmt: skip
+    assert factors == ["2.0", "dropless", "dense"]
