@@ -59,7 +59,10 @@ def _colours(picture: Scatter) -> dict[float | None, str]:
 
 
 def add_labels(axes: Axes, picture: Scatter) -> None:
-    """A name beside each mark; in a column without room in lines, in the order of the marks. None covers another."""
+    """A name beside each mark, or for a crowded column a list of names in the order of its marks.
+
+    A name that would cover another, or a mark, is left out.
+    """
     taken = [_around(axes, x, y, DOT / 2) for place in picture.places for x, y in place.runs]
     taken += [_around(axes, place.x, place.y, MARK / 2) for place in picture.places]
     across, up = axes.transData.transform([(place.x, place.y) for place in picture.places]).T * 72.0 / axes.figure.dpi

@@ -23,7 +23,7 @@ from test_heat_map import MAP, save
 from switch_lm.pages.document import Drawn, Picture, Place, Scatter, Series
 from switch_lm.pages.pictures import FILE_DPI, HEIGHT, WIDTH, as_inline_svg, draw
 from switch_lm.pages.plots import COLOURS, INK, MARKERS, MOST_MARKERS, ROW
-from switch_lm.pages.scatter import NO_LIMIT, SCALE
+from switch_lm.pages.scatter import LINE, NO_LIMIT, SCALE, _lines
 
 X = (1.0, 2.0, 4.0, 8.0)
 Y = (2.0, 1.7, 1.6, 1.58)
@@ -190,6 +190,13 @@ def test_a_scatter_has_a_dot_for_each_run_a_colour_for_each_level_and_the_front_
     (front,) = [line for line in seen if line.get_linestyle() == "--"]
     assert np.asarray(front.get_xydata()).tolist() == [[1.0, 1.9], [2.0, 1.5]]
     assert legend_of(SCATTER) == [*dict.fromkeys(place.group for place in PLACES), "not dominated"]
+
+
+def test_names_of_a_crowded_column_are_a_line_apart_where_their_marks_are_and_stay_inside() -> None:
+    """Of marks at 50, 50 and 200 the first two move by half a line each; at the lower edge all begin there."""
+    values = np.array([50.0, 50.0, 200.0])
+    assert _lines(values, 0.0, 300.0) == pytest.approx([50.0 - LINE / 2, 50.0 + LINE / 2, 200.0])
+    assert _lines(values - 60.0, 0.0, 300.0) == pytest.approx([LINE / 2, 1.5 * LINE, 140.0])
 
 
 def test_labels_of_a_scatter_cover_neither_each_other_nor_a_mark_and_are_left_out_where_there_is_no_room() -> None:
