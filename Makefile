@@ -87,7 +87,7 @@ benchmark-loss: setup ## Measure how long each preset takes to reach which loss,
 plays-study: setup ## Find where sparse beats dense, with data=plays, about ten hours; continues a stopped one, as league does
 	$(PLACE)/bin/python scripts/plays_study.py $(ARGS)
 
-finetune-study: setup ## Compare fine-tuning with training from scratch, dense and Switch, about an hour; continues a stopped one
+finetune-study: setup ## Compare fine-tuning with training from scratch and upcycling, dense and Switch, about an hour; continues a stopped one
 	$(PLACE)/bin/python scripts/finetune_study.py $(ARGS)
 
 league: setup ## Train and compare all routers, hours; continues a stopped one; in pieces with ARGS="--hours 2.8"

@@ -20,7 +20,10 @@ DATA, PAGE, OUTPUTS = Path("docs", "data", "finetune.csv"), Path("docs", "finetu
 DENSE, SWITCH = MODELS = ("dense", "switch")
 PRETRAINED, SCRATCH, TUNED, REGULARISED = ("pre-trained", "from scratch", "fine-tuned", "fine-tuned with more dropout")
 HOWS = (SCRATCH, TUNED, REGULARISED)
+UPCYCLED, NOISY = "upcycled", "upcycled with noise"  # a Switch model from the dense one
+WAYS = (*product(MODELS, HOWS), (SWITCH, UPCYCLED), (SWITCH, NOISY))
 SEEDS, STEPS, PRETRAINING_STEPS = 5, 300, 3000
+NOISE = 0.1  # of the standard deviation of a weight
 PLAIN = ("data.split=without_histories", "data.hold_out=null")  # what is pre-trained on
 LOWER = ("optim.lr=0.001", "optim.matrix_lr=0.007")  # a third of the default: of weights that are trained already
 MORE = {SWITCH: "model.expert_dropout=0.4", DENSE: "model.dropout=0.4"}  # the paper's 0.4; dense has no experts
@@ -34,6 +37,8 @@ PAIRS = (
     *(((model, TUNED), (model, SCRATCH)) for model in MODELS),
     *(((model, REGULARISED), (model, TUNED)) for model in MODELS),
     *(((SWITCH, how), (DENSE, how)) for how in HOWS),
+    *(((SWITCH, UPCYCLED), (model, TUNED)) for model in MODELS),
+    ((SWITCH, NOISY), (SWITCH, UPCYCLED)),
 )
 
 
@@ -75,9 +80,11 @@ class Job:
         """Its command line: it continues what was stopped or killed."""
         own = ["experiment=finetune", *(["model=dense"] if self.model == DENSE else [])]
         own += PLAIN if self.how == PRETRAINED else ()
-        if self.how in (TUNED, REGULARISED):
-            own += [f"init_from={Job(self.model, PRETRAINED, 0).name}", *LOWER]
+        if self.how not in (PRETRAINED, SCRATCH):
+            source = DENSE if self.how in (UPCYCLED, NOISY) else self.model
+            own += [f"init_from={Job(source, PRETRAINED, 0).name}", *LOWER]
         own += [MORE[self.model]] if self.how == REGULARISED else []
+        own += [f"model.upcycle_noise={NOISE}"] if self.how == NOISY else []
         own += [f"seed={self.seed}", f"trainer.max_steps={self.steps}", *COMMON]
         return [*own, f"name={self.name}", "resume=auto", f"outputs={OUTPUTS}"]
 
@@ -103,7 +110,7 @@ def jobs(results: Results) -> Iterator[Job]:
     before = [Job(model, PRETRAINED, 0) for model in MODELS]
     yield from before
     if not results.missing(before):
-        yield from (Job(model, how, seed) for seed, model, how in product(range(SEEDS), MODELS, HOWS))
+        yield from (Job(model, how, seed) for seed, (model, how) in product(range(SEEDS), WAYS))
 
 
 def write(results: Results) -> None:
@@ -120,7 +127,7 @@ def document(results: Results) -> Document:
 
 def _losses(results: Results) -> Table:
     rows = []
-    for model, how in product(MODELS, HOWS):
+    for model, how in WAYS:
         losses = list(results.losses(model, how).values())
         if losses:
             rows.append(tuple(map(Cell, (model, how, spread(estimate(losses), 4), str(len(losses))))))
@@ -130,7 +137,7 @@ def _losses(results: Results) -> Table:
 
 def _compared(results: Results) -> tuple[list[Table], str]:
     """The differences of all pairs that were run, as a table and in a sentence."""
-    values = {one: losses for one in product(MODELS, HOWS) if (losses := results.losses(*one))}
+    values = {one: losses for one in WAYS if (losses := results.losses(*one))}
     pairs = [pair for pair in PAIRS if set(pair) <= values.keys()]
     rows, resolved = [], []
     for (ours, theirs), one in zip(pairs, Pool(values).family(pairs) if pairs else (), strict=True):
@@ -162,5 +169,7 @@ def _how(results: Results) -> tuple[Code, Bullets]:
         f"Then {STEPS} steps on the first four fifths of Henry V, with dropout 0.1 and a third of the default learning "
         "rates; from scratch with the default ones. Nothing was tuned. More dropout: the paper's 0.4 in the experts; "
         "dense has none, so 0.4 in place of 0.1.",
+        "Upcycled: a Switch model whose experts begin as copies of the feed-forward of the pre-trained dense one, and "
+        f"with noise of {NOISE:.0%} of a weight's standard deviation on each copy.",
         *(f"{name}: {'; '.join(values)}." for name, values in facts.items() if values),
     ))  # fmt: skip

@@ -17,6 +17,7 @@ with pytest.MonkeyPatch.context() as patch:
     finetune = import_module("study.finetune")
 
 LEVEL = {finetune.PRETRAINED: 1.5, finetune.SCRATCH: 2.0, finetune.TUNED: 1.8, finetune.REGULARISED: 1.8}
+LEVEL |= {finetune.UPCYCLED: 1.9, finetune.NOISY: 1.9}
 
 
 def line(job: Any) -> dict[str, str]:
@@ -33,15 +34,16 @@ def test_each_model_is_pre_trained_once_and_every_run_is_a_configuration_that_is
     assert [job.how for job in before] == [finetune.PRETRAINED] * 2
     results = finetune.Results(tuple(map(line, before)))
     jobs = list(finetune.jobs(results))
-    assert len({job.name for job in jobs}) == len(jobs) == 2 + 2 * 3 * 5
-    assert sum(job.steps for job in jobs) == 15_000
-    for job in jobs[:8]:
+    assert len({job.name for job in jobs}) == len(jobs) == 2 + (2 * 3 + 2) * 5
+    assert sum(job.steps for job in jobs) == 18_000
+    for job in jobs[:10]:
         config = composed(job.words)
         assert (config.seed, config.trainer.max_steps, config.trainer.val_every) == (job.seed, job.steps, job.steps)
         assert (config.model.num_switch_layers == 0) == (job.model == "dense")
         assert config.data.split == ("without_histories" if job in before else "within_play")
-        source = {one.model: one.name for one in before}[job.model]
-        assert config.init_from == (source if "fine-tuned" in job.how else None)
+        source = {one.model: one.name for one in before}["dense" if "upcycled" in job.how else job.model]
+        assert config.init_from == (None if job in before or job.how == finetune.SCRATCH else source)
+        assert config.model.upcycle_noise == (0.1 if job.how == finetune.NOISY else 0.0)
         dropouts = (config.model.dropout, config.model.expert_dropout)
         more = (0.1, 0.4) if job.model == "switch" else (0.4, 0.0)
         assert dropouts == (more if job.how == finetune.REGULARISED else (0.1, 0.0))
@@ -61,4 +63,6 @@ def test_the_page_gives_paired_corrected_verdicts(tmp_path: Path, monkeypatch: p
     assert verdicts["dense fine-tuned with more dropout less dense fine-tuned"] == "not resolved"
     assert verdicts["switch fine-tuned with more dropout less switch fine-tuned"] == "lower"
     assert verdicts["switch from scratch less dense from scratch"] == "not resolved"
-    assert len(verdicts) == 7 and "none is missing" in page and page.count("| 5 |") == 6
+    assert verdicts["switch upcycled less dense fine-tuned"] == "higher"
+    assert verdicts["switch upcycled with noise less switch upcycled"] == "not resolved"
+    assert len(verdicts) == 10 and "none is missing" in page and page.count("| 5 |") == 8
