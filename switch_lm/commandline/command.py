@@ -192,12 +192,12 @@ def require_writable(file: Path, *, option: str) -> None:
 
 @environment()
 def finish(command: Callable[[], int]) -> int:
-    """The exit code of a command: 1 for what a user can fix, 2 for plugins and usage, 128 + n for signal n."""
+    """The exit code: 1 for what a user can fix, 2 for usage, plugins and other versions, 128 + n for signal n."""
     try:
         with ended_by_signals():
             first_word()
             from switch_lm.model.devices import no_memory
-            from switch_lm.storage.checkpoint import CheckpointError
+            from switch_lm.storage.checkpoint import CheckpointError, OtherVersionError
             from switch_lm.training.process_state import restored
 
             try:
@@ -205,7 +205,7 @@ def finish(command: Callable[[], int]) -> int:
                     return command()
             except (CommandError, RunError, CheckpointError, CorpusError) as error:
                 print(error, file=sys.stderr)
-                return 2 if isinstance(error, UsageError) else 1
+                return 2 if isinstance(error, UsageError | OtherVersionError) else 1
             except PluginError as error:
                 print(error, file=sys.stderr)
                 return 2

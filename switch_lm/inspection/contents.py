@@ -200,7 +200,7 @@ def _how(inspections: Sequence[Inspection], command: str) -> list[Part]:
         Text(
             f"On {B} windows of {S} characters, spread evenly over the validation split. Nothing is dropped unless "
             "stated. An expert's characters are those that it reads; where one stands for all, it is the one with the "
-            "largest gate. ± is a 95% interval. Windows are the units: they were sampled independently, "
+            "largest gate. ± is half of the 95% interval. Windows are the units: they were sampled independently, "
             "characters were not. Claims are corrected for all comparisons of their section: in 19 of 20 "
             "such sections every claim holds. The "
             f"router is judged on {judged.num_tokens:,} characters per layer{tried}, the experts on {WINDOWS} windows"

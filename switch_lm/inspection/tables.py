@@ -186,4 +186,4 @@ def estimate(x: Estimate, comparisons: int, form: str = "+.4f", after: str = "",
 def _stars(counts: Iterable[int]) -> str:
     """What ± and * mean in a table, and for how many intervals of each model they are corrected."""
     number = " and ".join(map(str, dict.fromkeys(counts)))
-    return f"± is a 95% interval, if there is one; * differs from 0, corrected for all {number} comparisons here."
+    return f"± is half of the 95% interval, if any; * differs from 0, corrected for all {number} comparisons here."

@@ -28,6 +28,10 @@ class CheckpointError(Exception):
     """A file is not a usable checkpoint, or could not be written; the message says which and why."""
 
 
+class OtherVersionError(CheckpointError):
+    """A checkpoint is whole, and of a version of switch_lm that this one cannot read."""
+
+
 @dataclass(frozen=True)
 class Header:
     """What a reader needs besides the weights, as plain data, so that `weights_only=True` loads it."""
@@ -114,7 +118,7 @@ def read_model(path: Path, *, average: str | None = None) -> tuple[SwitchLM, Hea
     content = read(path)
     if "router" not in content[KEY]:
         fix = "train the run again, or use the version that wrote it"
-        raise CheckpointError(f"{path} is of an older version of switch_lm, which stored no router; {fix}")
+        raise OtherVersionError(f"{path} is of an older version of switch_lm, which stored no router; {fix}")
     if average is not None and average not in (there := content.get(AVERAGES, {})):
         names = f"{', '.join(there)}: name one of these" if there else f"none: train with optim.averages=[{average}]"
         raise CheckpointError(f"{path} has no average {average} of the weights; it has {names}")
@@ -139,7 +143,7 @@ def read_model(path: Path, *, average: str | None = None) -> tuple[SwitchLM, Hea
             model.load_state_dict(weights, strict=False)  # buffers, which have no average, are as they were
     except (KeyError, TypeError, RuntimeError) as error:  # a key or a weight is unknown or missing
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
+        raise OtherVersionError(
             f"{path} does not fit this version of switch_lm ({reason}); train the run again"
         ) from error
     if (bad := next((name for name, value in weights.items() if not value.isfinite().all()), None)) is not None:
@@ -148,11 +152,11 @@ def read_model(path: Path, *, average: str | None = None) -> tuple[SwitchLM, Hea
 
 
 def _complete(stored: dict[str, Any], owner: type, path: Path, prefix: str) -> dict[str, Any]:
-    """What a checkpoint states, a key that it lacks at what that implies; CheckpointError for one that is unknown."""
+    """What a checkpoint states, a key that it lacks at what that implies; OtherVersionError for one that is unknown."""
     known = {name.removeprefix(prefix): key.implied for name, key in keys_of(owner, prefix).items()}
     if unknown := sorted(stored.keys() - known):
         problem = f"{path} states {prefix}{unknown[0]}={stored[unknown[0]]}, which this version does not know"
-        raise CheckpointError(f"{problem} ({unknown_key(prefix + unknown[0])}); use the version that wrote it")
+        raise OtherVersionError(f"{problem} ({unknown_key(prefix + unknown[0])}); use the version that wrote it")
     return known | stored
 
 

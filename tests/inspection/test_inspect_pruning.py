@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import TEXT, MakeRun, tiny_model
+from torch import Tensor
 
 from switch_lm.inspect import main
 from switch_lm.model.transformer import SwitchLM
-from switch_lm.probe.pruning import BY_LOAD, BY_OUTPUT, contributions, pruning
+from switch_lm.probe.pruning import BY_LOAD, BY_OUTPUT, UnprunableError, contributions, pruning
 from switch_lm.probe.reading import Probe
 from switch_lm.probe.subject import calls
 from switch_lm.routers.options import BalanceOptions, ExpertChoiceOptions, HashOptions, SigmoidOptions
+from switch_lm.routers.routing import Routing
+from switch_lm.routers.switch import SwitchRouter
 from switch_lm.text.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(TEXT)
@@ -88,6 +91,19 @@ def test_an_expert_without_tokens_goes_first_and_costs_nothing(changes: dict[str
         assert (result[rule, 3].mean, result[rule, 3].error) == (0.0, None)
         assert result[rule, 2].error is not None and abs(result[rule, 2].mean) > 1e-3
     assert result["at random", 3].mean != 0.0
+
+
+def test_a_router_that_does_not_choose_by_its_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assign = SwitchRouter.assign
+
+    def by_the_input(self: SwitchRouter, x_TD: Tensor, logits_TE: Tensor, **others: Any) -> Routing:
+        with monkeypatch.context() as patch:
+            patch.delitem(self.__dict__, "biased", raising=False)  # as if it had no use for it
+            return assign(self, x_TD, x_TD @ torch.as_tensor(self.w_DE), **others)
+
+    monkeypatch.setattr(SwitchRouter, "assign", by_the_input)
+    with pytest.raises(UnprunableError, match="router=switch does not choose experts by its logits"):
+        pruning(planted(), PROBE)
 
 
 @pytest.mark.parametrize(

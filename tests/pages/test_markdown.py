@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from switch_lm.pages.document import (
+    Beside,
     Bullets,
     Cell,
     Code,
@@ -88,7 +89,9 @@ def test_a_picture_is_its_png_with_its_words_and_its_note() -> None:
     picture = Picture(
         "loss curve", "Loss", "It [falls]\nfast", "step", "loss", (Series("a", (1.0,), (2.0,)),), note="N"
     )
-    assert body(picture) == "![It \\[falls\\] fast](pictures/loss%20curve.png)\n\n*N*\n"
+    text = "![It \\[falls\\] fast](pictures/loss%20curve.png)\n\n*N*\n"
+    assert body(picture) == text
+    assert body(Text("a"), Beside((picture, picture)), Text("b")) == f"a\n\n{text}\n{text}\nb\n"
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,8 @@ class Workers:
         for rank, code in self._codes().items():
             if code not in (None, 0, LOST):
                 raise LostProcessError(self._why(rank, code))
-        self._name([rank for rank, seconds in self.pulse.silent.items() if seconds >= self.seconds])
+        silent = [rank for rank, seconds in self.pulse.silent.items() if seconds >= self.seconds]
+        self._name(silent, f"for {self.seconds:g} s (trainer.peer_timeout)")
 
     def _codes(self) -> dict[int, int | None]:
         """The exit code of each that has ended; None: it runs, or was killed where another program started it."""
@@ -143,16 +144,17 @@ class Workers:
         self.check()
         before = {rank: self.pulse.of(rank) for rank, code in self._codes().items() if code is None}
         self._until(lambda: all(self.pulse.of(rank) != beat for rank, beat in before.items()), ANSWER_SECONDS)
-        self._name([rank for rank, beat in before.items() if self.pulse.of(rank) == beat])
+        silent = [rank for rank, beat in before.items() if self.pulse.of(rank) == beat]
+        self._name(silent, f"for {ANSWER_SECONDS:g} s after an exchange that failed")
         if len(before) < len(self.ranks) or of_connection(str(error)):
             words = " ".join(str(error).split())
             raise LostProcessError(f"the connection between the processes broke, or one was too slow ({words})")
 
-    def _name(self, silent: list[int]) -> None:
+    def _name(self, silent: list[int], how_long: str) -> None:
         if silent:
             named = " and ".join(map(self.pulse.named, silent))
             ended = "" if self.processes else ", or was killed"
-            raise LostProcessError(f"{named} did not answer for {self.seconds:g} s (trainer.peer_timeout){ended}")
+            raise LostProcessError(f"{named} did not answer {how_long}{ended}")
 
     def _until(self, happened: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
