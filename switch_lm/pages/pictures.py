@@ -23,7 +23,7 @@ from PIL import Image
 
 from switch_lm.pages.document import Drawn, HeatMap, Scatter
 from switch_lm.pages.heat_map import draw_heat_map, values_of
-from switch_lm.pages.hover import with_titles
+from switch_lm.pages.hover import part_targets, with_titles
 from switch_lm.pages.plots import INK, PAPER, draw_rows, draw_series, plain, wrapped
 from switch_lm.pages.scatter import add_labels, draw_scatter
 
@@ -66,6 +66,8 @@ def draw(picture: Drawn, *, title: bool = True) -> Figure:
         figure.set_figheight(figure.get_figheight() + (height - drawn) / 72)
         layout.execute(figure)
         figure.set_layout_engine("none")  # the layout is settled: this makes all that follows quick
+        for axes in figure.axes:
+            part_targets(axes)
         if isinstance(picture, Scatter):
             add_labels(figure.axes[0], picture)
     return figure

@@ -21,6 +21,7 @@ from PIL import Image
 from test_heat_map import MAP, save
 
 from switch_lm.pages.document import Drawn, Picture, Place, Scatter, Series
+from switch_lm.pages.hover import LEAST, REACH
 from switch_lm.pages.pictures import FILE_DPI, HEIGHT, WIDTH, as_inline_svg, draw
 from switch_lm.pages.plots import COLOURS, INK, MARKERS, MOST_MARKERS, ROW
 from switch_lm.pages.scatter import LINE, NO_LIMIT, SCALE, _lines
@@ -226,6 +227,18 @@ def test_each_point_says_its_value_under_the_pointer() -> None:
     long = replace(CURVE, label="<a & b>", x=tuple(map(float, range(1000))), y=(1.0,) * 1000, low=None, high=None)
     assert titles(replace(PICTURE, series=(long,)))[0] == "<a & b>: 1 at ms per step 999"
     assert len(titles(replace(PICTURE, series=(long,)))) <= MOST_MARKERS
+
+
+def test_in_a_crowd_no_point_lies_under_the_place_that_shows_another_and_alone_it_is_easily_met() -> None:
+    crowd = tuple(replace(PLACES[0], label=f"{n}", x=1.0 + n / 60, runs=((1.0 + n / 60, 1.9),)) for n in range(9))
+    axes = draw(replace(SCATTER, places=(*crowd, replace(PLACES[0], x=2.0, runs=((2.0, 1.5),))))).axes[0]
+    targets = [line for line in axes.lines if line.get_alpha() == 0.0]
+    places = [axes.transData.transform(np.asarray(line.get_xydata())[0]) for line in targets]
+    sizes = [float(line.get_markersize()) / 2 for line in targets]  # of this marker: twice its size across
+    assert max(sizes) == REACH and LEAST < min(sizes) < REACH / 2
+    for (i, a), (j, b) in combinations(enumerate(places), 2):
+        apart = math.dist(a, b)
+        assert apart == 0.0 or apart >= (sizes[i] + sizes[j]) / 2 - 1e-6
 
 
 @pytest.mark.filterwarnings("ignore:Glyph .* missing from font:UserWarning")  # measuring, as `draw` does, 猫
