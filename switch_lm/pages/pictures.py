@@ -46,13 +46,12 @@ STYLE = {
 }
 
 
-def draw(picture: Drawn, *, title: bool = True) -> Figure:
+def draw(picture: Drawn) -> Figure:
     """The picture on a figure of its own; its axes have a fixed height, and the figure is as high as it has to be."""
     with _style():  # no pyplot: it keeps every figure and the last caller's settings
         layout, height = ConstrainedLayoutEngine(hspace=0), HEIGHT
         figure = Figure(figsize=(WIDTH, 40.0), dpi=72, layout=layout)  # a pixel is a point
-        if title:
-            figure.suptitle(wrapped(picture.title, 44), x=0.02, ha="left", fontweight="bold")
+        figure.suptitle(wrapped(picture.title, 44), x=0.02, ha="left", fontweight="bold")
         if isinstance(picture, HeatMap):
             height = draw_heat_map(figure, picture)
         elif isinstance(picture, Scatter):
@@ -75,14 +74,22 @@ def draw(picture: Drawn, *, title: bool = True) -> Figure:
 
 def files_of(picture: Drawn, *, svg: bool = True) -> dict[str, bytes]:
     """NAME.png, at twice a screen's resolution, and NAME.svg, both on white: the same bytes each time."""
+    files = {f"{picture.name}.png": _png_and_svg(picture)[0]}
+    if svg:
+        about = {"Date": None, "Creator": None, "Title": plain(picture.title), "Description": plain(picture.alt)}
+        files[f"{picture.name}.svg"] = with_titles(_file(draw(picture), "svg", metadata=about).decode()).encode()
+    return files
+
+
+@lru_cache(maxsize=128)  # a page shows what the files show: drawn once
+def _png_and_svg(picture: Drawn) -> tuple[bytes, str]:
+    """A PNG, and a transparent SVG without the title."""
     figure, png = draw(picture), io.BytesIO()
     image = Image.open(io.BytesIO(_file(figure, "png", dpi=FILE_DPI))).convert("RGB")
     image.quantize(256, dither=Image.Dither.NONE).save(png, "png", optimize=True)  # a third of the bytes
-    files = {f"{picture.name}.png": png.getvalue()}
-    if svg:
-        about = {"Date": None, "Creator": None, "Title": plain(picture.title), "Description": plain(picture.alt)}
-        files[f"{picture.name}.svg"] = with_titles(_file(figure, "svg", metadata=about).decode()).encode()
-    return files
+    (title,) = figure.texts
+    title.set_visible(False)
+    return png.getvalue(), with_titles(_file(figure, "svg", transparent=True, pad_inches=0).decode())
 
 
 def as_image(heat_map: HeatMap) -> NDArray[np.uint8]:
@@ -114,8 +121,7 @@ def _empty(heat_map: HeatMap) -> tuple[Figure, Any, Any]:
 
 def as_inline_svg(picture: Drawn) -> str:
     """The picture without its title, as one `<svg>` that takes its width, font and colours from the page around it."""
-    svg = _file(draw(picture, title=False), "svg", transparent=True, pad_inches=0).decode()
-    svg = with_titles(svg)
+    _, svg = _png_and_svg(picture)
     svg = re.sub(
         r"<(metadata|style).*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL
     )  # styles: for all the page
