@@ -120,9 +120,10 @@ def write(results: Results) -> None:
 
 
 def document(results: Results) -> Document:
-    compared, lead = _compared(results)
+    compared, lead, resolved = _compared(results)
     sections = Section("Losses on the last fifth of Henry V", (_losses(results), *compared))
-    return Document("Fine-tuning in small", lead, (sections, Section("How it was measured", _how(results))))
+    opening = (Bullets(resolved),) if resolved else ()
+    return Document("Fine-tuning in small", lead, (sections, Section("How it was measured", _how(results))), opening)
 
 
 def _losses(results: Results) -> Table:
@@ -135,24 +136,26 @@ def _losses(results: Results) -> Table:
     return Table("Validation loss", ("Model", "How", "Loss", "Seeds"), tuple(rows), note)
 
 
-def _compared(results: Results) -> tuple[list[Table], str]:
-    """The differences of all pairs that were run, as a table and in a sentence."""
+def _compared(results: Results) -> tuple[list[Table], str, tuple[str, ...]]:
+    """The differences of all pairs that were run, as a table, in a sentence, and those that are resolved in words."""
     values = {one: losses for one in WAYS if (losses := results.losses(*one))}
     pairs = [pair for pair in PAIRS if set(pair) <= values.keys()]
     rows, resolved = [], []
     for (ours, theirs), one in zip(pairs, Pool(values).family(pairs) if pairs else (), strict=True):
         words = f"{' '.join(ours)} less {' '.join(theirs)}"
         verdict = ("lower" if one.estimate.mean < 0 else "higher") if one.resolved else "not resolved"
-        resolved += [f"{' '.join(ours)} is {verdict} than {' '.join(theirs)}"] if one.resolved else []
+        size = f"{abs(one.estimate.mean):.3f} nats {verdict} than {' '.join(theirs)}"
+        resolved += [f"{' '.join(ours)}: {size}"] if one.resolved else []
         figures = Cell(spread(one.estimate, 4), one.estimate.mean), Cell(interval(one.interval, 4))
         rows.append((Cell(words), *figures, Cell(verdict)))
     if not rows:
-        return [], "Nothing can be compared yet."
+        return [], "Nothing can be compared yet.", ()
     note = (
         "Runs of one seed are paired: they have the same batches. The corrected intervals hold all at once, with 95%."
     )
     table = Table("Differences", ("Of", "Nats", "95% interval, corrected", "Verdict"), tuple(rows), note)
-    return [table], f"In validation loss, {'; '.join(resolved)}." if resolved else "No difference is resolved."
+    lead = f"Of {len(rows)} differences in validation loss {len(resolved)} are resolved{':' if resolved else '.'}"
+    return [table], lead, tuple(resolved)
 
 
 def _how(results: Results) -> tuple[Code, Bullets]:
