@@ -1,4 +1,4 @@
-"""Fine-tuning in small, dense, Switch and upcycled: runs what is missing, then reports."""
+"""Fine-tuning at small scale: dense, Switch and upcycled: runs what is missing, then reports."""
 
 from __future__ import annotations
 

@@ -123,7 +123,9 @@ def document(results: Results) -> Document:
     compared, lead, resolved = _compared(results)
     sections = Section("Losses on the last fifth of Henry V", (_losses(results), *compared))
     opening = (Bullets(resolved),) if resolved else ()
-    return Document("Fine-tuning in small", lead, (sections, Section("How it was measured", _how(results))), opening)
+    return Document(
+        "Fine-tuning at small scale", lead, (sections, Section("How it was measured", _how(results))), opening
+    )
 
 
 def _losses(results: Results) -> Table:
@@ -142,7 +144,7 @@ def _compared(results: Results) -> tuple[list[Table], str, tuple[str, ...]]:
     pairs = [pair for pair in PAIRS if set(pair) <= values.keys()]
     rows, resolved = [], []
     for (ours, theirs), one in zip(pairs, Pool(values).family(pairs) if pairs else (), strict=True):
-        words = f"{' '.join(ours)} less {' '.join(theirs)}"
+        words = f"{' '.join(ours)} minus {' '.join(theirs)}"
         verdict = ("lower" if one.estimate.mean < 0 else "higher") if one.resolved else "not resolved"
         size = f"{abs(one.estimate.mean):.3f} nats {verdict} than {' '.join(theirs)}"
         resolved += [f"{' '.join(ours)}: {size}"] if one.resolved else []
@@ -151,10 +153,11 @@ def _compared(results: Results) -> tuple[list[Table], str, tuple[str, ...]]:
     if not rows:
         return [], "Nothing can be compared yet.", ()
     note = (
-        "Runs of one seed are paired: they have the same batches. The corrected intervals hold all at once, with 95%."
+        "Runs of one seed are paired: they have the same batches. ± is half of the 95% interval of that difference "
+        "alone. The corrected intervals hold simultaneously with 95% confidence."
     )
-    table = Table("Differences", ("Of", "Nats", "95% interval, corrected", "Verdict"), tuple(rows), note)
-    lead = f"Of {len(rows)} differences in validation loss {len(resolved)} are resolved{':' if resolved else '.'}"
+    table = Table("Differences", ("Difference", "Nats", "95% interval, corrected", "Verdict"), tuple(rows), note)
+    lead = f"Of {len(rows)} differences in validation loss, {len(resolved)} are resolved{':' if resolved else '.'}"
     return [table], lead, tuple(resolved)
 
 
@@ -165,14 +168,15 @@ def _how(results: Results) -> tuple[Code, Bullets]:
         for name, key in (("Machine", "machine"), ("Commit", "commit"), ("Torch", "torch"))
     }
     return Code("make finetune-study  # continues what was stopped; only what is missing is run"), Bullets((
-        "In small what Tables 4 and 5 of Switch Transformers compare: dropout in fine-tuning, and Switch beside dense.",
-        f"{len(rows)} runs, {f'{len(left)} are missing' if left else 'none is missing'}: a line each in `{DATA}`.",
-        f"Each model is pre-trained once, {PRETRAINING_STEPS:,} steps on the plays that are no histories, so all seeds "
-        "of fine-tuning begin from the same weights: their spread is that of fine-tuning alone.",
+        "Tables 4 and 5 of Switch Transformers at small scale: dropout in fine-tuning, and Switch beside dense.",
+        f"{len(rows)} runs, {len(left) or 'none'} missing, one line each in `{DATA}`.",
+        f"Each model is pre-trained once, for {PRETRAINING_STEPS:,} steps on all plays except the histories. All seeds "
+        "of fine-tuning start from the same weights, so their spread is that of fine-tuning alone.",
         f"Then {STEPS} steps on the first four fifths of Henry V, with dropout 0.1 and a third of the default learning "
         "rates; from scratch with the default ones. Nothing was tuned. More dropout: the paper's 0.4 in the experts; "
         "dense has none, so 0.4 in place of 0.1.",
-        "Upcycled: a Switch model whose experts begin as copies of the feed-forward of the pre-trained dense one, and "
-        f"with noise of {NOISE:.0%} of a weight's standard deviation on each copy.",
+        "Upcycled: a Switch model whose experts start as copies of the pre-trained dense model's feed-forward, then "
+        f"fine-tuned in the same way. With noise: normal noise of {NOISE:.0%} of the weights' standard deviation is "
+        "added to each copy.",
         *(f"{name}: {'; '.join(values)}." for name, values in facts.items() if values),
     ))  # fmt: skip

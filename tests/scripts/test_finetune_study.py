@@ -56,13 +56,13 @@ def test_the_page_gives_paired_corrected_verdicts(tmp_path: Path, monkeypatch: p
     assert "Nothing can be compared yet" in finetune.PAGE.read_text()
     finetune.write(finetune.Results(tuple(map(line, finetune.jobs(results)))))
     page = finetune.PAGE.read_text()
-    rows = {row.split(" | ")[0].strip("| "): row for row in page.splitlines() if " less " in row}
+    rows = {row.split(" | ")[0].strip("| "): row for row in page.splitlines() if " minus " in row}
     verdicts = {name: row.rstrip(" |").rpartition("| ")[2] for name, row in rows.items()}
     for model in ("dense", "switch"):
-        assert verdicts[f"{model} fine-tuned less {model} from scratch"] == "lower"  # 0.2, though seeds differ by 0.4
-    assert verdicts["dense fine-tuned with more dropout less dense fine-tuned"] == "not resolved"
-    assert verdicts["switch fine-tuned with more dropout less switch fine-tuned"] == "lower"
-    assert verdicts["switch from scratch less dense from scratch"] == "not resolved"
-    assert verdicts["switch upcycled less dense fine-tuned"] == "higher"
-    assert verdicts["switch upcycled with noise less switch upcycled"] == "not resolved"
-    assert len(verdicts) == 10 and "none is missing" in page and page.count("| 5 |") == 8
+        assert verdicts[f"{model} fine-tuned minus {model} from scratch"] == "lower"  # 0.2, though seeds differ by 0.4
+    assert verdicts["dense fine-tuned with more dropout minus dense fine-tuned"] == "not resolved"
+    assert verdicts["switch fine-tuned with more dropout minus switch fine-tuned"] == "lower"
+    assert verdicts["switch from scratch minus dense from scratch"] == "not resolved"
+    assert verdicts["switch upcycled minus dense fine-tuned"] == "higher"
+    assert verdicts["switch upcycled with noise minus switch upcycled"] == "not resolved"
+    assert len(verdicts) == 10 and "none missing" in page and page.count("| 5 |") == 8
