@@ -17,6 +17,7 @@ from small_models import short_run
 
 from switch_lm.config.keys import ConfigError
 from switch_lm.training.boards.tensorboard import EVENTS
+from switch_lm.training.parallel import watch
 from switch_lm.training.parallel.outside import Outside, part_of
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
@@ -99,3 +100,22 @@ def test_two_processes_train_one_run_and_the_second_is_silent(program: str, tmp_
     assert len(list(folder.glob(EVENTS))) == 1
     result = json.loads((folder / "result.json").read_text())
     assert result["steps"] == 2 and result["hardware"]["processes"] == 2
+
+
+def test_a_silent_process_is_said_to_be_silent_for_as_long_as_was_waited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two, process 2 beats; what is waited after an exchange that failed is less than the timeout."""
+    monkeypatch.setattr(watch, "CAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(watch, "ANSWER_SECONDS", 0.2)
+    workers = watch.Workers(3, tmp_path, started=True, seconds=60.0)
+    for rank in workers.ranks:
+        workers.pulse.file(rank).write_text(f"10{rank}")
+    beats = iter(range(1, 1000))
+    monkeypatch.setattr(workers.pulse, "of", lambda rank: next(beats) if rank == 2 else 0)
+    silent = r"^process 1 \(PID 101\) did not answer for"
+    with pytest.raises(watch.LostProcessError, match=rf"{silent} 0\.2 s after an exchange that failed"):
+        workers.look_for_the_cause(RuntimeError("gloo"))
+    workers.pulse.silent[1] = 60.0
+    with pytest.raises(watch.LostProcessError, match=rf"{silent} 60 s \(trainer\.peer_timeout\)"):
+        workers.check()
