@@ -115,6 +115,7 @@ def test_names_hold_nothing_that_leaves_their_folder_and_long_ones_stay_apart() 
     assert short_name({"model.capacity_factor": 0.5, "seed": 0, "model.num_experts": 4}) == "cap0.5_seed0_exp4"
     assert short_name({"variant": "switch_1.0", "seed": 1, "model.capacity_factor": None}) == "switch_1.0_seed1_capnull"
     assert short_name({"trainer.max_steps": 40, "optim.lr": 0.01, "router": "topk"}) == "max_steps40_lr0.01_topk"
+    assert short_name({"init_from": "sixteen", "train_only": "router"}) == "from_sixteen_only_router"
     assert short_name({"model.num_layers": 2}) != short_name({"model.num_heads": 2}) == "num_heads2"
     averages = [short_name({"optim.averages": value}) for value in ("[0.9]", "[0.5,tail_0.5]", "[]")]
     assert averages == ["aver0.9", "aver0.5+tail_0.5", "avernone"] and short_name({"variant": ".."}).startswith("job-")
