@@ -29,7 +29,7 @@ class CheckpointError(Exception):
 
 
 class OtherVersionError(CheckpointError):
-    """A checkpoint is whole, and of a version of switch_lm that this one cannot read."""
+    """A checkpoint or an export that this version of switch_lm cannot read, though another one may."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _read_export(folder: Path) -> dict[str, Any]:
     except Exception as error:  # of json and safetensors, or a part that is missing
         reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
         fix = "make it again: python -m switch_lm.export --run NAME --to DIR"
-        raise CheckpointError(f"{folder} is no export that this version can read ({reason}); {fix}") from error
+        raise OtherVersionError(f"{folder} is no export that this version can read ({reason}); {fix}") from error
 
 
 def _another(path: Path) -> str:

@@ -155,6 +155,7 @@ def test_an_export_of_any_router_is_read_back_and_names_what_it_holds(make_run: 
         config.write_text(damage) if damage else config.unlink()
         with pytest.raises(CheckpointError, match=r"a/given is no export .*make it again: "):
             switch_lm.load("a/given")
+        assert inspect.main(["--run", "a/given"]) == 2  # as every command does
 
 
 def test_an_export_that_is_killed_or_meets_a_full_disk_leaves_no_folder(
